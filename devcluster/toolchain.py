@@ -155,7 +155,9 @@ BY_NAME = {tool.name: tool for tool in TOOLCHAIN}
 def _go() -> str:
     go = shutil.which("go")
     if go is None:
-        raise ToolchainError("PATH: got no `go`, want Go 1.26 or newer; install it, or use your own pulumi and cluster (make up CONTEXT=name)")
+        raise ToolchainError(
+            "PATH: got no go, want Go 1.26 or newer; install it, or use your own pulumi and cluster (make up CONTEXT=name)"
+        )
     return go
 
 
@@ -259,7 +261,7 @@ def _build(tool: Tool, entry: Path) -> float:
     wall_s = time.monotonic() - started
     (out / "manifest.json").write_text(json.dumps({"tool": tool.name, "wall_s": round(wall_s, 1), "files": files}, indent=1) + "\n")
     shutil.rmtree(entry, ignore_errors=True)
-    os.replace(out, entry)
+    out.replace(entry)
     shutil.rmtree(work, ignore_errors=True)
     return wall_s
 
@@ -289,8 +291,9 @@ def _build_all(missing: Sequence[Tool], entries: dict[str, Path]) -> None:
     def heartbeat() -> None:
         while not finished.wait(HEARTBEAT_S):
             now = time.monotonic()
-            state = ", ".join(f"{name} {now - since:.0f} s of about {BY_NAME[name].cpu_minutes * 60:.0f}" for name, since in list(running.items()))
-            _say(f"toolchain: {state}; about {max(0.0, total - done_minutes) / BUILDS_AT_ONCE:.0f} min left at most")
+            state = ", ".join(f"{name} {now - since:.0f} s" for name, since in list(running.items()))
+            elapsed = sum(min((now - since) / 60 * 0.9, BY_NAME[name].cpu_minutes * 0.95) for name, since in list(running.items()))
+            _say(f"toolchain: building {state}; about {max(0.0, total - done_minutes - elapsed) / BUILDS_AT_ONCE:.0f} min left")
 
     def one(tool: Tool) -> None:
         nonlocal done_minutes
@@ -316,15 +319,16 @@ def _link(root: Path, entries: dict[str, Path]) -> Path:
     """A directory named after the set of entries, with one link a binary; made by one rename."""
     identity = hashlib.sha256("\n".join(sorted(entry.name for entry in entries.values())).encode()).hexdigest()[:12]
     bin_dir = root / f"bin-{identity}"
+    wanted = {path.name: path for entry in entries.values() for path in entry.iterdir() if path.name != "manifest.json"}
+    if bin_dir.exists() and {path.name: path.readlink() for path in bin_dir.iterdir()} == wanted:
+        return bin_dir
     fresh = root / f".bin-{identity}.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    for entry in entries.values():
-        for path in entry.iterdir():
-            if path.name != "manifest.json":
-                (fresh / path.name).symlink_to(path)
+    for name, path in wanted.items():
+        (fresh / name).symlink_to(path)
     shutil.rmtree(bin_dir, ignore_errors=True)
-    os.replace(fresh, bin_dir)
+    fresh.replace(bin_dir)
     return bin_dir
 
 

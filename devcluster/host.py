@@ -1,0 +1,110 @@
+"""What the machine must offer before a cluster can start; each refusal says what to do."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from devcluster.layout import ClusterError
+from devcluster.toolchain import cache_root
+
+_COMMANDS = {
+    "ip": "iproute2",
+    "nsenter": "util-linux",
+    "unshare": "util-linux",
+    "mount": "mount",
+    "runc": "runc",
+    "iptables": "iptables",
+    "ipset": "ipset",
+    "nft": "nftables",
+    "conntrack": "conntrack",
+    "mmdebstrap": "mmdebstrap",
+    "gcc": "gcc",
+}
+_FILES = {"/usr/lib/cni/bridge": "containernetworking-plugins"}
+_V1_CONTROLLERS = ("cpu", "cpuset", "memory", "pids", "devices", "freezer", "blkio")
+
+
+def check() -> None:
+    """Raise ClusterError unless a cluster can run here."""
+    if sys.platform != "linux":
+        raise ClusterError(f"platform: got {sys.platform}, want linux; use your own cluster: make up CONTEXT=name")
+    if os.geteuid() != 0:
+        raise ClusterError("user: got no root, want root for namespaces; run with sudo, or use your own cluster: make up CONTEXT=name")
+    missing = [name for name in _V1_CONTROLLERS if not os.path.ismount(f"/sys/fs/cgroup/{name}") and not _comounted(name)]
+    if missing:
+        raise ClusterError(
+            f"/sys/fs/cgroup: got no version 1 controllers {', '.join(missing)}, want all of {', '.join(_V1_CONTROLLERS)}; "
+            "the embedded cluster is proven on cgroup v1 only, use your own cluster: make up CONTEXT=name"
+        )
+    if not Path("/proc/sys/net/bridge/bridge-nf-call-iptables").exists():
+        raise ClusterError("kernel: got no br_netfilter, want it for network policies; run modprobe br_netfilter")
+
+
+def _comounted(controller: str) -> bool:
+    lines = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    return any(fields[2] == "cgroup" and controller in fields[3].split(",") for fields in lines)
+
+
+def missing_packages() -> list[str]:
+    """Debian packages whose commands are not there."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    commands = {package for command, package in _COMMANDS.items() if shutil.which(command, path=path) is None}
+    files = {package for file, package in _FILES.items() if not Path(file).exists()}
+    return sorted(commands | files)
+
+
+def ensure_packages() -> None:
+    """Install what is missing from Debian, saying so. Raises ClusterError where that is not possible."""
+    packages = missing_packages()
+    if not packages:
+        return
+    if shutil.which("apt-get") is None:
+        raise ClusterError(f"packages: got none of {' '.join(packages)}, want them; install them with your distribution's package manager")
+    print(f"devcluster: installing {' '.join(packages)} with apt-get, once", file=sys.stderr, flush=True)
+    _apt("update", "-qq")
+    _apt("install", "-qq", "-y", "--no-install-recommends", *packages)
+
+
+def ensure_command(command: str, package: str) -> None:
+    """Install one Debian package unless its command is there."""
+    if shutil.which(command) is None:
+        _apt("update", "-qq")
+        _apt("install", "-qq", "-y", "--no-install-recommends", package)
+
+
+def _apt(*arguments: str, cwd: Path | None = None) -> None:
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    done = subprocess.run(["apt-get", *arguments], env=environment, capture_output=True, text=True, cwd=cwd)
+    if done.returncode:
+        reason = done.stderr.strip()[-500:]
+        raise ClusterError(f"apt-get {' '.join(arguments)}: got {reason!r}, want success; run apt-get update and try again")
+
+
+def registry_binary() -> Path:
+    """Debian's docker-registry, unpacked beside our tools: installing the package would start a service on every address."""
+    directory = cache_root() / "debian" / "docker-registry"
+    binary = directory / "usr" / "bin" / "docker-registry"
+    if binary.exists():
+        return binary
+    work = directory.with_name(".docker-registry.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    # apt drops privileges for downloads, and the user _apt must be able to write here.
+    _unpack(["docker-registry"], work)
+    shutil.rmtree(directory, ignore_errors=True)
+    (work / "root").rename(directory)
+    shutil.rmtree(work, ignore_errors=True)
+    return binary
+
+
+def _unpack(packages: Sequence[str], work: Path) -> None:
+    try:
+        _apt("download", "-qq", "-o", "APT::Sandbox::User=root", *packages, cwd=work)
+    except ClusterError:
+        _apt("update", "-qq")
+        _apt("download", "-qq", "-o", "APT::Sandbox::User=root", *packages, cwd=work)
+    for archive in work.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(work / "root")], check=True)
