@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from devcluster import host
-from devcluster.layout import CLUSTER_DOMAIN, SERVICE_DNS, Cluster, ClusterError
+from devcluster.layout import CLUSTER_DOMAIN, SERVICE_DNS, Cluster, ClusterError, write
 from devcluster.processes import Process
 
 COREDNS_IMAGE = "registry.k8s.io/coredns/coredns"
@@ -37,8 +37,7 @@ def registry_process(cluster: Cluster) -> Process:
         "http": {"addr": cluster.registry},
     }
     path = cluster.config_dir / "registry.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config))
+    write(path, yaml.safe_dump(config))
     return Process(
         name="registry",
         argv=[str(host.registry_binary()), "serve", str(path)],
@@ -55,15 +54,15 @@ def provisioner_processes(cluster: Cluster, binaries: Path, helper_image: str) -
     }
     processes: list[Process] = []
     helper = cluster.config_dir / "provisioner-helper.yaml"
-    helper.write_text(yaml.safe_dump(_helper_pod(helper_image)))
+    write(helper, yaml.safe_dump(_helper_pod(helper_image)))
     for tier, config in tiers.items():
         path = cluster.config_dir / f"provisioner-{tier}.json"
-        path.write_text(json.dumps(config))
+        write(path, json.dumps(config))
         argv = [
             str(binaries / "local-path-provisioner"),
             "start",
             f"--config={path}",
-            f"--provisioner={PROVISIONERS[tier]}",
+            f"--provisioner-name={PROVISIONERS[tier]}",
             "--namespace=local-path-storage",
             "--configmap-name=local-path-scripts",
             f"--helper-image={helper_image}",

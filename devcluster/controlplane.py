@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import yaml
 
-from devcluster.layout import API_PORT, CLUSTER_DOMAIN, POD_CIDR, SERVICE_CIDR, Cluster, ClusterError
+from devcluster.layout import API_PORT, CLUSTER_DOMAIN, POD_CIDR, SERVICE_CIDR, Cluster, ClusterError, write
 from devcluster.processes import Process, running_pid, tail
 
 _ISSUER = f"https://kubernetes.default.svc.{CLUSTER_DOMAIN}"
@@ -24,8 +24,7 @@ _AUDIT_POLICY = {
 
 
 def write_config(cluster: Cluster) -> None:
-    cluster.config_dir.mkdir(parents=True, exist_ok=True)
-    (cluster.config_dir / "audit-policy.yaml").write_text(yaml.safe_dump(_AUDIT_POLICY))
+    write(cluster.config_dir / "audit-policy.yaml", yaml.safe_dump(_AUDIT_POLICY))
 
 
 def processes(cluster: Cluster, binaries: Path) -> list[Process]:

@@ -188,3 +188,16 @@ def create(name: str, node_count: int) -> Cluster:
     cluster.state_dir.mkdir(parents=True, mode=0o700, exist_ok=True)
     (cluster.state_dir / "cluster.json").write_text(json.dumps({"slot": free, "node_count": node_count}) + "\n")
     return cluster
+
+
+def write(path: Path, text: str) -> None:
+    """Write a configuration file unless it says that already: kube-proxy, for one, exits when its file is touched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if path.read_text() == text:
+            return
+    except FileNotFoundError:
+        pass
+    fresh = path.with_name(f".{path.name}.partial")
+    fresh.write_text(text)
+    fresh.replace(path)

@@ -1,14 +1,13 @@
 """One node: its mount namespace, cgroups, containerd, kubelet, kube-proxy and the policy firewall."""
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import yaml
 
-from devcluster.layout import CLUSTER_DOMAIN, POD_CIDR, SERVICE_DNS, Cluster, ClusterError, Node
+from devcluster.layout import CLUSTER_DOMAIN, POD_CIDR, SERVICE_DNS, Cluster, ClusterError, Node, write
 from devcluster.processes import Process
 
 PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
@@ -78,9 +77,9 @@ def ensure_mount_namespace(node: Node) -> bool:
     for name, target in _PRIVATE.items():
         (node.directory / name).mkdir(parents=True, exist_ok=True)
         _ensure_mount_point(node.cluster, Path(target))
-    if _is_namespace(node.mount_namespace):
+    if _is_mounted(node.mount_namespace):
         return False
-    if not os.path.ismount(directory):
+    if not _is_mounted(directory):
         # A mount namespace can be kept only on a private mount.
         subprocess.run(["mount", "--bind", str(directory), str(directory)], check=True)
         subprocess.run(["mount", "--make-private", str(directory)], check=True)
@@ -97,8 +96,9 @@ def ensure_mount_namespace(node: Node) -> bool:
     return True
 
 
-def _is_namespace(path: Path) -> bool:
-    return path.exists() and path.stat().st_dev != path.parent.stat().st_dev
+def _is_mounted(path: Path) -> bool:
+    """os.path.ismount cannot see a bind mount within one file system."""
+    return any(line.split()[1] == str(path) for line in Path("/proc/self/mounts").read_text().splitlines())
 
 
 def _ensure_mount_point(cluster: Cluster, path: Path) -> None:
@@ -111,11 +111,9 @@ def _ensure_mount_point(cluster: Cluster, path: Path) -> None:
 
 
 def remove_mounts(cluster: Cluster) -> None:
-    for node in cluster.nodes:
-        if _is_namespace(node.mount_namespace):
-            subprocess.run(["umount", str(node.mount_namespace)], check=False, capture_output=True)
-    if os.path.ismount(cluster.namespaces_dir):
-        subprocess.run(["umount", str(cluster.namespaces_dir)], check=False, capture_output=True)
+    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for target in reversed([mount for mount in mounts if Path(mount).is_relative_to(cluster.namespaces_dir)]):
+        subprocess.run(["umount", target], check=True)
     made = cluster.state_dir / "mount-points"
     for line in made.read_text().splitlines() if made.exists() else []:
         try:
@@ -126,14 +124,12 @@ def remove_mounts(cluster: Cluster) -> None:
 
 def write_config(node: Node) -> None:
     config = node.directory / "config"
-    (config / "cni").mkdir(parents=True, exist_ok=True)
-    (config / "certs.d" / "_default").mkdir(parents=True, exist_ok=True)
-    (config / "containerd.toml").write_text(_containerd_toml(node, config))
-    (config / "certs.d" / "_default" / "hosts.toml").write_text(_hosts_toml(node))
-    (config / "cni" / "10-modelfleet.conflist").write_text(json.dumps(_cni(node), indent=1))
-    (config / "kubelet.yaml").write_text(yaml.safe_dump(_kubelet(node)))
-    (config / "kube-proxy.yaml").write_text(yaml.safe_dump(_kube_proxy(node)))
-    (config / "resolv.conf").write_text("options ndots:5\n")
+    write(config / "containerd.toml", _containerd_toml(node, config))
+    write(config / "certs.d" / "_default" / "hosts.toml", _hosts_toml(node))
+    write(config / "cni" / "10-modelfleet.conflist", json.dumps(_cni(node), indent=1))
+    write(config / "kubelet.yaml", yaml.safe_dump(_kubelet(node)))
+    write(config / "kube-proxy.yaml", yaml.safe_dump(_kube_proxy(node)))
+    write(config / "resolv.conf", "options ndots:5\n")
 
 
 def _containerd_toml(node: Node, config: Path) -> str:

@@ -1,0 +1,44 @@
+# The only list of commands; CI runs the same ones.
+PYTHON ?= python3
+VENV := .venv/bin
+STACK ?= dev
+NODES ?= 2
+LOCK := $(VENV)/uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
+export CONTEXT
+
+.DEFAULT_GOAL := help
+.PHONY: help up down status preview test lint lock
+
+help: ## what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+up: .venv/.stamp ## start the embedded cluster, deploy the stack, print a chat answer; CONTEXT=name deploys to your own cluster instead
+	@$(VENV)/python -m infra.up up --stack $(STACK) --nodes $(NODES)
+
+down: .venv/.stamp ## remove what make up made, and nothing else
+	@$(VENV)/python -m infra.up down --stack $(STACK)
+
+status: .venv/.stamp ## say what runs, and where to reach it
+	@$(VENV)/python -m infra.up status --stack $(STACK)
+
+preview: .venv/.stamp ## render dev and prod without a cluster into build/preview
+	@$(VENV)/python -m infra.preview
+
+test: .venv/.stamp ## run every tier of tests; TIER=unit (component, contract, golden, service, cluster) runs one
+	@$(VENV)/python -m pytest tests/$(TIER)
+
+lint: .venv/.stamp ## style and types
+	@$(VENV)/ruff check . && $(VENV)/ruff format --check . && $(VENV)/basedpyright
+
+lock: .venv/.stamp ## resolve the dependencies again into the committed lock files
+	@$(LOCK) pyproject.toml --group pyproject.toml:dev -o requirements.lock
+	@for service in api_server model_server metrics_exporter; do $(LOCK) -c requirements.lock $$service/requirements.in -o $$service/requirements.lock; done
+	@$(LOCK) -c requirements.lock images/ollama/engine.in -o images/ollama/engine.lock
+
+.venv/.stamp: requirements.lock requirements-bootstrap.lock
+	@echo "venv: installing the locked Python packages, about 30 s" >&2
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "PYTHON: got %s, want 3.11 or newer; run make PYTHON=python3.11" % sys.version.split()[0])'
+	@test -x $(VENV)/python || $(PYTHON) -m venv .venv
+	@$(VENV)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-bootstrap.lock
+	@VIRTUAL_ENV=.venv $(VENV)/uv pip install -q --require-hashes -r requirements.lock
+	@touch $@

