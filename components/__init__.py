@@ -1,0 +1,41 @@
+"""The deployable parts of a model fleet, as Pulumi ComponentResources. They know no stack and read no configuration."""
+
+from components.api_server import ApiServer, ApiServerArgs
+from components.cache import CacheServer, CacheServerArgs
+from components.governance import Governance, GovernanceArgs
+from components.gpu import GpuRuntime, GpuRuntimeArgs
+from components.images import RuntimeImages, RuntimeImagesArgs
+from components.model_server import ModelServer, ModelServerArgs
+from components.models import ModelStore, ModelStoreArgs
+from components.monitoring import Monitoring, MonitoringArgs
+from components.network import Network, NetworkArgs
+from components.ollama import OllamaFleet, OllamaFleetArgs
+from components.pods import ResourceArgs
+from components.storage import Storage, StorageArgs, TierArgs
+
+__all__ = [
+    "ApiServer",
+    "ApiServerArgs",
+    "CacheServer",
+    "CacheServerArgs",
+    "Governance",
+    "GovernanceArgs",
+    "GpuRuntime",
+    "GpuRuntimeArgs",
+    "ModelServer",
+    "ModelServerArgs",
+    "ModelStore",
+    "ModelStoreArgs",
+    "Monitoring",
+    "MonitoringArgs",
+    "Network",
+    "NetworkArgs",
+    "OllamaFleet",
+    "OllamaFleetArgs",
+    "ResourceArgs",
+    "RuntimeImages",
+    "RuntimeImagesArgs",
+    "Storage",
+    "StorageArgs",
+    "TierArgs",
+]

@@ -1,0 +1,103 @@
+"""The API server: the one door for clients."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from components import pods
+from components.contract import API_METRICS_PORT, API_SERVER, PORTS, type_token
+
+core = k8s.core.v1
+_DRAIN_S = 600
+"""Longest answer that a rollout waits for: agents ask for minutes of generation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiServerArgs:
+    """Inputs of ApiServer."""
+
+    namespace: pulumi.Input[str]
+    image: pulumi.Input[str]
+    keys: pulumi.Input[list[str]]
+    """API keys, a Pulumi secret; at least one."""
+    routes: Mapping[str, Mapping[str, str | int]]
+    """Model id to `{"url", "model", "max_in_flight"}`."""
+    replicas: int
+    resources: pods.ResourceArgs
+    service_type: str
+    node_port: int | None
+
+
+class ApiServer(pulumi.ComponentResource):
+    """Deployment, Service, keys and disruption budget of the API server."""
+
+    service_name: pulumi.Output[str]
+
+    def __init__(self, name: str, args: ApiServerArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(type_token("ApiServer"), name, {}, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        secret = core.Secret(
+            f"{name}-keys",
+            metadata=pods.metadata(API_SERVER, args.namespace, named=False),
+            string_data={"keys": pulumi.Output.secret(args.keys).apply(lambda keys: "\n".join(keys) + "\n")},
+            opts=child,
+        )
+        service = pods.service(
+            f"{name}-service",
+            API_SERVER,
+            args.namespace,
+            {"http": PORTS[API_SERVER]},
+            child,
+            kind=args.service_type,
+            node_port=args.node_port,
+        )
+        k8s.apps.v1.Deployment(
+            f"{name}-servers",
+            metadata=pods.metadata(API_SERVER, args.namespace),
+            spec=k8s.apps.v1.DeploymentSpecArgs(
+                replicas=args.replicas,
+                strategy=k8s.apps.v1.DeploymentStrategyArgs(
+                    rolling_update=k8s.apps.v1.RollingUpdateDeploymentArgs(max_unavailable=0, max_surge=1)
+                ),
+                selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(API_SERVER)),
+                template=pods.template(API_SERVER, _pod(args, secret.metadata.name)),
+            ),
+            opts=child,
+        )
+        pods.disruption_budget(f"{name}-budget", API_SERVER, args.namespace, child)
+        self.service_name = service.metadata.name
+        self.register_outputs({"service_name": self.service_name})
+
+
+def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str]) -> core.PodSpecArgs:
+    tmp, tmp_mount = pods.scratch()
+    keys, keys_mount = pods.secret_file("keys", keys_secret, "/etc/api-keys")
+    port = PORTS[API_SERVER]
+    container = core.ContainerArgs(
+        name=API_SERVER,
+        image=args.image,
+        env=pods.env(
+            {
+                "HOME": "/tmp",  # noqa: S108
+                "API_SERVER_PORT": str(port),
+                "API_SERVER_METRICS_PORT": str(API_METRICS_PORT),
+                "API_SERVER_KEYS_FILE": "/etc/api-keys/keys",
+                "API_SERVER_ROUTES": json.dumps(args.routes, sort_keys=True),
+                "API_SERVER_DRAIN_S": str(_DRAIN_S),
+            }
+        ),
+        ports=[
+            core.ContainerPortArgs(name="http", container_port=port),
+            core.ContainerPortArgs(name="metrics", container_port=API_METRICS_PORT),
+        ],
+        resources=pods.resources(args.resources),
+        security_context=pods.container_security(),
+        volume_mounts=[tmp_mount, keys_mount],
+        readiness_probe=pods.http_probe("/ready", port, period_s=2),
+        startup_probe=pods.http_probe("/health", port, period_s=1, failures=60),
+        liveness_probe=pods.http_probe("/health", port, period_s=10, failures=6, timeout_s=5),
+    )
+    return pods.spec(API_SERVER, [container], [tmp, keys], grace_s=_DRAIN_S + 15)

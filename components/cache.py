@@ -1,0 +1,98 @@
+"""The cache server: small exact-match answers, never model weights or KV blocks."""
+
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from components import pods
+from components.contract import CACHE_SERVER, PORTS, type_token
+
+core = k8s.core.v1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheServerArgs:
+    """Inputs of CacheServer."""
+
+    namespace: pulumi.Input[str]
+    image: pulumi.Input[str]
+    password: pulumi.Input[str]
+    """A Pulumi secret."""
+    max_memory_bytes: int
+    eviction_policy: str
+    """A `maxmemory-policy` of Redis."""
+    resources: pods.ResourceArgs
+
+
+class CacheServer(pulumi.ComponentResource):
+    """One Redis-compatible server without persistence: a restart empties it, and its clients bypass it meanwhile."""
+
+    secret_name: pulumi.Output[str]
+    """Secret with the keys `password` (for clients) and `auth.conf` (for the server)."""
+
+    def __init__(self, name: str, args: CacheServerArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(type_token("CacheServer"), name, {}, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        password = pulumi.Output.secret(args.password)
+        # Both are named by Pulumi: a changed value is a new object, and the pods that use it roll.
+        secret = core.Secret(
+            f"{name}-auth",
+            metadata=pods.metadata(CACHE_SERVER, args.namespace, named=False),
+            string_data={"password": password, "auth.conf": password.apply(lambda value: f"requirepass {value}\n")},
+            opts=child,
+        )
+        config = core.ConfigMap(
+            f"{name}-config",
+            metadata=pods.metadata(CACHE_SERVER, args.namespace, named=False),
+            data={"cache.conf": cache_conf(args.max_memory_bytes, args.eviction_policy)},
+            opts=child,
+        )
+        pods.service(f"{name}-service", CACHE_SERVER, args.namespace, {"redis": PORTS[CACHE_SERVER]}, child)
+        k8s.apps.v1.Deployment(
+            f"{name}-server",
+            metadata=pods.metadata(CACHE_SERVER, args.namespace),
+            spec=k8s.apps.v1.DeploymentSpecArgs(
+                replicas=1,
+                selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(CACHE_SERVER)),
+                template=pods.template(CACHE_SERVER, _pod(args, secret.metadata.name, config.metadata.name)),
+            ),
+            opts=child,
+        )
+        self.secret_name = secret.metadata.name
+        self.register_outputs({"secret_name": self.secret_name})
+
+
+def cache_conf(max_memory_bytes: int, eviction_policy: str) -> str:
+    """The server's configuration file. Source of the keys: redis.conf of Redis 7.0."""
+    lines = [
+        f"port {PORTS[CACHE_SERVER]}",
+        "bind 0.0.0.0",
+        "protected-mode yes",
+        f"maxmemory {max_memory_bytes}",
+        f"maxmemory-policy {eviction_policy}",
+        'save ""',
+        "appendonly no",
+        "dir /tmp",
+        "include /etc/cache-auth/auth.conf",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _pod(args: CacheServerArgs, secret: pulumi.Input[str], config: pulumi.Input[str]) -> core.PodSpecArgs:
+    tmp, tmp_mount = pods.scratch()
+    auth, auth_mount = pods.secret_file("auth", secret, "/etc/cache-auth")
+    conf = core.VolumeArgs(name="config", config_map=core.ConfigMapVolumeSourceArgs(name=config))
+    port = core.TCPSocketActionArgs(port=PORTS[CACHE_SERVER])
+    container = core.ContainerArgs(
+        name=CACHE_SERVER,
+        image=args.image,
+        args=["/etc/cache/cache.conf"],
+        ports=[core.ContainerPortArgs(name="redis", container_port=PORTS[CACHE_SERVER])],
+        resources=pods.resources(args.resources),
+        security_context=pods.container_security(),
+        volume_mounts=[tmp_mount, auth_mount, core.VolumeMountArgs(name="config", mount_path="/etc/cache", read_only=True)],
+        readiness_probe=core.ProbeArgs(tcp_socket=port, period_seconds=5),
+        liveness_probe=core.ProbeArgs(tcp_socket=port, period_seconds=10, failure_threshold=6),
+    )
+    return pods.spec(CACHE_SERVER, [container], [tmp, auth, conf])

@@ -1,0 +1,60 @@
+"""The vocabulary that pods, Services, policies and tests share: names, labels, ports and who may talk to whom."""
+
+from dataclasses import dataclass
+
+PART_OF = "modelfleet"
+
+API_SERVER = "api-server"
+MODEL_SERVER = "model-server"
+CACHE_SERVER = "cache-server"
+OLLAMA = "ollama"
+METRICS_EXPORTER = "metrics-exporter"
+MODEL_WRITER = "model-sync"
+COMPONENTS = (API_SERVER, MODEL_SERVER, CACHE_SERVER, OLLAMA, METRICS_EXPORTER, MODEL_WRITER)
+
+PORTS = {API_SERVER: 8000, MODEL_SERVER: 8080, CACHE_SERVER: 6379, OLLAMA: 11434, METRICS_EXPORTER: 9400}
+API_METRICS_PORT = 9464
+
+HOT_CLASS = "local-nvme"
+SHARED_CLASS = "shared-models"
+SHARED_CLAIM = "shared-models"
+PRIORITY_CLASS = "gpu-priority"
+USER_ID = 10001
+"""One user for every pod: files in the model store are readable to all of them."""
+
+
+def type_token(name: str) -> str:
+    """A component's type in the state file. A renamed component keeps an Alias to its old token, or its children are replaced."""
+    return f"{PART_OF}:index:{name}"
+
+
+def labels(component: str) -> dict[str, str]:
+    """Labels of every object of a component."""
+    return selector(component) | {"app.kubernetes.io/part-of": PART_OF, "app.kubernetes.io/managed-by": "pulumi"}
+
+
+def selector(component: str) -> dict[str, str]:
+    """The one label that Services, policies and budgets select by."""
+    return {"app.kubernetes.io/name": component}
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An allowed connection between two components; everything else is denied."""
+
+    source: str
+    target: str
+    port: int
+
+
+EDGES = (
+    Edge(API_SERVER, MODEL_SERVER, PORTS[MODEL_SERVER]),
+    Edge(API_SERVER, OLLAMA, PORTS[OLLAMA]),
+    Edge(MODEL_SERVER, CACHE_SERVER, PORTS[CACHE_SERVER]),
+    Edge(METRICS_EXPORTER, CACHE_SERVER, PORTS[CACHE_SERVER]),
+    Edge(METRICS_EXPORTER, OLLAMA, PORTS[OLLAMA]),
+)
+DNS_CLIENTS = (API_SERVER, MODEL_SERVER, METRICS_EXPORTER)
+"""Components that look names up; the others need no DNS."""
+SCRAPED = {API_SERVER: API_METRICS_PORT, MODEL_SERVER: PORTS[MODEL_SERVER], METRICS_EXPORTER: PORTS[METRICS_EXPORTER]}
+"""Component to the port that Prometheus reads."""

@@ -1,0 +1,96 @@
+"""The Python model server."""
+
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from components import pods
+from components.contract import CACHE_SERVER, MODEL_SERVER, PORTS, type_token
+from components.models import STORE_PATH
+
+core = k8s.core.v1
+_DRAIN_S = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelServerArgs:
+    """Inputs of ModelServer."""
+
+    namespace: pulumi.Input[str]
+    image: pulumi.Input[str]
+    shared_claim: pulumi.Input[str]
+    cache_secret: pulumi.Input[str]
+    """Secret with the key `password`."""
+    replicas: int
+    resources: pods.ResourceArgs
+    model: str
+    model_id: str
+    context_length: int
+    parallel: int
+    max_queue: int
+    priority_class: pulumi.Input[str]
+
+
+class ModelServer(pulumi.ComponentResource):
+    """Deployment and headless Service of the model server. It reads the shared store and writes to nothing but the cache server."""
+
+    url: pulumi.Output[str]
+
+    def __init__(self, name: str, args: ModelServerArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(type_token("ModelServer"), name, {}, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        service = pods.service(f"{name}-service", MODEL_SERVER, args.namespace, {"http": PORTS[MODEL_SERVER]}, child, headless=True)
+        k8s.apps.v1.Deployment(
+            f"{name}-servers",
+            metadata=pods.metadata(MODEL_SERVER, args.namespace),
+            spec=k8s.apps.v1.DeploymentSpecArgs(
+                replicas=args.replicas,
+                selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(MODEL_SERVER)),
+                template=pods.template(MODEL_SERVER, _pod(args)),
+            ),
+            opts=pulumi.ResourceOptions.merge(
+                child, pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create="30m", update="30m"))
+            ),
+        )
+        pods.disruption_budget(f"{name}-budget", MODEL_SERVER, args.namespace, child)
+        self.url = service.metadata.name.apply(lambda host: f"http://{host}:{PORTS[MODEL_SERVER]}")
+        self.register_outputs({"url": self.url})
+
+
+def _pod(args: ModelServerArgs) -> core.PodSpecArgs:
+    tmp, tmp_mount = pods.scratch()
+    secret, secret_mount = pods.secret_file("cache-auth", args.cache_secret, "/etc/cache-auth")
+    store = core.VolumeArgs(
+        name="models", persistent_volume_claim=core.PersistentVolumeClaimVolumeSourceArgs(claim_name=args.shared_claim, read_only=True)
+    )
+    port = PORTS[MODEL_SERVER]
+    container = core.ContainerArgs(
+        name=MODEL_SERVER,
+        image=args.image,
+        env=pods.env(
+            {
+                "HOME": "/tmp",  # noqa: S108
+                "MODEL_SERVER_PORT": str(port),
+                "MODEL_SERVER_MODELS_DIR": STORE_PATH,
+                "MODEL_SERVER_MODEL": args.model,
+                "MODEL_SERVER_MODEL_ID": args.model_id,
+                "MODEL_SERVER_CONTEXT_LENGTH": str(args.context_length),
+                "MODEL_SERVER_PARALLEL": str(args.parallel),
+                "MODEL_SERVER_MAX_QUEUE": str(args.max_queue),
+                "MODEL_SERVER_CACHE_URL": f"redis://{CACHE_SERVER}:{PORTS[CACHE_SERVER]}/0",
+                "MODEL_SERVER_CACHE_PASSWORD_FILE": "/etc/cache-auth/password",
+                "MODEL_SERVER_DRAIN_S": str(_DRAIN_S),
+            }
+        ),
+        ports=[core.ContainerPortArgs(name="http", container_port=port)],
+        resources=pods.resources(args.resources),
+        security_context=pods.container_security(),
+        volume_mounts=[tmp_mount, secret_mount, core.VolumeMountArgs(name="models", mount_path=STORE_PATH, read_only=True)],
+        readiness_probe=pods.http_probe("/ready", port),
+        startup_probe=pods.http_probe("/ready", port, period_s=2, failures=300),
+        liveness_probe=pods.http_probe("/health", port, period_s=10, failures=6, timeout_s=5),
+    )
+    return pods.spec(
+        MODEL_SERVER, [container], [tmp, secret, store], grace_s=_DRAIN_S + 15, priority_class=args.priority_class
+    )  # fmt: skip

@@ -1,0 +1,102 @@
+"""Metrics of GPUs, the cache and the models that Ollama holds."""
+
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from components import pods
+from components.contract import CACHE_SERVER, METRICS_EXPORTER, PORTS, type_token
+
+core = k8s.core.v1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitoringArgs:
+    """Inputs of Monitoring."""
+
+    namespace: pulumi.Input[str]
+    image: pulumi.Input[str]
+    cache_secret: pulumi.Input[str]
+    ollama_url: pulumi.Input[str]
+    resources: pods.ResourceArgs
+    gpu_nodes: bool
+    """Also run one exporter on every GPU node."""
+    runtime_class: pulumi.Input[str] | None
+
+
+class Monitoring(pulumi.ComponentResource):
+    """One exporter for cache and fleet; with GPUs, one more on each GPU node that reads NVML and nothing else."""
+
+    def __init__(self, name: str, args: MonitoringArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(type_token("Monitoring"), name, {}, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        match = k8s.meta.v1.LabelSelectorArgs
+        role = "modelfleet.dev/exporter"
+        k8s.apps.v1.Deployment(
+            f"{name}-fleet",
+            metadata=pods.metadata(METRICS_EXPORTER, args.namespace),
+            spec=k8s.apps.v1.DeploymentSpecArgs(
+                replicas=1,
+                selector=match(match_labels=pods.selector(METRICS_EXPORTER) | {role: "fleet"}),
+                template=_labelled(role, "fleet", _pod(args, gpus=False)),
+            ),
+            opts=child,
+        )
+        pods.service(f"{name}-service", METRICS_EXPORTER, args.namespace, {"metrics": PORTS[METRICS_EXPORTER]}, child)
+        if args.gpu_nodes:
+            gpu_pod = _pod(args, gpus=True)
+            k8s.apps.v1.DaemonSet(
+                f"{name}-gpus",
+                metadata=k8s.meta.v1.ObjectMetaArgs(
+                    name=f"{METRICS_EXPORTER}-gpu", namespace=args.namespace, labels=pods.labels(METRICS_EXPORTER)
+                ),
+                spec=k8s.apps.v1.DaemonSetSpecArgs(
+                    selector=match(match_labels=pods.selector(METRICS_EXPORTER) | {role: "gpu"}),
+                    template=_labelled(role, "gpu", gpu_pod),
+                ),
+                # A node that joins without its driver must not fail the update of everything else.
+                opts=pulumi.ResourceOptions.merge(
+                    child, pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create="10m", update="10m"))
+                ),
+            )
+        self.register_outputs({})
+
+
+def _labelled(role: str, value: str, pod: core.PodSpecArgs) -> core.PodTemplateSpecArgs:
+    return core.PodTemplateSpecArgs(
+        metadata=k8s.meta.v1.ObjectMetaArgs(labels=pods.labels(METRICS_EXPORTER) | {role: value}), spec=pod
+    )  # fmt: skip
+
+
+def _pod(args: MonitoringArgs, *, gpus: bool) -> core.PodSpecArgs:
+    port = PORTS[METRICS_EXPORTER]
+    tmp, tmp_mount = pods.scratch()
+    volumes, mounts = [tmp], [tmp_mount]
+    values: dict[str, pulumi.Input[str]] = {"HOME": "/tmp", "EXPORTER_PORT": str(port), "EXPORTER_NVML": "1" if gpus else "0"}  # noqa: S108
+    if gpus:
+        # The node's driver libraries, and every GPU without claiming one.
+        values |= {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "utility"}
+    else:
+        secret, secret_mount = pods.secret_file("cache-auth", args.cache_secret, "/etc/cache-auth")
+        volumes, mounts = [*volumes, secret], [*mounts, secret_mount]
+        values |= {
+            "EXPORTER_CACHE_URL": f"redis://{CACHE_SERVER}:{PORTS[CACHE_SERVER]}/0",
+            "EXPORTER_CACHE_PASSWORD_FILE": "/etc/cache-auth/password",
+            "EXPORTER_OLLAMA_URLS": args.ollama_url,
+        }
+    node_name = core.EnvVarArgs(
+        name="NODE_NAME", value_from=core.EnvVarSourceArgs(field_ref=core.ObjectFieldSelectorArgs(field_path="spec.nodeName"))
+    )  # fmt: skip
+    container = core.ContainerArgs(
+        name=METRICS_EXPORTER,
+        image=args.image,
+        env=[*pods.env(values), node_name],
+        ports=[core.ContainerPortArgs(name="metrics", container_port=port)],
+        resources=pods.resources(args.resources),
+        security_context=pods.container_security(),
+        volume_mounts=mounts,
+        readiness_probe=pods.http_probe("/health", port),
+        liveness_probe=pods.http_probe("/health", port, period_s=10, failures=6, timeout_s=5),
+    )
+    return pods.spec(METRICS_EXPORTER, [container], volumes, runtime_class=args.runtime_class if gpus else None)

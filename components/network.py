@@ -1,0 +1,90 @@
+"""Network policies: everything is denied but the edges of the contract."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from components.contract import API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, PORTS, SCRAPED, labels, selector, type_token
+
+net = k8s.networking.v1
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkArgs:
+    """Inputs of Network."""
+
+    namespace: pulumi.Input[str]
+    client_cidrs: Sequence[str]
+    """Addresses that may connect to the API server."""
+    prometheus_namespace: str
+    """The one other namespace whose pods may read metrics."""
+
+
+class Network(pulumi.ComponentResource):
+    """Default deny for the namespace, and one policy a component that allows its edges in both directions.
+
+    Policies hold only where the cluster's network plugin enforces them.
+    """
+
+    def __init__(self, name: str, args: NetworkArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(type_token("Network"), name, {}, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        net.NetworkPolicy(
+            f"{name}-default-deny",
+            metadata=k8s.meta.v1.ObjectMetaArgs(name="default-deny", namespace=args.namespace, labels=labels("network")),
+            spec=net.NetworkPolicySpecArgs(pod_selector=k8s.meta.v1.LabelSelectorArgs(), policy_types=["Ingress", "Egress"]),
+            opts=child,
+        )
+        for component in COMPONENTS:
+            net.NetworkPolicy(
+                f"{name}-{component}",
+                metadata=k8s.meta.v1.ObjectMetaArgs(name=component, namespace=args.namespace, labels=labels("network")),
+                spec=_policy(component, args),
+                opts=child,
+            )
+        self.register_outputs({})
+
+
+def _policy(component: str, args: NetworkArgs) -> net.NetworkPolicySpecArgs:
+    ingress = [
+        net.NetworkPolicyIngressRuleArgs(from_=[_pods(edge.source)], ports=[_port(edge.port)])
+        for edge in EDGES
+        if edge.target == component
+    ]  # fmt: skip
+    if component == API_SERVER:
+        clients = [net.NetworkPolicyPeerArgs(ip_block=net.IPBlockArgs(cidr=cidr)) for cidr in args.client_cidrs]
+        ingress.append(net.NetworkPolicyIngressRuleArgs(from_=clients, ports=[_port(PORTS[API_SERVER])]))
+    if component in SCRAPED:
+        ingress.append(net.NetworkPolicyIngressRuleArgs(from_=[_namespace(args.prometheus_namespace)], ports=[_port(SCRAPED[component])]))
+    egress = [
+        net.NetworkPolicyEgressRuleArgs(to=[_pods(edge.target)], ports=[_port(edge.port)])
+        for edge in EDGES
+        if edge.source == component
+    ]  # fmt: skip
+    if component in DNS_CLIENTS:
+        dns = _namespace("kube-system", {"k8s-app": "kube-dns"})
+        egress.append(net.NetworkPolicyEgressRuleArgs(to=[dns], ports=[_port(53, "UDP"), _port(53, "TCP")]))
+    return net.NetworkPolicySpecArgs(
+        pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(component)),
+        policy_types=["Ingress", "Egress"],
+        ingress=ingress,
+        egress=egress,
+    )
+
+
+def _port(number: int, protocol: str = "TCP") -> net.NetworkPolicyPortArgs:
+    return net.NetworkPolicyPortArgs(port=number, protocol=protocol)
+
+
+def _pods(component: str) -> net.NetworkPolicyPeerArgs:
+    return net.NetworkPolicyPeerArgs(pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(component)))
+
+
+def _namespace(name: str, pods: dict[str, str] | None = None) -> net.NetworkPolicyPeerArgs:
+    """Pods of another namespace; both selectors in one peer, so both must hold."""
+    return net.NetworkPolicyPeerArgs(
+        namespace_selector=k8s.meta.v1.LabelSelectorArgs(match_labels={"kubernetes.io/metadata.name": name}),
+        pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods) if pods else None,
+    )

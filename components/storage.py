@@ -1,0 +1,74 @@
+"""Two tiers for models: node-local and fast, shared and warm."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from components.contract import HOT_CLASS, MODEL_WRITER, SHARED_CLAIM, SHARED_CLASS, labels, type_token
+from components.pods import metadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class TierArgs:
+    """One StorageClass."""
+
+    provisioner: str
+    """The CSI driver; neither `kubernetes.io/nfs` nor any other in-tree name provisions anything."""
+    size: str
+    """Size of one claim, a Kubernetes quantity."""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    mount_options: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageArgs:
+    """Inputs of Storage."""
+
+    namespace: pulumi.Input[str]
+    hot: TierArgs
+    shared: TierArgs
+    retain: bool
+    """Keep volumes, and refuse to delete the shared claim, when the stack is destroyed."""
+
+
+class Storage(pulumi.ComponentResource):
+    """StorageClasses `local-nvme` and `shared-models`, and the claim that the writer fills and every replica reads."""
+
+    hot_class: pulumi.Output[str]
+    shared_claim: pulumi.Output[str]
+
+    def __init__(self, name: str, args: StorageArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(type_token("Storage"), name, {}, opts)
+        self._retain = args.retain
+        # A node-local volume must be made where the pod will run, so that class waits for the scheduler.
+        hot = self._storage_class(f"{name}-hot", HOT_CLASS, args.hot, "WaitForFirstConsumer")
+        shared = self._storage_class(f"{name}-shared", SHARED_CLASS, args.shared, "Immediate")
+        self.hot_class = hot.metadata.name
+        claim = k8s.core.v1.PersistentVolumeClaim(
+            f"{name}-claim",
+            metadata=k8s.meta.v1.ObjectMetaArgs(name=SHARED_CLAIM, namespace=args.namespace, labels=metadata(MODEL_WRITER, "").labels),
+            spec=k8s.core.v1.PersistentVolumeClaimSpecArgs(
+                access_modes=["ReadWriteMany"],
+                storage_class_name=shared.metadata.name,
+                resources=k8s.core.v1.VolumeResourceRequirementsArgs(requests={"storage": args.shared.size}),
+            ),
+            opts=pulumi.ResourceOptions(parent=self, protect=args.retain, retain_on_delete=args.retain),
+        )
+        self.shared_claim = claim.metadata.name
+        self.register_outputs({"hot_class": self.hot_class, "shared_claim": self.shared_claim})
+
+    def _storage_class(self, name: str, class_name: str, tier: TierArgs, binding: str) -> k8s.storage.v1.StorageClass:
+        return k8s.storage.v1.StorageClass(
+            name,
+            metadata=k8s.meta.v1.ObjectMetaArgs(name=class_name, labels=labels("storage")),
+            provisioner=tier.provisioner,
+            parameters=dict(tier.parameters) or None,
+            mount_options=list(tier.mount_options) or None,
+            reclaim_policy="Retain" if self._retain else "Delete",
+            volume_binding_mode=binding,
+            allow_volume_expansion=True,
+            # The class of a name cannot change in place; the old one goes first, volumes do not depend on it.
+            opts=pulumi.ResourceOptions(parent=self, delete_before_replace=True),
+        )

@@ -1,0 +1,149 @@
+"""The Pulumi CLI: whose it is, with which environment, on which stack."""
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from devcluster import toolchain
+from devcluster.toolchain import cache_root
+
+ROOT = Path(__file__).resolve().parent.parent
+_TOOLS = ("pulumi", "pulumi-language-python", "pulumi-resource-kubernetes")
+PROVIDER_VERSION = "4.25.0"
+"""The pulumi-kubernetes of pyproject.toml; the provider must be the same."""
+
+
+class CliError(Exception):
+    """Pulumi ended with an error; the message is what it said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PulumiCli:
+    """One stack in one backend. The committed Pulumi.<stack>.yaml is read through `config_file`, a private copy."""
+
+    stack: str
+    state_dir: Path
+    """Backend, passphrase and configuration of the stack; mode 0700."""
+    config_file: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def environment(self) -> dict[str, str]:
+        """What Pulumi runs with: our plugins, our backend, no downloads, no telemetry of versions."""
+        binaries = pulumi_binaries()
+        backend = self.state_dir / "state"
+        backend.mkdir(parents=True, exist_ok=True)
+        self.state_dir.chmod(0o700)
+        own = {
+            "PATH": f"{binaries}:{os.environ.get('PATH', os.defpath)}" if binaries else os.environ.get("PATH", os.defpath),
+            "PULUMI_BACKEND_URL": backend.as_uri(),
+            "PULUMI_CONFIG_PASSPHRASE_FILE": str(self._passphrase_file()),
+            "PULUMI_SKIP_UPDATE_CHECK": "true",
+            "PULUMI_DIY_BACKEND_DISABLE_CHECKPOINT_BACKUPS": "true",
+        }
+        if binaries:
+            own |= {
+                "PULUMI_HOME": str(cache_root() / "pulumi"),
+                "PULUMI_CREDENTIAL_STORE": "plaintext",
+                "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
+                "PULUMI_IGNORE_AMBIENT_PLUGINS": "true",
+            }
+        return {key: value for key, value in os.environ.items() if key != "PULUMI_CONFIG_PASSPHRASE"} | own | dict(self.env)
+
+    def _passphrase_file(self) -> Path:
+        path = self.state_dir / "passphrase"
+        if not path.exists():
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_urlsafe(32))
+        return path
+
+    def run(self, *arguments: str, stdin: str | None = None, progress: bool = False) -> str:
+        """Standard output of `pulumi <arguments>`. Raises CliError with the program's own message.
+
+        `progress` shows each resource's line on stderr as it comes.
+        """
+        argv = ["pulumi", *arguments, "--non-interactive", "--color", "never", "--stack", self.stack]
+        if arguments[0] != "stack":
+            argv += ["--config-file", str(self.config_file)]
+        environment = self.environment()
+        argv[0] = shutil.which("pulumi", path=environment["PATH"]) or "pulumi"
+        process = subprocess.Popen(
+            argv, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )  # fmt: skip
+        errors: list[str] = []
+        reader = threading.Thread(target=lambda: errors.extend(process.stderr or []), daemon=True)
+        reader.start()
+        if stdin is not None and process.stdin is not None:
+            process.stdin.write(stdin)
+        if process.stdin is not None:
+            process.stdin.close()
+        lines: list[str] = []
+        for line in process.stdout or []:
+            lines.append(line)
+            if progress and _is_progress(line):
+                print(f"pulumi: {line.strip()}", file=sys.stderr, flush=True)
+        process.wait()
+        reader.join(5)
+        if process.returncode:
+            raise CliError(_message("".join(lines), "".join(errors)) or f"pulumi {arguments[0]}: got exit status {process.returncode}")
+        return "".join(lines)
+
+    def ensure_stack(self) -> None:
+        """Make the stack in its backend unless it is there."""
+        self.environment()
+        if not (self.state_dir / "state" / ".pulumi" / "stacks" / "modelfleet" / f"{self.stack}.json").exists():
+            self.run("stack", "init", "--no-select", "--secrets-provider", "passphrase")
+
+
+def _is_progress(line: str) -> bool:
+    text = line.strip()
+    return text.startswith(("+", "-", "~")) and any(word in text for word in ("created (", "updated (", "deleted (", "replaced ("))
+
+
+def _message(output: str, errors: str) -> str:
+    """The part of Pulumi's output that says what went wrong."""
+    lines = (output + errors).splitlines()
+    start = next((index for index, line in enumerate(lines) if line.startswith("Diagnostics:")), None)
+    if start is None:
+        return "\n".join(line for line in lines if line.strip())[-4000:]
+    found: list[str] = []
+    for line in lines[start + 1 :]:
+        if line.startswith(("Resources:", "Outputs:", "Duration:")):
+            break
+        if line.strip():
+            found.append(line.strip())
+    return "\n".join(found)
+
+
+def pulumi_binaries() -> Path | None:
+    """Where our own tools are, with the provider plugin installed; None when the user's own `pulumi` is to be used."""
+    if shutil.which("pulumi") and not os.environ.get("MODELFLEET_OWN_TOOLS"):
+        return None
+    binaries = toolchain.ensure(_TOOLS)
+    home = cache_root() / "pulumi"
+    installed = home / "plugins" / f"resource-kubernetes-v{PROVIDER_VERSION}" / "pulumi-resource-kubernetes"
+    provider = binaries / "pulumi-resource-kubernetes"
+    if not installed.exists() or installed.stat().st_size != provider.stat().st_size:
+        environment = os.environ | {"PULUMI_HOME": str(home), "PULUMI_SKIP_UPDATE_CHECK": "true", "PULUMI_CREDENTIAL_STORE": "plaintext"}
+        subprocess.run(
+            [
+                str(binaries / "pulumi"),
+                "plugin",
+                "install",
+                "resource",
+                "kubernetes",
+                PROVIDER_VERSION,
+                "--file",
+                str(provider),
+                "--reinstall",
+            ],
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
+    return binaries
