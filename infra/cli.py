@@ -6,9 +6,12 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from devcluster import toolchain
 from devcluster.toolchain import cache_root
@@ -25,12 +28,11 @@ class CliError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class PulumiCli:
-    """One stack in one backend. The committed Pulumi.<stack>.yaml is read through `config_file`, a private copy."""
+    """One stack in one backend. Its configuration is a private file: the committed Pulumi.<stack>.yaml is never written."""
 
     stack: str
     state_dir: Path
-    """Backend, passphrase and configuration of the stack; mode 0700."""
-    config_file: Path
+    """Backend, passphrase and configuration; mode 0700."""
     env: Mapping[str, str] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
@@ -53,7 +55,9 @@ class PulumiCli:
                 "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
                 "PULUMI_IGNORE_AMBIENT_PLUGINS": "true",
             }
-        return {key: value for key, value in os.environ.items() if key != "PULUMI_CONFIG_PASSPHRASE"} | own | dict(self.env)
+        # Which cluster is meant is always said in `env`, never inherited.
+        inherited = {key: value for key, value in os.environ.items() if key not in ("PULUMI_CONFIG_PASSPHRASE", "KUBECONFIG")}
+        return inherited | own | dict(self.env)
 
     def _passphrase_file(self) -> Path:
         path = self.state_dir / "passphrase"
@@ -67,13 +71,13 @@ class PulumiCli:
 
         `progress` shows each resource's line on stderr as it comes.
         """
+        init = arguments[:2] == ("stack", "init")
         argv = ["pulumi", *arguments, "--non-interactive", "--color", "never", "--stack", self.stack]
-        if arguments[0] != "stack":
-            argv += ["--config-file", str(self.config_file)]
+        argv += [] if init else ["--config-file", str(self.config_file)]
         environment = self.environment()
         argv[0] = shutil.which("pulumi", path=environment["PATH"]) or "pulumi"
         process = subprocess.Popen(
-            argv, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            argv, cwd=self._project if init else ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )  # fmt: skip
         errors: list[str] = []
         reader = threading.Thread(target=lambda: errors.extend(process.stderr or []), daemon=True)
@@ -93,11 +97,36 @@ class PulumiCli:
             raise CliError(_message("".join(lines), "".join(errors)) or f"pulumi {arguments[0]}: got exit status {process.returncode}")
         return "".join(lines)
 
+    @property
+    def config_file(self) -> Path:
+        return self.state_dir / f"Pulumi.{self.stack}.yaml"
+
+    @property
+    def _project(self) -> Path:
+        """A directory with a copy of the project file: `stack init` writes beside it, and ours is committed."""
+        return self.state_dir / "project"
+
     def ensure_stack(self) -> None:
         """Make the stack in its backend unless it is there."""
         self.environment()
         if not (self.state_dir / "state" / ".pulumi" / "stacks" / "modelfleet" / f"{self.stack}.json").exists():
+            self._project.mkdir(exist_ok=True)
+            shutil.copyfile(ROOT / "Pulumi.yaml", self._project / "Pulumi.yaml")
             self.run("stack", "init", "--no-select", "--secrets-provider", "passphrase")
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the private configuration file; the key material of its secrets stays. Call after `ensure_stack`."""
+        salt = yaml.safe_load((self._project / f"Pulumi.{self.stack}.yaml").read_text())["encryptionsalt"]
+        fresh = self.config_file.with_suffix(".partial")
+        fresh.write_text(yaml.safe_dump({"encryptionsalt": salt, "config": dict(config)}))
+        fresh.replace(self.config_file)
+
+    def read_config(self) -> dict[str, Any]:
+        """The private configuration, empty before the first write."""
+        try:
+            return dict(yaml.safe_load(self.config_file.read_text())["config"])
+        except FileNotFoundError:
+            return {}
 
 
 def _is_progress(line: str) -> bool:

@@ -1,5 +1,7 @@
 """Refuse the wrong cluster, or none, before any resource is registered."""
 
+from typing import Any
+
 import kubernetes
 import urllib3
 from kubernetes.client.exceptions import ApiException
@@ -16,11 +18,7 @@ def identity(context: str) -> str:
     Raises SettingsError when the context is unknown, or the cluster does not answer within TIMEOUT_S seconds.
     """
     path = "modelfleet:cluster.context"
-    try:
-        contexts, _ = kubernetes.config.list_kube_config_contexts()
-    except ConfigException:
-        contexts = []
-    names = sorted(str(each["name"]) for each in contexts)
+    names = _contexts()
     if context not in names:
         known = ", ".join(names) or "none at all"
         raise SettingsError(f"{path}: got {context!r}, want a context of the kubeconfig (it has {known}); set KUBECONFIG or the context")
@@ -29,15 +27,20 @@ def identity(context: str) -> str:
         client.configuration.retries = 0
         namespace = kubernetes.client.CoreV1Api(client).read_namespace("kube-system", _request_timeout=TIMEOUT_S)
     except ApiException as error:
-        raise SettingsError(
-            f"{path}: got {error.status} {error.reason} from cluster {context!r}, want leave to read it; log in again"
-        ) from None
+        got = f"{error.status} {error.reason}"
+        raise SettingsError(f"{path}: got {got} from cluster {context!r}, want leave to read namespaces; log in again") from None
     except (urllib3.exceptions.HTTPError, OSError, ConfigException) as error:
         reason = type(error).__name__
-        raise SettingsError(
-            f"{path}: got no answer from cluster {context!r} ({reason}), want a reachable one; start it or check VPN"
-        ) from None
-    return str(namespace.metadata.uid)
+        raise SettingsError(f"{path}: got no answer from cluster {context!r} ({reason}), want one; start it or check the VPN") from None
+    return str(namespace.metadata.uid) if namespace.metadata else ""
+
+
+def _contexts() -> list[str]:
+    try:
+        contexts: Any = kubernetes.config.list_kube_config_contexts()[0]
+    except ConfigException:
+        return []
+    return sorted(str(each["name"]) for each in contexts)
 
 
 def check(settings: ClusterSettings) -> None:

@@ -277,13 +277,16 @@ def _line(error: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     path = f"{PROJECT}:" + ".".join(str(part) for part in loc)
     value: Any = document
     for part in loc:
-        value = value[part] if isinstance(value, list) else value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, list) and isinstance(part, int):
+            value = value[part]
+        else:
+            value = value.get(part) if isinstance(value, Mapping) else None
     if error["type"] == "missing":
         return f"{path}: got nothing, want a value; set it in Pulumi.<stack>.yaml (docs/configuration.md)"
     if error["type"] == "extra_forbidden":
         return f"{path}: got an unknown key, want one of {', '.join(_field_names(_section_type(loc)))}; correct or remove it"
     message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "value_error" and isinstance(value, Mapping) or not loc:
+    if (error["type"] == "value_error" and isinstance(value, Mapping)) or not loc:
         prefix = path if loc else f"{PROJECT}:"
         return "\n".join(f"{prefix}{'.' if loc else ''}{line}" for line in message.splitlines())
     if error["type"] == "value_error":

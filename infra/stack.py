@@ -53,7 +53,7 @@ def load() -> Settings:
 
 def _configured_keys() -> list[str]:
     """Names of all keys of our project: an unknown section must be an error, and pulumi.Config cannot list."""
-    names = json.loads(os.environ.get("PULUMI_CONFIG") or "{}") or pulumi.runtime.config.CONFIG
+    names = json.loads(os.environ.get("PULUMI_CONFIG") or "{}") or pulumi.runtime.config.CONFIG.get()
     return sorted(name.removeprefix(f"{PROJECT}:") for name in names if name.startswith(f"{PROJECT}:"))
 
 
@@ -255,7 +255,7 @@ def build(settings: Settings) -> None:
             "port": PORTS["api-server"],
             "node_port": settings.api_server.node_port,
             "base_path": "/v1",
-            "models": {model: settings.fleet.context_length for model in settings.fleet.models}
+            "models": dict.fromkeys(settings.fleet.models, settings.fleet.context_length)
             | {settings.model_server.model_id: settings.model_server.context_length},
             "images": dict(images.refs),
         },
