@@ -45,13 +45,9 @@ def manifest_path(name: str) -> Path:
 def display_name(path: Path) -> str:
     """The short name of a manifest path relative to the store."""
     host, namespace, model, tag = path.parts[-4:]
-    prefix = (
-        ""
-        if host == DEFAULT_HOST and namespace == DEFAULT_NAMESPACE
-        else f"{namespace}/"
-        if host == DEFAULT_HOST
-        else f"{host}/{namespace}/"
-    )
+    if host != DEFAULT_HOST:
+        return f"{host}/{namespace}/{model}:{tag}"
+    prefix = "" if namespace == DEFAULT_NAMESPACE else f"{namespace}/"
     return f"{prefix}{model}:{tag}"
 
 

@@ -1,0 +1,53 @@
+"""`python -m api_server`: serve until SIGTERM, then drain."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from aiohttp import web
+
+from api_server.app import ApiServer
+from api_server.keys import Keys, KeysError
+from api_server.settings import Settings, SettingsError
+
+log = logging.getLogger("api_server")
+
+
+async def serve(settings: Settings, keys: Keys) -> None:
+    server = ApiServer(settings, keys)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    metrics = web.AppRunner(server.metrics.app(), access_log=None)
+    await metrics.setup()
+    await web.TCPSite(metrics, settings.host, settings.metrics_port).start()
+    # A client that goes away must free its upstream: the handler is cancelled.
+    runner = web.AppRunner(server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=settings.drain_s)
+    await runner.setup()
+    await web.TCPSite(runner, settings.host, settings.port).start()
+    log.info("serving %s on port %d", ", ".join(settings.routes), settings.port)
+    await stop.wait()
+    log.info("draining: unready for %g s, then up to %g s for requests in flight", settings.drain_delay_s, settings.drain_s)
+    server.draining = True
+    await asyncio.sleep(settings.drain_delay_s)
+    await runner.cleanup()
+    await metrics.cleanup()
+    log.info("drained")
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        settings = Settings.from_env(os.environ)
+        keys = Keys(settings.keys_file)
+    except (SettingsError, KeysError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    asyncio.run(serve(settings, keys))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

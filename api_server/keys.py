@@ -1,0 +1,72 @@
+"""API keys from a mounted Secret."""
+
+import hashlib
+import hmac
+import logging
+import time
+from pathlib import Path
+
+MIN_LENGTH = 16
+_RECHECK_S = 1.0
+
+log = logging.getLogger("api_server")
+
+
+class KeysError(Exception):
+    """The file holds no usable keys. The message never holds one either."""
+
+
+def read(path: Path) -> list[bytes]:
+    """SHA-256 of every key. Raises KeysError."""
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except OSError as error:
+        raise KeysError(f"API_SERVER_KEYS_FILE: got {error.strerror} for {path}, want a readable file; mount the Secret there") from None
+    keys = [line for line in lines if line]
+    if not keys or any(len(key) < MIN_LENGTH for key in keys):
+        raise KeysError(
+            f"{path}: got {len(keys)} keys, some too short or none, want at least one of {MIN_LENGTH}+ characters; write them, one a line"
+        )
+    return [hashlib.sha256(key.encode()).digest() for key in keys]
+
+
+class Keys:
+    """The accepted keys; a changed file counts within a second, an unusable one is reported and the old keys stay."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = self._current_stamp()
+        self._digests = read(path)
+        self._checked = time.monotonic()
+
+    def _current_stamp(self) -> tuple[int, int] | None:
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_ino
+
+    def _refresh(self) -> None:
+        now = time.monotonic()
+        if now - self._checked < _RECHECK_S:
+            return
+        self._checked = now
+        stamp = self._current_stamp()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._digests = read(self._path)
+            log.info("keys reloaded: %d", len(self._digests))
+        except KeysError as error:
+            log.error("%s; the old keys stay", error)
+
+    def accepts(self, authorization: str | None) -> bool:
+        """Whether an Authorization header carries one of the keys; takes the same time for every wrong one."""
+        self._refresh()
+        scheme, _, key = (authorization or "").partition(" ")
+        offered = hashlib.sha256(key.strip().encode()).digest()
+        found = False
+        for digest in self._digests:
+            found |= hmac.compare_digest(digest, offered)
+        return found and scheme.lower() == "bearer"

@@ -1,0 +1,70 @@
+"""Settings from the environment."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
+
+PREFIX = "API_SERVER_"
+
+
+class SettingsError(Exception):
+    """Every wrong variable, one a line: `<variable>: got X, want Y; do Z`."""
+
+
+class Route(BaseModel):
+    """Where requests for one model id go."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str = Field(pattern=r"^http://[^/:\s]+:\d+$")
+    """Base address; its host is resolved to all of its addresses."""
+    model: str = ""
+    """Name that is sent upstream; the model id when empty."""
+    max_in_flight: int = Field(default=4, ge=1, le=10_000)
+    """Requests at once to one address."""
+
+
+class Settings(BaseModel):
+    """One field for each variable, which is `API_SERVER_` and the field's name in capitals."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    host: str = "0.0.0.0"
+    port: int = Field(default=8000, ge=0, le=65535)
+    metrics_port: int = Field(default=9464, ge=0, le=65535)
+    keys_file: Path
+    """One key a line, each of 16 or more characters; read again when it changes."""
+    routes: Json[Annotated[dict[str, Route], Field(min_length=1)]]
+    request_timeout_s: float = Field(default=900, gt=0)
+    """Longest silence of an upstream: agents wait for long answers without a stream."""
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
+    drain_s: float = Field(default=120, ge=0)
+    """Longest wait for requests in flight at the end."""
+    drain_delay_s: float = Field(default=2, ge=0)
+    """Between going unready and refusing connections: what the endpoints' propagation takes."""
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
+        """Raises SettingsError."""
+        values = {name[len(PREFIX) :].lower(): value for name, value in environ.items() if name.startswith(PREFIX)}
+        # Kubernetes adds API_SERVER_SERVICE_HOST and the like for a Service of this name.
+        values = {name: value for name, value in values.items() if not name.startswith(("service_", "port_"))}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SettingsError("\n".join(_line(each, values) for each in error.errors(include_url=False))) from None
+
+
+def _line(error: "Mapping[str, object]", values: Mapping[str, str]) -> str:
+    loc = error["loc"]
+    assert isinstance(loc, tuple)  # noqa: S101 (pydantic's own contract)
+    name = f"{PREFIX}{str(loc[0]).upper()}" + "".join(f".{part}" for part in loc[1:])
+    if error["type"] == "missing":
+        return f"{name}: got nothing, want a value; set the variable"
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(PREFIX + field.upper() for field in Settings.model_fields)
+        return f"{name}: got an unknown variable, want one of {known}; correct or remove it"
+    got = values.get(str(loc[0]), "") if len(loc) == 1 else "a wrong value"
+    return f"{name}: got {got!r}, want {str(error['msg']).removeprefix('Input should be ')}; correct the variable"

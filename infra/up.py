@@ -1,0 +1,245 @@
+"""`make up`, `make down`, `make status`: from nothing to a chat answer, and back."""
+
+import argparse
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from devcluster import cluster as embedded
+from devcluster.layout import DEFAULT_NAME, Cluster, ClusterError, load
+from devcluster.oci import Image, RegistryError
+from devcluster.toolchain import ToolchainError
+from images import embedded as images
+from infra import cluster as identity
+from infra.cli import CliError, PulumiCli
+from infra.outputs import FleetOutputs
+from infra.preview import stack_config
+from infra.settings import SettingsError
+
+QUESTION = "What is the capital of France? Answer in one short sentence."
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """A stack on a cluster: where it is, and where its state is."""
+
+    stack: str
+    context: str
+    kubeconfig: str
+    state_dir: Path
+
+    @property
+    def cli(self) -> PulumiCli:
+        return PulumiCli(stack=self.stack, state_dir=self.state_dir, env={"KUBECONFIG": self.kubeconfig})
+
+    @property
+    def key_file(self) -> Path:
+        return self.state_dir / "api-key"
+
+    def configure(self, overrides: Mapping[str, Any]) -> None:
+        """Write the private configuration: committed values, then `overrides`, then the secrets, which are made once."""
+        cli = self.cli
+        cli.ensure_stack()
+        before = cli.read_config()
+        config = stack_config(self.stack)
+        config["modelfleet:cluster"] = {
+            **config.get("modelfleet:cluster", {}),
+            "context": self.context,
+            "identity": before.get("modelfleet:cluster", {}).get("identity") or _identity(self.kubeconfig, self.context),
+        }
+        for section, values in overrides.items():
+            config[f"modelfleet:{section}"] = {**config.get(f"modelfleet:{section}", {}), **values}
+        kept = {name: value for name, value in before.items() if isinstance(value, dict) and "secure" in value}
+        cli.write_config(config | kept)
+        if "modelfleet:apiKeys" not in kept:
+            key = secrets.token_urlsafe(24)
+            with os.fdopen(os.open(self.key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(key)
+            cli.run("config", "set", "--secret", "modelfleet:apiKeys", stdin=json.dumps([key]))
+            cli.run("config", "set", "--secret", "modelfleet:cachePassword", stdin=secrets.token_hex(16))
+
+    def deploy(self, overrides: Mapping[str, Any]) -> FleetOutputs:
+        """`pulumi up`. Raises CliError with Pulumi's message."""
+        self.configure(overrides)
+        self.cli.run("up", "--yes", "--skip-preview", "--suppress-outputs", progress=True)
+        return self.outputs()
+
+    def outputs(self) -> FleetOutputs:
+        return FleetOutputs.model_validate_json(self.cli.run("stack", "output", "fleet", "--json"))
+
+    def destroy(self) -> None:
+        self.cli.run("destroy", "--yes", "--skip-preview", progress=True)
+
+
+def _identity(kubeconfig: str, context: str) -> str:
+    before = os.environ.get("KUBECONFIG")
+    os.environ["KUBECONFIG"] = kubeconfig
+    try:
+        return identity.identity(context)
+    finally:
+        if before is None:
+            del os.environ["KUBECONFIG"]
+        else:
+            os.environ["KUBECONFIG"] = before
+
+
+def on_embedded(cluster: Cluster, stack: str) -> Deployment:
+    return Deployment(
+        stack=stack, context=cluster.context, kubeconfig=str(cluster.kubeconfig), state_dir=cluster.state_dir / "pulumi" / stack
+    )  # fmt: skip
+
+
+def on_context(context: str, stack: str) -> Deployment:
+    """A cluster of the user's own; nothing is built for it but what its configuration says."""
+    root = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "modelfleet" / "contexts"
+    kubeconfig = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    return Deployment(stack=stack, context=context, kubeconfig=kubeconfig, state_dir=root / context.replace("/", "_") / stack)
+
+
+def image_overrides(built: Mapping[str, Image]) -> dict[str, Any]:
+    return {"images": {"builder": "prebuilt", "refs": {name: image.reference for name, image in built.items()}}}
+
+
+def start_embedded(name: str, nodes: int, ggufs: Mapping[str, Path] | None = None) -> tuple[Cluster, dict[str, Image]]:
+    """A ready cluster with every image of the stack in its registry; images are made while the cluster starts."""
+    with ThreadPoolExecutor(1) as pool:
+        building = pool.submit(images.build, ggufs)
+        cluster = embedded.up(name, nodes)
+        built = building.result()
+    embedded.push(cluster, list(built.values()))
+    return cluster, built
+
+
+@contextmanager
+def _port_forward(deployment: Deployment, outputs: FleetOutputs) -> Any:
+    """A loopback port to the API server through the cluster's own API."""
+    argv = ["kubectl", "--kubeconfig", deployment.kubeconfig, "--context", deployment.context, "-n", outputs.namespace]
+    argv += ["port-forward", f"service/{outputs.service}", f":{outputs.port}"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline() if process.stdout else ""
+        port = line.partition("127.0.0.1:")[2].partition(" ")[0]
+        if not port:
+            raise ClusterError("kubectl port-forward: got no port, want one; look at kubectl get pods")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def chat(url: str, key: str, model: str, question: str, timeout_s: float = 120.0) -> str:
+    """One answer of the fleet. Raises httpx.HTTPError."""
+    body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": 64, "temperature": 0}
+    response = httpx.post(
+        f"{url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"}, timeout=timeout_s, trust_env=False
+    )  # fmt: skip
+    response.raise_for_status()
+    return str(response.json()["choices"][0]["message"]["content"]).strip()
+
+
+def _show(deployment: Deployment, outputs: FleetOutputs, url: str, *, forwarded: bool) -> None:
+    model = next(iter(outputs.models))
+    say(f"chat: asking {model}: {QUESTION}")
+    answer = chat(url, deployment.key_file.read_text(), model, QUESTION)
+    example = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
+    print(f"\n{model}: {answer}\n")
+    if forwarded:
+        print(
+            f"forward:   kubectl --context {deployment.context} -n {outputs.namespace} port-forward service/{outputs.service} 8000:{outputs.port}"
+        )
+        url = "http://127.0.0.1:8000"
+    print(f"endpoint:  {url}{outputs.base_path}")
+    print(f"models:    {', '.join(outputs.models)}")
+    print(f"key:       {deployment.key_file}")
+    print(f'try:       curl {url}/v1/chat/completions -H "Authorization: Bearer $(cat {deployment.key_file})" \\')
+    print(f"             -H 'Content-Type: application/json' -d '{example}'")
+    print("stop:      make down" + (f" CONTEXT={deployment.context}" if forwarded else ""))
+
+
+def up(stack: str, nodes: int, context: str) -> None:
+    started = time.monotonic()
+    if context:
+        deployment = on_context(context, stack)
+        outputs = deployment.deploy({})
+        reach: AbstractContextManager[str] = _port_forward(deployment, outputs)
+    else:
+        cluster, built = start_embedded(DEFAULT_NAME, nodes)
+        deployment = on_embedded(cluster, stack)
+        deployed = time.monotonic()
+        outputs = deployment.deploy(image_overrides(built))
+        say(f"up: stack {stack} deployed in {time.monotonic() - deployed:.0f} s")
+        reach = nullcontext(f"http://{cluster.control_plane.address}:{outputs.node_port}")
+    with reach as url:
+        _show(deployment, outputs, url, forwarded=bool(context))
+    say(f"up: done in {time.monotonic() - started:.0f} s")
+
+
+def down(stack: str, context: str) -> None:
+    if context:
+        on_context(context, stack).destroy()
+        return
+    cluster = load(DEFAULT_NAME)
+    if cluster is None:
+        say("down: nothing is up")
+        return
+    # The cluster goes with everything in it, so there is nothing to destroy one by one.
+    embedded.down(cluster)
+    say("down: the embedded cluster and all that it made are gone")
+
+
+def status(stack: str, context: str) -> int:
+    if context:
+        print(on_context(context, stack).outputs().model_dump_json(indent=1))
+        return 0
+    cluster = load(DEFAULT_NAME)
+    if cluster is None:
+        print("down; run make up")
+        return 1
+    rows = embedded.status(cluster)
+    for name, state in rows:
+        print(f"{name:28} {state}")
+    outputs = on_embedded(cluster, stack).outputs()
+    print(f"{'endpoint':28} http://{cluster.control_plane.address}:{outputs.node_port}{outputs.base_path}")
+    return 0 if rows[-1][1] == "ready" else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m infra.up", description=__doc__)
+    parser.add_argument("command", choices=["up", "down", "status"])
+    parser.add_argument("--stack", default="dev")
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--context", default=os.environ.get("CONTEXT", ""))
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "up":
+            up(options.stack, options.nodes, options.context)
+        elif options.command == "down":
+            down(options.stack, options.context)
+        else:
+            return status(options.stack, options.context)
+    except (ClusterError, ToolchainError, RegistryError, images.ImageError, CliError, SettingsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except httpx.HTTPError as error:
+        print(f"error: chat: got {error}, want an answer; run make status, then kubectl get pods", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""`python -m model_server`: answer at once, load meanwhile, serve until SIGTERM, then drain."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from aiohttp import web
+
+from model_server.app import ModelServer
+from model_server.cache import AnswerCache
+from model_server.engine import EngineError, LlamaCppEngine
+from model_server.settings import Settings, SettingsError
+from model_server.store import StoreError, find_gguf
+
+log = logging.getLogger("model_server")
+
+
+async def serve(settings: Settings) -> int:
+    """Exit status: 0 after a drain, 1 when the engine could not start or ended by itself."""
+    weights, digest = find_gguf(settings.models_dir, settings.model)
+    engine = LlamaCppEngine(
+        weights,
+        model_id=settings.served_id,
+        context_length=settings.context_length,
+        parallel=settings.parallel,
+        threads=settings.threads,
+    )
+    cache = AnswerCache(settings.cache_url, settings.cache_password_file) if settings.cache_url else None
+    server = ModelServer(settings, engine, digest, cache)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    # A client that goes away must free its slot: the handler is cancelled, and with it the engine's request.
+    runner = web.AppRunner(server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=settings.drain_s)
+    await runner.setup()
+    await web.TCPSite(runner, settings.host, settings.port).start()
+    log.info("port %d open, loading %s", settings.port, settings.model)
+    lifetime = asyncio.create_task(_engine_lifetime(engine))
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait([lifetime, stopped], return_when=asyncio.FIRST_COMPLETED)
+    failed = lifetime.done()
+    if not failed:
+        log.info("draining: unready for %g s, then up to %g s for requests in flight", settings.drain_delay_s, settings.drain_s)
+        server.draining = True
+        await asyncio.sleep(settings.drain_delay_s)
+    await runner.cleanup()
+    lifetime.cancel()
+    await engine.stop()
+    if cache is not None:
+        await cache.close()
+    stopped.cancel()
+    log.info("engine ended" if failed else "drained")
+    return 1 if failed else 0
+
+
+async def _engine_lifetime(engine: LlamaCppEngine) -> None:
+    """Ends when the engine does."""
+    try:
+        await engine.start()
+    except EngineError as error:
+        log.error("%s", error)
+        return
+    log.error("engine: got exit status %d, want it to run; ending so that it is started again", await engine.wait())
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        return asyncio.run(serve(Settings.from_env(os.environ)))
+    except (SettingsError, StoreError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""Request handling: admit, look up, generate, count."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import generate_latest
+
+from model_server.cache import AnswerCache, CacheUnavailable
+from model_server.engine import Answer, Engine
+from model_server.metrics import Metrics
+from model_server.settings import Settings
+
+log = logging.getLogger("model_server")
+_RETRY_S = "2"
+_MAX_BODY_BYTES = 32 * 2**20
+_TAIL_BYTES = 4096
+"""The engine's counts stand in the last event of a stream, which is shorter than this."""
+
+
+class ApiError(Exception):
+    """An answer in OpenAI's error shape."""
+
+    def __init__(self, status: int, kind: str, message: str, code: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers
+        self.body = {"error": {"message": message, "type": kind, "code": code, "param": None}}
+
+
+class ModelServer:
+    """State of one process. `digest` identifies the weights in cache keys."""
+
+    def __init__(self, settings: Settings, engine: Engine, digest: str, cache: AnswerCache | None) -> None:
+        self.settings, self.engine, self.digest, self.cache = settings, engine, digest, cache
+        self.metrics = Metrics()
+        self.draining = False
+        self._slots = asyncio.Semaphore(settings.parallel)
+        self._waiting = 0
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._middleware])
+        app.router.add_post("/v1/chat/completions", self.chat_completions)
+        app.router.add_get("/v1/models", self.models)
+        app.router.add_get("/health", self.health)
+        app.router.add_get("/ready", self.ready)
+        app.router.add_get("/metrics", self.show_metrics)
+        return app
+
+    @web.middleware
+    async def _middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except ApiError as error:
+            return web.json_response(error.body, status=error.status, headers=error.headers)
+
+    async def health(self, _: web.Request) -> web.Response:
+        if self.engine.failed:
+            return web.json_response({"status": "the engine has ended"}, status=503)
+        return web.json_response({"status": "ok"})
+
+    async def ready(self, _: web.Request) -> web.Response:
+        state = "draining" if self.draining else "ready" if self.engine.ready else "loading"
+        return web.json_response({"status": state}, status=200 if state == "ready" else 503)
+
+    async def models(self, _: web.Request) -> web.Response:
+        entry = {"id": self.settings.served_id, "object": "model", "created": 0, "owned_by": "modelfleet"}
+        return web.json_response({"object": "list", "data": [entry]})
+
+    async def show_metrics(self, _: web.Request) -> web.Response:
+        self.metrics.engine_up.set(float(self.engine.ready))
+        self.metrics.waiting.set(self._waiting)
+        body = generate_latest(self.metrics.registry)
+        return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    @contextlib.asynccontextmanager
+    async def _admission(self) -> AsyncIterator[None]:
+        """A slot, or a refusal before any work is done."""
+        if self._slots.locked():
+            if self._waiting >= self.settings.max_queue:
+                self.metrics.refused.inc()
+                message = (
+                    f"queue: got {self._waiting} waiting requests, want at most {self.settings.max_queue}; try again after {_RETRY_S} s"
+                )
+                raise ApiError(503, "server_error", message, "queue_full", {"Retry-After": _RETRY_S})
+            self._waiting += 1
+            try:
+                await self._slots.acquire()
+            finally:
+                self._waiting -= 1
+        else:
+            await self._slots.acquire()
+        self.metrics.running.inc()
+        try:
+            yield
+        finally:
+            self.metrics.running.dec()
+            self._slots.release()
+
+    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
+        started, status = time.monotonic(), 500
+        try:
+            if not self.engine.ready:
+                raise ApiError(
+                    503, "server_error", "engine: got no loaded model yet, want it; try again", "loading", {"Retry-After": _RETRY_S}
+                )
+            payload = self._payload(await request.read())
+            lookup = await self._lookup(request, payload)
+            if lookup.body is not None:
+                response: web.StreamResponse = web.Response(body=lookup.body, content_type="application/json", headers=lookup.headers)
+            else:
+                async with self._admission():
+                    response = await self._generate(request, payload, lookup, started)
+            status = response.status
+            return response
+        except ApiError as error:
+            status = error.status
+            raise
+        except (asyncio.CancelledError, ConnectionResetError):
+            status = 499
+            raise
+        finally:
+            self.metrics.requests.labels(str(status)).inc()
+            self.metrics.duration.observe(time.monotonic() - started)
+
+    def _payload(self, body: bytes) -> dict[str, Any]:
+        try:
+            payload = json.loads(body)
+        except ValueError as error:
+            raise ApiError(400, "invalid_request_error", f"body: got no JSON ({error}), want a JSON object; correct it") from None
+        if not isinstance(payload, dict) or not isinstance(payload.get("messages"), list) or not payload["messages"]:
+            raise ApiError(400, "invalid_request_error", "messages: got nothing, want a list of messages; add one")
+        if payload.get("model") != self.settings.served_id:
+            message = f"model: got {payload.get('model')!r}, want {self.settings.served_id}; correct it"
+            raise ApiError(404, "invalid_request_error", message, "model_not_found")
+        return payload
+
+    async def _lookup(self, request: web.Request, payload: Mapping[str, Any]) -> "_Lookup":
+        """Only a client that asks for exact answers may get one, and only where the answer cannot differ."""
+        if request.headers.get("X-Cache", "").lower() != "exact" or payload.get("stream"):
+            return _Lookup()
+        if self.cache is None or not self.cache.is_deterministic(payload):
+            return self._outcome("bypass", None, None)
+        key = self.cache.key(self.digest, payload)
+        try:
+            body = await self.cache.get(key)
+        except CacheUnavailable:
+            return self._outcome("bypass", None, None)
+        return self._outcome("miss" if body is None else "hit", key, body)
+
+    def _outcome(self, outcome: str, key: str | None, body: bytes | None) -> "_Lookup":
+        self.metrics.cache.labels(outcome).inc()
+        return _Lookup(key, body, {"X-Cache": outcome})
+
+    async def _generate(self, request: web.Request, payload: Mapping[str, Any], lookup: "_Lookup", started: float) -> web.StreamResponse:
+        try:
+            async with self.engine.chat(payload) as answer:
+                if answer.status != 200:
+                    raise _refusal(answer.status, await answer.read())
+                if payload.get("stream"):
+                    return await self._stream(request, answer, started)
+                body = await answer.read()
+        except aiohttp.ClientError as error:
+            raise ApiError(500, "server_error", f"engine: got {type(error).__name__}, want an answer; try again", "engine_failed") from None
+        self.metrics.first_byte.observe(time.monotonic() - started)
+        self._count(body)
+        if lookup.key is not None and self.cache is not None:
+            with contextlib.suppress(CacheUnavailable):
+                await self.cache.put(lookup.key, body)
+        return web.Response(body=body, content_type="application/json", headers=lookup.headers)
+
+    async def _stream(self, request: web.Request, answer: Answer, started: float) -> web.StreamResponse:
+        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        response = web.StreamResponse(headers=headers)
+        tail = b""
+        try:
+            async for chunk in answer.chunks():
+                if not response.prepared:
+                    self.metrics.first_byte.observe(time.monotonic() - started)
+                    await response.prepare(request)
+                await response.write(chunk)
+                tail = (tail + chunk)[-_TAIL_BYTES:]
+        except aiohttp.ClientPayloadError:
+            failure = ApiError(500, "server_error", "engine: got a broken answer, want a whole one; try again", "engine_failed")
+            if not response.prepared:
+                raise failure from None
+            # No [DONE] follows: that is how a client tells a cut stream from a finished one.
+            await response.write(f"data: {json.dumps(failure.body)}\n\n".encode())
+        if not response.prepared:
+            await response.prepare(request)
+        self._count(tail)
+        await response.write_eof()
+        return response
+
+    def _count(self, body: bytes) -> None:
+        """Add the engine's own token counts (`timings`, in its last event or its whole answer)."""
+        for name, counter in (
+            (b"prompt_n", self.metrics.prompt_tokens),
+            (b"cache_n", self.metrics.cached_tokens),
+            (b"predicted_n", self.metrics.generated_tokens),
+        ):
+            found = re.findall(rb'"%s":(\d+)' % name, body)
+            if found:
+                counter.inc(int(found[-1]))
+
+
+class _Lookup:
+    def __init__(self, key: str | None = None, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> None:
+        self.key, self.body, self.headers = key, body, headers
+
+
+def _refusal(status: int, body: bytes) -> ApiError:
+    """The engine's error in our form. A prompt beyond the context is refused with both numbers, never cut."""
+    try:
+        error: dict[str, Any] = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError):
+        return ApiError(502, "server_error", f"engine: got status {status}, want an answer; try again", "engine_failed")
+    if error.get("type") == "exceed_context_size_error":
+        message = f"messages: got {error['n_prompt_tokens']} tokens, want at most {error['n_ctx']} with the answer; shorten them"
+        return ApiError(400, "invalid_request_error", message, "context_length_exceeded")
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return ApiError(status, kind, str(error.get("message", "engine error")), str(error.get("type", "")) or None)

@@ -1,0 +1,74 @@
+"""Exact-match answers on a Redis-compatible server. It may be slow, down or wrong; the only effect is a bypass."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import redis.asyncio
+import redis.exceptions
+
+log = logging.getLogger("model_server")
+BUDGET_S = 0.05
+"""What a look-up may cost a request: less than a tenth of the shortest answer."""
+TTL_S = 24 * 3600
+_PAUSE_S = 5.0
+"""After a failure nobody asks again for this long."""
+_IGNORED_FIELDS = ("stream", "user", "metadata")
+
+
+class AnswerCache:
+    """Answers by everything that determines them."""
+
+    def __init__(self, url: str, password_file: Path | None) -> None:
+        password = password_file.read_text().strip() if password_file is not None else None
+        self._client = redis.asyncio.Redis.from_url(
+            url, password=password, socket_timeout=BUDGET_S, socket_connect_timeout=BUDGET_S, retry=None
+        )
+        self._paused_until = 0.0
+
+    @staticmethod
+    def key(model_digest: str, payload: Mapping[str, Any]) -> str:
+        """SHA-256 over the weights' digest and every field of the request that can change the answer."""
+        fields = {name: value for name, value in payload.items() if name not in _IGNORED_FIELDS}
+        text = json.dumps([model_digest, fields], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return f"answer:1:{hashlib.sha256(text.encode()).hexdigest()}"
+
+    @staticmethod
+    def is_deterministic(payload: Mapping[str, Any]) -> bool:
+        return payload.get("temperature") == 0 or payload.get("seed") is not None
+
+    async def get(self, key: str) -> bytes | None:
+        """The stored answer, or None. Raises CacheUnavailable within the budget."""
+        stored = await self._within_budget(self._client.get(key))
+        if stored is None:
+            return None
+        digest, _, body = bytes(stored).partition(b"\n")
+        return body if digest == hashlib.sha256(body).hexdigest().encode() else None
+
+    async def put(self, key: str, body: bytes) -> None:
+        """Raises CacheUnavailable."""
+        await self._within_budget(self._client.set(key, hashlib.sha256(body).hexdigest().encode() + b"\n" + body, ex=TTL_S))
+
+    async def _within_budget(self, operation: Any) -> Any:
+        if time.monotonic() < self._paused_until:
+            operation.close()
+            raise CacheUnavailable
+        try:
+            async with asyncio.timeout(BUDGET_S):
+                return await operation
+        except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
+            self._paused_until = time.monotonic() + _PAUSE_S
+            log.warning("cache bypassed for %g s: %s", _PAUSE_S, type(error).__name__)
+            raise CacheUnavailable from None
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+class CacheUnavailable(Exception):  # noqa: N818 (a state, not an error)
+    """The cache did not answer in time."""

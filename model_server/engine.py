@@ -1,0 +1,132 @@
+"""The seam between serving and generating, and the adapter that generates with llama.cpp."""
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+
+log = logging.getLogger("model_server")
+
+
+class EngineError(Exception):
+    """The engine cannot start or has ended."""
+
+
+class Answer(Protocol):
+    """An engine's HTTP answer, possibly a stream of server-sent events."""
+
+    status: int
+
+    async def read(self) -> bytes: ...
+
+    def chunks(self) -> AsyncIterator[bytes]: ...
+
+
+class Engine(Protocol):
+    """What the server needs of an engine. Cancelling a `chat` block must free whatever the request holds."""
+
+    @property
+    def ready(self) -> bool: ...
+
+    @property
+    def failed(self) -> bool: ...
+
+    async def start(self) -> None:
+        """Load the model. Raises EngineError."""
+        ...
+
+    async def stop(self) -> None: ...
+
+    def chat(self, payload: Mapping[str, Any]) -> Any:
+        """An async context manager that yields an Answer to a chat completion request in OpenAI's form."""
+        ...
+
+
+class _HttpAnswer:
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.status = response.status
+        self._response = response
+
+    async def read(self) -> bytes:
+        return await self._response.read()
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        return self._response.content.iter_any()
+
+
+class LlamaCppEngine:
+    """llama.cpp's own server, from the package xllamacpp, in a child process on a loopback port.
+
+    A process of its own: loading holds no lock of ours, a crash in native code is seen and reported, and closing the
+    connection of a request ends its generation.
+    """
+
+    def __init__(self, weights: Path, *, model_id: str, context_length: int, parallel: int, threads: int) -> None:
+        self._parameters = {
+            "model": str(weights),
+            "alias": model_id,
+            # Each slot gets an equal share of what the engine is given.
+            "context": context_length * parallel,
+            "parallel": parallel,
+            "threads": threads,
+        }
+        self._process: asyncio.subprocess.Process | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._url = ""
+
+    @property
+    def ready(self) -> bool:
+        return bool(self._url) and not self.failed
+
+    @property
+    def failed(self) -> bool:
+        return self._process is not None and self._process.returncode is not None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "model_server.llama_cpp",
+            json.dumps(self._parameters),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert self._process.stdout is not None  # noqa: S101 (a pipe was asked for)
+        line = await self._process.stdout.readline()
+        if not line:
+            status = await self._process.wait()
+            raise EngineError(f"engine: got exit status {status} while loading, want a loaded model; see the lines above")
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+        self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+        self._url = json.loads(line)["url"]
+        log.info("model loaded, engine at %s", self._url)
+
+    async def wait(self) -> int:
+        """Exit status of the engine, when it ends."""
+        assert self._process is not None  # noqa: S101
+        return await self._process.wait()
+
+    async def stop(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            try:
+                async with asyncio.timeout(10):
+                    await self._process.wait()
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+
+    @asynccontextmanager
+    async def chat(self, payload: Mapping[str, Any]) -> AsyncIterator[_HttpAnswer]:
+        if self._session is None:
+            raise EngineError("engine: got a request before the model was loaded, want it later")
+        async with self._session.post(f"{self._url}/v1/chat/completions", json=dict(payload)) as response:
+            yield _HttpAnswer(response)

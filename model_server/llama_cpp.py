@@ -1,0 +1,44 @@
+"""The engine's process: `python -m model_server.llama_cpp PARAMETERS`. Prints one JSON line when the model is loaded.
+
+It ends when its standard input closes, so it never outlives the server.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+
+def main() -> int:
+    import xllamacpp  # noqa: PLC0415 (only this process pays for it)
+
+    library: Any = xllamacpp
+    given = json.loads(sys.argv[1])
+    params = library.CommonParams()
+    params.model.path = given["model"]
+    params.model_alias = {given["alias"]}
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0
+    params.n_ctx = given["context"]
+    params.n_parallel = given["parallel"]
+    params.ctx_shift = False
+    params.use_jinja = True
+    params.warmup = False
+    params.verbosity = 1
+    # Old prompts kept in host memory; upstream's default is 8 GiB.
+    params.cache_ram_mib = int(os.environ.get("LLAMA_ARG_CACHE_RAM", "256"))
+    if given["threads"]:
+        params.cpuparams.n_threads = given["threads"]
+    # The library writes to standard output too; our one line must be alone there.
+    announce = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    server = library.Server(params)
+    announce.write(json.dumps({"url": server.listening_address.rstrip("/")}) + "\n")
+    announce.close()
+    sys.stdin.read()
+    # The library's destructor waits for requests that nobody will read.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""The metric catalogue."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.requests = Counter("model_server_requests", "Answered requests", ["status"], registry=registry)
+        self.running = Gauge("model_server_running_requests", "Requests that are generated now", registry=registry)
+        self.waiting = Gauge("model_server_waiting_requests", "Requests that wait for a slot", registry=registry)
+        self.refused = Counter("model_server_refused_requests", "Requests refused because the queue was full", registry=registry)
+        self.prompt_tokens = Counter("model_server_prompt_tokens", "Tokens read, without those reused from a slot", registry=registry)
+        self.cached_tokens = Counter("model_server_reused_prompt_tokens", "Prompt tokens that a slot still held", registry=registry)
+        self.generated_tokens = Counter("model_server_generated_tokens", "Tokens written", registry=registry)
+        self.first_byte = Histogram(
+            "model_server_time_to_first_byte_seconds", "From arrival to the first byte of the answer", buckets=_SECONDS, registry=registry
+        )
+        self.duration = Histogram("model_server_request_duration_seconds", "Whole requests", buckets=_SECONDS, registry=registry)
+        self.cache = Counter("model_server_cache_lookups", "Look-ups by outcome: hit, miss, bypass", ["outcome"], registry=registry)
+        self.engine_up = Gauge("model_server_engine_up", "Whether the engine has its model and lives", registry=registry)
