@@ -73,12 +73,18 @@ class PulumiCli:
         """
         init = arguments[:2] == ("stack", "init")
         argv = ["pulumi", *arguments, "--non-interactive", "--color", "never", "--stack", self.stack]
-        argv += [] if init else ["--config-file", str(self.config_file)]
+        argv += [] if arguments[0] == "stack" else ["--config-file", str(self.config_file)]
         environment = self.environment()
         argv[0] = shutil.which("pulumi", path=environment["PATH"]) or "pulumi"
         process = subprocess.Popen(
-            argv, cwd=self._project if init else ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )  # fmt: skip
+            argv,
+            cwd=self._project if init else ROOT,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         errors: list[str] = []
         reader = threading.Thread(target=lambda: errors.extend(process.stderr or []), daemon=True)
         reader.start()

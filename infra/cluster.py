@@ -12,18 +12,18 @@ from infra.settings import ClusterSettings, SettingsError
 TIMEOUT_S = 5
 
 
-def identity(context: str) -> str:
-    """The UID of the kube-system namespace of that kubeconfig context.
+def identity(context: str, kubeconfig: str | None = None) -> str:
+    """The UID of the kube-system namespace behind that context of `kubeconfig` (default: as kubectl finds it).
 
     Raises SettingsError when the context is unknown, or the cluster does not answer within TIMEOUT_S seconds.
     """
     path = "modelfleet:cluster.context"
-    names = _contexts()
+    names = _contexts(kubeconfig)
     if context not in names:
         known = ", ".join(names) or "none at all"
         raise SettingsError(f"{path}: got {context!r}, want a context of the kubeconfig (it has {known}); set KUBECONFIG or the context")
     try:
-        client = kubernetes.config.new_client_from_config(context=context)
+        client = kubernetes.config.new_client_from_config(config_file=kubeconfig, context=context)
         client.configuration.retries = 0
         namespace = kubernetes.client.CoreV1Api(client).read_namespace("kube-system", _request_timeout=TIMEOUT_S)
     except ApiException as error:
@@ -35,9 +35,9 @@ def identity(context: str) -> str:
     return str(namespace.metadata.uid) if namespace.metadata else ""
 
 
-def _contexts() -> list[str]:
+def _contexts(kubeconfig: str | None) -> list[str]:
     try:
-        contexts: Any = kubernetes.config.list_kube_config_contexts()[0]
+        contexts: Any = kubernetes.config.list_kube_config_contexts(kubeconfig)[0]
     except ConfigException:
         return []
     return sorted(str(each["name"]) for each in contexts)

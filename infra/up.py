@@ -21,8 +21,8 @@ from devcluster.layout import DEFAULT_NAME, Cluster, ClusterError, load
 from devcluster.oci import Image, RegistryError
 from devcluster.toolchain import ToolchainError
 from images import embedded as images
-from infra import cluster as identity
 from infra.cli import CliError, PulumiCli
+from infra.cluster import identity as cluster_identity
 from infra.outputs import FleetOutputs
 from infra.preview import stack_config
 from infra.settings import SettingsError
@@ -60,7 +60,7 @@ class Deployment:
         config["modelfleet:cluster"] = {
             **config.get("modelfleet:cluster", {}),
             "context": self.context,
-            "identity": before.get("modelfleet:cluster", {}).get("identity") or _identity(self.kubeconfig, self.context),
+            "identity": before.get("modelfleet:cluster", {}).get("identity") or cluster_identity(self.context, self.kubeconfig),
         }
         for section, values in overrides.items():
             config[f"modelfleet:{section}"] = {**config.get(f"modelfleet:{section}", {}), **values}
@@ -84,18 +84,6 @@ class Deployment:
 
     def destroy(self) -> None:
         self.cli.run("destroy", "--yes", "--skip-preview", progress=True)
-
-
-def _identity(kubeconfig: str, context: str) -> str:
-    before = os.environ.get("KUBECONFIG")
-    os.environ["KUBECONFIG"] = kubeconfig
-    try:
-        return identity.identity(context)
-    finally:
-        if before is None:
-            del os.environ["KUBECONFIG"]
-        else:
-            os.environ["KUBECONFIG"] = before
 
 
 def on_embedded(cluster: Cluster, stack: str) -> Deployment:
@@ -159,9 +147,8 @@ def _show(deployment: Deployment, outputs: FleetOutputs, url: str, *, forwarded:
     example = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
     print(f"\n{model}: {answer}\n")
     if forwarded:
-        print(
-            f"forward:   kubectl --context {deployment.context} -n {outputs.namespace} port-forward service/{outputs.service} 8000:{outputs.port}"
-        )
+        kubectl = f"kubectl --context {deployment.context} -n {outputs.namespace}"
+        print(f"forward:   {kubectl} port-forward service/{outputs.service} 8000:{outputs.port}")
         url = "http://127.0.0.1:8000"
     print(f"endpoint:  {url}{outputs.base_path}")
     print(f"models:    {', '.join(outputs.models)}")

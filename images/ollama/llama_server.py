@@ -10,8 +10,11 @@ import argparse
 import os
 import sys
 import threading
+from typing import Any
 
-import xllamacpp
+import xllamacpp as _xllamacpp
+
+xllamacpp: Any = _xllamacpp
 
 _FLASH = {"on": "LLAMA_FLASH_ATTN_TYPE_ENABLED", "off": "LLAMA_FLASH_ATTN_TYPE_DISABLED", "auto": "LLAMA_FLASH_ATTN_TYPE_AUTO"}
 
@@ -41,7 +44,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def parameters(options: argparse.Namespace) -> "xllamacpp.CommonParams":
+def parameters(options: argparse.Namespace) -> Any:
     params = xllamacpp.CommonParams()
     params.model.path = options.model
     params.hostnames = [options.host]
