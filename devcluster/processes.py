@@ -6,7 +6,6 @@ A process is known by its id *and* its start time, so a recycled id is never mis
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,23 +74,23 @@ def ensure(cluster: Cluster, process: Process) -> bool:
         stop(cluster, process.name)
     cluster.pid_dir.mkdir(parents=True, exist_ok=True)
     cluster.log_dir.mkdir(parents=True, exist_ok=True)
-    with (cluster.log_dir / f"{process.name}.log").open("ab") as log:
-        child = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd="/",
-            env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(cluster.state_dir), **process.env},
-        )
-    started = start_time(child.pid)
+    pid = _spawn(argv, cluster.log_dir / f"{process.name}.log", {"HOME": str(cluster.state_dir), **process.env})
+    started = start_time(pid)
     if started is None:
         raise ClusterError(f"{process.name}: got an exit at once, want a running process; see {cluster.log_dir / f'{process.name}.log'}")
     fresh = _record(cluster, process.name).with_suffix(".partial")
-    fresh.write_text(json.dumps({"pid": child.pid, "start_time": started, "argv": argv}))
+    fresh.write_text(json.dumps({"pid": pid, "start_time": started, "argv": argv}))
     fresh.replace(_record(cluster, process.name))
     return True
+
+
+def _spawn(argv: Sequence[str], log: Path, env: Mapping[str, str]) -> int:
+    """A process in a session of its own, which outlives us; so there is no Popen object that would wait for it."""
+    command = ["/usr/bin/env", "-C", "/", *argv]
+    writable = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    actions = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, str(log), writable, 0o600)]
+    environment = {"PATH": os.environ.get("PATH", os.defpath), **env}
+    return os.posix_spawn(command[0], command, environment, file_actions=[*actions, (os.POSIX_SPAWN_DUP2, 1, 2)], setsid=True)
 
 
 def stop(cluster: Cluster, name: str, timeout_s: float = 10.0) -> None:

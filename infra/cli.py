@@ -76,7 +76,9 @@ class PulumiCli:
         argv += [] if arguments[0] == "stack" else ["--config-file", str(self.config_file)]
         environment = self.environment()
         argv[0] = shutil.which("pulumi", path=environment["PATH"]) or "pulumi"
-        process = subprocess.Popen(
+        errors: list[str] = []
+        lines: list[str] = []
+        with subprocess.Popen(
             argv,
             cwd=self._project if init else ROOT,
             env=environment,
@@ -84,21 +86,17 @@ class PulumiCli:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-        )
-        errors: list[str] = []
-        reader = threading.Thread(target=lambda: errors.extend(process.stderr or []), daemon=True)
-        reader.start()
-        if stdin is not None and process.stdin is not None:
-            process.stdin.write(stdin)
-        if process.stdin is not None:
+        ) as process:
+            assert process.stdin is not None  # noqa: S101 (pipes were asked for)
+            reader = threading.Thread(target=lambda: errors.extend(process.stderr or []), daemon=True)
+            reader.start()
+            process.stdin.write(stdin or "")
             process.stdin.close()
-        lines: list[str] = []
-        for line in process.stdout or []:
-            lines.append(line)
-            if progress and _is_progress(line):
-                print(f"pulumi: {line.strip()}", file=sys.stderr, flush=True)
-        process.wait()
-        reader.join(5)
+            for line in process.stdout or []:
+                lines.append(line)
+                if progress and _is_progress(line):
+                    print(f"pulumi: {line.strip()}", file=sys.stderr, flush=True)
+            reader.join()
         if process.returncode:
             raise CliError(_message("".join(lines), "".join(errors)) or f"pulumi {arguments[0]}: got exit status {process.returncode}")
         return "".join(lines)

@@ -6,6 +6,16 @@ VERSION = 1
 """Raised when a field is removed or changes its meaning; a new field does not raise it."""
 
 
+class ModelOutput(BaseModel):
+    """A model that the fleet answers for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    context_length: int
+    """Tokens that its server was asked to hold."""
+
+
 class FleetOutputs(BaseModel):
     """The stack output `fleet`."""
 
@@ -19,6 +29,6 @@ class FleetOutputs(BaseModel):
     node_port: int | None
     base_path: str
     """Where the OpenAI API starts, below the Service's address."""
-    models: dict[str, int]
-    """Model id to the context length that was asked for, in tokens."""
+    models: list[ModelOutput]
+    """The fleet's models first, in the order of the configuration."""
     images: dict[str, str]

@@ -255,8 +255,10 @@ def build(settings: Settings) -> None:
             "port": PORTS["api-server"],
             "node_port": settings.api_server.node_port,
             "base_path": "/v1",
-            "models": dict.fromkeys(settings.fleet.models, settings.fleet.context_length)
-            | {settings.model_server.model_id: settings.model_server.context_length},
+            "models": [
+                *({"id": model, "context_length": settings.fleet.context_length} for model in settings.fleet.models),
+                {"id": settings.model_server.model_id, "context_length": settings.model_server.context_length},
+            ],
             "images": dict(images.refs),
         },
     )

@@ -141,17 +141,18 @@ def chat(url: str, key: str, model: str, question: str, timeout_s: float = 120.0
 
 
 def _show(deployment: Deployment, outputs: FleetOutputs, url: str, *, forwarded: bool) -> None:
-    model = next(iter(outputs.models))
-    say(f"chat: asking {model}: {QUESTION}")
-    answer = chat(url, deployment.key_file.read_text(), model, QUESTION)
-    example = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
-    print(f"\n{model}: {answer}\n")
+    key = deployment.key_file.read_text()
+    for model in outputs.models:
+        say(f"chat: asking {model.id}: {QUESTION}")
+        print(f"\n{model.id}: {chat(url, key, model.id, QUESTION)}")
+    print()
+    example = json.dumps({"model": outputs.models[0].id, "messages": [{"role": "user", "content": "Hello"}]})
     if forwarded:
         kubectl = f"kubectl --context {deployment.context} -n {outputs.namespace}"
         print(f"forward:   {kubectl} port-forward service/{outputs.service} 8000:{outputs.port}")
         url = "http://127.0.0.1:8000"
     print(f"endpoint:  {url}{outputs.base_path}")
-    print(f"models:    {', '.join(outputs.models)}")
+    print(f"models:    {', '.join(model.id for model in outputs.models)}")
     print(f"key:       {deployment.key_file}")
     print(f'try:       curl {url}/v1/chat/completions -H "Authorization: Bearer $(cat {deployment.key_file})" \\')
     print(f"             -H 'Content-Type: application/json' -d '{example}'")

@@ -1,0 +1,72 @@
+"""One embedded cluster for the whole tier: its own name, addresses and state, removed at the end."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devcluster import cluster as embedded
+from devcluster.layout import Cluster, load
+from devcluster.oci import Image
+from infra import up
+from infra.outputs import FleetOutputs
+from tests import tiny_gguf
+from tests.cluster.kube import Kube
+
+NAME = "modelfleet-test"
+MODEL = "tiny:scripted"
+SERVER_ID = "tiny-server"
+SCRIPT = "Hello from the tiny model."
+
+
+@dataclass
+class Stack:
+    """The deployed dev stack."""
+
+    cluster: Cluster
+    deployment: up.Deployment
+    overrides: dict[str, Any]
+    images: dict[str, Image]
+    outputs: FleetOutputs
+    kube: Kube
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.cluster.control_plane.address}:{self.outputs.node_port}"
+
+    @property
+    def key(self) -> str:
+        return self.deployment.key_file.read_text()
+
+
+@pytest.fixture(scope="session")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, dict[str, Image]]]:
+    left = load(NAME)
+    if left is not None:
+        embedded.down(left)
+    gguf = tiny_gguf.make(tmp_path_factory.mktemp("models") / "tiny.gguf", SCRIPT)
+    try:
+        yield up.start_embedded(NAME, 2, {MODEL: gguf})
+    finally:
+        cluster = load(NAME)
+        if cluster is not None:
+            embedded.down(cluster)
+
+
+@pytest.fixture(scope="session")
+def kube(started: tuple[Cluster, dict[str, Image]]) -> Kube:
+    return Kube(Path(embedded.binaries()) / "kubectl", started[0].kubeconfig)
+
+
+@pytest.fixture(scope="session")
+def stack(started: tuple[Cluster, dict[str, Image]], kube: Kube) -> Stack:
+    cluster, images = started
+    deployment = up.on_embedded(cluster, "dev")
+    overrides = {
+        **up.image_overrides(images),
+        "fleet": {"models": [MODEL]},
+        "modelServer": {"model": MODEL, "modelId": SERVER_ID},
+    }
+    return Stack(cluster, deployment, overrides, images, deployment.deploy(overrides), kube)

@@ -1,0 +1,159 @@
+"""The dev stack on a real cluster: it answers, it is closed, it changes only when it should, it comes back, it goes away."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from devcluster import cluster as embedded
+from devcluster.oci import assemble
+from images.embedded import runtime_config
+from infra.cli import CliError, PulumiCli
+from infra.outputs import FleetOutputs
+from tests.cluster.conftest import MODEL, SCRIPT, SERVER_ID, Stack
+from tests.cluster.kube import eventually
+
+pytestmark = pytest.mark.cluster
+BODY = {"messages": [{"role": "user", "content": "Say it."}], "max_tokens": 64, "temperature": 0}
+
+
+def ask(stack: Stack, model: str, **fields: object) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {stack.key}"}
+    return httpx.post(f"{stack.url}/v1/chat/completions", json={**BODY, "model": model, **fields}, headers=headers, timeout=60)
+
+
+@pytest.mark.parametrize("model", [MODEL, SERVER_ID])
+def test_a_chat_is_answered_by_ollama_and_by_the_model_server(stack: Stack, model: str) -> None:
+    response = ask(stack, model)
+    assert response.status_code == 200, response.text
+    assert response.json()["choices"][0]["message"]["content"] == SCRIPT
+
+
+@pytest.mark.parametrize("model", [MODEL, SERVER_ID])
+def test_a_streamed_chat_ends_with_done(stack: Stack, model: str) -> None:
+    events = [line.removeprefix("data: ") for line in ask(stack, model, stream=True).text.splitlines() if line]
+    assert events[-1] == "[DONE]"
+    deltas = [json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events[:-1]]
+    assert "".join(deltas) == SCRIPT
+
+
+def test_a_request_without_a_key_is_refused(stack: Stack) -> None:
+    response = httpx.get(f"{stack.url}/v1/models", timeout=10)
+    assert response.status_code == 401
+    assert response.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_an_exact_answer_is_kept_on_the_cache_server(stack: Stack) -> None:
+    headers = {"Authorization": f"Bearer {stack.key}", "X-Cache": "exact"}
+    body = {**BODY, "model": SERVER_ID, "seed": 7}
+    outcomes = [httpx.post(f"{stack.url}/v1/chat/completions", json=body, headers=headers, timeout=60).headers["x-cache"] for _ in range(2)]
+    assert outcomes == ["miss", "hit"]
+
+
+def test_the_exporter_sees_the_cache_and_the_loaded_model(stack: Stack) -> None:
+    ask(stack, MODEL)
+    path = f"/api/v1/namespaces/{stack.outputs.namespace}/services/metrics-exporter:9400/proxy/metrics"
+    text = stack.kube.run("get", "--raw", path)
+    assert "cache_up 1.0" in text
+    assert f'model="{MODEL}"' in text
+
+
+def test_the_outputs_are_what_consumers_read(stack: Stack) -> None:
+    assert [model.id for model in stack.outputs.models] == [MODEL, SERVER_ID]
+    assert FleetOutputs.model_validate_json(stack.outputs.model_dump_json()) == stack.outputs
+
+
+def test_a_second_up_changes_nothing(stack: Stack) -> None:
+    stack.deployment.cli.run("preview", "--expect-no-changes")
+
+
+def test_a_killed_ollama_pod_comes_back_and_serves(stack: Stack) -> None:
+    namespace = stack.outputs.namespace
+    before = stack.kube.get("pod", "ollama-0", "-n", namespace)["metadata"]["uid"]
+    stack.kube.run("delete", "pod", "ollama-0", "-n", namespace, "--grace-period=0", "--force")
+    eventually(lambda: ask(stack, MODEL).status_code, lambda status: status == 200, 90, "an answer after the kill")
+    assert stack.kube.get("pod", "ollama-0", "-n", namespace)["metadata"]["uid"] != before
+
+
+def test_a_changed_service_replaces_only_its_own_pods(stack: Stack) -> None:
+    def pods() -> dict[str, str]:
+        items = stack.kube.get("pods", "-n", stack.outputs.namespace)["items"]
+        return {item["metadata"]["uid"]: item["metadata"]["labels"]["app.kubernetes.io/name"] for item in items}
+
+    before = pods()
+    image = stack.images["metrics-exporter"]
+    config = runtime_config("metrics-exporter")
+    edited = assemble(image.name, image.layers, dataclasses.replace(config, labels={"edited": "yes"}))
+    embedded.push(stack.cluster, [edited])
+    overrides = json.loads(json.dumps(stack.overrides))
+    overrides["images"]["refs"]["metrics-exporter"] = edited.reference
+    stack.deployment.deploy(overrides)
+    after = eventually(pods, lambda now: len(now) == len(before), 60, "as many pods as before")
+    assert {before[uid] for uid in before.keys() - after.keys()} == {"metrics-exporter"}
+    assert {after[uid] for uid in after.keys() - before.keys()} == {"metrics-exporter"}
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("fleet", {"replicas": 0}, "modelfleet:fleet.replicas: got 0, want greater than or equal to 1"),
+        ("fleet", {"replicsa": 2}, "modelfleet:fleet.replicsa: got an unknown key, want one of"),
+        ("images", {"refs": {}}, "modelfleet:images.refs.ollama: got nothing, want a reference"),
+        ("cluster", {"context": "elsewhere"}, "modelfleet:cluster.context: got 'elsewhere', want a context of the kubeconfig"),
+        ("cluster", {"identity": "00000000-0000-0000-0000-000000000000"}, "which this stack was made for"),
+        ("nonsense", {"a": 1}, "modelfleet:nonsense: got an unknown key"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_created(
+    stack: Stack, tmp_path: Path, section: str, values: dict[str, object], message: str
+) -> None:
+    cli = PulumiCli(stack="dev", state_dir=tmp_path, env={"KUBECONFIG": stack.deployment.kubeconfig})
+    cli.ensure_stack()
+    config = stack.deployment.cli.read_config()
+    config |= {"modelfleet:apiKeys": json.dumps(["a-key-of-sufficient-length"]), "modelfleet:cachePassword": "sufficientlylong1"}
+    config[f"modelfleet:{section}"] = {**config.get(f"modelfleet:{section}", {}), **values}
+    cli.write_config(config)
+    with pytest.raises(CliError) as refusal:
+        cli.run("up", "--yes", "--skip-preview")
+    assert message in str(refusal.value)
+    assert "Traceback" not in str(refusal.value)
+    assert _resources(cli) <= {"pulumi:pulumi:Stack"}
+
+
+def test_missing_secrets_are_named(stack: Stack, tmp_path: Path) -> None:
+    cli = PulumiCli(stack="dev", state_dir=tmp_path, env={"KUBECONFIG": stack.deployment.kubeconfig})
+    cli.ensure_stack()
+    config = {name: value for name, value in stack.deployment.cli.read_config().items() if "secure" not in value}
+    cli.write_config(config)
+    with pytest.raises(CliError) as refusal:
+        cli.run("up", "--yes", "--skip-preview")
+    for name in ("apiKeys", "cachePassword"):
+        assert f"modelfleet:{name}: got nothing, want" in str(refusal.value)
+    assert _resources(cli) <= {"pulumi:pulumi:Stack"}
+
+
+def test_an_unreachable_cluster_is_refused(stack: Stack, tmp_path: Path) -> None:
+    kubeconfig = tmp_path / "kubeconfig"
+    address = stack.cluster.api_url
+    kubeconfig.write_text(stack.cluster.kubeconfig.read_text().replace(address, address.replace(":6443", ":6499")))
+    cli = PulumiCli(stack="dev", state_dir=tmp_path / "state", env={"KUBECONFIG": str(kubeconfig)})
+    cli.ensure_stack()
+    config = stack.deployment.cli.read_config()
+    config |= {"modelfleet:apiKeys": json.dumps(["a-key-of-sufficient-length"]), "modelfleet:cachePassword": "sufficientlylong1"}
+    cli.write_config(config)
+    with pytest.raises(CliError, match="got no answer from cluster"):
+        cli.run("up", "--yes", "--skip-preview")
+    assert _resources(cli) <= {"pulumi:pulumi:Stack"}
+
+
+def test_no_secret_is_in_the_state_file_or_the_configuration(stack: Stack) -> None:
+    for path in stack.deployment.state_dir.rglob("*"):
+        if path.is_file() and path != stack.deployment.key_file:
+            assert stack.key.encode() not in path.read_bytes(), path
+
+
+def _resources(cli: PulumiCli) -> set[str]:
+    exported = json.loads(cli.run("stack", "export"))
+    return {resource["type"] for resource in exported["deployment"].get("resources") or []}

@@ -1,0 +1,53 @@
+"""Components under Pulumi's mocks: every resource that a construction registers, in wire form."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pulumi.runtime import MockCallArgs, MockResourceArgs, Mocks, set_mocks, test
+
+
+@dataclass
+class Recorder(Mocks):
+    resources: list[MockResourceArgs] = field(default_factory=list)
+
+    def new_resource(self, args: MockResourceArgs) -> tuple[str, dict[str, Any]]:
+        self.resources.append(args)
+        inputs = dict(args.inputs)
+        metadata = inputs.get("metadata")
+        if isinstance(metadata, dict):
+            # The provider names what the program does not.
+            inputs["metadata"] = {"name": f"{args.name}-auto", **metadata}
+        return f"{args.name}-id", inputs
+
+    def call(self, args: MockCallArgs) -> tuple[dict[str, Any], list[tuple[str, str]] | None]:
+        return {}, None
+
+    def kind(self, kind: str) -> list[dict[str, Any]]:
+        """Inputs of every resource whose type ends so, e.g. `:Deployment`."""
+        return [resource.inputs for resource in self.resources if resource.typ.endswith(f":{kind}")]
+
+    def one(self, kind: str) -> dict[str, Any]:
+        found = self.kind(kind)
+        assert len(found) == 1, f"{kind}: {len(found)}"
+        return found[0]
+
+
+def render(construct: Callable[[], Any], *, preview: bool = False) -> Recorder:
+    """Run `construct` and wait for everything that it registers."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    recorder = Recorder()
+    set_mocks(recorder, project="modelfleet", stack="test", preview=preview)
+
+    @test
+    def run() -> None:
+        construct()
+
+    try:
+        run()
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+    return recorder

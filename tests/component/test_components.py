@@ -1,0 +1,280 @@
+"""Each component alone: what it registers, and the defect of the original design that it does not have."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+import components as c
+from components.contract import COMPONENTS, DNS_CLIENTS, EDGES, PORTS
+from tests.component.harness import Recorder, render
+
+SMALL = c.ResourceArgs(cpu="100m", memory="128Mi")
+TIER = c.TierArgs(provisioner="example.org/disk", size="1Gi")
+
+
+def governance(**changes: Any) -> Recorder:
+    args = c.GovernanceArgs(namespace="ns", gpu_quota=8, gpu_resource="nvidia.com/gpu", cpu="4", memory="8Gi", pods=50, retain=False)
+    return render(lambda: c.Governance("g", dataclasses.replace(args, **changes)))
+
+
+def test_the_quota_counts_requests_of_gpus_and_no_limits() -> None:
+    hard = governance().one("ResourceQuota")["spec"]["hard"]
+    assert hard["requests.nvidia.com/gpu"] == "8"
+    assert not [key for key in hard if key.startswith("limits.")]
+
+
+def test_no_container_gets_a_gpu_by_default() -> None:
+    item = governance().one("LimitRange")["spec"]["limits"][0]
+    assert set(item["defaultRequest"]) == {"cpu", "memory"}
+    assert set(item["default"]) == {"memory"}
+
+
+def test_the_namespace_enforces_the_restricted_standard() -> None:
+    assert governance().one("Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def gpu(**changes: Any) -> Recorder:
+    args = c.GpuRuntimeArgs(enabled=True, create_runtime_class=True, runtime_class="nvidia", handler="nvidia", priority=1_000_000)
+    return render(lambda: c.GpuRuntime("gpu", dataclasses.replace(args, **changes)))
+
+
+def test_the_runtime_class_selects_the_label_that_gpu_nodes_have() -> None:
+    runtime_class = gpu().one("RuntimeClass")
+    assert runtime_class["handler"] == "nvidia"
+    assert runtime_class["scheduling"]["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+    assert runtime_class["scheduling"]["tolerations"][0]["key"] == "nvidia.com/gpu"
+
+
+@pytest.mark.parametrize("changes", [{"enabled": False}, {"create_runtime_class": False}])
+def test_no_runtime_class_where_there_is_no_gpu_or_the_operator_owns_it(changes: dict[str, bool]) -> None:
+    recorder = gpu(**changes)
+    assert recorder.kind("RuntimeClass") == []
+    assert recorder.one("PriorityClass")["value"] == 1_000_000
+    assert recorder.one("PriorityClass")["metadata"]["name"] == "gpu-priority"
+
+
+def storage(*, retain: bool) -> Recorder:
+    return render(lambda: c.Storage("s", c.StorageArgs(namespace="ns", hot=TIER, shared=TIER, retain=retain)))
+
+
+@pytest.mark.parametrize(("retain", "policy"), [(True, "Retain"), (False, "Delete")])
+def test_storage_has_two_classes_and_one_shared_claim(retain: bool, policy: str) -> None:
+    recorder = storage(retain=retain)
+    classes = {item["metadata"]["name"]: item for item in recorder.kind("StorageClass")}
+    assert set(classes) == {"local-nvme", "shared-models"}
+    assert classes["local-nvme"]["volumeBindingMode"] == "WaitForFirstConsumer"
+    assert {item["reclaimPolicy"] for item in classes.values()} == {policy}
+    claim = recorder.one("PersistentVolumeClaim")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert claim["spec"]["storageClassName"] == "shared-models"
+
+
+def network() -> dict[str, dict[str, Any]]:
+    recorder = render(lambda: c.Network("n", c.NetworkArgs(namespace="ns", client_cidrs=["10.0.0.0/8"], prometheus_namespace="monitoring")))
+    return {item["metadata"]["name"]: item["spec"] for item in recorder.kind("NetworkPolicy")}
+
+
+def test_everything_is_denied_by_default() -> None:
+    default = network()["default-deny"]
+    assert default["podSelector"] == {}
+    assert default["policyTypes"] == ["Ingress", "Egress"]
+    assert "ingress" not in default
+    assert "egress" not in default
+
+
+def test_every_component_has_a_policy_and_only_its_edges() -> None:
+    policies = network()
+    assert set(policies) == {"default-deny", *COMPONENTS}
+
+    def peers(component: str, direction: str, key: str) -> set[tuple[str, int]]:
+        return {
+            (peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"], int(port["port"]))
+            for rule in policies[component].get(direction, [])
+            for peer in rule[key]
+            if "namespaceSelector" not in peer and "podSelector" in peer
+            for port in rule["ports"]
+        }
+
+    for component in COMPONENTS:
+        assert peers(component, "ingress", "from") == {(edge.source, edge.port) for edge in EDGES if edge.target == component}
+        assert peers(component, "egress", "to") == {(edge.target, edge.port) for edge in EDGES if edge.source == component}
+
+
+def test_dns_is_open_in_both_protocols_for_those_that_look_names_up() -> None:
+    for component, spec in network().items():
+        ports = {
+            (rule["ports"][0]["port"], port["protocol"])
+            for rule in spec.get("egress", [])
+            for port in rule["ports"]
+            if any("namespaceSelector" in peer for peer in rule["to"])
+        }
+        assert ports == ({(53, "UDP"), (53, "TCP")} if component in DNS_CLIENTS else set())
+
+
+OLLAMA = c.OllamaFleetArgs(
+    namespace="ns",
+    image="ollama@sha256:1",
+    sync_image="models@sha256:2",
+    shared_claim="shared-models",
+    hot_class="local-nvme",
+    hot_size="100Gi",
+    replicas=3,
+    resources=c.ResourceArgs(cpu="8", memory="64Gi", gpus=1),
+    models=["a:1", "b:2"],
+    context_length=65536,
+    num_parallel=2,
+    keep_alive="-1",
+    max_queue=16,
+    runtime_class="nvidia",
+    priority_class="gpu-priority",
+    retain=True,
+)
+
+
+def ollama(**changes: Any) -> Recorder:
+    return render(lambda: c.OllamaFleet("o", dataclasses.replace(OLLAMA, **changes)))
+
+
+def test_the_fleet_uses_the_runtime_class_the_priority_and_a_whole_gpu() -> None:
+    pod = ollama().one("StatefulSet")["spec"]["template"]["spec"]
+    assert (pod["runtimeClassName"], pod["priorityClassName"]) == ("nvidia", "gpu-priority")
+    resources = pod["containers"][0]["resources"]
+    assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_a_replica_without_a_gpu_is_shown_none() -> None:
+    container = ollama(resources=SMALL, runtime_class=None).one("StatefulSet")["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in container["env"]
+    assert "nvidia.com/gpu" not in container["resources"]["limits"]
+
+
+def test_the_fleet_is_a_parallel_stateful_set_behind_a_headless_service() -> None:
+    recorder = ollama()
+    spec = recorder.one("StatefulSet")["spec"]
+    service = recorder.one("Service")
+    assert (spec["replicas"], spec["podManagementPolicy"], spec["serviceName"]) == (3, "Parallel", service["metadata"]["name"])
+    assert service["spec"]["clusterIP"] == "None"
+    assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
+
+
+def test_a_replica_is_ready_only_with_every_model() -> None:
+    command = ollama().one("StatefulSet")["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["exec"]["command"]
+    assert 'ollama show "a:1"' in command[-1]
+    assert '&& ollama show "b:2"' in command[-1]
+
+
+def test_ollama_never_prunes_the_store_and_always_has_a_context_length() -> None:
+    container = ollama().one("StatefulSet")["spec"]["template"]["spec"]["containers"][0]
+    values = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert (values["OLLAMA_NOPRUNE"], values["OLLAMA_NO_CLOUD"], values["OLLAMA_CONTEXT_LENGTH"]) == ("1", "1", "65536")
+
+
+def test_the_writer_copies_the_seed_into_the_shared_claim() -> None:
+    recorder = render(lambda: c.ModelStore("m", c.ModelStoreArgs(namespace="ns", image="models@sha256:1", claim="shared-models")))
+    pod = recorder.one("Job")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["args"] == ["/seed", "/shared"]
+    assert {"claimName": "shared-models"} in [volume.get("persistentVolumeClaim") for volume in pod["volumes"]]
+
+
+def test_the_model_server_reads_the_store_and_knows_the_cache() -> None:
+    args = c.ModelServerArgs(
+        namespace="ns",
+        image="x@sha256:1",
+        shared_claim="shared-models",
+        cache_secret="cache-auth",
+        replicas=1,
+        resources=SMALL,
+        model="a:1",
+        model_id="a-server",
+        context_length=4096,
+        parallel=2,
+        max_queue=4,
+        priority_class="gpu-priority",
+    )
+    pod = render(lambda: c.ModelServer("m", args)).one("Deployment")["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert container["ports"][0]["containerPort"] == 8080
+    assert next(mount for mount in container["volumeMounts"] if mount["name"] == "models")["readOnly"] is True
+    values = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert values["MODEL_SERVER_CACHE_URL"] == "redis://cache-server:6379/0"
+    assert "sha256" not in str(values), "no secret value stands in the environment"
+
+
+def test_the_cache_server_has_a_bound_a_policy_and_a_password_outside_its_configuration() -> None:
+    args = c.CacheServerArgs(
+        namespace="ns",
+        image="x@sha256:1",
+        password="very-secret-password",
+        max_memory_bytes=2**26,
+        eviction_policy="allkeys-lru",
+        resources=SMALL,
+    )
+    recorder = render(lambda: c.CacheServer("cache", args))
+    conf = recorder.one("ConfigMap")["data"]["cache.conf"]
+    assert "maxmemory 67108864\nmaxmemory-policy allkeys-lru\n" in conf
+    assert "very-secret-password" not in conf
+    assert "very-secret-password" not in str(recorder.one("Deployment"))
+    assert recorder.one("Service")["spec"]["ports"][0]["port"] == 6379
+
+
+def test_the_api_server_mounts_its_keys_and_names_its_routes() -> None:
+    args = c.ApiServerArgs(
+        namespace="ns",
+        image="x@sha256:1",
+        keys=["a-very-secret-api-key"],
+        routes={"a:1": {"url": "http://ollama:11434", "model": "a:1", "max_in_flight": 4}},
+        replicas=2,
+        resources=SMALL,
+        service_type="NodePort",
+        node_port=30080,
+    )
+    recorder = render(lambda: c.ApiServer("api", args))
+    deployment = recorder.one("Deployment")
+    assert "a-very-secret-api-key" not in str(deployment)
+    assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert recorder.one("Service")["spec"]["ports"][0]["nodePort"] == 30080
+    values = {entry["name"]: entry.get("value") for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert '"url": "http://ollama:11434"' in values["API_SERVER_ROUTES"]
+
+
+@pytest.mark.parametrize("gpus", [True, False])
+def test_gpu_nodes_get_an_exporter_of_their_own(gpus: bool) -> None:
+    args = c.MonitoringArgs(
+        namespace="ns",
+        image="x@sha256:1",
+        cache_secret="cache-auth",
+        ollama_url="http://ollama:11434",
+        resources=SMALL,
+        gpu_nodes=gpus,
+        runtime_class="nvidia" if gpus else None,
+    )
+    recorder = render(lambda: c.Monitoring("m", args))
+    assert len(recorder.kind("DaemonSet")) == int(gpus)
+    if gpus:
+        pod = recorder.one("DaemonSet")["spec"]["template"]["spec"]
+        assert pod["runtimeClassName"] == "nvidia"
+        assert "nvidia.com/gpu" not in str(pod["containers"][0]["resources"]), "it looks at GPUs and takes none"
+
+
+@pytest.mark.parametrize("preview", [True, False])
+def test_prebuilt_images_are_taken_as_they_are(preview: bool) -> None:
+    refs = {
+        name: f"modelfleet/{name}@sha256:{'a' * 64}"
+        for name in ("ollama", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
+    }
+    recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(builder="prebuilt", registry="r", refs=refs)), preview=preview)
+    assert [resource.typ for resource in recorder.resources] == ["modelfleet:index:RuntimeImages"]
+
+
+@pytest.mark.parametrize(("builder", "kind"), [("docker-build", "docker-build:index:Image"), ("docker", "docker:index/image:Image")])
+def test_images_are_built_under_a_tag_of_their_content(builder: str, kind: str) -> None:
+    recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(builder=builder, registry="registry.example.com/x")))
+    built = [resource.inputs for resource in recorder.resources if resource.typ == kind]
+    assert len(built) == 6
+    tags = {tag for inputs in built for tag in inputs.get("tags", [inputs.get("imageName")])}
+    assert all(":src-" in tag for tag in tags)
+
+
+def test_ports_of_the_contract_are_those_of_the_design() -> None:
+    assert (PORTS["model-server"], PORTS["cache-server"], PORTS["ollama"]) == (8080, 6379, 11434)

@@ -1,0 +1,216 @@
+"""Laws over everything that is rendered and everything that is written down."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import components
+from components.contract import COMPONENTS, EDGES, PORTS, SCRAPED
+from images import embedded
+from infra.cli import PROVIDER_VERSION
+from infra.settings import IMAGE_NAMES
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+DOCKERFILES = sorted((ROOT / "images").glob("*/Dockerfile"))
+TYPE_TOKENS = {
+    "ApiServer",
+    "CacheServer",
+    "Governance",
+    "GpuRuntime",
+    "ModelServer",
+    "ModelStore",
+    "Monitoring",
+    "Network",
+    "OllamaFleet",
+    "RuntimeImages",
+    "Storage",
+}
+"""Names in state files. Renaming a component needs an Alias to the old token, and only then a change here."""
+
+
+def documents(stack: str) -> list[dict[str, Any]]:
+    return [yaml.safe_load(path.read_text()) for path in sorted((GOLDEN / stack).glob("*.yaml"))]
+
+
+def pod_specs(stack: str) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (f"{document['kind']}/{document['metadata']['name']}", document["spec"]["template"])
+        for document in documents(stack)
+        if "template" in document.get("spec", {})
+    ]
+
+
+PODS = [(stack, name, template) for stack in ("dev", "prod") for name, template in pod_specs(stack)]
+
+
+def test_type_tokens_are_those_of_the_table() -> None:
+    written = re.findall(r'type_token\("(\w+)"\)', "".join(path.read_text() for path in (ROOT / "components").glob("*.py")))
+    assert sorted(written) == sorted(TYPE_TOKENS)
+    assert {name for name in components.__all__ if not name.endswith("Args")} == TYPE_TOKENS
+
+
+def test_every_component_has_documented_arguments() -> None:
+    for name in TYPE_TOKENS:
+        assert getattr(components, name).__doc__
+        assert getattr(components, f"{name}Args").__doc__
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+OURS = {"infra", "components", "devcluster", "images", "api_server", "model_server", "metrics_exporter", "model_sync"}
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [
+        ("api_server", set()),
+        ("model_server", set()),
+        ("metrics_exporter", set()),
+        ("model_sync", set()),
+        ("components", set()),
+        ("devcluster", set()),
+        ("images", {"devcluster"}),
+        ("infra", {"components", "devcluster", "images"}),
+    ],
+)
+def test_packages_import_only_what_is_below_them(package: str, allowed: set[str]) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        assert imports(path) & OURS <= allowed | {package}, path
+
+
+def test_only_one_module_knows_nvml() -> None:
+    users = [path for path in (ROOT / "metrics_exporter").glob("*.py") if "pynvml" in imports(path)]
+    assert [path.name for path in users] == ["nvml.py"]
+
+
+@pytest.mark.parametrize(("stack", "name", "template"), PODS, ids=[f"{stack}-{name}" for stack, name, _ in PODS])
+class TestEveryPod:
+    def test_is_hardened(self, stack: str, name: str, template: dict[str, Any]) -> None:
+        pod = template["spec"]
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["readOnlyRootFilesystem"] is True
+            assert security["capabilities"] == {"drop": ["ALL"]}
+
+    def test_asks_for_cpu_and_memory(self, stack: str, name: str, template: dict[str, Any]) -> None:
+        for container in [*template["spec"]["containers"], *template["spec"].get("initContainers", [])]:
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+            assert "memory" in container["resources"]["limits"]
+
+    def test_mounts_only_volumes_that_it_has(self, stack: str, name: str, template: dict[str, Any]) -> None:
+        claims = {
+            claim["metadata"]["name"]
+            for document in documents(stack)
+            if document["kind"] == "StatefulSet"
+            for claim in document["spec"]["volumeClaimTemplates"]
+        }
+        volumes = {volume["name"] for volume in template["spec"]["volumes"]} | claims
+        mounts = {mount["name"] for container in template["spec"]["containers"] for mount in container["volumeMounts"]}
+        assert mounts <= volumes
+
+    def test_has_a_policy_and_the_port_of_the_contract(self, stack: str, name: str, template: dict[str, Any]) -> None:
+        component = template["metadata"]["labels"]["app.kubernetes.io/name"]
+        assert component in COMPONENTS
+        ports = {port["containerPort"] for container in template["spec"]["containers"] for port in container.get("ports", [])}
+        assert not ports or PORTS[component] in ports
+        assert component not in SCRAPED or SCRAPED[component] in ports
+
+    def test_is_probed_unless_it_ends(self, stack: str, name: str, template: dict[str, Any]) -> None:
+        if name.startswith("Job/"):
+            return
+        for container in template["spec"]["containers"]:
+            assert {"readinessProbe", "livenessProbe"} <= set(container)
+
+    def test_takes_its_image_by_a_name_that_cannot_move(self, stack: str, name: str, template: dict[str, Any]) -> None:
+        for container in template["spec"]["containers"]:
+            assert re.search(r"@sha256:[0-9a-f]{64}$|:src-[0-9a-f]{12}$", container["image"]), container["image"]
+
+
+@pytest.mark.parametrize("stack", ["dev", "prod"])
+def test_selectors_match_the_labels_of_their_pods(stack: str) -> None:
+    templates = [template["metadata"]["labels"] for _, template in pod_specs(stack)]
+    for document in documents(stack):
+        spec = document.get("spec", {})
+        selector = spec.get("selector") if document["kind"] == "Service" else spec.get("selector", {}).get("matchLabels")
+        if selector:
+            assert any(selector.items() <= labels.items() for labels in templates), document["metadata"]["name"]
+
+
+@pytest.mark.parametrize("stack", ["dev", "prod"])
+def test_every_namespaced_object_is_in_the_namespace(stack: str) -> None:
+    cluster_wide = {"Namespace", "StorageClass", "PriorityClass", "RuntimeClass"}
+    for document in documents(stack):
+        if document["kind"] not in cluster_wide:
+            assert document["metadata"]["namespace"] == "modelfleet", document["metadata"]["name"]
+
+
+def test_edges_name_components_and_their_ports() -> None:
+    for edge in EDGES:
+        assert {edge.source, edge.target} <= set(COMPONENTS)
+        assert edge.port == PORTS[edge.target]
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=[path.parent.name for path in DOCKERFILES])
+class TestEveryDockerfile:
+    def test_runs_as_the_fleets_user_in_exec_form(self, path: Path) -> None:
+        config = embedded.runtime_config(path.parent.name)
+        assert config.user == "10001:10001"
+        assert config.entrypoint
+
+    def test_has_no_instruction_that_kubernetes_ignores_or_that_harms(self, path: Path) -> None:
+        text = path.read_text()
+        assert not re.search(r"^(HEALTHCHECK|VOLUME|ADD)\b", text, re.MULTILINE)
+        assert ":latest" not in text
+
+    def test_stands_on_pinned_bases(self, path: Path) -> None:
+        pins = tomllib.loads((ROOT / "images" / "pins.toml").read_text())["bases"]
+        for base in re.findall(r"^FROM (\S+)", path.read_text(), re.MULTILINE):
+            name, _, tag = base.partition(":")
+            assert pins[name]["tag"] == tag
+            assert pins[name]["source"]
+            assert pins[name]["date"]
+
+    def test_installs_only_locked_packages(self, path: Path) -> None:
+        for line in re.findall(r"pip install .*", path.read_text()):
+            assert "--require-hashes" in line
+
+
+def test_every_image_of_the_settings_has_a_dockerfile() -> None:
+    assert set(IMAGE_NAMES) <= {path.parent.name for path in DOCKERFILES}
+
+
+def test_the_provider_is_the_one_that_the_sdk_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"pulumi-kubernetes=={PROVIDER_VERSION}" in project["dependencies"]
+    assert (
+        f"github.com/pulumi/pulumi-kubernetes/sdk/v4 v{PROVIDER_VERSION}" in (ROOT / "tools/pulumi-resource-kubernetes/go.mod").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*ROOT.glob("requirements*.lock"), *ROOT.glob("*/requirements.lock"), ROOT / "images/ollama/engine.lock"])
+)
+def test_locks_have_hashes_and_no_address(path: Path) -> None:
+    text = path.read_text()
+    assert "://" not in text
+    packages = [line for line in text.splitlines() if "==" in line and not line.startswith((" ", "#"))]
+    assert packages
+    assert text.count("--hash=sha256:") >= len(packages)
