@@ -1,6 +1,5 @@
 """Components under Pulumi's mocks: every resource that a construction registers, in wire form."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,8 +35,6 @@ class Recorder(Mocks):
 
 def render(construct: Callable[[], Any], *, preview: bool = False) -> Recorder:
     """Run `construct` and wait for everything that it registers."""
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
     recorder = Recorder()
     set_mocks(recorder, project="modelfleet", stack="test", preview=preview)
 
@@ -45,9 +42,5 @@ def render(construct: Callable[[], Any], *, preview: bool = False) -> Recorder:
     def run() -> None:
         construct()
 
-    try:
-        run()
-    finally:
-        asyncio.set_event_loop(None)
-        loop.close()
+    run()
     return recorder
