@@ -24,9 +24,8 @@ def read(path: Path) -> list[bytes]:
         raise KeysError(f"API_SERVER_KEYS_FILE: got {error.strerror} for {path}, want a readable file; mount the Secret there") from None
     keys = [line for line in lines if line]
     if not keys or any(len(key) < MIN_LENGTH for key in keys):
-        raise KeysError(
-            f"{path}: got {len(keys)} keys, some too short or none, want at least one of {MIN_LENGTH}+ characters; write them, one a line"
-        )
+        want = f"at least one, each of {MIN_LENGTH} or more characters"
+        raise KeysError(f"{path}: got {len(keys)} keys, none or one too short, want {want}; write them, one a line")
     return [hashlib.sha256(key.encode()).digest() for key in keys]
 
 

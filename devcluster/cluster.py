@@ -48,9 +48,15 @@ def up(name: str, node_count: int, timeout_s: float = 180.0) -> Cluster:
         if node.ensure_mount_namespace(each):
             _stop_node_processes(cluster, each.name)
         node.write_config(each)
+        if processes.running_pid(cluster, f"containerd-{each.name}") is None:
+            # Left by one that was killed; its successor must be waited for.
+            node.runtime_socket(each).unlink(missing_ok=True)
         (each.directory / "hot").mkdir(exist_ok=True)
-        start(node.processes(each, tools))
+        start(node.processes(each, tools)[:1])
     start([addons.registry_process(cluster)])
+    for each in cluster.nodes:
+        _wait_runtime(each)
+        start(node.processes(each, tools)[1:])
     images = [system_images.pause(), system_images.coredns(tools), system_images.helper()]
     _wait_registry(cluster)
     push(cluster, images)
@@ -69,6 +75,17 @@ def _stop_node_processes(cluster: Cluster, node_name: str) -> None:
     for name in processes.recorded(cluster):
         if name.endswith(f"-{node_name}"):
             processes.stop(cluster, name)
+
+
+def _wait_runtime(each: node.Node, timeout_s: float = 30.0) -> None:
+    """The kubelet gives up at once without its runtime's socket."""
+    deadline = time.monotonic() + timeout_s
+    name = f"containerd-{each.name}"
+    while not node.runtime_socket(each).exists():
+        if processes.running_pid(each.cluster, name) is None or time.monotonic() > deadline:
+            log = processes.tail(each.cluster, name)
+            raise ClusterError(f"{name}: got no socket, want a running container runtime; its log ends:\n{log}")
+        time.sleep(0.05)
 
 
 def _wait_registry(cluster: Cluster, timeout_s: float = 15.0) -> None:

@@ -239,7 +239,13 @@ def _kube_proxy(node: Node) -> dict[str, object]:
     }
 
 
+def runtime_socket(node: Node) -> Path:
+    """containerd's socket as the machine sees it."""
+    return node.directory / "run-containerd" / "containerd.sock"
+
+
 def processes(node: Node, binaries: Path) -> list[Process]:
+    """The container runtime first: the others need it."""
     config = node.directory / "config"
     kubeconfigs = node.cluster.config_dir
     # containerd finds its shim on PATH.

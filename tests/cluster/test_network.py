@@ -2,9 +2,10 @@
 
 import json
 
+import httpx
 import pytest
 
-from tests.cluster.conftest import Stack
+from tests.cluster.conftest import MODEL, Stack
 from tests.cluster.kube import eventually
 
 pytestmark = pytest.mark.cluster
@@ -53,12 +54,15 @@ def probes(stack: Stack) -> dict[str, str]:
         "probe-model": (namespace, "model-server"),
         "probe-stranger": (namespace, None),
         "probe-outsider": ("default", None),
+        "probe-prometheus": ("monitoring", None),
     }
+    stack.kube.run("create", "namespace", "monitoring")
     for name, (where, component) in wanted.items():
         probe(stack, name, where, component)
     yield {name: where for name, (where, _) in wanted.items()}  # type: ignore[misc]
     for name, (where, _) in wanted.items():
         stack.kube.run("delete", "pod", name, "-n", where, "--wait=false")
+    stack.kube.run("delete", "namespace", "monitoring", "--wait=false")
 
 
 @pytest.mark.parametrize(
@@ -73,6 +77,11 @@ def probes(stack: Stack) -> dict[str, str]:
         ("probe-stranger", "ollama", 11434, False),
         ("probe-outsider", "cache-server", 6379, False),
         ("probe-outsider", "ollama", 11434, False),
+        ("probe-outsider", "metrics-exporter", 9400, False),
+        ("probe-prometheus", "metrics-exporter", 9400, True),
+        ("probe-prometheus", "model-server", 8080, True),
+        ("probe-prometheus", "api-server", 9464, True),
+        ("probe-prometheus", "cache-server", 6379, False),
     ],
 )
 def test_only_the_edges_of_the_contract_are_open(
@@ -96,3 +105,21 @@ def test_names_resolve_for_the_components_that_need_it(stack: Stack, probes: dic
         "cache-server resolves",
     )
     assert found == stack.kube.get("service", "cache-server", "-n", stack.outputs.namespace)["spec"]["clusterIP"]
+
+
+def test_prometheus_reads_the_cache_and_the_loaded_model(stack: Stack, probes: dict[str, str]) -> None:
+    httpx.post(
+        f"{stack.url}/v1/chat/completions",
+        json={"model": MODEL, "messages": [{"role": "user", "content": "Say it."}]},
+        headers={"Authorization": f"Bearer {stack.key}"},
+        timeout=60,
+    ).raise_for_status()
+    read = "import sys,urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
+    url = f"http://{address(stack, 'metrics-exporter')}:9400/metrics"
+    text = eventually(
+        lambda: stack.kube.exec("monitoring", "probe-prometheus", "python3", "-c", read, url).stdout,
+        lambda found: "cache_up 1.0" in found and "ollama_model_resident_bytes{" in found,
+        40,
+        "metrics of cache and fleet",
+    )
+    assert f'model="{MODEL}"' in text

@@ -52,14 +52,6 @@ def test_an_exact_answer_is_kept_on_the_cache_server(stack: Stack) -> None:
     assert outcomes == ["miss", "hit"]
 
 
-def test_the_exporter_sees_the_cache_and_the_loaded_model(stack: Stack) -> None:
-    ask(stack, MODEL)
-    path = f"/api/v1/namespaces/{stack.outputs.namespace}/services/metrics-exporter:9400/proxy/metrics"
-    text = stack.kube.run("get", "--raw", path)
-    assert "cache_up 1.0" in text
-    assert f'model="{MODEL}"' in text
-
-
 def test_the_outputs_are_what_consumers_read(stack: Stack) -> None:
     assert [model.id for model in stack.outputs.models] == [MODEL, SERVER_ID]
     assert FleetOutputs.model_validate_json(stack.outputs.model_dump_json()) == stack.outputs

@@ -1,0 +1,67 @@
+"""Real engines with scripted models, a real Redis, and the API server in front of them."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import redis as redis_client
+
+from model_sync import gguf
+from tests import tiny_gguf
+from tests.service.processes import Service, free_port, running
+
+SCRIPT = "Hello from the tiny model."
+PASSWORD = "a-password-for-tests"
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with a model that says SCRIPT, and a slow one that never stops by itself (about 2 ms a token)."""
+    work = tmp_path_factory.mktemp("store")
+    gguf.add("tiny:1", tiny_gguf.make(work / "tiny.gguf", SCRIPT), work / "models")
+    gguf.add("slow:1", tiny_gguf.make(work / "slow.gguf", "tick tock ", loop=True, layers=8, ff=2048), work / "models")
+    return work / "models"
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a Redis with a password."""
+    work = tmp_path_factory.mktemp("redis")
+    port = free_port()
+    conf = work / "redis.conf"
+    conf.write_text(f'port {port}\nbind 127.0.0.1\nsave ""\nappendonly no\ndir {work}\nmaxmemory 64mb\nrequirepass {PASSWORD}\n')
+    with subprocess.Popen(["redis-server", str(conf)], stdout=subprocess.DEVNULL) as process:
+        client = redis_client.Redis(port=port, password=PASSWORD)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                client.ping()
+                break
+            except redis_client.exceptions.ConnectionError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        client.close()
+        yield f"redis://127.0.0.1:{port}/0"
+        process.terminate()
+
+
+ModelServerFactory = Callable[..., Service]
+
+
+@pytest.fixture
+def model_server(store: Path, tmp_path: Path) -> Iterator[ModelServerFactory]:
+    """Starts model servers: `model_server("tiny:1", PARALLEL="1")`."""
+    with ExitStack() as stack:
+
+        def start(model: str, ready: str = "/ready", **env: str) -> Service:
+            port = free_port()
+            settings = {"HOST": "127.0.0.1", "PORT": str(port), "MODELS_DIR": str(store), "MODEL": model, "CONTEXT_LENGTH": "2048", **env}
+            log = tmp_path / f"model-server-{port}.log"
+            return stack.enter_context(
+                running("model_server", port, {f"MODEL_SERVER_{key}": value for key, value in settings.items()}, log, ready)
+            )
+
+        yield start

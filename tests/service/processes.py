@@ -1,0 +1,68 @@
+"""Our services as real processes on loopback, on ports that the kernel chose."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Service:
+    process: "subprocess.Popen[bytes]"
+    url: str
+    log: Path
+
+    def wait_for(self, path: str, status: int = 200, timeout_s: float = 60) -> None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                if httpx.get(self.url + path, timeout=5, trust_env=False).status_code == status:
+                    return
+            except httpx.HTTPError:
+                pass
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, f"{path}: no {status}; {self.log.read_text()}"
+            time.sleep(0.05)
+
+    def ended(self, timeout_s: float = 30) -> int:
+        return self.process.wait(timeout_s)
+
+
+@contextmanager
+def running(module: str, port: int, env: Mapping[str, str], log: Path, ready: str = "/ready") -> Iterator[Service]:
+    """`python -m module` until the block ends; it must answer on `ready` first (empty: do not wait)."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(log.parent), **env}
+    with (
+        log.open("ab") as handle,
+        subprocess.Popen([sys.executable, "-m", module], cwd=ROOT, env=environment, stdout=handle, stderr=handle) as process,
+    ):
+        service = Service(process, f"http://127.0.0.1:{port}", log)
+        try:
+            if ready:
+                service.wait_for(ready)
+            yield service
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def refused(module: str, env: Mapping[str, str]) -> tuple[int, str]:
+    """Exit status and standard error of a service that must not start."""
+    environment = {"PATH": os.environ["PATH"], **env}
+    done = subprocess.run([sys.executable, "-m", module], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30)
+    return done.returncode, done.stderr

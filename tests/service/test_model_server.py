@@ -1,0 +1,132 @@
+"""The model server with a real engine."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import httpx
+
+from tests.service.conftest import PASSWORD, SCRIPT, ModelServerFactory
+from tests.service.processes import Service, refused
+
+BODY = {"messages": [{"role": "user", "content": "Say it."}], "max_tokens": 64, "temperature": 0}
+
+
+def ask(service: Service, model: str = "tiny:1", headers: dict[str, str] | None = None, **fields: object) -> httpx.Response:
+    return httpx.post(f"{service.url}/v1/chat/completions", json={**BODY, "model": model, **fields}, headers=headers, timeout=60)
+
+
+def metric(service: Service, name: str) -> float:
+    text = httpx.get(f"{service.url}/metrics", timeout=10).text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name) and not line.startswith("#"))
+
+
+def test_it_generates_streams_and_counts(model_server: ModelServerFactory) -> None:
+    service = model_server("tiny:1")
+    response = ask(service)
+    assert response.status_code == 200
+    assert response.json()["choices"][0]["message"]["content"] == SCRIPT
+    lines = [line for line in ask(service, stream=True).text.splitlines() if line]
+    assert lines[-1] == "data: [DONE]"
+    parts = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"].get("content") or "" for line in lines[:-1]]
+    assert "".join(parts) == SCRIPT
+    assert metric(service, "model_server_generated_tokens_total") == 2 * response.json()["usage"]["completion_tokens"]
+    assert metric(service, 'model_server_requests_total{status="200"}') == 2
+    assert metric(service, "model_server_engine_up") == 1
+
+
+def test_wrong_requests_are_refused_with_the_reason(model_server: ModelServerFactory) -> None:
+    service = model_server("tiny:1")
+    assert ask(service, "other").json()["error"]["message"] == "model: got 'other', want tiny:1; correct it"
+    assert httpx.post(f"{service.url}/v1/chat/completions", content=b"{", timeout=10).status_code == 400
+    assert ask(service, messages=[]).status_code == 400
+    too_long = ask(service, messages=[{"role": "user", "content": "x" * 5000}])
+    assert too_long.status_code == 400
+    error = too_long.json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert "want at most 2048" in error["message"]
+    assert int(error["message"].split("got ")[1].split()[0]) >= 5000
+
+
+def test_an_exact_answer_is_kept_only_on_request(model_server: ModelServerFactory, redis: str, tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text(PASSWORD)
+    service = model_server("tiny:1", CACHE_URL=redis, CACHE_PASSWORD_FILE=str(password))
+    exact = {"X-Cache": "exact"}
+    assert "x-cache" not in ask(service).headers
+    assert ask(service, headers=exact).headers["x-cache"] == "miss"
+    hit = ask(service, headers=exact)
+    assert hit.headers["x-cache"] == "hit"
+    assert hit.json()["choices"][0]["message"]["content"] == SCRIPT
+    assert ask(service, headers=exact, max_tokens=3).headers["x-cache"] == "miss", "every field that matters is in the key"
+    assert ask(service, headers=exact, temperature=1).headers["x-cache"] == "bypass", "an answer by chance is not kept"
+
+
+def test_a_cache_that_is_down_is_bypassed(model_server: ModelServerFactory) -> None:
+    service = model_server("tiny:1", CACHE_URL="redis://127.0.0.1:1/0")
+    response = ask(service, headers={"X-Cache": "exact"})
+    assert (response.status_code, response.headers["x-cache"]) == (200, "bypass")
+
+
+def test_more_than_slots_and_queue_is_refused_at_once(model_server: ModelServerFactory) -> None:
+    service = model_server("slow:1", PARALLEL="1", MAX_QUEUE="1")
+    results: list[httpx.Response] = []
+    threads = [threading.Thread(target=lambda: results.append(ask(service, "slow:1", max_tokens=300))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    statuses = sorted(response.status_code for response in results)
+    assert statuses == [200, 200, 503, 503]
+    assert all(response.headers["retry-after"] for response in results if response.status_code == 503)
+
+
+def test_a_client_that_leaves_frees_its_slot(model_server: ModelServerFactory) -> None:
+    service = model_server("slow:1", PARALLEL="1", MAX_QUEUE="0")
+    with httpx.stream(
+        "POST", f"{service.url}/v1/chat/completions", json={**BODY, "model": "slow:1", "stream": True, "max_tokens": 1900}, timeout=30
+    ) as response:
+        next(response.iter_bytes())
+        assert metric(service, "model_server_running_requests") == 1
+    deadline = time.monotonic() + 10
+    while metric(service, "model_server_running_requests"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert ask(service, "slow:1", max_tokens=3).status_code == 200
+
+
+def test_a_running_stream_outlives_sigterm(model_server: ModelServerFactory) -> None:
+    service = model_server("slow:1", DRAIN_DELAY_S="0.5")
+    with httpx.stream(
+        "POST", f"{service.url}/v1/chat/completions", json={**BODY, "model": "slow:1", "stream": True, "max_tokens": 800}, timeout=60
+    ) as response:
+        lines = response.iter_lines()
+        next(lines)
+        service.process.send_signal(signal.SIGTERM)
+        service.wait_for("/ready", 503)
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert service.ended() == 0
+
+
+def test_a_dead_engine_is_reported_and_ends_the_server(model_server: ModelServerFactory) -> None:
+    service = model_server("tiny:1")
+    children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
+    assert len(children) == 1
+    os.kill(int(children[0]), signal.SIGKILL)
+    assert service.ended() == 1
+    assert "engine: got exit status -9" in service.log.read_text()
+
+
+def test_bad_settings_are_one_clear_line(store: Path) -> None:
+    status, errors = refused("model_server", {"MODEL_SERVER_MODEL": "tiny:1", "MODEL_SERVER_PARALLEL": "0", "MODEL_SERVER_NONSENSE": "1"})
+    assert status == 2
+    assert "error: MODEL_SERVER_PARALLEL: got '0', want greater than or equal to 1; correct the variable" in errors
+    assert "MODEL_SERVER_NONSENSE: got an unknown variable, want one of" in errors
+    status, errors = refused("model_server", {"MODEL_SERVER_MODEL": "absent:1", "MODEL_SERVER_MODELS_DIR": str(store)})
+    assert status == 2
+    assert "absent:1: got no manifest in" in errors
+    assert "it has slow:1, tiny:1" in errors
