@@ -25,6 +25,7 @@ preview: .venv/.stamp ## render dev and prod without a cluster into build/previe
 	@$(VENV)/python -m infra.preview
 
 test: .venv/.stamp ## run every tier of tests; TIER=unit (component, contract, golden, service, cluster) runs one
+	@$(if $(filter unit component contract service,$(TIER)),,$(VENV)/python -m devcluster.toolchain >/dev/null)
 	@$(VENV)/python -m pytest tests/$(TIER)
 
 lint: .venv/.stamp ## style and types

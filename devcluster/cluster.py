@@ -175,7 +175,7 @@ def _cgroup_exists(each: node.Node) -> bool:
 def _end_containers(each: node.Node, timeout_s: float = 10.0) -> None:
     """Shims outlive containerd by design, and containers their shims; both are found through our cgroups and our paths."""
     deadline = time.monotonic() + timeout_s
-    while victims := node.cgroup_pids(each) | _shims(each):
+    while victims := node.cgroup_pids(each) | shims(each):
         for pid in victims:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -186,7 +186,7 @@ def _end_containers(each: node.Node, timeout_s: float = 10.0) -> None:
         time.sleep(0.1)
 
 
-def _shims(each: node.Node) -> set[int]:
+def shims(each: node.Node) -> set[int]:
     """containerd's shims in this node's network namespace."""
     try:
         namespace = Path("/run/netns", each.netns).stat().st_ino

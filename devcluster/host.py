@@ -71,6 +71,7 @@ def ensure_packages() -> None:
 def ensure_command(command: str, package: str) -> None:
     """Install one Debian package unless its command is there."""
     if shutil.which(command) is None:
+        print(f"devcluster: installing {package} with apt-get, once", file=sys.stderr, flush=True)
         _apt("update", "-qq")
         _apt("install", "-qq", "-y", "--no-install-recommends", package)
 

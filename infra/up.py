@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -114,10 +115,12 @@ def start_embedded(name: str, nodes: int, ggufs: Mapping[str, Path] | None = Non
 
 
 @contextmanager
-def _port_forward(deployment: Deployment, outputs: FleetOutputs) -> Any:
+def port_forward(deployment: Deployment, outputs: FleetOutputs) -> Any:
     """A loopback port to the API server through the cluster's own API."""
     argv = ["kubectl", "--kubeconfig", deployment.kubeconfig, "--context", deployment.context, "-n", outputs.namespace]
     argv += ["port-forward", f"service/{outputs.service}", f":{outputs.port}"]
+    if shutil.which("kubectl") is None:
+        raise ClusterError("PATH: got no kubectl, want it to reach a cluster of your own; install it")
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline() if process.stdout else ""
@@ -127,7 +130,7 @@ def _port_forward(deployment: Deployment, outputs: FleetOutputs) -> Any:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait()
+        process.communicate()
 
 
 def chat(url: str, key: str, model: str, question: str, timeout_s: float = 120.0) -> str:
@@ -164,7 +167,7 @@ def up(stack: str, nodes: int, context: str) -> None:
     if context:
         deployment = on_context(context, stack)
         outputs = deployment.deploy({})
-        reach: AbstractContextManager[str] = _port_forward(deployment, outputs)
+        reach: AbstractContextManager[str] = port_forward(deployment, outputs)
     else:
         cluster, built = start_embedded(DEFAULT_NAME, nodes)
         deployment = on_embedded(cluster, stack)

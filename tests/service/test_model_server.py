@@ -89,7 +89,8 @@ def test_a_client_that_leaves_frees_its_slot(model_server: ModelServerFactory) -
     with httpx.stream(
         "POST", f"{service.url}/v1/chat/completions", json={**BODY, "model": "slow:1", "stream": True, "max_tokens": 1900}, timeout=30
     ) as response:
-        next(response.iter_bytes())
+        chunks = response.iter_bytes()
+        next(chunks)
         assert metric(service, "model_server_running_requests") == 1
     deadline = time.monotonic() + 10
     while metric(service, "model_server_running_requests"):

@@ -1,0 +1,114 @@
+"""How long the embedded cluster and the dev stack take, and what they weigh. Writes bench/results/up.json.
+
+Runs beside nothing else, on a cluster of its own, with tool and image caches warm:
+    python -m bench.up
+"""
+
+import datetime
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from devcluster import cluster as embedded
+from devcluster import node, processes, toolchain
+from devcluster.layout import Cluster, load
+from infra import up
+
+NAME = "modelfleet-bench"
+IDLE_S = 60
+AIMS = {"cluster_ready_s": 40, "stack_ready_s": 60, "second_up_s": 60, "idle_peak_gib": 2.5}
+"""From the project's own goals; figures are given as a ratio to them."""
+
+
+def timed(action: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.monotonic()
+    result = action()
+    return round(time.monotonic() - started, 1), result
+
+
+def memory_bytes(cluster: Cluster) -> int:
+    """Proportional set size of every process of the cluster, those in its containers too."""
+    pids = {pid for name in processes.recorded(cluster) if (pid := processes.running_pid(cluster, name))}
+    for each in cluster.nodes:
+        pids |= node.cgroup_pids(each)
+        pids |= embedded.shims(each)
+    total = 0
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def idle_peak(cluster: Cluster) -> int:
+    deadline = time.monotonic() + IDLE_S
+    peak = 0
+    while time.monotonic() < deadline:
+        peak = max(peak, memory_bytes(cluster))
+        time.sleep(2)
+    return peak
+
+
+def tool_minutes() -> dict[str, float]:
+    """Wall minutes of each tool's cold build, two at a time, as its cache entry recorded them."""
+    root, go = toolchain.cache_root() / "tools", toolchain.go_version()
+    entries = {tool.name: root / f"{tool.name}-{toolchain.key(tool, go)}" / "manifest.json" for tool in toolchain.TOOLCHAIN}
+    return {name: round(json.loads(path.read_text())["wall_s"] / 60, 1) for name, path in entries.items() if path.exists()}
+
+
+def main() -> int:
+    left = load(NAME)
+    if left is not None:
+        embedded.down(left)
+    images = up.images.build()
+    try:
+        cluster_s, cluster = timed(lambda: embedded.up(NAME, 2))
+        idle = idle_peak(cluster)
+        embedded.push(cluster, list(images.values()))
+        deployment = up.on_embedded(cluster, "dev")
+        overrides = up.image_overrides(images)
+        stack_s, outputs = timed(lambda: deployment.deploy(overrides))
+        second_s, _ = timed(lambda: (embedded.up(NAME, 2), up.images.build(), deployment.deploy(overrides)))
+        url = f"http://{cluster.control_plane.address}:{outputs.node_port}"
+        chat_s, answer = timed(lambda: up.chat(url, deployment.key_file.read_text(), outputs.models[0].id, up.QUESTION))
+        down_s, _ = timed(lambda: embedded.down(cluster))
+    finally:
+        left = load(NAME)
+        if left is not None:
+            embedded.down(left)
+    figures = {"cluster_ready_s": cluster_s, "stack_ready_s": stack_s, "second_up_s": second_s, "idle_peak_gib": round(idle / 2**30, 2)}
+    report = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": {
+            "cores": os.cpu_count(),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+            "kernel": platform.release(),
+        },
+        "command": "python -m bench.up",
+        "versions": {
+            "python": platform.python_version(),
+            "go": toolchain.go_version(),
+            "kubernetes": "1.36.3",
+            "pulumi": "3.259.0",
+            "ollama": "0.32.15",
+        },
+        "figures": figures | {"first_chat_s": chat_s, "down_s": down_s, "answer": answer},
+        "aims": AIMS,
+        "ratio_to_aim": {name: round(figures[name] / aim, 2) for name, aim in AIMS.items()},
+        "tool_build_wall_min": tool_minutes(),
+    }
+    target = Path(__file__).parent / "results" / "up.json"
+    target.write_text(json.dumps(report, indent=1) + "\n")
+    print(target.read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
