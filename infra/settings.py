@@ -38,7 +38,9 @@ ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/-]*:[A-Za-z0-9._-]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, alias_generator=to_camel, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
 
 class Resources(Section):
@@ -54,6 +56,7 @@ class ClusterSettings(Section):
     identity: str | None = None
     """UID of the cluster's kube-system namespace: another cluster under the same context name is refused."""
     namespace: DnsLabel = "modelfleet"
+    """Where everything of the stack lives; the stack owns it."""
     render_to: str | None = None
     """Absolute directory: write YAML there and talk to no cluster."""
 
@@ -75,6 +78,7 @@ class ClusterSettings(Section):
 
 class ImagesSettings(Section):
     builder: Literal["prebuilt", "docker-build", "docker"] = "prebuilt"
+    """Take images by digest, or build them with buildx, or with a Docker daemon."""
     registry: str = "modelfleet"
     """Prefix of every repository that is built."""
     refs: dict[str, str] = {}
@@ -82,6 +86,7 @@ class ImagesSettings(Section):
     builder_name: str | None = None
     """The buildx builder for `docker-build`; the default one when unset."""
     platform: Literal["linux/amd64", "linux/arm64"] = "linux/amd64"
+    """What is built for."""
 
     @model_validator(mode="after")
     def _refs_fit_builder(self) -> Self:
@@ -103,9 +108,13 @@ class ImagesSettings(Section):
 
 class Tier(Section):
     provisioner: str
+    """The CSI driver."""
     size: Quantity
+    """Size of one claim."""
     parameters: dict[str, str] = {}
+    """Parameters of the StorageClass, as the driver documents them."""
     mount_options: list[str] = []
+    """For example nfsvers=4.1."""
 
 
 class StorageSettings(Section):
@@ -119,7 +128,9 @@ class StorageSettings(Section):
 
 class GpuSettings(Section):
     enabled: bool = False
+    """Whether the cluster has GPU nodes."""
     runtime_class: DnsLabel = "nvidia"
+    """Name of the RuntimeClass that GPU pods use."""
     handler: DnsLabel = "nvidia"
     """Name of the runtime handler in the node's containerd or CRI-O configuration."""
     create_runtime_class: bool = True
@@ -127,52 +138,69 @@ class GpuSettings(Section):
     priority: int = Field(default=1_000_000, ge=1, le=1_000_000_000)
     """Value of PriorityClass gpu-priority; Kubernetes reserves what is above 10^9."""
     resource: Literal["nvidia.com/gpu", "nvidia.com/gpu.shared"] = "nvidia.com/gpu"
+    """Extended resource of one GPU, or of one share of a time-sliced one."""
 
 
 class GovernanceSettings(Section):
     gpu_quota: int = Field(default=0, ge=0, le=1024)
+    """GPUs that the namespace may request together."""
     cpu: Quantity = "32"
     """Sum of CPU requests in the namespace."""
     memory: Quantity = "128Gi"
     """Sum of memory requests in the namespace."""
     pods: int = Field(default=100, ge=10, le=1000)
+    """Pods of the namespace."""
 
 
 class FleetSettings(Section):
     replicas: int = Field(default=1, ge=1, le=64)
+    """Ollama servers."""
     gpus_per_pod: int = Field(default=0, ge=0, le=8)
+    """Whole GPUs (or shares) of one server."""
     models: list[ModelName] = Field(min_length=1)
     """Names in the model store; each becomes a model id of the API."""
     context_length: int = Field(default=32768, ge=2048, le=1_048_576)
     """Tokens per request; Ollama's own default depends on the GPU, so it is always set."""
     num_parallel: int = Field(default=1, ge=1, le=64)
+    """Requests that one model serves at once; memory for context grows with it."""
     keep_alive: str = Field(default="-1", pattern=r"^(-1|\d+(ms|s|m|h))$")
+    """How long an idle model stays loaded; -1 is for ever."""
     max_queue: int = Field(default=16, ge=1, le=512)
+    """Requests that may wait for a model to load."""
     resources: Resources
 
 
 class ModelServerSettings(Section):
     replicas: int = Field(default=1, ge=1, le=16)
+    """Model servers."""
     model: ModelName
     """A model of the store."""
     model_id: str = Field(pattern=r"^[A-Za-z0-9._:/-]{1,100}$")
     """The id that clients use for it; differs from the fleet's ids."""
     context_length: int = Field(default=4096, ge=512, le=1_048_576)
+    """Tokens per request; longer ones are refused."""
     parallel: int = Field(default=2, ge=1, le=64)
+    """Requests that are generated at once."""
     max_queue: int = Field(default=16, ge=0, le=512)
+    """Requests that may wait; more get 503."""
     resources: Resources
 
 
 class CacheSettings(Section):
     max_memory: Quantity
+    """What is evicted beyond."""
     eviction_policy: Literal["allkeys-lru", "allkeys-lfu", "volatile-lru", "noeviction"] = "allkeys-lru"
+    """Which entries go first."""
     resources: Resources
 
 
 class ApiServerSettings(Section):
     replicas: int = Field(default=2, ge=1, le=64)
+    """API servers."""
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
+    """How clients outside the cluster get in."""
     node_port: int | None = Field(default=None, ge=30000, le=32767)
+    """The port on every node, for NodePort."""
     max_in_flight: int = Field(default=4, ge=1, le=1024)
     """Requests at once to one upstream address; more get 429 with Retry-After."""
     client_cidrs: list[str] = ["0.0.0.0/0"]

@@ -12,6 +12,7 @@ import yaml
 import components
 from components.contract import COMPONENTS, EDGES, PORTS, SCRAPED
 from images import embedded
+from infra import configuration
 from infra.cli import PROVIDER_VERSION
 from infra.settings import IMAGE_NAMES
 
@@ -214,3 +215,7 @@ def test_locks_have_hashes_and_no_address(path: Path) -> None:
     packages = [line for line in text.splitlines() if "==" in line and not line.startswith((" ", "#"))]
     assert packages
     assert text.count("--hash=sha256:") >= len(packages)
+
+
+def test_the_configuration_page_is_that_of_the_settings() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text() == configuration.document()
