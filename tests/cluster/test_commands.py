@@ -79,7 +79,7 @@ def test_another_number_of_nodes_is_refused(stack: Stack) -> None:
 
 
 def test_a_user_without_root_is_told_what_to_do() -> None:
-    program = "import os; os.setuid(65534); from devcluster import host; host.check()"
+    program = "import os; from devcluster import host; os.setuid(65534); host.check()"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert "user: got no root, want root for namespaces; run with sudo, or use your own cluster: make up CONTEXT=name" in done.stderr
 
