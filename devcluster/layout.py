@@ -1,5 +1,6 @@
 """Names, addresses and directories of one embedded cluster: every other module asks here."""
 
+import fcntl
 import json
 import os
 import re
@@ -179,6 +180,13 @@ def create(name: str, node_count: int) -> Cluster:
                 f"--nodes: got {node_count}, want {existing.node_count} as the running cluster {name!r} has; run down first to change it"
             )
         return existing
+    clusters_dir().mkdir(parents=True, exist_ok=True)
+    with (clusters_dir() / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _record(name, node_count)
+
+
+def _record(name: str, node_count: int) -> Cluster:
     taken = {cluster.slot for cluster in recorded()}
     links = set(os.listdir("/sys/class/net"))  # noqa: PTH208 (names only)
     free = next((slot for slot in SLOTS if slot not in taken and f"mf{slot}-host" not in links), None)

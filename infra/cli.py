@@ -1,5 +1,6 @@
 """The Pulumi CLI: whose it is, with which environment, on which stack."""
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -18,6 +19,8 @@ from devcluster.toolchain import cache_root
 
 ROOT = Path(__file__).resolve().parent.parent
 _TOOLS = ("pulumi", "pulumi-language-python", "pulumi-resource-kubernetes")
+_CONFIGURED = ("up", "preview", "destroy", "refresh", "config")
+"""Commands that take --config-file."""
 PROVIDER_VERSION = "4.25.0"
 """The pulumi-kubernetes of pyproject.toml; the provider must be the same."""
 
@@ -73,7 +76,7 @@ class PulumiCli:
         """
         init = arguments[:2] == ("stack", "init")
         argv = ["pulumi", *arguments, "--non-interactive", "--color", "never", "--stack", self.stack]
-        argv += [] if arguments[0] == "stack" else ["--config-file", str(self.config_file)]
+        argv += ["--config-file", str(self.config_file)] if arguments[0] in _CONFIGURED else []
         environment = self.environment()
         argv[0] = shutil.which("pulumi", path=environment["PATH"]) or "pulumi"
         errors: list[str] = []
@@ -109,6 +112,25 @@ class PulumiCli:
     def _project(self) -> Path:
         """A directory with a copy of the project file: `stack init` writes beside it, and ours is committed."""
         return self.state_dir / "project"
+
+    def update(self, *arguments: str) -> None:
+        """`pulumi up` or `destroy`, also after one that was killed. Raises CliError."""
+        self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.state_dir / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                path = self.state_dir / "lock"
+                raise CliError(f"{path}: got a running update of stack {self.stack}, want none; wait for it to end") from None
+            command = (*arguments, "--yes", "--skip-preview", "--suppress-outputs")
+            try:
+                self.run(*command, progress=True)
+            except CliError as error:
+                if "is currently locked" not in str(error):
+                    raise
+                # No update runs, or it would hold our lock: Pulumi's is that of a process that was killed.
+                self.run("cancel", "--yes")
+                self.run(*command, progress=True)
 
     def ensure_stack(self) -> None:
         """Make the stack in its backend unless it is there."""
@@ -155,7 +177,7 @@ def _message(output: str, errors: str) -> str:
 
 def pulumi_binaries() -> Path | None:
     """Where our own tools are, with the provider plugin installed; None when the user's own `pulumi` is to be used."""
-    if shutil.which("pulumi") and not os.environ.get("MODELFLEET_OWN_TOOLS"):
+    if shutil.which("pulumi"):
         return None
     binaries = toolchain.ensure(_TOOLS)
     home = cache_root() / "pulumi"

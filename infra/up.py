@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from devcluster import cluster as embedded
+from devcluster import host, toolchain
 from devcluster.layout import DEFAULT_NAME, Cluster, ClusterError, load
 from devcluster.oci import Image, RegistryError
 from devcluster.toolchain import ToolchainError
@@ -77,14 +78,14 @@ class Deployment:
     def deploy(self, overrides: Mapping[str, Any]) -> FleetOutputs:
         """`pulumi up`. Raises CliError with Pulumi's message."""
         self.configure(overrides)
-        self.cli.run("up", "--yes", "--skip-preview", "--suppress-outputs", progress=True)
+        self.cli.update("up")
         return self.outputs()
 
     def outputs(self) -> FleetOutputs:
         return FleetOutputs.model_validate_json(self.cli.run("stack", "output", "fleet", "--json"))
 
     def destroy(self) -> None:
-        self.cli.run("destroy", "--yes", "--skip-preview", progress=True)
+        self.cli.update("destroy")
 
 
 def on_embedded(cluster: Cluster, stack: str) -> Deployment:
@@ -106,6 +107,9 @@ def image_overrides(built: Mapping[str, Image]) -> dict[str, Any]:
 
 def start_embedded(name: str, nodes: int, ggufs: Mapping[str, Path] | None = None) -> tuple[Cluster, dict[str, Image]]:
     """A ready cluster with every image of the stack in its registry; images are made while the cluster starts."""
+    host.check()
+    # All at once: two builds at a time to the end, and one honest estimate.
+    toolchain.ensure([tool.name for tool in toolchain.TOOLCHAIN])
     with ThreadPoolExecutor(1) as pool:
         building = pool.submit(images.build, ggufs)
         cluster = embedded.up(name, nodes)

@@ -1,5 +1,6 @@
 """One embedded cluster for the whole tier: its own name, addresses and state, removed at the end."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +9,15 @@ from typing import Any
 import pytest
 
 from devcluster import cluster as embedded
-from devcluster.layout import Cluster, load
+from devcluster.layout import Cluster, load, recorded
 from devcluster.oci import Image
 from infra import up
 from infra.outputs import FleetOutputs
 from tests import tiny_gguf
 from tests.cluster.kube import Kube
 
-NAME = "modelfleet-test"
+NAME = f"test-{os.getpid()}"
+"""Of this run alone: another one may be on the same machine."""
 MODEL = "tiny:scripted"
 SERVER_ID = "tiny-server"
 SCRIPT = "Hello from the tiny model."
@@ -43,9 +45,10 @@ class Stack:
 
 @pytest.fixture(scope="session")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, dict[str, Image]]]:
-    left = load(NAME)
-    if left is not None:
-        embedded.down(left)
+    for left in recorded():
+        owner = left.name.removeprefix("test-")
+        if owner != left.name and not Path("/proc", owner).exists():
+            embedded.down(left)
     gguf = tiny_gguf.make(tmp_path_factory.mktemp("models") / "tiny.gguf", SCRIPT)
     try:
         yield up.start_embedded(NAME, 2, {MODEL: gguf})

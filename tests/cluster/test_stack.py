@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 import httpx
@@ -10,7 +14,7 @@ import pytest
 from devcluster import cluster as embedded
 from devcluster.oci import assemble
 from images.embedded import runtime_config
-from infra.cli import CliError, PulumiCli
+from infra.cli import ROOT, CliError, PulumiCli
 from infra.outputs import FleetOutputs
 from tests.cluster.conftest import MODEL, SCRIPT, SERVER_ID, Stack
 from tests.cluster.kube import eventually
@@ -85,6 +89,26 @@ def test_a_changed_service_replaces_only_its_own_pods(stack: Stack) -> None:
     after = eventually(pods, lambda now: len(now) == len(before), 60, "as many pods as before")
     assert {before[uid] for uid in before.keys() - after.keys()} == {"metrics-exporter"}
     assert {after[uid] for uid in after.keys() - before.keys()} == {"metrics-exporter"}
+
+
+def test_an_update_that_was_killed_is_finished_by_the_next(stack: Stack) -> None:
+    cli = stack.deployment.cli
+    overrides = json.loads(json.dumps(stack.overrides))
+    overrides["apiServer"] = {"maxInFlight": 3}
+    stack.deployment.configure(overrides)
+    environment = cli.environment()
+    pulumi = shutil.which("pulumi", path=environment["PATH"])
+    assert pulumi is not None
+    argv = [pulumi, "up", "--yes", "--skip-preview", "--non-interactive", "--stack", "dev", "--config-file", str(cli.config_file)]
+    with subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        seen = next(line for line in process.stdout if "api-server-servers updating" in line)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert seen
+    stack.deployment.deploy(overrides)
+    cli.run("preview", "--expect-no-changes")
+    assert ask(stack, MODEL).status_code == 200
+    stack.deployment.deploy(stack.overrides)
 
 
 @pytest.mark.parametrize(
