@@ -18,7 +18,8 @@ from devcluster import toolchain
 from devcluster.toolchain import cache_root
 
 ROOT = Path(__file__).resolve().parent.parent
-_TOOLS = ("pulumi", "pulumi-language-python", "pulumi-resource-kubernetes")
+TOOLS = ("pulumi", "pulumi-language-python", "pulumi-resource-kubernetes")
+"""Not needed by a user who has `pulumi` on the PATH."""
 _CONFIGURED = ("up", "preview", "destroy", "refresh", "config")
 """Commands that take --config-file."""
 PROVIDER_VERSION = "4.25.0"
@@ -175,11 +176,15 @@ def _message(output: str, errors: str) -> str:
     return "\n".join(found)
 
 
+def needs_own_tools() -> bool:
+    return shutil.which("pulumi") is None
+
+
 def pulumi_binaries() -> Path | None:
     """Where our own tools are, with the provider plugin installed; None when the user's own `pulumi` is to be used."""
-    if shutil.which("pulumi"):
+    if not needs_own_tools():
         return None
-    binaries = toolchain.ensure(_TOOLS)
+    binaries = toolchain.ensure(TOOLS)
     home = cache_root() / "pulumi"
     installed = home / "plugins" / f"resource-kubernetes-v{PROVIDER_VERSION}" / "pulumi-resource-kubernetes"
     provider = binaries / "pulumi-resource-kubernetes"

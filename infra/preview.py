@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from infra.cli import ROOT, CliError, PulumiCli
+from infra.policy import rules
 from infra.settings import IMAGE_NAMES
 
 STACKS = ("dev", "prod")
@@ -104,6 +105,7 @@ def main() -> int:
     output = ROOT / "build" / "preview"
     shutil.rmtree(output, ignore_errors=True)
     sections: list[str] = []
+    broken = False
     for stack in STACKS:
         started = time.monotonic()
         target = output / stack
@@ -115,11 +117,15 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         tidy(target)
-        sections.append(summary(stack, [document for _, document in manifests(target)]))
+        objects = [document for _, document in manifests(target)]
+        sections.append(summary(stack, objects))
+        for line in rules.violations(objects):
+            broken = True
+            print(f"error: {stack}: {line}", file=sys.stderr)
         print(f"preview: {stack}: {len(manifests(target))} objects in {target.relative_to(ROOT)} ({time.monotonic() - started:.1f} s)")
     (output / "summary.md").write_text("# Preview\n\n" + "\n".join(sections))
     print(f"preview: {(output / 'summary.md').relative_to(ROOT)}")
-    return 0
+    return int(broken)
 
 
 if __name__ == "__main__":

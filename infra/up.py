@@ -23,7 +23,7 @@ from devcluster.layout import DEFAULT_NAME, Cluster, ClusterError, load
 from devcluster.oci import Image, RegistryError
 from devcluster.toolchain import ToolchainError
 from images import embedded as images
-from infra.cli import CliError, PulumiCli
+from infra.cli import TOOLS, CliError, PulumiCli, needs_own_tools
 from infra.cluster import identity as cluster_identity
 from infra.outputs import FleetOutputs
 from infra.preview import stack_config
@@ -109,7 +109,7 @@ def start_embedded(name: str, nodes: int, ggufs: Mapping[str, Path] | None = Non
     """A ready cluster with every image of the stack in its registry; images are made while the cluster starts."""
     host.check()
     # All at once: two builds at a time to the end, and one honest estimate.
-    toolchain.ensure([tool.name for tool in toolchain.TOOLCHAIN])
+    toolchain.ensure([tool.name for tool in toolchain.TOOLCHAIN if tool.name not in TOOLS or needs_own_tools()])
     with ThreadPoolExecutor(1) as pool:
         building = pool.submit(images.build, ggufs)
         cluster = embedded.up(name, nodes)

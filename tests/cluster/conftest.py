@@ -46,8 +46,8 @@ class Stack:
 @pytest.fixture(scope="session")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, dict[str, Image]]]:
     for left in recorded():
-        owner = left.name.removeprefix("test-")
-        if owner != left.name and not Path("/proc", owner).exists():
+        prefix, _, owner = left.name.partition("-")
+        if prefix == "test" and not Path("/proc", owner.partition("-")[0]).exists():
             embedded.down(left)
     gguf = tiny_gguf.make(tmp_path_factory.mktemp("models") / "tiny.gguf", SCRIPT)
     try:

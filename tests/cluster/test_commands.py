@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from devcluster import cluster as embedded
+from devcluster import controlplane, layout
 from devcluster.oci import EPOCH
 from infra import up
 from tests.cluster.conftest import MODEL, NAME, SCRIPT, Stack
@@ -76,6 +78,21 @@ def test_another_number_of_nodes_is_refused(stack: Stack) -> None:
     done = devcluster("up", "--nodes", "3")
     assert done.returncode == 1
     assert "error: --nodes: got 3, want 2 as the running cluster" in done.stderr
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_clusters_of_other_sizes_come_up_beside_this_one(nodes: int) -> None:
+    name = f"{NAME}-{nodes}"
+    try:
+        cluster = embedded.up(name, nodes)
+        assert embedded.not_ready(cluster) == []
+        with controlplane.client(cluster) as api:
+            found = sorted(item["metadata"]["name"] for item in api.get("/api/v1/nodes").json()["items"])
+        assert found == [f"n{number}" for number in range(1, nodes + 1)]
+    finally:
+        left = layout.load(name)
+        if left is not None:
+            embedded.down(left)
 
 
 def test_a_user_without_root_is_told_what_to_do() -> None:

@@ -1,0 +1,68 @@
+"""What must hold of every Dockerfile, as plain functions over its text."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_COMPILERS = re.compile(r"\b(cuda-toolkit\S*|build-essential|g\+\+|gcc|nvcc|\S+-dev)\b")
+
+
+def _stages(text: str) -> list[tuple[str, list[str]]]:
+    """(base, instructions) of each stage, continuation lines joined."""
+    stages: list[tuple[str, list[str]]] = []
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        words = line.split()
+        if words and words[0].upper() == "FROM":
+            stages.append((words[1], []))
+        elif words and stages and not line.startswith("#"):
+            stages[-1][1].append(line.strip())
+    return stages
+
+
+def _names(text: str) -> set[str]:
+    return {match.lower() for match in re.findall(r"^FROM \S+ AS (\S+)", text, re.MULTILINE | re.IGNORECASE)}
+
+
+def bases_are_pinned(text: str, pins: Mapping[str, Any]) -> list[str]:
+    """Every base is a stage of this very file or a tag of pins.toml: `latest` moves, and vendors delete old CUDA tags."""
+    found: list[str] = []
+    for base, _ in _stages(text):
+        name, _, tag = base.partition("@")[0].partition(":")
+        if base.lower() not in _names(text) and pins.get(name, {}).get("tag") != tag:
+            found.append(f"FROM {base}: got an unpinned base, want a tag of images/pins.toml; pin it there with source and date")
+    return found
+
+
+def runtime_has_no_compiler(text: str) -> list[str]:
+    _, instructions = _stages(text)[-1]
+    packages = [match for line in instructions if line.startswith("RUN") for match in _COMPILERS.findall(line)]
+    return [f"{package}: got it in the final stage, want compilers in a builder stage only; copy the result" for package in packages]
+
+
+def packages_are_locked(text: str) -> list[str]:
+    lines = [line for _, instructions in _stages(text) for line in instructions if re.search(r"\bpip3? install\b", line)]
+    return [
+        f"{line}: got packages without hashes, want a lock; use --require-hashes -r" for line in lines if "--require-hashes" not in line
+    ]
+
+
+def has_nothing_that_kubernetes_ignores(text: str) -> list[str]:
+    """A HEALTHCHECK is not acted on, and its curl is not in the image; a VOLUME hides what the image has there."""
+    found = re.findall(r"^\s*(HEALTHCHECK|VOLUME)\b", text, re.MULTILINE)
+    return [f"{instruction}: got it, want probes and volumes in the pod; remove it" for instruction in found]
+
+
+def runs_as_a_number(text: str) -> list[str]:
+    """Kubernetes can check runAsNonRoot only against a numeric user."""
+    users = [line.split()[1] for line in _stages(text)[-1][1] if line.startswith("USER")]
+    if users and re.fullmatch(r"[1-9]\d*(:\d+)?", users[-1]):
+        return []
+    return [f"USER: got {users[-1] if users else 'root'}, want a number other than 0; add USER 10001:10001"]
+
+
+def can_run_its_entrypoint(text: str) -> list[str]:
+    """A python entrypoint needs a base that has Python, or a stage that installs it."""
+    base, instructions = _stages(text)[-1]
+    python = any(re.match(r'(ENTRYPOINT|CMD) \["python', line) for line in instructions)
+    has_python = base.startswith("python:") or any("python3" in line for line in instructions if line.startswith("RUN"))
+    return [f"ENTRYPOINT: got python on {base}, want a base that has it; build on python"] if python and not has_python else []
