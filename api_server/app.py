@@ -128,12 +128,16 @@ class ApiServer:
             with upstream.claim(address):
                 try:
                     response = await self._session.post(f"{address.url}/v1/chat/completions", data=body, headers=headers)
-                except (aiohttp.ClientConnectionError, ConnectionResetError) as error:
+                except aiohttp.ConnectionTimeoutError as error:
                     self._failed(upstream, address, error)
                     continue
                 except TimeoutError as error:
+                    # It works on the request, or hangs; a second server would only do the same work again.
                     self._failed(upstream, address, error)
                     raise errors.upstream_failed(model, f"nothing for {self.settings.request_timeout_s:g} s") from None
+                except (aiohttp.ClientConnectionError, ConnectionResetError) as error:
+                    self._failed(upstream, address, error)
+                    continue
                 async with response:
                     return await self._relay(request, request_id, model, upstream, response, started)
         raise errors.unavailable(model, _RETRY_S)
@@ -159,32 +163,41 @@ class ApiServer:
             target.headers["X-Accel-Buffering"] = "no"
         elif source.content_length is not None:
             target.content_length = source.content_length
-        try:
-            async for chunk in source.content.iter_any():
-                if not target.prepared:
-                    self.metrics.first_byte.labels(model).observe(time.monotonic() - started)
-                    await target.prepare(request)
-                await target.write(chunk)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            if isinstance(error, ConnectionResetError) and target.prepared and request.transport is None:
-                raise
-            self.metrics.upstream_errors.labels(upstream.url, type(error).__name__).inc()
-            failure = errors.upstream_failed(model, "a broken answer")
+        broken = False
+        while not broken:
+            # Only reading may fail for the upstream's sake; a failed write is the client's leaving, and ends the request.
+            try:
+                chunk = await source.content.readany()
+            except (aiohttp.ClientError, TimeoutError) as error:
+                self.metrics.upstream_errors.labels(upstream.url, type(error).__name__).inc()
+                broken = True
+                continue
+            if not chunk:
+                break
             if not target.prepared:
-                raise failure from None
-            if not is_stream:
-                # A truncated body must not look whole.
-                if request.transport is not None:
-                    request.transport.abort()
-                return target
-            # No [DONE] follows: that is how a client tells a cut stream from a finished one.
-            await target.write(f"data: {json.dumps(failure.body)}\n\n".encode())
-            await target.write_eof()
+                self.metrics.first_byte.labels(model).observe(time.monotonic() - started)
+                await target.prepare(request)
+            await target.write(chunk)
+        if broken:
+            await self._end_broken(request, target, errors.upstream_failed(model, "a broken answer"), is_stream=is_stream)
             return target
         if not target.prepared:
             await target.prepare(request)
         await target.write_eof()
         return target
+
+    @staticmethod
+    async def _end_broken(request: web.Request, target: web.StreamResponse, failure: errors.ApiError, *, is_stream: bool) -> None:
+        """Tell the client that its answer is not whole, in the way that the answer's state still allows."""
+        if not target.prepared:
+            raise failure
+        if is_stream:
+            # No [DONE] follows: that is how a client tells a cut stream from a finished one.
+            await target.write(f"data: {json.dumps(failure.body)}\n\n".encode())
+            await target.write_eof()
+        elif request.transport is not None:
+            # A truncated body must not look whole.
+            request.transport.abort()
 
 
 def _payload(body: bytes) -> dict[str, Any]:

@@ -165,6 +165,13 @@ def test_a_client_that_leaves_frees_the_server_behind(api_server: ApiServerFacto
         assert time.monotonic() < deadline
 
 
+def test_a_silent_server_is_given_up_after_the_timeout(api_server: ApiServerFactory, model_server: ModelServerFactory) -> None:
+    api = api_server({"slow": route(model_server("slow:1"), "slow:1")}, REQUEST_TIMEOUT_S="1")
+    response = ask(api, "slow", max_tokens=1900)
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "upstream_error")
+    assert "got nothing for 1 s" in response.json()["error"]["message"]
+
+
 def test_it_is_unready_without_a_server_and_ready_when_one_comes(api_server: ApiServerFactory, model_server: ModelServerFactory) -> None:
     port = free_port()
     api = api_server({"a": {"url": f"http://127.0.0.1:{port}", "model": "tiny:1"}}, ready="/health")
