@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from devcluster import cluster as embedded
-from devcluster import controlplane, layout
+from devcluster import controlplane, layout, network
 from devcluster.oci import EPOCH
 from infra import up
 from tests.cluster.conftest import MODEL, NAME, SCRIPT, Stack
@@ -93,6 +94,20 @@ def test_clusters_of_other_sizes_come_up_beside_this_one(nodes: int) -> None:
         left = layout.load(name)
         if left is not None:
             embedded.down(left)
+
+
+def test_a_taken_registry_port_is_one_clear_error() -> None:
+    cluster = layout.create(f"{NAME}-port", 1)
+    try:
+        network.ensure(cluster)
+        with socket.create_server((cluster.host_address, layout.REGISTRY_PORT)):
+            done = subprocess.run(
+                [sys.executable, "-m", "devcluster", "--name", cluster.name, "up"], cwd=ROOT, capture_output=True, text=True, timeout=120
+            )
+        assert done.returncode == 1
+        assert f"error: registry: got no answer at {cluster.registry}, want one; free that port and run up again" in done.stderr
+    finally:
+        embedded.down(cluster)
 
 
 def test_a_user_without_root_is_told_what_to_do() -> None:

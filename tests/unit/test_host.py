@@ -1,0 +1,28 @@
+"""Where a cluster cannot run, one line says why and what to do."""
+
+import os
+
+import pytest
+
+from devcluster import host
+from devcluster.layout import ClusterError
+
+
+def test_a_machine_without_the_cgroups_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(host, "_comounted", lambda name: name != "memory")
+    monkeypatch.setattr(os.path, "ismount", lambda path: False)
+    with pytest.raises(ClusterError, match=r"/sys/fs/cgroup: got no version 1 controllers memory, want all of cpu.*use your own cluster"):
+        host.check()
+
+
+def test_another_system_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host.sys, "platform", "darwin")
+    with pytest.raises(ClusterError, match=r"platform: got darwin, want linux; use your own cluster: make up CONTEXT=name"):
+        host.check()
+
+
+def test_missing_packages_without_apt_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(ClusterError, match=r"packages: got none of .*runc.*want them; install them"):
+        host.ensure_packages()
