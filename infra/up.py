@@ -73,6 +73,7 @@ class Deployment:
             with os.fdopen(os.open(self.key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 file.write(key)
             cli.run("config", "set", "--secret", "modelfleet:apiKeys", stdin=json.dumps([key]))
+        if "modelfleet:cachePassword" not in kept:
             cli.run("config", "set", "--secret", "modelfleet:cachePassword", stdin=secrets.token_hex(16))
 
     def deploy(self, overrides: Mapping[str, Any]) -> FleetOutputs:
