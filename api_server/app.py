@@ -80,7 +80,9 @@ class ApiServer:
     async def ready(self, _: web.Request) -> web.Response:
         if self.draining:
             return web.json_response({"status": "draining"}, status=503)
-        if not any(upstream.answers for upstream in self.upstreams.values()):
+        # Before the first round a new pod would refuse models whose servers it has only not looked up yet.
+        looked = all(upstream.looked for upstream in self.upstreams.values())
+        if not looked or not any(upstream.answers for upstream in self.upstreams.values()):
             return web.json_response({"status": "no upstream answers"}, status=503)
         return web.json_response({"status": "ready"})
 

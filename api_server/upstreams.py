@@ -44,6 +44,8 @@ class Upstream:
     url: str
     max_in_flight: int
     addresses: dict[str, Address] = field(default_factory=dict)
+    looked: bool = False
+    """Whether the host was looked up at all yet."""
 
     @property
     def host(self) -> str:
@@ -66,6 +68,7 @@ class Upstream:
             hosts = []
         self.addresses = {host: self.addresses.get(host) or Address(host, self.port) for host in hosts}
         await asyncio.gather(*(self._probe(address) for address in self.addresses.values()))
+        self.looked = True
 
     async def _probe(self, address: Address) -> None:
         try:

@@ -201,7 +201,7 @@ def build(settings: Settings) -> None:
         ),
         readers,
     )
-    c.ModelServer(
+    server = c.ModelServer(
         "model-server",
         c.ModelServerArgs(
             namespace=namespace,
@@ -231,7 +231,8 @@ def build(settings: Settings) -> None:
             service_type=settings.api_server.service_type,
             node_port=settings.api_server.node_port,
         ),
-        opts,
+        # Its first look-up must find both, or the first requests would be refused.
+        pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[fleet, server])),
     )
     c.Monitoring(
         "monitoring",

@@ -139,11 +139,16 @@ def port_forward(deployment: Deployment, outputs: FleetOutputs) -> Any:
 
 
 def chat(url: str, key: str, model: str, question: str, timeout_s: float = 120.0) -> str:
-    """One answer of the fleet. Raises httpx.HTTPError."""
+    """One answer of the fleet; asks again while it says 503 or 429 with Retry-After. Raises httpx.HTTPError."""
     body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": 64, "temperature": 0}
-    response = httpx.post(
-        f"{url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"}, timeout=timeout_s, trust_env=False
-    )  # fmt: skip
+    deadline = time.monotonic() + timeout_s
+    with httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=timeout_s, trust_env=False) as client:
+        while True:
+            response = client.post(f"{url}/v1/chat/completions", json=body)
+            wait_s = float(response.headers.get("retry-after", 0))
+            if response.status_code not in (429, 503) or not wait_s or time.monotonic() + wait_s > deadline:
+                break
+            time.sleep(wait_s)
     response.raise_for_status()
     return str(response.json()["choices"][0]["message"]["content"]).strip()
 
