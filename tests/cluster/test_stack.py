@@ -103,7 +103,9 @@ def test_an_update_that_was_killed_is_finished_by_the_next(stack: Stack) -> None
     with subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         seen = next(line for line in process.stdout if "api-server-servers updating" in line)
-        os.killpg(process.pid, signal.SIGKILL)
+        # The language host has a process group of its own and would outlive Pulumi.
+        for pid in _descendants(process.pid):
+            os.kill(pid, signal.SIGKILL)
     assert seen
     stack.deployment.deploy(overrides)
     cli.run("preview", "--expect-no-changes")
@@ -168,6 +170,12 @@ def test_no_secret_is_in_the_state_file_or_the_configuration(stack: Stack) -> No
     for path in stack.deployment.state_dir.rglob("*"):
         if path.is_file() and path != stack.deployment.key_file:
             assert stack.key.encode() not in path.read_bytes(), path
+
+
+def _descendants(pid: int) -> list[int]:
+    """A process and all that it started, children first."""
+    children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    return [found for child in children for found in _descendants(child)] + [pid]
 
 
 def _resources(cli: PulumiCli) -> set[str]:
