@@ -12,7 +12,7 @@ import yaml
 import components
 from components.contract import COMPONENTS, EDGES, PORTS, SCRAPED
 from images import embedded
-from infra import configuration
+from infra import configuration, diagram
 from infra.cli import PROVIDER_VERSION
 from infra.settings import IMAGE_NAMES
 
@@ -219,3 +219,7 @@ def test_locks_have_hashes_and_no_address(path: Path) -> None:
 
 def test_the_configuration_page_is_that_of_the_settings() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text() == configuration.document()
+
+
+def test_the_picture_of_connections_is_that_of_the_table() -> None:
+    assert (ROOT / "docs" / "network.md").read_text() == diagram.document()
