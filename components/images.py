@@ -11,6 +11,8 @@ from components.contract import type_token
 
 ROOT = Path(__file__).resolve().parent.parent
 _CONTEXTS: Mapping[str, Sequence[str]] = {
+    "cuda-base": ("images/cuda-base",),
+    "python-base": ("images/python-base",),
     "ollama": ("images/ollama",),
     "models": ("images/models", "model_sync"),
     "model-server": ("images/model-server", "model_server"),
@@ -19,6 +21,8 @@ _CONTEXTS: Mapping[str, Sequence[str]] = {
     "metrics-exporter": ("images/metrics-exporter", "metrics_exporter"),
 }
 """Image name to the paths that its Dockerfile copies from; their content names the tag."""
+_EPOCH = "1764000000"
+"""Time of every file of a built image, in seconds since 1970: a constant, so that the same sources give the same digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,8 @@ class RuntimeImagesArgs:
     """Prefix of the repositories that are pushed to."""
     refs: Mapping[str, str] = field(default_factory=dict)
     """Image name to `repository@sha256:…`."""
+    images: Sequence[str] | None = None
+    """Which images; all that can be built, or all of `refs`, when None."""
     platform: str = "linux/amd64"
     builder_name: str | None = None
     build: bool = True
@@ -44,7 +50,8 @@ class RuntimeImages(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: RuntimeImagesArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("RuntimeImages"), name, {}, opts)
-        self.refs = {image: self._reference(name, image, args) for image in _CONTEXTS}
+        every = args.refs if args.builder == "prebuilt" else _CONTEXTS
+        self.refs = {image: self._reference(name, image, args) for image in (args.images or every)}
         self.register_outputs({"refs": dict(self.refs)})
 
     def _reference(self, name: str, image: str, args: RuntimeImagesArgs) -> pulumi.Output[str]:
@@ -61,7 +68,10 @@ class RuntimeImages(pulumi.ComponentResource):
             built = docker_build.Image(
                 f"{name}-{image}",
                 tags=[tag],
-                push=True,
+                # Not `push=True`, which would add a second export that keeps the build's own file times.
+                push=False,
+                exports=[docker_build.ExportArgs(raw="type=registry,rewrite-timestamp=true")],
+                build_args={"SOURCE_DATE_EPOCH": _EPOCH},
                 # A preview must not need a builder.
                 build_on_preview=False,
                 context=docker_build.BuildContextArgs(location=str(ROOT)),

@@ -58,6 +58,8 @@ class Tool:
     """Writes generated files into a private copy of the module before the build."""
     extra_files: dict[str, tuple[str, str]] = field(default_factory=dict)
     """File name to (module, path inside the module): copied beside the binaries, executable."""
+    on_demand: bool = False
+    """No part of `make up`: built when something asks for it."""
 
 
 def _provider_embeds(workdir: Path) -> None:
@@ -148,6 +150,22 @@ TOOLCHAIN: tuple[Tool, ...] = (
         packages={"local-path-provisioner": "github.com/rancher/local-path-provisioner"},
         cpu_minutes=0.7,
     ),
+    Tool(
+        name="pulumi-resource-docker-build",
+        packages={"pulumi-resource-docker-build": "github.com/pulumi/pulumi-docker-build/provider/cmd/pulumi-resource-docker-build"},
+        cpu_minutes=4,
+        version_of="github.com/pulumi/pulumi-docker-build",
+        variables={"github.com/pulumi/pulumi-docker-build/provider.Version": "{bare}"},
+        on_demand=True,
+    ),
+    Tool(
+        name="buildkit",
+        packages={"buildkitd": "github.com/moby/buildkit/cmd/buildkitd"},
+        cpu_minutes=3,
+        version_of="github.com/moby/buildkit",
+        variables={"github.com/moby/buildkit/version.Version": "{version}"},
+        on_demand=True,
+    ),
 )
 BY_NAME = {tool.name: tool for tool in TOOLCHAIN}
 
@@ -202,9 +220,9 @@ def _flags(tool: Tool) -> list[str]:
 def key(tool: Tool, go: str) -> str:
     """Twelve hex digits that change whenever the build of `tool` could come out different."""
     digest = hashlib.sha256(repr((go, _flags(tool), sorted(tool.packages.items()), sorted(tool.extra_files.items()), tool.cgo)).encode())
-    for path in sorted((TOOLS / tool.name).glob("*")):
+    for path in sorted((TOOLS / tool.name).rglob("*")):
         if path.is_file():
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+            digest.update(str(path.relative_to(TOOLS / tool.name)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -18,12 +18,13 @@ from devcluster import toolchain
 from devcluster.toolchain import cache_root
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = ("pulumi", "pulumi-language-python", "pulumi-resource-kubernetes")
+_ENGINE = ("pulumi", "pulumi-language-python")
+TOOLS = (*_ENGINE, "pulumi-resource-kubernetes")
 """Not needed by a user who has `pulumi` on the PATH."""
 _CONFIGURED = ("up", "preview", "destroy", "refresh", "config")
 """Commands that take --config-file."""
-PROVIDER_VERSION = "4.25.0"
-"""The pulumi-kubernetes of pyproject.toml; the provider must be the same."""
+PROVIDERS = {"kubernetes": "4.25.0", "docker-build": "0.0.22"}
+"""Plugin to version: those of the SDKs in pyproject.toml, or the engine would look for others."""
 
 
 class CliError(Exception):
@@ -38,10 +39,12 @@ class PulumiCli:
     state_dir: Path
     """Backend, passphrase and configuration; mode 0700."""
     env: Mapping[str, str] = field(default_factory=dict)
+    builder: str = "prebuilt"
+    """`images.builder` of the stack: it decides which plugins there must be."""
 
     def environment(self) -> dict[str, str]:
         """What Pulumi runs with: our plugins, our backend, no downloads, no telemetry of versions."""
-        binaries = pulumi_binaries()
+        binaries = pulumi_binaries(self.builder)
         backend = self.state_dir / "state"
         backend.mkdir(parents=True, exist_ok=True)
         self.state_dir.chmod(0o700)
@@ -180,30 +183,33 @@ def needs_own_tools() -> bool:
     return shutil.which("pulumi") is None
 
 
-def pulumi_binaries() -> Path | None:
-    """Where our own tools are, with the provider plugin installed; None when the user's own `pulumi` is to be used."""
+def pulumi_binaries(builder: str = "prebuilt") -> Path | None:
+    """Where our own tools are, with the provider plugins installed; None when the user's own `pulumi` is to be used.
+
+    Raises CliError when `builder` needs a plugin that only the vendor has.
+    """
     if not needs_own_tools():
         return None
-    binaries = toolchain.ensure(TOOLS)
-    home = cache_root() / "pulumi"
-    installed = home / "plugins" / f"resource-kubernetes-v{PROVIDER_VERSION}" / "pulumi-resource-kubernetes"
-    provider = binaries / "pulumi-resource-kubernetes"
-    if not installed.exists() or installed.stat().st_size != provider.stat().st_size:
-        environment = os.environ | {"PULUMI_HOME": str(home), "PULUMI_SKIP_UPDATE_CHECK": "true", "PULUMI_CREDENTIAL_STORE": "plaintext"}
-        subprocess.run(
-            [
-                str(binaries / "pulumi"),
-                "plugin",
-                "install",
-                "resource",
-                "kubernetes",
-                PROVIDER_VERSION,
-                "--file",
-                str(provider),
-                "--reinstall",
-            ],
-            env=environment,
-            check=True,
-            capture_output=True,
+    if builder == "docker":
+        raise CliError(
+            "modelfleet:images.builder: got docker, want the vendor's pulumi on the PATH, which brings that plugin; "
+            "install it, or set the builder to docker-build"
         )
+    wanted = dict(PROVIDERS) if builder == "docker-build" else {"kubernetes": PROVIDERS["kubernetes"]}
+    binaries = toolchain.ensure([*_ENGINE, *(f"pulumi-resource-{name}" for name in wanted)])
+    for name, version in wanted.items():
+        _install_plugin(binaries, name, version)
     return binaries
+
+
+def _install_plugin(binaries: Path, name: str, version: str) -> None:
+    home = cache_root() / "pulumi"
+    provider = binaries / f"pulumi-resource-{name}"
+    installed = home / "plugins" / f"resource-{name}-v{version}" / provider.name
+    if installed.exists() and installed.stat().st_size == provider.stat().st_size:
+        return
+    environment = os.environ | {"PULUMI_HOME": str(home), "PULUMI_SKIP_UPDATE_CHECK": "true", "PULUMI_CREDENTIAL_STORE": "plaintext"}
+    argv = [str(binaries / "pulumi"), "plugin", "install", "resource", name, version, "--file", str(provider), "--reinstall"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise CliError(f"pulumi plugin install {name}: got {done.stderr.strip()[-500:]!r}, want success; look at {home}")

@@ -12,6 +12,8 @@ from pydantic.alias_generators import to_camel
 
 PROJECT = "modelfleet"
 IMAGE_NAMES = ("ollama", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
+BASE_NAMES = ("cuda-base", "python-base")
+"""Bases for services of other teams; the stack itself runs none."""
 _UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
@@ -92,8 +94,9 @@ class ImagesSettings(Section):
     def _refs_fit_builder(self) -> Self:
         problems: list[str] = []
         for name, ref in self.refs.items():
-            if name not in IMAGE_NAMES:
-                problems.append(f"refs.{name}: got an unknown image, want one of {', '.join(IMAGE_NAMES)}; correct the name")
+            if name not in (*IMAGE_NAMES, *BASE_NAMES):
+                known = ", ".join((*IMAGE_NAMES, *BASE_NAMES))
+                problems.append(f"refs.{name}: got an unknown image, want one of {known}; correct the name")
             elif not re.fullmatch(r"[^\s@]+@sha256:[0-9a-f]{64}", ref):
                 problems.append(f"refs.{name}: got {ref!r}, want repository@sha256:<64 hex digits>; pin the digest")
         missing = [name for name in IMAGE_NAMES if name not in self.refs]

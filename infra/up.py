@@ -44,10 +44,12 @@ class Deployment:
     context: str
     kubeconfig: str
     state_dir: Path
+    builder: str = "prebuilt"
+    """`images.builder` of the stack."""
 
     @property
     def cli(self) -> PulumiCli:
-        return PulumiCli(stack=self.stack, state_dir=self.state_dir, env={"KUBECONFIG": self.kubeconfig})
+        return PulumiCli(stack=self.stack, state_dir=self.state_dir, env={"KUBECONFIG": self.kubeconfig}, builder=self.builder)
 
     @property
     def key_file(self) -> Path:
@@ -99,7 +101,9 @@ def on_context(context: str, stack: str) -> Deployment:
     """A cluster of the user's own; nothing is built for it but what its configuration says."""
     root = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "modelfleet" / "contexts"
     kubeconfig = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
-    return Deployment(stack=stack, context=context, kubeconfig=kubeconfig, state_dir=root / context.replace("/", "_") / stack)
+    builder = stack_config(stack).get("modelfleet:images", {}).get("builder", "prebuilt")
+    directory = root / context.replace("/", "_") / stack
+    return Deployment(stack=stack, context=context, kubeconfig=kubeconfig, state_dir=directory, builder=builder)
 
 
 def image_overrides(built: Mapping[str, Image]) -> dict[str, Any]:
@@ -110,7 +114,8 @@ def start_embedded(name: str, nodes: int, ggufs: Mapping[str, Path] | None = Non
     """A ready cluster with every image of the stack in its registry; images are made while the cluster starts."""
     host.check()
     # All at once: two builds at a time to the end, and one honest estimate.
-    toolchain.ensure([tool.name for tool in toolchain.TOOLCHAIN if tool.name not in TOOLS or needs_own_tools()])
+    own = needs_own_tools()
+    toolchain.ensure([tool.name for tool in toolchain.TOOLCHAIN if not tool.on_demand and (own or tool.name not in TOOLS)])
     with ThreadPoolExecutor(1) as pool:
         building = pool.submit(images.build, ggufs)
         cluster = embedded.up(name, nodes)

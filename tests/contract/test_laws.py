@@ -13,8 +13,8 @@ import components
 from components.contract import COMPONENTS, EDGES, PORTS, SCRAPED
 from images import embedded
 from infra import configuration, diagram
-from infra.cli import PROVIDER_VERSION
-from infra.settings import IMAGE_NAMES
+from infra.cli import PROVIDERS
+from infra.settings import BASE_NAMES, IMAGE_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -195,15 +195,14 @@ class TestEveryDockerfile:
 
 
 def test_every_image_of_the_settings_has_a_dockerfile() -> None:
-    assert set(IMAGE_NAMES) <= {path.parent.name for path in DOCKERFILES}
+    assert {*IMAGE_NAMES, *BASE_NAMES} == {path.parent.name for path in DOCKERFILES}
 
 
-def test_the_provider_is_the_one_that_the_sdk_asks_for() -> None:
+@pytest.mark.parametrize(("plugin", "module"), [("kubernetes", "pulumi-kubernetes/sdk/v4"), ("docker-build", "pulumi-docker-build")])
+def test_the_plugins_are_those_that_the_sdks_ask_for(plugin: str, module: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert f"pulumi-kubernetes=={PROVIDER_VERSION}" in project["dependencies"]
-    assert (
-        f"github.com/pulumi/pulumi-kubernetes/sdk/v4 v{PROVIDER_VERSION}" in (ROOT / "tools/pulumi-resource-kubernetes/go.mod").read_text()
-    )
+    assert f"pulumi-{plugin}=={PROVIDERS[plugin]}" in project["dependencies"]
+    assert f"github.com/pulumi/{module} v{PROVIDERS[plugin]}" in (ROOT / f"tools/pulumi-resource-{plugin}/go.mod").read_text()
 
 
 @pytest.mark.parametrize(

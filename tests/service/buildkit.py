@@ -1,0 +1,121 @@
+"""A real BuildKit and a real registry on loopback, with stand-ins for the bases that no registry here serves."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from devcluster import host, oci, toolchain
+from devcluster.oci import Image, Layer, RuntimeConfig, assemble, write_tree
+from devcluster.system_images import base_layer
+from tests.service.processes import free_port
+
+BUILDER = "modelfleet-test"
+_CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+_PIP = '#!/bin/sh\nexec python3 -m pip "$@"\n'
+
+
+@dataclass(frozen=True)
+class Builder:
+    registry: str
+    """Host and port; plain HTTP."""
+    config: Path
+    """Directory of a buildx configuration that knows BUILDER."""
+
+    def image(self, reference: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Manifest and configuration of `registry/name@digest`."""
+        name, _, digest = reference.rpartition("/")[2].partition("@")
+        with httpx.Client(base_url=f"http://{self.registry}/v2/test/{name.partition(':')[0]}/", trust_env=False) as client:
+            manifest = client.get(f"manifests/{digest}", headers={"Accept": oci.MANIFEST}).raise_for_status().json()
+            return manifest, client.get(f"blobs/{manifest['config']['digest']}").raise_for_status().json()
+
+
+def _layer(path: Path, files: dict[str, Path]) -> Layer:
+    write_tree(path, list(files.items()))
+    return oci.existing_layer(path)
+
+
+def _python(work: Path) -> Image:
+    """Debian's Python with pip, and the machine's certificates: what the Dockerfiles ask of python:3.12-slim-bookworm, one minor older."""
+    script = work / "pip"
+    script.write_text(_PIP)
+    script.chmod(0o755)
+    packages = Path(sys.prefix, "lib", f"python{sys.version_info.major}.{sys.version_info.minor}", "site-packages", "pip")
+    files = {"usr/local/bin/pip": script, "usr/lib/python3/dist-packages/pip": packages}
+    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    if _CA_BUNDLE.exists():
+        files["etc/ssl/certs/ca-certificates.crt"] = _CA_BUNDLE
+        env["PIP_CERT"] = str(_CA_BUNDLE)
+    layers = [base_layer(), _layer(work / "python.tar", files)]
+    return assemble("python", layers, RuntimeConfig(env=env, cmd=["python3"]))
+
+
+def _ollama(work: Path) -> Image:
+    binary = toolchain.ensure(["ollama"]) / "ollama"
+    layers = [base_layer(), _layer(work / "ollama.tar", {"usr/bin/ollama": binary})]
+    return assemble("ollama/ollama", layers, RuntimeConfig(entrypoint=["/bin/ollama"], cmd=["serve"]))
+
+
+def _wait(process: "subprocess.Popen[bytes]", ready: Path | str, log: Path, timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if isinstance(ready, Path) and ready.exists():
+            return
+        if isinstance(ready, str):
+            try:
+                httpx.get(ready, timeout=2, trust_env=False).raise_for_status()
+                return
+            except httpx.HTTPError:
+                pass
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+@contextmanager
+def builder(work: Path) -> Iterator[Builder]:
+    """Both servers until the block ends."""
+    port = free_port()
+    registry = f"127.0.0.1:{port}"
+    (work / "registry.yaml").write_text(
+        yaml.safe_dump({"version": 0.1, "storage": {"filesystem": {"rootdirectory": str(work / "registry")}}, "http": {"addr": registry}})
+    )
+    socket = work / "buildkitd.sock"
+    (work / "buildkitd.toml").write_text(
+        f'root = "{work / "buildkit"}"\n[grpc]\naddress = ["unix://{socket}"]\n'
+        '[worker.oci]\nenabled = true\nnetworkMode = "host"\nbinary = "runc"\n[worker.containerd]\nenabled = false\n'
+        f'[registry."docker.io"]\nmirrors = ["{registry}"]\n[registry."{registry}"]\nhttp = true\n'
+    )
+    instances = work / "buildx" / "instances"
+    instances.mkdir(parents=True)
+    node = {"Name": f"{BUILDER}0", "Endpoint": f"unix://{socket}", "Platforms": None, "DriverOpts": None, "Flags": None, "Files": None}
+    (instances / BUILDER).write_text(json.dumps({"Name": BUILDER, "Driver": "remote", "Nodes": [node], "Dynamic": False}))
+    binaries = toolchain.ensure(["buildkit"])
+    logs = work / "registry.log", work / "buildkitd.log"
+    serve = [str(host.registry_binary()), "serve", str(work / "registry.yaml")]
+    build = [str(binaries / "buildkitd"), "--config", str(work / "buildkitd.toml")]
+    environment = os.environ | {"OTEL_TRACES_EXPORTER": "none"}
+    with (
+        logs[0].open("wb") as registry_log,
+        logs[1].open("wb") as build_log,
+        subprocess.Popen(serve, env=environment, stdout=registry_log, stderr=registry_log) as server,
+        subprocess.Popen(build, env=environment, stdout=build_log, stderr=build_log) as daemon,
+    ):
+        try:
+            _wait(server, f"http://{registry}/v2/", logs[0])
+            _wait(daemon, socket, logs[1])
+            oci.push(_python(work), registry, "3.12-slim-bookworm")
+            oci.push(_ollama(work), registry, "0.32.15")
+            yield Builder(registry, work / "buildx")
+        finally:
+            daemon.terminate()
+            server.terminate()

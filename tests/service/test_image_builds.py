@@ -1,0 +1,68 @@
+"""Our Dockerfiles as written, built by a real BuildKit through the docker-build provider and the component that users deploy."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pytest
+from pulumi import automation
+
+from components import RuntimeImages, RuntimeImagesArgs
+from images import embedded
+from infra.cli import PulumiCli
+from tests.service.buildkit import BUILDER, Builder, builder
+
+IMAGES = ("ollama", "api-server", "metrics-exporter")
+"""One without and two with a builder stage; the others need packages or models of several hundred megabytes."""
+
+
+@pytest.fixture(scope="module")
+def buildkit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
+    with builder(tmp_path_factory.mktemp("buildkit")) as running:
+        yield running
+
+
+def build(where: Builder, work: Path) -> dict[str, str]:
+    """References of one `pulumi up` of its own state."""
+
+    def program() -> None:
+        args = RuntimeImagesArgs(builder="docker-build", registry=f"{where.registry}/test", builder_name=BUILDER, images=IMAGES)
+        images = RuntimeImages("images", args)
+        pulumi.export("refs", dict(images.refs))
+
+    cli = PulumiCli(stack="images", state_dir=work, builder="docker-build")
+    environment = cli.environment() | {"BUILDX_CONFIG": str(where.config), "HOME": str(work)}
+    (work / "cli").mkdir()
+    (work / "cli" / "bin").symlink_to(environment["PATH"].partition(":")[0])
+    stack = automation.create_or_select_stack(
+        "images",
+        project_name="images",
+        program=program,
+        opts=automation.LocalWorkspaceOptions(
+            work_dir=str(work),
+            env_vars=environment,
+            pulumi_command=automation.PulumiCommand(str(work / "cli")),
+            secrets_provider="passphrase",
+        ),
+    )
+    outputs: Any = stack.up().outputs["refs"].value
+    return dict(outputs)
+
+
+@pytest.mark.timeout(600)
+def test_images_are_built_by_digest_reproducibly_and_start_as_their_dockerfile_says(buildkit: Builder, tmp_path: Path) -> None:
+    first = build(buildkit, tmp_path / "first")
+    assert set(first) == set(IMAGES)
+    for name, reference in first.items():
+        assert reference.startswith(f"{buildkit.registry}/test/{name}:src-")
+        assert "@sha256:" in reference
+        _, config = buildkit.image(reference)
+        embedded_config = embedded.runtime_config(name)
+        found = config["config"]
+        assert (found["User"], found["WorkingDir"]) == (embedded_config.user, embedded_config.working_dir)
+        assert found["Entrypoint"] == list(embedded_config.entrypoint)
+        assert found.get("Cmd", []) == list(embedded_config.cmd)
+        assert set(found["ExposedPorts"]) == set(embedded_config.exposed_ports)
+        assert {f"{key}={value}" for key, value in embedded_config.env.items()} <= set(found["Env"])
+        assert embedded_config.labels.items() <= found["Labels"].items()
