@@ -6,7 +6,7 @@ Nothing is added to the machine's own namespace but one veth with one address; n
 import subprocess
 from pathlib import Path
 
-from devcluster.layout import SERVICE_CIDR, Cluster, ClusterError, Node
+from devcluster.layout import POD_CIDR, SERVICE_CIDR, Cluster, ClusterError, Node
 
 
 def _run(*argv: str, check: bool = True) -> str:
@@ -66,6 +66,15 @@ def _ensure_node(node: Node) -> None:
     _sysctl(node.netns, "net.ipv4.ip_forward", "1")
     # Policies must also see traffic between two pods of one node, which only crosses the bridge.
     _sysctl(node.netns, "net.bridge.bridge-nf-call-iptables", "1")
+    _ensure_way_to_machine(node)
+
+
+def _ensure_way_to_machine(node: Node) -> None:
+    """Pods reach the machine's own end (registry, model sources) as their node: the machine has no route to pods, and gets none."""
+    rule = ["POSTROUTING", "-s", POD_CIDR, "-d", f"{node.cluster.host_address}/32", "-j", "MASQUERADE"]
+    iptables = ["nsenter", f"--net=/run/netns/{node.netns}", "iptables", "-w", "-t", "nat"]
+    if subprocess.run([*iptables, "-C", *rule], capture_output=True).returncode:
+        _run(*iptables, "-A", *rule)
 
 
 def remove(cluster: Cluster) -> None:

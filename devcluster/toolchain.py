@@ -166,6 +166,22 @@ TOOLCHAIN: tuple[Tool, ...] = (
         variables={"github.com/moby/buildkit/version.Version": "{version}"},
         on_demand=True,
     ),
+    Tool(
+        name="cosign",
+        packages={"cosign": "github.com/sigstore/cosign/v3/cmd/cosign"},
+        cpu_minutes=5,
+        version_of="github.com/sigstore/cosign/v3",
+        variables={"sigs.k8s.io/release-utils/version.gitVersion": "{version}"},
+        on_demand=True,
+    ),
+    Tool(
+        name="grype",
+        packages={"grype": "github.com/anchore/grype/cmd/grype", "syft": "github.com/anchore/syft/cmd/syft"},
+        cpu_minutes=8,
+        version_of="github.com/anchore/grype",
+        variables={"main.version": "{bare}"},
+        on_demand=True,
+    ),
 )
 BY_NAME = {tool.name: tool for tool in TOOLCHAIN}
 
