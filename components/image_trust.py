@@ -1,0 +1,165 @@
+"""Only signed images run in the namespace: the admission webhook and what it stands on."""
+
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from components import pods
+from components.contract import IMAGE_VERIFIER, PORTS, labels, type_token
+
+core, net = k8s.core.v1, k8s.networking.v1
+_TIMEOUT_S = 10
+"""What the API server waits; the verifier itself gives up at half of it, and says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTrustArgs:
+    """Inputs of ImageTrust."""
+
+    protected_namespace: pulumi.Input[str]
+    """Where every pod's images must be signed."""
+    namespace: str
+    """Where the verifier runs. Not the protected one: it would have to let itself in."""
+    image: pulumi.Input[str]
+    public_keys: str
+    """One or more public keys in PEM, as `cosign generate-key-pair` writes them."""
+    certificate: pulumi.Input[str]
+    """Serving certificate for `image-verifier.<namespace>.svc`, PEM, self-signed: also what the API server trusts."""
+    private_key: pulumi.Input[str]
+    """Its key, a Pulumi secret."""
+    mirror: str
+    """Registry that is asked for every signature; empty: the host in the image's own name."""
+    replicas: int
+    resources: pods.ResourceArgs
+
+
+class ImageTrust(pulumi.ComponentResource):
+    """Refuses pods whose images carry no cosign signature by a trusted key, with one line an image.
+
+    Fails closed: while no verifier answers, no new pod starts in the protected namespace; running ones stay. Whatever makes
+    pods there should depend on this component, or it could be too early to be checked.
+    """
+
+    webhook: pulumi.Output[str]
+
+    def __init__(self, name: str, args: ImageTrustArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__(type_token("ImageTrust"), name, {}, opts)
+        child = pulumi.ResourceOptions(parent=self)
+        namespace = core.Namespace(
+            f"{name}-namespace",
+            metadata=k8s.meta.v1.ObjectMetaArgs(name=args.namespace, labels=labels("namespace") | pods.RESTRICTED),
+            opts=child,
+        ).metadata.name
+        self._policies(name, namespace, child)
+        tls = core.Secret(
+            f"{name}-tls",
+            metadata=pods.metadata(IMAGE_VERIFIER, namespace, named=False),
+            string_data={"tls.crt": args.certificate, "tls.key": pulumi.Output.secret(args.private_key)},
+            opts=child,
+        )
+        keys = core.ConfigMap(
+            f"{name}-keys", metadata=pods.metadata(IMAGE_VERIFIER, namespace, named=False), data={"cosign.pub": args.public_keys}, opts=child
+        )
+        service = pods.service(f"{name}-service", IMAGE_VERIFIER, namespace, {"https": PORTS[IMAGE_VERIFIER]}, child)
+        servers = k8s.apps.v1.Deployment(
+            f"{name}-servers",
+            metadata=pods.metadata(IMAGE_VERIFIER, namespace),
+            spec=k8s.apps.v1.DeploymentSpecArgs(
+                replicas=args.replicas,
+                selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(IMAGE_VERIFIER)),
+                template=pods.template(IMAGE_VERIFIER, _pod(args, tls.metadata.name, keys.metadata.name)),
+            ),
+            opts=child,
+        )
+        pods.disruption_budget(f"{name}-budget", IMAGE_VERIFIER, namespace, child)
+        webhook = k8s.admissionregistration.v1.ValidatingWebhookConfiguration(
+            f"{name}-webhook",
+            metadata=k8s.meta.v1.ObjectMetaArgs(name=f"{IMAGE_VERIFIER}.modelfleet.dev", labels=labels(IMAGE_VERIFIER)),
+            webhooks=[_webhook(args, service.metadata)],
+            # Before its servers answer it would refuse everything.
+            opts=pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(depends_on=[servers])),
+        )
+        self.webhook = webhook.metadata.name
+        self.register_outputs({"webhook": self.webhook})
+
+    @staticmethod
+    def _policies(name: str, namespace: pulumi.Input[str], child: pulumi.ResourceOptions) -> None:
+        """The API server comes from a node, registries are anywhere: a port is all that can be said of either."""
+        net.NetworkPolicy(
+            f"{name}-default-deny",
+            metadata=k8s.meta.v1.ObjectMetaArgs(name="default-deny", namespace=namespace, labels=labels("network")),
+            spec=net.NetworkPolicySpecArgs(pod_selector=k8s.meta.v1.LabelSelectorArgs(), policy_types=["Ingress", "Egress"]),
+            opts=child,
+        )
+        port = net.NetworkPolicyPortArgs(port=PORTS[IMAGE_VERIFIER], protocol="TCP")
+        anywhere = net.NetworkPolicyPeerArgs(ip_block=net.IPBlockArgs(cidr="0.0.0.0/0"))
+        net.NetworkPolicy(
+            f"{name}-{IMAGE_VERIFIER}",
+            metadata=k8s.meta.v1.ObjectMetaArgs(name=IMAGE_VERIFIER, namespace=namespace, labels=labels("network")),
+            spec=net.NetworkPolicySpecArgs(
+                pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(IMAGE_VERIFIER)),
+                policy_types=["Ingress", "Egress"],
+                ingress=[net.NetworkPolicyIngressRuleArgs(ports=[port])],
+                egress=[net.NetworkPolicyEgressRuleArgs(to=[anywhere]), pods.dns_egress()],
+            ),
+            opts=child,
+        )
+
+
+def _webhook(args: ImageTrustArgs, service: pulumi.Output[k8s.meta.v1.outputs.ObjectMeta]) -> "k8s.admissionregistration.v1.ValidatingWebhookArgs":
+    admission = k8s.admissionregistration.v1
+    return admission.ValidatingWebhookArgs(
+        name=f"{IMAGE_VERIFIER}.modelfleet.dev",
+        admission_review_versions=["v1"],
+        side_effects="None",
+        failure_policy="Fail",
+        match_policy="Equivalent",
+        timeout_seconds=_TIMEOUT_S,
+        namespace_selector=k8s.meta.v1.LabelSelectorArgs(match_labels={"kubernetes.io/metadata.name": args.protected_namespace}),
+        rules=[
+            admission.RuleWithOperationsArgs(
+                api_groups=[""],
+                api_versions=["v1"],
+                operations=["CREATE", "UPDATE"],
+                resources=["pods", "pods/ephemeralcontainers"],
+                scope="Namespaced",
+            )
+        ],
+        client_config=admission.WebhookClientConfigArgs(
+            ca_bundle=pulumi.Output.from_input(args.certificate).apply(pods.base64_text),
+            service=admission.ServiceReferenceArgs(
+                name=service.name, namespace=service.namespace, path="/validate", port=PORTS[IMAGE_VERIFIER]
+            ),
+        ),
+    )
+
+
+def _pod(args: ImageTrustArgs, tls: pulumi.Input[str], keys: pulumi.Input[str]) -> core.PodSpecArgs:
+    tmp, tmp_mount = pods.scratch()
+    secret, secret_mount = pods.secret_file("tls", tls, "/etc/tls")
+    config = core.VolumeArgs(name="keys", config_map=core.ConfigMapVolumeSourceArgs(name=keys))
+    port = PORTS[IMAGE_VERIFIER]
+    probe = core.HTTPGetActionArgs(path="/health", port=port, scheme="HTTPS")
+    container = core.ContainerArgs(
+        name=IMAGE_VERIFIER,
+        image=args.image,
+        env=pods.env(
+            {
+                "HOME": "/tmp",  # noqa: S108
+                "VERIFIER_PORT": str(port),
+                "VERIFIER_CERTIFICATE_FILE": "/etc/tls/tls.crt",
+                "VERIFIER_KEY_FILE": "/etc/tls/tls.key",
+                "VERIFIER_PUBLIC_KEYS_FILE": "/etc/keys/cosign.pub",
+                "VERIFIER_MIRROR": args.mirror,
+                "VERIFIER_TIMEOUT_S": str(_TIMEOUT_S / 2),
+            }
+        ),
+        ports=[core.ContainerPortArgs(name="https", container_port=port)],
+        resources=pods.resources(args.resources),
+        security_context=pods.container_security(),
+        volume_mounts=[tmp_mount, secret_mount, core.VolumeMountArgs(name="keys", mount_path="/etc/keys", read_only=True)],
+        readiness_probe=core.ProbeArgs(http_get=probe, period_seconds=2, timeout_seconds=3),
+        liveness_probe=core.ProbeArgs(http_get=probe, period_seconds=10, failure_threshold=6, timeout_seconds=5),
+    )
+    return pods.spec(IMAGE_VERIFIER, [container], [tmp, secret, config])
