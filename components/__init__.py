@@ -4,6 +4,7 @@ from components.api_server import ApiServer, ApiServerArgs
 from components.cache import CacheServer, CacheServerArgs
 from components.governance import Governance, GovernanceArgs
 from components.gpu import GpuRuntime, GpuRuntimeArgs
+from components.image_trust import ImageTrust, ImageTrustArgs
 from components.images import RuntimeImages, RuntimeImagesArgs
 from components.model_server import ModelServer, ModelServerArgs
 from components.models import ModelStore, ModelStoreArgs
@@ -22,6 +23,8 @@ __all__ = [
     "GovernanceArgs",
     "GpuRuntime",
     "GpuRuntimeArgs",
+    "ImageTrust",
+    "ImageTrustArgs",
     "ModelServer",
     "ModelServerArgs",
     "ModelStore",

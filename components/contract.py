@@ -10,15 +10,19 @@ CACHE_SERVER = "cache-server"
 OLLAMA = "ollama"
 METRICS_EXPORTER = "metrics-exporter"
 MODEL_WRITER = "model-sync"
+IMAGE_VERIFIER = "image-verifier"
+"""Of a namespace of its own, where it answers the cluster's API server."""
 COMPONENTS = (API_SERVER, MODEL_SERVER, CACHE_SERVER, OLLAMA, METRICS_EXPORTER, MODEL_WRITER)
 
-PORTS = {API_SERVER: 8000, MODEL_SERVER: 8080, CACHE_SERVER: 6379, OLLAMA: 11434, METRICS_EXPORTER: 9400}
+PORTS = {API_SERVER: 8000, MODEL_SERVER: 8080, CACHE_SERVER: 6379, OLLAMA: 11434, METRICS_EXPORTER: 9400, IMAGE_VERIFIER: 8443}
 API_METRICS_PORT = 9464
 
 HOT_CLASS = "local-nvme"
 SHARED_CLASS = "shared-models"
 SHARED_CLAIM = "shared-models"
 PRIORITY_CLASS = "gpu-priority"
+RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
+"""Labels of a namespace that takes pods under the Pod Security Standard `restricted` alone."""
 USER_ID = 10001
 """One user for every pod: files in the model store are readable to all of them."""
 

@@ -1,14 +1,18 @@
 """Only signed images run in the namespace: the admission webhook and what it stands on."""
 
+import base64
 from dataclasses import dataclass
 
 import pulumi
 import pulumi_kubernetes as k8s
 
 from components import pods
-from components.contract import IMAGE_VERIFIER, PORTS, labels, type_token
+from components.contract import IMAGE_VERIFIER, PORTS, RESTRICTED, labels, type_token
+from components.network import dns_egress
 
-core, net = k8s.core.v1, k8s.networking.v1
+admission = k8s.admissionregistration.v1
+core = k8s.core.v1
+net = k8s.networking.v1
 _TIMEOUT_S = 10
 """What the API server waits; the verifier itself gives up at half of it, and says why."""
 
@@ -48,7 +52,7 @@ class ImageTrust(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         namespace = core.Namespace(
             f"{name}-namespace",
-            metadata=k8s.meta.v1.ObjectMetaArgs(name=args.namespace, labels=labels("namespace") | pods.RESTRICTED),
+            metadata=k8s.meta.v1.ObjectMetaArgs(name=args.namespace, labels=labels("namespace") | RESTRICTED),
             opts=child,
         ).metadata.name
         self._policies(name, namespace, child)
@@ -59,7 +63,10 @@ class ImageTrust(pulumi.ComponentResource):
             opts=child,
         )
         keys = core.ConfigMap(
-            f"{name}-keys", metadata=pods.metadata(IMAGE_VERIFIER, namespace, named=False), data={"cosign.pub": args.public_keys}, opts=child
+            f"{name}-keys",
+            metadata=pods.metadata(IMAGE_VERIFIER, namespace, named=False),
+            data={"cosign.pub": args.public_keys},
+            opts=child,
         )
         service = pods.service(f"{name}-service", IMAGE_VERIFIER, namespace, {"https": PORTS[IMAGE_VERIFIER]}, child)
         servers = k8s.apps.v1.Deployment(
@@ -73,7 +80,7 @@ class ImageTrust(pulumi.ComponentResource):
             opts=child,
         )
         pods.disruption_budget(f"{name}-budget", IMAGE_VERIFIER, namespace, child)
-        webhook = k8s.admissionregistration.v1.ValidatingWebhookConfiguration(
+        webhook = admission.ValidatingWebhookConfiguration(
             f"{name}-webhook",
             metadata=k8s.meta.v1.ObjectMetaArgs(name=f"{IMAGE_VERIFIER}.modelfleet.dev", labels=labels(IMAGE_VERIFIER)),
             webhooks=[_webhook(args, service.metadata)],
@@ -101,14 +108,13 @@ class ImageTrust(pulumi.ComponentResource):
                 pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(IMAGE_VERIFIER)),
                 policy_types=["Ingress", "Egress"],
                 ingress=[net.NetworkPolicyIngressRuleArgs(ports=[port])],
-                egress=[net.NetworkPolicyEgressRuleArgs(to=[anywhere]), pods.dns_egress()],
+                egress=[net.NetworkPolicyEgressRuleArgs(to=[anywhere]), dns_egress()],
             ),
             opts=child,
         )
 
 
-def _webhook(args: ImageTrustArgs, service: pulumi.Output[k8s.meta.v1.outputs.ObjectMeta]) -> "k8s.admissionregistration.v1.ValidatingWebhookArgs":
-    admission = k8s.admissionregistration.v1
+def _webhook(args: ImageTrustArgs, service: pulumi.Output[k8s.meta.v1.outputs.ObjectMeta]) -> admission.ValidatingWebhookArgs:
     return admission.ValidatingWebhookArgs(
         name=f"{IMAGE_VERIFIER}.modelfleet.dev",
         admission_review_versions=["v1"],
@@ -127,7 +133,7 @@ def _webhook(args: ImageTrustArgs, service: pulumi.Output[k8s.meta.v1.outputs.Ob
             )
         ],
         client_config=admission.WebhookClientConfigArgs(
-            ca_bundle=pulumi.Output.from_input(args.certificate).apply(pods.base64_text),
+            ca_bundle=pulumi.Output.from_input(args.certificate).apply(lambda pem: base64.b64encode(pem.encode()).decode()),
             service=admission.ServiceReferenceArgs(
                 name=service.name, namespace=service.namespace, path="/validate", port=PORTS[IMAGE_VERIFIER]
             ),

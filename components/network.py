@@ -64,14 +64,19 @@ def _policy(component: str, args: NetworkArgs) -> net.NetworkPolicySpecArgs:
         if edge.source == component
     ]  # fmt: skip
     if component in DNS_CLIENTS:
-        dns = _namespace("kube-system", {"k8s-app": "kube-dns"})
-        egress.append(net.NetworkPolicyEgressRuleArgs(to=[dns], ports=[_port(53, "UDP"), _port(53, "TCP")]))
+        egress.append(dns_egress())
     return net.NetworkPolicySpecArgs(
         pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(component)),
         policy_types=["Ingress", "Egress"],
         ingress=ingress,
         egress=egress,
     )
+
+
+def dns_egress() -> net.NetworkPolicyEgressRuleArgs:
+    """To the cluster's DNS pods, which carry this label in every distribution."""
+    dns = _namespace("kube-system", {"k8s-app": "kube-dns"})
+    return net.NetworkPolicyEgressRuleArgs(to=[dns], ports=[_port(53, "UDP"), _port(53, "TCP")])
 
 
 def _port(number: int, protocol: str = "TCP") -> net.NetworkPolicyPortArgs:

@@ -22,7 +22,12 @@ from devcluster.system_images import PYTHON, base_layer, images_cache
 from devcluster.toolchain import cache_root
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVICES = {"api-server": "api_server", "model-server": "model_server", "metrics-exporter": "metrics_exporter"}
+SERVICES = {
+    "api-server": "api_server",
+    "model-server": "model_server",
+    "metrics-exporter": "metrics_exporter",
+    "image-verifier": "image_verifier",
+}
 """Image name to Python package."""
 
 

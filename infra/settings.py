@@ -12,6 +12,8 @@ from pydantic.alias_generators import to_camel
 
 PROJECT = "modelfleet"
 IMAGE_NAMES = ("ollama", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
+VERIFIER_IMAGE = "image-verifier"
+"""Needed with images.trust alone."""
 BASE_NAMES = ("cuda-base", "python-base")
 """Bases for services of other teams; the stack itself runs none."""
 _UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -78,6 +80,16 @@ class ClusterSettings(Section):
         return self
 
 
+class TrustSettings(Section):
+    public_keys: str = Field(pattern=r"-----BEGIN PUBLIC KEY-----")
+    """Public keys in PEM, as cosign generate-key-pair writes them; a signature by any of them counts."""
+    mirror: str = Field(default="", pattern=r"^(https?://[^/\s]+)?$")
+    """Registry that has the signatures of every image; empty: the one in the image's name."""
+    replicas: int = Field(default=2, ge=1, le=16)
+    """Verifiers; while none answers, no pod starts."""
+    resources: Resources = Resources(cpu="50m", memory="128Mi")
+
+
 class ImagesSettings(Section):
     builder: Literal["prebuilt", "docker-build", "docker"] = "prebuilt"
     """Take images by digest, or build them with buildx, or with a Docker daemon."""
@@ -89,17 +101,20 @@ class ImagesSettings(Section):
     """The buildx builder for `docker-build`; the default one when unset."""
     platform: Literal["linux/amd64", "linux/arm64"] = "linux/amd64"
     """What is built for."""
+    trust: TrustSettings | None = None
+    """Refuse pods whose images carry no cosign signature by one of these keys."""
 
     @model_validator(mode="after")
     def _refs_fit_builder(self) -> Self:
         problems: list[str] = []
         for name, ref in self.refs.items():
-            if name not in (*IMAGE_NAMES, *BASE_NAMES):
-                known = ", ".join((*IMAGE_NAMES, *BASE_NAMES))
+            if name not in (*IMAGE_NAMES, *BASE_NAMES, VERIFIER_IMAGE):
+                known = ", ".join((*IMAGE_NAMES, *BASE_NAMES, VERIFIER_IMAGE))
                 problems.append(f"refs.{name}: got an unknown image, want one of {known}; correct the name")
             elif not re.fullmatch(r"[^\s@]+@sha256:[0-9a-f]{64}", ref):
                 problems.append(f"refs.{name}: got {ref!r}, want repository@sha256:<64 hex digits>; pin the digest")
-        missing = [name for name in IMAGE_NAMES if name not in self.refs]
+        needed = (*IMAGE_NAMES, VERIFIER_IMAGE) if self.trust is not None else IMAGE_NAMES
+        missing = [name for name in needed if name not in self.refs]
         if self.builder == "prebuilt" and missing:
             problems.append(f"refs.{missing[0]}: got nothing, want a reference for {', '.join(missing)}; add them or set images.builder")
         if self.builder != "prebuilt" and self.refs:

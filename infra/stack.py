@@ -9,10 +9,11 @@ import pulumi_kubernetes as k8s
 
 import components as c
 from components.contract import PORTS
-from infra import cluster
+from infra import certificates, cluster
 from infra.outputs import VERSION
-from infra.settings import PROJECT, Resources, Settings, SettingsError, Tier, parse, quantity
+from infra.settings import PROJECT, VERIFIER_IMAGE, Resources, Settings, SettingsError, Tier, TrustSettings, parse, quantity
 
+_VERIFIER_TLS = "verifierTls"
 _SECRETS = {
     "apiKeys": "a JSON list of keys of 16 or more characters; run pulumi config set --secret apiKeys '[\"…\"]'",
     "cachePassword": "16 or more letters and digits; run pulumi config set --secret cachePassword",
@@ -33,7 +34,7 @@ def load() -> Settings:
     """Settings and secrets of the current stack, checked. Raises SettingsError."""
     document: dict[str, Any] = {}
     for key in _configured_keys():
-        if key not in _SECRETS:
+        if key not in _SECRETS and key != _VERIFIER_TLS:
             text = pulumi.Config(PROJECT).require(key)
             try:
                 document[key] = json.loads(text)
@@ -46,6 +47,11 @@ def load() -> Settings:
     except SettingsError as error:
         problems.append(str(error))
     problems += _secret_problems()
+    if settings is not None and settings.images.trust is not None and not _verifier_tls():
+        problems.append(
+            f"{PROJECT}:{_VERIFIER_TLS}: got nothing, want certificate and key of the image verifier; "
+            f"run python -m infra.certificates {settings.cluster.namespace} | pulumi config set --secret {_VERIFIER_TLS}"
+        )
     if problems or settings is None:
         raise SettingsError("\n".join(problems))
     return settings
@@ -67,6 +73,15 @@ def _secret_problems() -> list[str]:
         elif not _is_valid_secret(name, value):
             problems.append(f"{PROJECT}:{name}: got another form, want {want}")
     return problems
+
+
+def _verifier_tls() -> dict[str, str]:
+    """Certificate and private key in PEM, or nothing when they are not there as they should be."""
+    try:
+        pair = json.loads(pulumi.Config(PROJECT).get(_VERIFIER_TLS) or "{}")
+    except json.JSONDecodeError:
+        return {}
+    return pair if isinstance(pair, dict) and set(pair) == {"certificate", "privateKey"} else {}
 
 
 def _is_valid_secret(name: str, value: str) -> bool:
@@ -100,6 +115,27 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
         "max_in_flight": server.parallel + server.max_queue,
     }
     return table
+
+
+def _image_trust(
+    settings: Settings, trust: TrustSettings, images: c.RuntimeImages, namespace: pulumi.Output[str], opts: pulumi.ResourceOptions
+) -> c.ImageTrust:
+    pair = _verifier_tls()
+    return c.ImageTrust(
+        "image-trust",
+        c.ImageTrustArgs(
+            protected_namespace=namespace,
+            namespace=certificates.verifier_namespace(settings.cluster.namespace),
+            image=images.refs[VERIFIER_IMAGE],
+            public_keys=trust.public_keys,
+            certificate=pair["certificate"],
+            private_key=pulumi.Output.secret(pair["privateKey"]),
+            mirror=trust.mirror,
+            replicas=trust.replicas,
+            resources=_resources(trust.resources),
+        ),
+        opts,
+    )
 
 
 def build(settings: Settings) -> None:
@@ -138,6 +174,10 @@ def build(settings: Settings) -> None:
         opts,
     )
     namespace = governance.namespace
+    if settings.images.trust is not None:
+        trust = _image_trust(settings, settings.images.trust, images, namespace, opts)
+        # A pod that is made before the webhook would not be checked.
+        opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[trust]))
     c.Network(
         "network",
         c.NetworkArgs(

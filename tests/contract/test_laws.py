@@ -14,7 +14,7 @@ from components.contract import COMPONENTS, EDGES, PORTS, SCRAPED
 from images import embedded
 from infra import configuration, diagram
 from infra.cli import PROVIDERS
-from infra.settings import BASE_NAMES, IMAGE_NAMES
+from infra.settings import BASE_NAMES, IMAGE_NAMES, VERIFIER_IMAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -24,6 +24,7 @@ TYPE_TOKENS = {
     "CacheServer",
     "Governance",
     "GpuRuntime",
+    "ImageTrust",
     "ModelServer",
     "ModelStore",
     "Monitoring",
@@ -72,7 +73,7 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-OURS = {"infra", "components", "devcluster", "images", "api_server", "model_server", "metrics_exporter", "model_sync"}
+OURS = {"infra", "components", "devcluster", "images", "api_server", "model_server", "metrics_exporter", "model_sync", "image_verifier"}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,7 @@ OURS = {"infra", "components", "devcluster", "images", "api_server", "model_serv
         ("model_server", set()),
         ("metrics_exporter", set()),
         ("model_sync", set()),
+        ("image_verifier", set()),
         ("components", set()),
         ("devcluster", set()),
         ("images", {"devcluster"}),
@@ -195,7 +197,7 @@ class TestEveryDockerfile:
 
 
 def test_every_image_of_the_settings_has_a_dockerfile() -> None:
-    assert {*IMAGE_NAMES, *BASE_NAMES} == {path.parent.name for path in DOCKERFILES}
+    assert {*IMAGE_NAMES, *BASE_NAMES, VERIFIER_IMAGE} == {path.parent.name for path in DOCKERFILES}
 
 
 @pytest.mark.parametrize(("plugin", "module"), [("kubernetes", "pulumi-kubernetes/sdk/v4"), ("docker-build", "pulumi-docker-build")])
