@@ -31,6 +31,8 @@ def up(name: str, node_count: int, timeout_s: float = 180.0) -> Cluster:
     host.check()
     host.ensure_packages()
     tools = binaries()
+    # On a new machine these take minutes, which no process of a half-started cluster should have to wait out.
+    images = [system_images.pause(), system_images.coredns(tools), system_images.helper()]
     started = time.monotonic()
     cluster = create(name, node_count)
     pki.ensure(cluster)
@@ -57,7 +59,6 @@ def up(name: str, node_count: int, timeout_s: float = 180.0) -> Cluster:
     for each in cluster.nodes:
         _wait_runtime(each)
         start(node.processes(each, tools)[1:])
-    images = [system_images.pause(), system_images.coredns(tools), system_images.helper()]
     _wait_registry(cluster)
     push(cluster, images)
     controlplane.wait_ready(cluster, timeout_s)

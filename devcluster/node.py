@@ -264,6 +264,8 @@ def processes(node: Node, binaries: Path) -> list[Process]:
         "--run-firewall=true",
         "--run-router=false",
         "--run-service-proxy=false",
+        # It gives up when its roles come later than this; on a busy machine they do.
+        "--cache-sync-timeout=5m",
         "--health-addr=127.0.0.1",
         "--metrics-port=0",
     ]

@@ -3,6 +3,7 @@
 Layers are uncompressed tar files with fixed owners and times, so the same input gives the same digest on every machine.
 """
 
+import fcntl
 import hashlib
 import io
 import json
@@ -84,13 +85,15 @@ def existing_layer(path: Path) -> Layer:
 
 
 def cached_layer(path: Path, make: Callable[[Path], None]) -> Layer:
-    """The layer at `path`; made by `make(temporary path)` and renamed into place when it is not there."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        make(fresh)
-        fresh.replace(path)
-    return existing_layer(path)
+    """The layer at `path`; made once by `make(temporary path)`, whoever asks at the same time, and renamed into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            fresh = path.with_name(f".{path.name}.partial")
+            make(fresh)
+            fresh.replace(path)
+        return existing_layer(path)
 
 
 def write_tree(target: Path, trees: Iterable[tuple[str, Path]], modes: Mapping[str, int] | None = None) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,20 @@ def test_a_changed_file_changes_the_digest_and_nothing_else_does(tmp_path: Path)
     assert image(2) == first
     (source / "a.py").write_text("changed")
     assert image(3) != first
+
+
+def test_a_layer_is_made_once_for_all_who_ask_at_the_same_time(tmp_path: Path) -> None:
+    made: list[Path] = []
+
+    def make(target: Path) -> None:
+        made.append(target)
+        time.sleep(0.05)
+        write_tree(target, [("app", tree(tmp_path / "t"))])
+
+    with ThreadPoolExecutor(4) as pool:
+        layers = list(pool.map(lambda _: cached_layer(tmp_path / "l.tar", make), range(4)))
+    assert len(made) == 1
+    assert len({layer.digest for layer in layers}) == 1
 
 
 def test_the_configuration_carries_what_starts_the_container(tmp_path: Path) -> None:
