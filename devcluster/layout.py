@@ -93,7 +93,7 @@ class Cluster:
 
     @property
     def cgroup_prefix(self) -> str:
-        return f"modelfleet-{self.name}-"
+        return f"modelfleet-{self.slot}-{self.name}-"
 
     @property
     def nodes(self) -> tuple[Node, ...]:

@@ -18,6 +18,7 @@ import httpx
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
 EPOCH = 1_764_000_000
 """Time of every file in every layer: a constant, so that digests depend on content alone."""
 
@@ -163,10 +164,24 @@ def repository(name: str) -> str:
     return rest if "." in first or ":" in first or first == "localhost" else name
 
 
+def _client(name: str, registry: str) -> httpx.Client:
+    return httpx.Client(base_url=f"http://{registry}/v2/{repository(name)}/", timeout=60.0, trust_env=False)
+
+
+def has_tag(name: str, registry: str, tag: str) -> bool:
+    with _client(name, registry) as client:
+        return client.head(f"manifests/{tag}", headers={"Accept": f"{MANIFEST}, {INDEX}"}).status_code == 200
+
+
+def push_manifest(name: str, registry: str, tag: str, content: bytes, media_type: str) -> None:
+    """Raises RegistryError."""
+    with _client(name, registry) as client:
+        _check(client.put(f"manifests/{tag}", content=content, headers={"Content-Type": media_type}), f"{name}:{tag}")
+
+
 def push(image: Image, registry: str, tag: str) -> bool:
     """Push what the registry lacks. Returns whether anything was sent. Raises RegistryError."""
-    name = repository(image.name)
-    with httpx.Client(base_url=f"http://{registry}/v2/{name}/", timeout=60.0, trust_env=False) as client:
+    with _client(image.name, registry) as client:
         present = client.head(f"manifests/{tag}", headers={"Accept": MANIFEST})
         if present.headers.get("docker-content-digest") == image.digest:
             return False

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import aiohttp
 
-_ACCEPT = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
+_INDEX = "application/vnd.oci.image.index.v1+json"
+_ACCEPT = f"application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, {_INDEX}"
 _DEFAULT_HOST = "registry-1.docker.io"
 
 
@@ -53,6 +54,11 @@ class Registries:
     async def manifest(self, image: Reference, tag: str) -> bytes | None:
         """None when there is no such tag. Raises RegistryError."""
         return await self._get(image, f"manifests/{tag}", {"Accept": _ACCEPT})
+
+    async def referrers(self, image: Reference) -> bytes | None:
+        """The index of artifacts that refer to the image; None when there is none. Raises RegistryError."""
+        found = await self._get(image, f"referrers/{image.digest}", {"Accept": _INDEX})
+        return found if found is not None else await self.manifest(image, image.digest.replace(":", "-"))
 
     async def blob(self, image: Reference, digest: str) -> bytes | None:
         return await self._get(image, f"blobs/{digest}", {})

@@ -1,6 +1,10 @@
-"""cosign's signatures: an OCI manifest under the tag `sha256-<digest>.sig`, one layer a signature.
+"""cosign's signatures, in both forms that it writes.
 
-A layer's content is the signed payload, its annotation the signature. Source: sigstore/cosign, specs/SIGNATURE_SPEC.md.
+Since cosign 3 a signature is a Sigstore bundle, an artifact that refers to the image (OCI 1.1 referrers, or the index under the
+tag `sha256-<digest>` where a registry has no such API): an in-toto statement in a DSSE envelope. Before, it was a manifest under
+the tag `sha256-<digest>.sig`, one layer a signature: the layer's content is the signed payload, its annotation the signature.
+
+Sources: sigstore/protobuf-specs, sigstore_bundle.proto v0.3; secure-systems-lab/dsse, protocol.md; sigstore/cosign, SIGNATURE_SPEC.md.
 """
 
 import base64
@@ -17,6 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from image_verifier.registry import Reference, Registries
 
+_BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+_PREDICATE = "https://sigstore.dev/cosign/sign/v1"
+"""What a bundle states: a signature. An SBOM or a scan report of the image is a bundle, too, and no permission to run it."""
 _ANNOTATION = "dev.cosignproject.cosign/signature"
 _PAYLOAD_TYPE = "cosign container image signature"
 _MAX_SIGNATURES = 32
@@ -41,30 +48,59 @@ def read_keys(path: Path) -> list[PublicKey]:
     return usable
 
 
-def signature_tag(digest: str) -> str:
-    return f"{digest.replace(':', '-')}.sig"
-
-
 async def is_signed(registries: Registries, image: Reference, keys: list[PublicKey]) -> bool:
     """Whether one of `keys` signed this very digest. Raises RegistryError when the registry cannot say."""
-    manifest = await registries.manifest(image, signature_tag(image.digest))
-    if manifest is None:
-        return False
-    for layer in _layers(manifest)[:_MAX_SIGNATURES]:
-        payload = await registries.blob(image, layer["digest"])
-        if payload is None or f"sha256:{hashlib.sha256(payload).hexdigest()}" != layer["digest"]:
-            continue
+    return await _has_bundle(registries, image, keys) or await _has_payload(registries, image, keys)
+
+
+async def _has_bundle(registries: Registries, image: Reference, keys: list[PublicKey]) -> bool:
+    index = await registries.referrers(image)
+    entries = [entry for entry in _entries(index, "manifests") if entry.get("artifactType") == _BUNDLE]
+    for entry in entries[:_MAX_SIGNATURES]:
+        manifest = await registries.manifest(image, entry["digest"])
+        for layer in _entries(manifest, "layers")[:1]:
+            bundle = await _content(registries, image, layer["digest"])
+            if any(_bundle_verifies(key, bundle, image.digest) for key in keys):
+                return True
+    return False
+
+
+async def _has_payload(registries: Registries, image: Reference, keys: list[PublicKey]) -> bool:
+    manifest = await registries.manifest(image, f"{image.digest.replace(':', '-')}.sig")
+    for layer in _entries(manifest, "layers")[:_MAX_SIGNATURES]:
+        payload = await _content(registries, image, layer["digest"])
         signature = _decoded(layer.get("annotations", {}).get(_ANNOTATION, ""))
         if _names(payload, image.digest) and any(_verifies(key, signature, payload) for key in keys):
             return True
     return False
 
 
-def _layers(manifest: bytes) -> list[dict[str, Any]]:
+async def _content(registries: Registries, image: Reference, digest: str) -> bytes:
+    """A blob, or nothing when it is not what its digest says."""
+    blob = await registries.blob(image, digest) or b""
+    return blob if f"sha256:{hashlib.sha256(blob).hexdigest()}" == digest else b""
+
+
+def _entries(document: bytes | None, field: str) -> list[dict[str, Any]]:
     try:
-        return [layer for layer in json.loads(manifest)["layers"] if isinstance(layer.get("digest"), str)]
+        return [entry for entry in json.loads(document or b"{}").get(field, []) if isinstance(entry["digest"], str)]
     except (ValueError, KeyError, TypeError, AttributeError):
         return []
+
+
+def _bundle_verifies(key: PublicKey, bundle: bytes, digest: str) -> bool:
+    try:
+        envelope = json.loads(bundle)["dsseEnvelope"]
+        kind, payload = str(envelope["payloadType"]), _decoded(envelope["payload"])
+        statement = json.loads(payload)
+        subjects = {f"sha256:{subject['digest']['sha256']}" for subject in statement["subject"]}
+        states = statement["predicateType"] == _PREDICATE and digest in subjects
+        signatures = [_decoded(entry["sig"]) for entry in envelope["signatures"]]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    # The DSSE pre-authentication encoding: what is signed is type and payload, each after its length.
+    signed = f"DSSEv1 {len(kind.encode())} {kind} {len(payload)} ".encode() + payload
+    return states and any(_verifies(key, signature, signed) for signature in signatures)
 
 
 def _decoded(text: str) -> bytes:

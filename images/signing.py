@@ -1,6 +1,7 @@
 """cosign's signatures for the embedded cluster's images, so that `images.trust` can be tried without cosign.
 
-A signature is an OCI manifest under the tag `sha256-<digest>.sig`. Source: sigstore/cosign, specs/SIGNATURE_SPEC.md.
+A signature is a Sigstore bundle that refers to the image, listed in the index under the tag `sha256-<digest>`, where clients look
+in a registry without the referrers API. Sources: sigstore/protobuf-specs, sigstore_bundle.proto v0.3; OCI distribution 1.1.
 """
 
 import base64
@@ -16,7 +17,9 @@ from devcluster import oci
 from devcluster.layout import write
 from devcluster.oci import Image, Layer
 
-_PAYLOAD = "application/vnd.dev.cosign.simplesigning.v1+json"
+_BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+_STATEMENT = "application/vnd.in-toto+json"
+_EMPTY = b"{}"
 
 
 def key_pair(directory: Path) -> tuple[ec.EllipticCurvePrivateKey, str]:
@@ -33,42 +36,61 @@ def key_pair(directory: Path) -> tuple[ec.EllipticCurvePrivateKey, str]:
     return key, public.decode()
 
 
-def signature(image: Image, key: ec.EllipticCurvePrivateKey, work: Path) -> Image:
-    """The signature of `image`, as an image that can be pushed beside it; `work` keeps the payload."""
-    critical = {
-        "identity": {"docker-reference": image.name},
-        "image": {"docker-manifest-digest": image.digest},
-        "type": "cosign container image signature",
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _bundle(image: Image, key: ec.EllipticCurvePrivateKey) -> str:
+    subject = {"digest": {"sha256": image.digest.partition(":")[2]}}
+    statement = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [subject],
+        "predicateType": "https://sigstore.dev/cosign/sign/v1",
+        "predicate": {},
     }
-    payload = json.dumps({"critical": critical, "optional": None}, separators=(",", ":"), sort_keys=True).encode()
+    payload = json.dumps(statement, separators=(",", ":")).encode()
+    signature = key.sign(f"DSSEv1 {len(_STATEMENT)} {_STATEMENT} {len(payload)} ".encode() + payload, ec.ECDSA(hashes.SHA256()))
+    public = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    envelope = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": _STATEMENT,
+        "signatures": [{"sig": base64.b64encode(signature).decode()}],
+    }
+    hint = base64.b64encode(hashlib.sha256(public).digest()).decode()
+    return json.dumps({"mediaType": _BUNDLE, "verificationMaterial": {"publicKey": {"hint": hint}}, "dsseEnvelope": envelope})
+
+
+def _artifact(image: Image, key: ec.EllipticCurvePrivateKey, work: Path) -> Image:
+    """The signature of `image` as an artifact that can be pushed beside it; `work` keeps the bundle."""
+    bundle = _bundle(image, key)
     path = work / f"{image.digest.partition(':')[2]}.json"
-    write(path, payload.decode())
-    layer = Layer(digest=f"sha256:{hashlib.sha256(payload).hexdigest()}", size=len(payload), path=path)
-    signed = base64.b64encode(key.sign(payload, ec.ECDSA(hashes.SHA256()))).decode()
-    config = json.dumps({"architecture": "", "os": "", "config": {}, "rootfs": {"type": "layers", "diff_ids": [layer.digest]}}).encode()
+    write(path, bundle)
+    layer = Layer(digest=_digest(bundle.encode()), size=len(bundle), path=path)
     manifest = {
         "schemaVersion": 2,
         "mediaType": oci.MANIFEST,
-        "config": {
-            "mediaType": "application/vnd.oci.image.config.v1+json",
-            "digest": f"sha256:{hashlib.sha256(config).hexdigest()}",
-            "size": len(config),
+        "artifactType": _BUNDLE,
+        "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": _digest(_EMPTY), "size": len(_EMPTY)},
+        "layers": [{"mediaType": _BUNDLE, "digest": layer.digest, "size": layer.size}],
+        "subject": {"mediaType": oci.MANIFEST, "digest": image.digest, "size": len(image.manifest)},
+        "annotations": {
+            "dev.sigstore.bundle.content": "dsse-envelope",
+            "dev.sigstore.bundle.predicateType": "https://sigstore.dev/cosign/sign/v1",
         },
-        "layers": [
-            {
-                "mediaType": _PAYLOAD,
-                "digest": layer.digest,
-                "size": layer.size,
-                "annotations": {"dev.cosignproject.cosign/signature": signed},
-            }
-        ],
     }
-    return Image(name=image.name, layers=[layer], config=config, manifest=json.dumps(manifest).encode())
+    return Image(name=image.name, layers=[layer], config=_EMPTY, manifest=json.dumps(manifest).encode())
 
 
 def sign(images: Iterable[Image], registry: str, directory: Path) -> str:
-    """Push a signature for each image. Returns the public key in PEM. Raises RegistryError."""
+    """Push a signature for each image that has none. Returns the public key in PEM. Raises RegistryError."""
     key, public = key_pair(directory)
     for image in images:
-        oci.push(signature(image, key, directory / "payloads"), registry, f"{image.digest.replace(':', '-')}.sig")
+        tag = image.digest.replace(":", "-")
+        if oci.has_tag(image.name, registry, tag):
+            continue
+        artifact = _artifact(image, key, directory / "bundles")
+        oci.push(artifact, registry, artifact.digest)
+        entry = {"mediaType": oci.MANIFEST, "size": len(artifact.manifest), "digest": artifact.digest, "artifactType": _BUNDLE}
+        index = json.dumps({"schemaVersion": 2, "mediaType": oci.INDEX, "manifests": [entry]}).encode()
+        oci.push_manifest(image.name, registry, tag, index, oci.INDEX)
     return public
