@@ -178,8 +178,6 @@ TOOLCHAIN: tuple[Tool, ...] = (
         name="grype",
         packages={"grype": "github.com/anchore/grype/cmd/grype", "syft": "github.com/anchore/syft/cmd/syft", "fixturedb": "./fixturedb"},
         cpu_minutes=8,
-        version_of="github.com/anchore/grype",
-        variables={"main.version": "{bare}"},
         on_demand=True,
     ),
 )

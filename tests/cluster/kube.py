@@ -22,6 +22,13 @@ class Kube:
         assert not check or done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done.stdout
 
+    def refused(self, *arguments: str, stdin: str | None = None) -> str:
+        """What the API server said against it."""
+        argv = [str(self.kubectl), f"--kubeconfig={self.kubeconfig}", *arguments]
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=120)
+        assert done.returncode, done.stdout
+        return done.stderr
+
     def get(self, *arguments: str) -> Any:
         return json.loads(self.run("get", *arguments, "-o", "json"))
 

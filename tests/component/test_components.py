@@ -1,5 +1,6 @@
 """Each component alone: what it registers, and the defect of the original design that it does not have."""
 
+import base64
 import dataclasses
 from typing import Any
 
@@ -274,6 +275,31 @@ def test_images_are_built_under_a_tag_of_their_content(builder: str, kind: str) 
     assert len(built) == 9
     tags = {tag for inputs in built for tag in inputs.get("tags", [inputs.get("imageName")])}
     assert all(":src-" in tag for tag in tags)
+
+
+def test_unsigned_images_are_refused_by_a_webhook_that_fails_closed() -> None:
+    args = c.ImageTrustArgs(
+        protected_namespace="ns",
+        namespace="ns-admission",
+        image="x@sha256:1",
+        public_keys="-----BEGIN PUBLIC KEY-----",
+        certificate="a-certificate",
+        private_key="a-private-key",
+        mirror="",
+        replicas=2,
+        resources=SMALL,
+    )
+    recorder = render(lambda: c.ImageTrust("trust", args))
+    webhook = recorder.one("ValidatingWebhookConfiguration")["webhooks"][0]
+    assert (webhook["failurePolicy"], webhook["sideEffects"]) == ("Fail", "None")
+    assert webhook["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "ns"}
+    assert webhook["rules"][0]["resources"] == ["pods", "pods/ephemeralcontainers"]
+    assert base64.b64decode(webhook["clientConfig"]["caBundle"]) == b"a-certificate"
+    assert webhook["timeoutSeconds"] > 5, "the verifier gives up first, and says why"
+    deployment = recorder.one("Deployment")
+    assert "a-private-key" not in str(deployment)
+    assert recorder.one("Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert {item["metadata"]["name"] for item in recorder.kind("NetworkPolicy")} == {"default-deny", "image-verifier"}
 
 
 def test_ports_of_the_contract_are_those_of_the_design() -> None:

@@ -82,40 +82,42 @@ def _wait(process: "subprocess.Popen[bytes]", ready: Path | str, log: Path, time
 
 
 @contextmanager
-def builder(work: Path) -> Iterator[Builder]:
-    """Both servers until the block ends."""
-    port = free_port()
-    registry = f"127.0.0.1:{port}"
-    (work / "registry.yaml").write_text(
-        yaml.safe_dump({"version": 0.1, "storage": {"filesystem": {"rootdirectory": str(work / "registry")}}, "http": {"addr": registry}})
-    )
-    socket = work / "buildkitd.sock"
-    (work / "buildkitd.toml").write_text(
-        f'root = "{work / "buildkit"}"\n[grpc]\naddress = ["unix://{socket}"]\n'
-        '[worker.oci]\nenabled = true\nnetworkMode = "host"\nbinary = "runc"\n[worker.containerd]\nenabled = false\n'
-        f'[registry."docker.io"]\nmirrors = ["{registry}"]\n[registry."{registry}"]\nhttp = true\n'
-    )
-    instances = work / "buildx" / "instances"
-    instances.mkdir(parents=True)
-    node = {"Name": f"{BUILDER}0", "Endpoint": f"unix://{socket}", "Platforms": None, "DriverOpts": None, "Flags": None, "Files": None}
-    (instances / BUILDER).write_text(json.dumps({"Name": BUILDER, "Driver": "remote", "Nodes": [node], "Dynamic": False}))
-    binaries = toolchain.ensure(["buildkit"])
-    logs = work / "registry.log", work / "buildkitd.log"
-    serve = [str(host.registry_binary()), "serve", str(work / "registry.yaml")]
-    build = [str(binaries / "buildkitd"), "--config", str(work / "buildkitd.toml")]
+def registry(work: Path) -> Iterator[str]:
+    """Host and port of an empty registry on loopback; plain HTTP."""
+    address = f"127.0.0.1:{free_port()}"
+    config, log = work / "registry.yaml", work / "registry.log"
+    storage = {"filesystem": {"rootdirectory": str(work / "registry")}}
+    config.write_text(yaml.safe_dump({"version": 0.1, "storage": storage, "http": {"addr": address}}))
     environment = os.environ | {"OTEL_TRACES_EXPORTER": "none"}
-    with (
-        logs[0].open("wb") as registry_log,
-        logs[1].open("wb") as build_log,
-        subprocess.Popen(serve, env=environment, stdout=registry_log, stderr=registry_log) as server,
-        subprocess.Popen(build, env=environment, stdout=build_log, stderr=build_log) as daemon,
-    ):
+    argv = [str(host.registry_binary()), "serve", str(config)]
+    with log.open("wb") as output, subprocess.Popen(argv, env=environment, stdout=output, stderr=output) as process:
         try:
-            _wait(server, f"http://{registry}/v2/", logs[0])
-            _wait(daemon, socket, logs[1])
-            oci.push(_python(work), registry, "3.12-slim-bookworm")
-            oci.push(_ollama(work), registry, "0.32.15")
-            yield Builder(registry, work / "buildx")
+            _wait(process, f"http://{address}/v2/", log)
+            yield address
         finally:
-            daemon.terminate()
-            server.terminate()
+            process.terminate()
+
+
+@contextmanager
+def builder(work: Path) -> Iterator[Builder]:
+    """A builder, and a registry with the bases of our Dockerfiles, until the block ends."""
+    with registry(work) as address:
+        oci.push(_python(work), address, "3.12-slim-bookworm")
+        oci.push(_ollama(work), address, "0.32.15")
+        socket, log = work / "buildkitd.sock", work / "buildkitd.log"
+        (work / "buildkitd.toml").write_text(
+            f'root = "{work / "buildkit"}"\n[grpc]\naddress = ["unix://{socket}"]\n'
+            '[worker.oci]\nenabled = true\nnetworkMode = "host"\nbinary = "runc"\n[worker.containerd]\nenabled = false\n'
+            f'[registry."docker.io"]\nmirrors = ["{address}"]\n[registry."{address}"]\nhttp = true\n'
+        )
+        instances = work / "buildx" / "instances"
+        instances.mkdir(parents=True)
+        node = {"Name": f"{BUILDER}0", "Endpoint": f"unix://{socket}", "Platforms": None, "DriverOpts": None, "Flags": None, "Files": None}
+        (instances / BUILDER).write_text(json.dumps({"Name": BUILDER, "Driver": "remote", "Nodes": [node], "Dynamic": False}))
+        argv = [str(toolchain.ensure(["buildkit"]) / "buildkitd"), "--config", str(work / "buildkitd.toml")]
+        with log.open("wb") as output, subprocess.Popen(argv, stdout=output, stderr=output) as daemon:
+            try:
+                _wait(daemon, socket, log)
+                yield Builder(address, work / "buildx")
+            finally:
+                daemon.terminate()

@@ -1,0 +1,68 @@
+"""Only signed images run where the stack says so: the webhook as the API server calls it, and the pods of the stack through it."""
+
+import json
+
+import httpx
+import pytest
+
+from images import signing
+from infra.certificates import verifier_namespace, verifier_tls
+from tests.cluster.conftest import MODEL, Stack
+from tests.cluster.kube import eventually
+
+pytestmark = pytest.mark.cluster
+
+
+def pod(name: str, image: str) -> str:
+    security = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsNonRoot": True,
+        "runAsUser": 10001,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    container = {"name": "c", "image": image, "command": ["sleep", "3600"], "securityContext": security}
+    spec = {"containers": [container], "terminationGracePeriodSeconds": 0, "automountServiceAccountToken": False}
+    return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
+
+
+def test_unsigned_images_are_refused_with_one_line_and_signed_ones_run(stack: Stack) -> None:
+    namespace, directory = stack.outputs.namespace, stack.deployment.state_dir / "signing"
+    public = signing.sign(stack.images.values(), stack.cluster.registry, directory)
+    overrides = json.loads(json.dumps(stack.overrides))
+    overrides["images"]["trust"] = {"publicKeys": public, "mirror": f"http://{stack.cluster.registry}", "replicas": 1}
+    stack.deployment.configure(overrides)
+    stack.deployment.cli.run("config", "set", "--secret", "modelfleet:verifierTls", stdin=verifier_tls(namespace))
+    try:
+        stack.deployment.deploy(overrides)
+        helper = "modelfleet/base:embedded"
+        done = stack.kube.refused("apply", "-n", namespace, "-f", "-", stdin=pod("tagged", helper))
+        assert "spec.containers[0].image: got 'modelfleet/base:embedded', want an image by digest, since a tag can move" in done
+        reference = unsigned(stack)
+        done = stack.kube.refused("apply", "-n", namespace, "-f", "-", stdin=pod("unsigned", reference))
+        assert f"spec.containers[0].image: got {reference}, want a signature by a key of images.trust" in done
+        stack.kube.run("apply", "-n", "default", "-f", "-", stdin=pod("elsewhere", helper))
+        stack.kube.run("delete", "pod", "elsewhere", "-n", "default", "--wait=false")
+        # The stack's own pods pass: one is made again, through the webhook.
+        stack.kube.run("delete", "pod", "-n", namespace, "-l", "app.kubernetes.io/name=api-server", "--grace-period=0", "--force")
+        headers = {"Authorization": f"Bearer {stack.key}"}
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "Say it."}]}
+        eventually(lambda: answered(stack.url, headers, body), bool, 60, "an answer by a pod that was let in")
+    finally:
+        stack.deployment.deploy(stack.overrides)
+    assert verifier_namespace(namespace) not in stack.kube.run("get", "namespaces")
+
+
+def unsigned(stack: Stack) -> str:
+    """The helper image by its digest; nobody signed it."""
+    with httpx.Client(base_url=f"http://{stack.cluster.registry}", trust_env=False) as client:
+        accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+        found = client.head("/v2/modelfleet/base/manifests/embedded", headers=accept).raise_for_status()
+    return f"modelfleet/base@{found.headers['docker-content-digest']}"
+
+
+def answered(url: str, headers: dict[str, str], body: dict[str, object]) -> bool:
+    try:
+        return httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=10, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
