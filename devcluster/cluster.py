@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from devcluster import addons, controlplane, host, network, node, oci, pki, processes, system_images, toolchain
-from devcluster.layout import Cluster, ClusterError, create
+from devcluster.layout import Cluster, ClusterError, create, load
 from devcluster.oci import Image
 
 TOOLS = ("kubernetes", "etcd", "containerd", "coredns", "kube-router", "local-path-provisioner")
@@ -34,6 +34,8 @@ def up(name: str, node_count: int, timeout_s: float = 180.0) -> Cluster:
     # On a new machine these take minutes, which no process of a half-started cluster should have to wait out.
     images = [system_images.pause(), system_images.coredns(tools), system_images.helper()]
     started = time.monotonic()
+    if load(name) is None:
+        host.check_watches(node_count)
     cluster = create(name, node_count)
     pki.ensure(cluster)
     network.ensure(cluster)

@@ -1,5 +1,7 @@
 """What the machine must offer before a cluster can start; each refusal says what to do."""
 
+import ctypes
+import itertools
 import os
 import shutil
 import subprocess
@@ -24,6 +26,8 @@ _COMMANDS = {
     "gcc": "gcc",
 }
 _FILES = {"/usr/lib/cni/bridge": "containernetworking-plugins"}
+_INOTIFY_PER_NODE = 12
+"""Counted on a running node: kubelet 6, containerd 2, kube-proxy 1, and the control plane's on the first."""
 _V1_CONTROLLERS = ("cpu", "cpuset", "memory", "pids", "devices", "freezer", "blkio")
 
 
@@ -41,6 +45,21 @@ def check() -> None:
         )
     if not Path("/proc/sys/net/bridge/bridge-nf-call-iptables").exists():
         raise ClusterError("kernel: got no br_netfilter, want it for network policies; run modprobe br_netfilter")
+
+
+def check_watches(node_count: int) -> None:
+    """Raise ClusterError unless a new cluster of so many nodes can watch its files: kubelet and containerd need inotify instances."""
+    wanted = _INOTIFY_PER_NODE * node_count
+    libc = ctypes.CDLL(None, use_errno=True)
+    got = list(itertools.takewhile(lambda handle: handle >= 0, (libc.inotify_init1(os.O_CLOEXEC) for _ in range(wanted))))
+    for handle in got:
+        os.close(handle)
+    if len(got) < wanted:
+        limit = Path("/proc/sys/fs/inotify/max_user_instances").read_text().strip()
+        raise ClusterError(
+            f"fs.inotify.max_user_instances: got {limit} with {len(got)} free, want {wanted} free for {node_count} nodes; "
+            "end other clusters, or run sysctl -w fs.inotify.max_user_instances=1024"
+        )
 
 
 def _comounted(controller: str) -> bool:

@@ -26,3 +26,9 @@ def test_missing_packages_without_apt_are_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(host.shutil, "which", lambda *_, **__: None)
     with pytest.raises(ClusterError, match=r"packages: got none of .*runc.*want them; install them"):
         host.ensure_packages()
+
+
+def test_too_few_inotify_instances_are_named_before_anything_starts() -> None:
+    with pytest.raises(ClusterError, match=r"fs.inotify.max_user_instances: got \d+ with \d+ free, want 1200000 free for 100000 nodes"):
+        host.check_watches(100_000)
+    host.check_watches(0)
