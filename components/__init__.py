@@ -3,7 +3,7 @@
 from components.api_server import ApiServer, ApiServerArgs
 from components.cache import CacheServer, CacheServerArgs
 from components.governance import Governance, GovernanceArgs
-from components.gpu import GpuRuntime, GpuRuntimeArgs
+from components.gpu import ClaimArgs, GpuRuntime, GpuRuntimeArgs, SharingArgs
 from components.images import RuntimeImages, RuntimeImagesArgs
 from components.model_server import ModelServer, ModelServerArgs
 from components.models import ModelStore, ModelStoreArgs
@@ -18,6 +18,7 @@ __all__ = [
     "ApiServerArgs",
     "CacheServer",
     "CacheServerArgs",
+    "ClaimArgs",
     "Governance",
     "GovernanceArgs",
     "GpuRuntime",
@@ -35,6 +36,7 @@ __all__ = [
     "ResourceArgs",
     "RuntimeImages",
     "RuntimeImagesArgs",
+    "SharingArgs",
     "Storage",
     "StorageArgs",
     "TierArgs",

@@ -19,6 +19,8 @@ HOT_CLASS = "local-nvme"
 SHARED_CLASS = "shared-models"
 SHARED_CLAIM = "shared-models"
 PRIORITY_CLASS = "gpu-priority"
+GATEWAY_PRIORITY = "gateway-priority"
+BATCH_PRIORITY = "gpu-batch-priority"
 USER_ID = 10001
 """One user for every pod: files in the model store are readable to all of them."""
 

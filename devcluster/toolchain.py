@@ -50,6 +50,8 @@ class Tool:
     cpu_minutes: float
     """Cold build, measured on two cores; used only for the estimate that is printed."""
     cgo: bool = False
+    only_tests: bool = False
+    """Not needed by a cluster or a deployment: `make up` does not build it."""
     tags: str = ""
     variables: dict[str, str] = field(default_factory=dict)
     """Linker `-X` variables; `{version}` is the version of `version_of` in go.mod, `{bare}` the same without its v."""
@@ -142,6 +144,18 @@ TOOLCHAIN: tuple[Tool, ...] = (
         tags="osusergo,grpcnotrace",
         version_of="github.com/pulumi/pulumi/sdk/v3",
         variables={_PULUMI_VERSION: "{version}"},
+    ),
+    Tool(
+        name="nvidia-container-toolkit",
+        packages={
+            binary: f"github.com/NVIDIA/nvidia-container-toolkit/cmd/{binary}"
+            for binary in ("nvidia-ctk", "nvidia-container-runtime", "nvidia-container-runtime.cdi", "nvidia-cdi-hook")
+        },
+        cpu_minutes=0.9,
+        cgo=True,
+        only_tests=True,
+        version_of="github.com/NVIDIA/nvidia-container-toolkit",
+        variables={"github.com/NVIDIA/nvidia-container-toolkit/internal/info.version": "{bare}"},
     ),
     Tool(
         name="local-path-provisioner",

@@ -54,7 +54,10 @@ class Deployment:
         return self.state_dir / "api-key"
 
     def configure(self, overrides: Mapping[str, Any]) -> None:
-        """Write the private configuration: committed values, then `overrides`, then the secrets, which are made once."""
+        """Write the private configuration: committed values, then `overrides`, then the secrets, which are made once.
+
+        An override is merged into its section; a list such as `models` takes the place of the committed one.
+        """
         cli = self.cli
         cli.ensure_stack()
         before = cli.read_config()
@@ -65,7 +68,8 @@ class Deployment:
             "identity": before.get("modelfleet:cluster", {}).get("identity") or cluster_identity(self.context, self.kubeconfig),
         }
         for section, values in overrides.items():
-            config[f"modelfleet:{section}"] = {**config.get(f"modelfleet:{section}", {}), **values}
+            key = f"modelfleet:{section}"
+            config[key] = {**config.get(key, {}), **values} if isinstance(values, Mapping) else values
         kept = {name: value for name, value in before.items() if isinstance(value, dict) and "secure" in value}
         cli.write_config(config | kept)
         if "modelfleet:apiKeys" not in kept:
@@ -110,7 +114,8 @@ def start_embedded(name: str, nodes: int, ggufs: Mapping[str, Path] | None = Non
     """A ready cluster with every image of the stack in its registry; images are made while the cluster starts."""
     host.check()
     # All at once: two builds at a time to the end, and one honest estimate.
-    toolchain.ensure([tool.name for tool in toolchain.TOOLCHAIN if tool.name not in TOOLS or needs_own_tools()])
+    wanted = [tool.name for tool in toolchain.TOOLCHAIN if not tool.only_tests]
+    toolchain.ensure([name for name in wanted if name not in TOOLS or needs_own_tools()])
     with ThreadPoolExecutor(1) as pool:
         building = pool.submit(images.build, ggufs)
         cluster = embedded.up(name, nodes)
