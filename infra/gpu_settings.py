@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from infra.section import GIB, Bytes, DnsLabel, Resources, Section, in_gib, quantity
+from infra.section import GIB, Bytes, Cores, DnsLabel, Section, in_gib, quantity
 
 _MIG_PROFILE = r"^[1-7]g\.[0-9]{1,3}gb$"
 _MIG_USABLE = 0.95
@@ -46,6 +46,13 @@ class SharingSettings(Section):
         return self
 
 
+class PodOverhead(Section):
+    cpu: Cores = "10m"
+    """Added to the CPU request of a pod."""
+    memory: Bytes = "16Mi"
+    """Added to the memory request and limit of a pod."""
+
+
 class GpuSettings(Section):
     enabled: bool = False
     """Whether the cluster has GPU nodes."""
@@ -62,7 +69,7 @@ class GpuSettings(Section):
     """False where the GPU operator owns the RuntimeClass."""
     runtime_mode: Literal["cdi", "auto", "legacy"] = "cdi"
     """How NVIDIA's runtime puts devices into containers: by CDI specifications, by its hook (legacy), or as the node allows (auto)."""
-    overhead: Resources = Resources(cpu="10m", memory="16Mi")
+    overhead: PodOverhead = PodOverhead()
     """What a pod of the RuntimeClass costs beyond its containers; the scheduler and the quota count it."""
     priority: int = Field(default=1_000_000, ge=1_000, le=999_000_000)
     """Value of PriorityClass gpu-priority, for serving; the gateway's is 1000 higher, that of batch work a tenth.

@@ -58,7 +58,7 @@ Cores = Annotated[str, AfterValidator(_cores), _SCHEMA]
 Bytes = Annotated[str, AfterValidator(_bytes), _SCHEMA]
 Cidr = Annotated[str, AfterValidator(_network)]
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/-]{0,199}:[A-Za-z0-9._-]{1,80}$", description="name:tag")]
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/-]{0,199}:[A-Za-z0-9._-]{1,80}$")]
 
 
 class Section(BaseModel):

@@ -116,7 +116,7 @@ class GovernanceSettings(Section):
 
 class ModelSettings(Section):
     name: ModelName
-    """Name in the model store, and the model id of the API."""
+    """name:tag in the model store, and the model id of the API."""
     size: Bytes
     """Size of the weights: of the GGUF file, rounded up."""
     kv_bytes_per_token: int = Field(ge=1, le=2**26)
@@ -221,7 +221,7 @@ class Settings(Section):
 
 
 def parse(document: Mapping[str, Any], secret: Collection[str] = ()) -> Settings:
-    """Settings from section name to value; values of the sections in `secret` are never echoed.
+    """Settings from section name to value; what has the wrong form in one of the sections `secret` is not echoed.
 
     Raises SettingsError with every problem that was found.
     """
