@@ -101,6 +101,11 @@ class GpuRuntime(pulumi.ComponentResource):
         )
 
 
+def _replaced(opts: pulumi.ResourceOptions, *fields: str) -> pulumi.ResourceOptions:
+    """For fields that cannot change in place; the name is taken until the old object is gone. Running pods keep what they have."""
+    return pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(delete_before_replace=True, replace_on_changes=list(fields)))
+
+
 def _runtime_class(name: str, args: GpuRuntimeArgs, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
     if not args.create_runtime_class:
         return pulumi.Output.from_input(args.runtime_class)
@@ -111,7 +116,7 @@ def _runtime_class(name: str, args: GpuRuntimeArgs, opts: pulumi.ResourceOptions
         handler=args.handler,
         overhead=k8s.node.v1.OverheadArgs(pod_fixed=dict(args.overhead)),
         scheduling=k8s.node.v1.SchedulingArgs(node_selector={"nvidia.com/gpu.present": "true"}, tolerations=[toleration]),
-        opts=opts,
+        opts=_replaced(opts, "handler"),
     )
     return runtime_class.metadata.name
 
@@ -127,7 +132,7 @@ def _priorities(name: str, serving: int, opts: pulumi.ResourceOptions) -> tuple[
             preemption_policy=policy,
             global_default=False,
             description=description,
-            opts=opts,
+            opts=_replaced(opts, "value", "preemptionPolicy"),
         )
         return made.metadata.name
 
@@ -147,8 +152,7 @@ def _claim_template(name: str, args: ClaimArgs, opts: pulumi.ResourceOptions) ->
         kind="ResourceClaimTemplate",
         metadata=meta.ObjectMetaArgs(name=CLAIM_TEMPLATE, namespace=args.namespace, labels=labels("gpu-runtime")),
         spec={"spec": claim(args.count, args.mig_profile)},
-        # The spec cannot change in place, and the name is taken until the old one is gone.
-        opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(delete_before_replace=True, replace_on_changes=["spec"])),
+        opts=_replaced(opts, "spec"),
     )
     return template.urn.apply(lambda _: CLAIM_TEMPLATE)
 
