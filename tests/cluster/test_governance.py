@@ -9,6 +9,7 @@ import yaml
 
 import components as c
 from components import gpu
+from tests.cluster.conftest import Stack
 from tests.cluster.kube import Kube, eventually
 from tests.component.harness import Recorder, render
 
@@ -107,20 +108,14 @@ def test_a_maximum_without_a_default_would_give_a_gpu_to_every_container(kube: K
     assert admitted(kube, pod("plain"))["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
-def test_batch_work_may_not_take_the_gpus_of_serving(kube: Kube, apply: Callable[..., None]) -> None:
+def test_batch_work_may_not_take_the_gpus_of_serving(stack: Stack, kube: Kube, apply: Callable[..., None]) -> None:
+    """The classes are those of the deployed stack: they are the whole cluster's."""
     apply()
-    recorder = render(
-        lambda: c.GpuRuntime(
-            "gpu", c.GpuRuntimeArgs(enabled=False, create_runtime_class=False, runtime_class="x", handler="x", priority=900_000)
-        )
-    )
-    tiers = [item for item in recorder.kind("PriorityClass") if "batch" in item["metadata"]["name"]]
-    kube.run("apply", "-f", "-", stdin=yaml.safe_dump_all(tiers))
     admitted(kube, pod("batch-0", 1, gpu.BATCH_PRIORITY))
     assert "exceeded quota: governance" in refused(kube, pod("batch-1", 1, gpu.BATCH_PRIORITY))
-    admitted(kube, pod("serving-0", 1))
-    admitted(kube, pod("serving-1", 1))
-    assert "exceeded quota: governance" in refused(kube, pod("serving-2", 1))
+    admitted(kube, pod("serving-0", 1, gpu.PRIORITY_CLASS))
+    admitted(kube, pod("serving-1", 1, gpu.PRIORITY_CLASS))
+    assert "exceeded quota: governance" in refused(kube, pod("serving-2", 1, gpu.PRIORITY_CLASS))
     assert used(kube, "requests.nvidia.com/gpu") == {"3", "1"}
 
 
