@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from devcluster import cluster as embedded
@@ -40,10 +41,18 @@ def lost_node(stack: Stack) -> Iterator[str]:
     embedded.up(NAME, 2)
 
 
+def status(stack: Stack) -> int:
+    """Of a chat; 0 while the API server's own pod, which may have been on the lost node, is not back."""
+    try:
+        return ask(stack, MODEL).status_code
+    except httpx.TransportError:
+        return 0
+
+
 def test_the_runbook_brings_a_replica_back_on_another_node(stack: Stack, lost_node: str, tmp_path: Path) -> None:
     link = tmp_path / "kubectl"
     link.symlink_to(stack.kube.kubectl)
-    values = {"NODE": lost_node, "NAMESPACE": stack.outputs.namespace, "REPLICA": "ollama-0", "REPLICAS": "1"}
+    values = {"NODE": lost_node, "NAMESPACE": stack.outputs.namespace, "REPLICA": "ollama-0"}
     environment = {**os.environ, **values, "PATH": f"{tmp_path}:{os.environ['PATH']}", "KUBECONFIG": str(stack.kube.kubeconfig)}
     # The writer's and other pods of the node come back by themselves; only the replica needs the runbook.
     done = subprocess.run(["bash", "-euc", runbook_commands()], env=environment, capture_output=True, text=True, timeout=280)
@@ -51,5 +60,5 @@ def test_the_runbook_brings_a_replica_back_on_another_node(stack: Stack, lost_no
     assert "pod/ollama-0" in done.stdout
     pod = stack.kube.get("pod", "ollama-0", "-n", stack.outputs.namespace)
     assert pod["spec"]["nodeName"] != lost_node
-    eventually(lambda: ask(stack, MODEL).status_code, lambda status: status == 200, 120, "an answer from the other node")
+    eventually(lambda: status(stack), lambda code: code == 200, 120, "an answer from the other node")
     assert ask(stack, MODEL).json()["choices"][0]["message"]["content"] == SCRIPT

@@ -353,7 +353,7 @@ def test_defect_42_a_lost_node_keeps_its_replicas_down() -> None:
         "kubectl delete node $NODE",
         f"kubectl delete pvc -n $NAMESPACE {claim['metadata']['name']}-$REPLICA --wait=false",
         "kubectl delete pod -n $NAMESPACE $REPLICA --force",
-        f"statefulset/{fleet['metadata']['name']}",
+        "kubectl wait -n $NAMESPACE --for=condition=Ready pod/$REPLICA",
         "kubectl delete pv $VOLUME",
     ]
     places = [section.index(step) for step in steps]
