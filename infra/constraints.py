@@ -10,7 +10,7 @@ where a unit is a whole GPU, an equal share, or a MIG partition (`GpuSettings.un
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from infra.section import GIB, in_gib, quantity
+from infra.section import GIB, MIB, in_gib, quantity
 
 if TYPE_CHECKING:
     from infra.settings import ModelSettings, Settings
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 GPU_WORKSPACE = 1.5 * GIB
 """Bytes of one loaded model on each GPU beside weights and KV cache: the CUDA context (about 0.5 GiB) and llama.cpp's compute buffers at
 a batch of 512 (under 1 GiB up to 70B parameters). An estimate on the safe side, not a measurement."""
+EPHEMERAL_DEFAULT = 64 * MIB
+"""What the namespace's LimitRange requests for a container that names nothing, as none of ours does."""
 HOT_FILL = 0.9
 """Part of the node-local volume that models may fill: a new version arrives beside the old one, and a full disk evicts pods."""
 
@@ -125,6 +127,15 @@ def _quota(settings: "Settings") -> Iterator[str]:
         yield f"governance.cpu: got {limits.cpu}, want at least {cpu:.1f}, the sum of all requests; raise it or lower replicas"
     if memory > quantity(limits.memory):
         yield f"governance.memory: got {limits.memory}, want at least {in_gib(memory)}, the sum of all requests; raise it or lower replicas"
+    # The gateway, model server and fleet, and one each of cache, exporter, writer, and what a rollout adds.
+    count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 4
+    if count > limits.pods:
+        yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and four more; raise it or lower replicas"
+    if count * EPHEMERAL_DEFAULT > quantity(limits.ephemeral_storage):
+        yield (
+            f"governance.ephemeralStorage: got {limits.ephemeral_storage}, want at least {in_gib(count * EPHEMERAL_DEFAULT)}, "
+            f"{EPHEMERAL_DEFAULT // MIB}Mi for each of {count} pods; raise it"
+        )
     if fleet.replicas + 1 > limits.claims:
         yield f"governance.claims: got {limits.claims}, want at least {fleet.replicas + 1}, one a replica and the shared one; raise it"
     if claimed > quantity(limits.storage):

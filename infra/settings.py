@@ -133,7 +133,7 @@ class FleetSettings(Section):
     """Tokens per request; Ollama's own default depends on the GPU, so it is always set."""
     num_parallel: int = Field(default=1, ge=1, le=64)
     """Requests that one model serves at once; memory for context grows with it."""
-    keep_alive: str = Field(default="-1", pattern=r"^(-1|\d+(ms|s|m|h))$")
+    keep_alive: str = Field(default="-1", pattern=r"^(-1|[0-9]{1,6}(ms|s|m|h))$")
     """How long an idle model stays loaded; -1 is for ever."""
     max_queue: int = Field(default=16, ge=1, le=512)
     """Requests that may wait for a model to load."""

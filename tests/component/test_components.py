@@ -8,6 +8,8 @@ import yaml
 
 import components as c
 from components.contract import COMPONENTS, DNS_CLIENTS, EDGES, PORTS
+from infra.constraints import EPHEMERAL_DEFAULT
+from infra.section import quantity
 from tests.component.harness import Recorder, render
 
 SMALL = c.ResourceArgs(cpu="100m", memory="128Mi")
@@ -28,6 +30,7 @@ def test_the_quota_counts_requests_of_gpus_and_no_limits() -> None:
 def test_no_container_gets_a_gpu_by_default() -> None:
     item = governance().one("LimitRange")["spec"]["limits"][0]
     assert set(item["defaultRequest"]) == {"cpu", "memory", "ephemeral-storage"}
+    assert quantity(item["defaultRequest"]["ephemeral-storage"]) == EPHEMERAL_DEFAULT
     assert set(item["default"]) == {"memory", "ephemeral-storage"}
     assert "max" not in item
 

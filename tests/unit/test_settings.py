@@ -71,6 +71,11 @@ def test_prod_has_the_sizes_of_the_design() -> None:
             "modelfleet:fleet.resources.memory: got 1Gi, want at least 8.2Gi (weights 0.1Gi, promptCache 8.0Gi, KV cache 0.1Gi)",
         ),
         ({"governance": {"storage": "1Gi"}}, "modelfleet:governance.storage: got 1Gi, want at least 3.0Gi, the sum of all claims"),
+        ({"stack": "prod", "governance": {"pods": 10}}, "modelfleet:governance.pods: got 10, want at least 12, all replicas and four more"),
+        (
+            {"stack": "prod", "governance": {"ephemeralStorage": "100Mi"}},
+            "modelfleet:governance.ephemeralStorage: got 100Mi, want at least 0.8Gi, 64Mi for each of 12 pods",
+        ),
         ({"stack": "prod", "governance": {"claims": 3}}, "modelfleet:governance.claims: got 3, want at least 4"),
         ({"cache": {"maxMemory": "0"}}, "modelfleet:cache.maxMemory: got '0', want at least 1Mi; add a unit"),
         ({"fleet": {"resources": {"cpu": "0", "memory": "1Gi"}}}, "modelfleet:fleet.resources.cpu: got '0', want at least 1m"),
