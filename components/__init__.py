@@ -3,7 +3,7 @@
 from components.api_server import ApiServer, ApiServerArgs
 from components.cache import CacheServer, CacheServerArgs
 from components.governance import Governance, GovernanceArgs
-from components.gpu import GpuRuntime, GpuRuntimeArgs
+from components.gpu import ClaimArgs, GpuRuntime, GpuRuntimeArgs, SharingArgs
 from components.image_trust import ImageTrust, ImageTrustArgs
 from components.images import RuntimeImages, RuntimeImagesArgs
 from components.model_server import ModelServer, ModelServerArgs
@@ -19,6 +19,7 @@ __all__ = [
     "ApiServerArgs",
     "CacheServer",
     "CacheServerArgs",
+    "ClaimArgs",
     "Governance",
     "GovernanceArgs",
     "GpuRuntime",
@@ -38,6 +39,7 @@ __all__ = [
     "ResourceArgs",
     "RuntimeImages",
     "RuntimeImagesArgs",
+    "SharingArgs",
     "Storage",
     "StorageArgs",
     "TierArgs",

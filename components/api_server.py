@@ -29,6 +29,7 @@ class ApiServerArgs:
     resources: pods.ResourceArgs
     service_type: str
     node_port: int | None
+    priority_class: pulumi.Input[str] | None = None
 
 
 class ApiServer(pulumi.ComponentResource):
@@ -100,4 +101,4 @@ def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str]) -> core.PodSpecArg
         startup_probe=pods.http_probe("/health", port, period_s=1, failures=60),
         liveness_probe=pods.http_probe("/health", port, period_s=10, failures=6, timeout_s=5),
     )
-    return pods.spec(API_SERVER, [container], [tmp, keys], grace_s=_DRAIN_S + 15)
+    return pods.spec(API_SERVER, [container], [tmp, keys], grace_s=_DRAIN_S + 15, priority_class=args.priority_class)

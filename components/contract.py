@@ -21,6 +21,8 @@ HOT_CLASS = "local-nvme"
 SHARED_CLASS = "shared-models"
 SHARED_CLAIM = "shared-models"
 PRIORITY_CLASS = "gpu-priority"
+GATEWAY_PRIORITY = "gateway-priority"
+BATCH_PRIORITY = "gpu-batch-priority"
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
 """Labels of a namespace that takes pods under the Pod Security Standard `restricted` alone."""
 USER_ID = 10001

@@ -1,11 +1,40 @@
-"""How pods get at GPUs: the runtime's handler and the scheduling priority."""
+"""How pods get at GPUs: the runtime, the scheduling priority, shares and claims."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components.contract import PRIORITY_CLASS, labels, type_token
+from components import node_runtime
+from components.contract import BATCH_PRIORITY, GATEWAY_PRIORITY, PRIORITY_CLASS, labels, type_token
+
+meta = k8s.meta.v1
+SHARING_CONFIG = "modelfleet-gpu-sharing"
+"""ConfigMap that the device plugin reads, and the name of the one configuration in it."""
+CLAIM_TEMPLATE = "ollama-gpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharingArgs:
+    """How several pods use one GPU, for NVIDIA's device plugin."""
+
+    strategy: Literal["time-slicing", "mps", "mig"]
+    operator_namespace: str
+    """Where the device plugin runs and reads its ConfigMap."""
+    replicas: int | None = None
+    """Shares of one GPU; None for mig."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimArgs:
+    """The devices of one pod, for NVIDIA's DRA driver."""
+
+    namespace: pulumi.Input[str]
+    count: int
+    mig_profile: str | None = None
+    """Ask for a partition of this profile; None for whole GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,49 +42,129 @@ class GpuRuntimeArgs:
     """Inputs of GpuRuntime."""
 
     enabled: bool
-    """Whether any node has a GPU; without one there is no RuntimeClass, but the priority stays."""
+    """Whether any node has a GPU; without one there is no RuntimeClass, but the priorities stay."""
     create_runtime_class: bool
     """False where the GPU operator owns the RuntimeClass of this name."""
     runtime_class: str
     handler: str
     """Handler in the node's container runtime; a RuntimeClass names one, it installs none."""
     priority: int
-    """1..10^9; Kubernetes reserves what is above."""
+    """Of serving, 1000..999,000,000."""
+    overhead: Mapping[str, str] = field(default_factory=lambda: {"cpu": "10m", "memory": "16Mi"})
+    """What a pod costs beyond its containers."""
+    sharing: SharingArgs | None = None
+    claim: ClaimArgs | None = None
 
 
 class GpuRuntime(pulumi.ComponentResource):
-    """RuntimeClass and PriorityClass of GPU pods.
+    """RuntimeClass, three PriorityClasses, and what the chosen way of sharing or claiming GPUs needs.
 
     Nodes are found by the label `nvidia.com/gpu.present=true`, which GPU feature discovery sets, and their usual taint is tolerated.
+    The gateway comes before serving: without it no replica is reached. Serving evicts batch work; batch work evicts nothing.
+
+        runtime = GpuRuntime("gpu", GpuRuntimeArgs(enabled=True, create_runtime_class=True, runtime_class="nvidia",
+                                                   handler="nvidia", priority=1_000_000))
+        pod = PodSpecArgs(runtime_class_name=runtime.runtime_class, priority_class_name=runtime.priority_class, ...)
     """
 
     runtime_class: pulumi.Output[str] | None
     """None without GPUs: pods then use the node's default runtime."""
     priority_class: pulumi.Output[str]
+    """For pods that serve models."""
+    gateway_priority_class: pulumi.Output[str]
+    batch_priority_class: pulumi.Output[str]
+    claim_template: pulumi.Output[str] | None
+    """ResourceClaimTemplate to name in a pod; None where pods ask for an extended resource."""
 
     def __init__(self, name: str, args: GpuRuntimeArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("GpuRuntime"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        self.runtime_class = None
-        if args.enabled and args.create_runtime_class:
-            toleration = k8s.core.v1.TolerationArgs(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
-            runtime_class = k8s.node.v1.RuntimeClass(
-                f"{name}-runtime",
-                metadata=k8s.meta.v1.ObjectMetaArgs(name=args.runtime_class, labels=labels("gpu-runtime")),
-                handler=args.handler,
-                scheduling=k8s.node.v1.SchedulingArgs(node_selector={"nvidia.com/gpu.present": "true"}, tolerations=[toleration]),
+        self.runtime_class = _runtime_class(f"{name}-runtime", args, child) if args.enabled else None
+        self.priority_class, self.gateway_priority_class, self.batch_priority_class = _priorities(name, args.priority, child)
+        if args.sharing is not None:
+            config = node_runtime.device_plugin_config(args.sharing.strategy, args.sharing.replicas)
+            k8s.core.v1.ConfigMap(
+                f"{name}-sharing",
+                metadata=meta.ObjectMetaArgs(name=SHARING_CONFIG, namespace=args.sharing.operator_namespace, labels=labels("gpu-runtime")),
+                data={SHARING_CONFIG: config},
                 opts=child,
             )
-            self.runtime_class = runtime_class.metadata.name
-        elif args.enabled:
-            self.runtime_class = pulumi.Output.from_input(args.runtime_class)
-        priority_class = k8s.scheduling.v1.PriorityClass(
-            f"{name}-priority",
-            metadata=k8s.meta.v1.ObjectMetaArgs(name=PRIORITY_CLASS, labels=labels("gpu-runtime")),
-            value=args.priority,
-            global_default=False,
-            description="Pods that serve models; they go before batch work",
-            opts=child,
+        self.claim_template = _claim_template(f"{name}-claim", args.claim, child) if args.claim is not None else None
+        self.register_outputs(
+            {
+                "runtime_class": self.runtime_class,
+                "priority_class": self.priority_class,
+                "gateway_priority_class": self.gateway_priority_class,
+                "batch_priority_class": self.batch_priority_class,
+                "claim_template": self.claim_template,
+            }
         )
-        self.priority_class = priority_class.metadata.name
-        self.register_outputs({"runtime_class": self.runtime_class, "priority_class": self.priority_class})
+
+
+def _replaced(opts: pulumi.ResourceOptions, *fields: str) -> pulumi.ResourceOptions:
+    """For fields that cannot change in place; the name is taken until the old object is gone. Running pods keep what they have."""
+    return pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(delete_before_replace=True, replace_on_changes=list(fields)))
+
+
+def _runtime_class(name: str, args: GpuRuntimeArgs, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
+    if not args.create_runtime_class:
+        return pulumi.Output.from_input(args.runtime_class)
+    toleration = k8s.core.v1.TolerationArgs(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
+    runtime_class = k8s.node.v1.RuntimeClass(
+        name,
+        metadata=meta.ObjectMetaArgs(name=args.runtime_class, labels=labels("gpu-runtime")),
+        handler=args.handler,
+        overhead=k8s.node.v1.OverheadArgs(pod_fixed=dict(args.overhead)),
+        scheduling=k8s.node.v1.SchedulingArgs(node_selector={"nvidia.com/gpu.present": "true"}, tolerations=[toleration]),
+        opts=_replaced(opts, "handler"),
+    )
+    return runtime_class.metadata.name
+
+
+def _priorities(name: str, serving: int, opts: pulumi.ResourceOptions) -> tuple[pulumi.Output[str], pulumi.Output[str], pulumi.Output[str]]:
+    """Names of the classes of serving, gateway and batch."""
+
+    def tier(suffix: str, class_name: str, value: int, policy: str, description: str) -> pulumi.Output[str]:
+        made = k8s.scheduling.v1.PriorityClass(
+            f"{name}-{suffix}",
+            metadata=meta.ObjectMetaArgs(name=class_name, labels=labels("gpu-runtime")),
+            value=value,
+            preemption_policy=policy,
+            global_default=False,
+            description=description,
+            opts=_replaced(opts, "value", "preemptionPolicy"),
+        )
+        return made.metadata.name
+
+    evicts = "PreemptLowerPriority"
+    return (
+        tier("priority", PRIORITY_CLASS, serving, evicts, "Pods that serve models; they go before batch work"),
+        tier("gateway-priority", GATEWAY_PRIORITY, serving + 1000, evicts, "The door for clients; it goes before what it leads to"),
+        tier("batch-priority", BATCH_PRIORITY, serving // 10, "Never", "Work that waits for room and makes none"),
+    )
+
+
+def _claim_template(name: str, args: ClaimArgs, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
+    # The SDK has no type for resource.k8s.io/v1 yet; its v1beta2 is not served where only v1 is.
+    template = k8s.apiextensions.CustomResource(
+        name,
+        api_version="resource.k8s.io/v1",
+        kind="ResourceClaimTemplate",
+        metadata=meta.ObjectMetaArgs(name=CLAIM_TEMPLATE, namespace=args.namespace, labels=labels("gpu-runtime")),
+        spec={"spec": claim(args.count, args.mig_profile)},
+        opts=_replaced(opts, "spec"),
+    )
+    return template.urn.apply(lambda _: CLAIM_TEMPLATE)
+
+
+def device_class(mig_profile: str | None) -> str:
+    """The DeviceClass of NVIDIA's DRA driver for whole GPUs, or for MIG partitions."""
+    return "gpu.nvidia.com" if mig_profile is None else "mig.nvidia.com"
+
+
+def claim(count: int, mig_profile: str | None) -> dict[str, Any]:
+    """A ResourceClaim's spec: exactly `count` devices of one kind. Source: resource.k8s.io/v1, attributes of NVIDIA's DRA driver."""
+    exactly: dict[str, Any] = {"deviceClassName": device_class(mig_profile), "allocationMode": "ExactCount", "count": count}
+    if mig_profile is not None:
+        exactly["selectors"] = [{"cel": {"expression": f"device.attributes['gpu.nvidia.com'].profile == '{mig_profile}'"}}]
+    return {"devices": {"requests": [{"name": "gpu", "exactly": exactly}]}}

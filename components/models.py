@@ -22,6 +22,7 @@ class ModelStoreArgs:
     """Carries `model_sync` and a model store at /seed."""
     claim: pulumi.Input[str]
     """ReadWriteMany claim that is written here and read everywhere else."""
+    priority_class: pulumi.Input[str] | None = None
 
 
 class ModelStore(pulumi.ComponentResource):
@@ -44,6 +45,7 @@ class ModelStore(pulumi.ComponentResource):
             [sync_container(args.image, "/seed", SHARED_PATH, [tmp_mount, core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH)])],
             [tmp, shared],
             restart_policy="OnFailure",
+            priority_class=args.priority_class,
         )
         job = k8s.batch.v1.Job(
             f"{name}-writer",

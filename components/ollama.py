@@ -36,8 +36,12 @@ class OllamaFleetArgs:
     num_parallel: int
     keep_alive: str
     max_queue: int
+    prompt_cache_bytes: int
+    """Host memory that each loaded model keeps old prompts in."""
     runtime_class: pulumi.Input[str] | None
     priority_class: pulumi.Input[str]
+    claim_template: pulumi.Input[str] | None = None
+    """ResourceClaimTemplate of a replica's GPUs, where they are claimed."""
     retain: bool
     """Keep the replicas' volumes when the fleet is deleted or scaled in."""
 
@@ -93,8 +97,9 @@ def _environment(args: OllamaFleetArgs) -> dict[str, str]:
         "OLLAMA_LOAD_TIMEOUT": "30m",
         "OLLAMA_NOPRUNE": "1",
         "OLLAMA_NO_CLOUD": "1",
-        # Without a GPU limit the image's own default would show the pod every GPU of the node.
-        **({} if args.resources.gpus else {"NVIDIA_VISIBLE_DEVICES": "void"}),
+        "LLAMA_ARG_CACHE_RAM": str(args.prompt_cache_bytes // 2**20),
+        # Only the device plugin sets this. Otherwise the image's own default would show the pod every GPU of the node.
+        **({} if args.resources.gpus and not args.resources.claims_gpus else {"NVIDIA_VISIBLE_DEVICES": "void"}),
     }
 
 
@@ -131,6 +136,7 @@ def _pod(args: OllamaFleetArgs) -> core.PodSpecArgs:
         grace_s=_DRAIN_S + 20,
         runtime_class=args.runtime_class,
         priority_class=args.priority_class,
+        claim_template=args.claim_template,
     )
 
 

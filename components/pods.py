@@ -9,6 +9,7 @@ import pulumi_kubernetes as k8s
 from components.contract import USER_ID, labels, selector
 
 core = k8s.core.v1
+GPU_CLAIM = "gpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +22,18 @@ class ResourceArgs:
     """Memory request and limit, a Kubernetes quantity."""
     gpus: int = 0
     gpu_resource: str = "nvidia.com/gpu"
+    claims_gpus: bool = False
+    """The GPUs come by the pod's claim `gpu` (DRA), not as an extended resource."""
 
 
 def resources(args: ResourceArgs) -> core.ResourceRequirementsArgs:
-    gpu = {args.gpu_resource: str(args.gpus)} if args.gpus else {}
+    claimed = args.claims_gpus and args.gpus > 0
+    gpu = {args.gpu_resource: str(args.gpus)} if args.gpus and not claimed else {}
     return core.ResourceRequirementsArgs(
-        requests={"cpu": args.cpu, "memory": args.memory, **gpu}, limits={"memory": args.memory, **gpu}
-    )  # fmt: skip
+        requests={"cpu": args.cpu, "memory": args.memory, **gpu},
+        limits={"memory": args.memory, **gpu},
+        claims=[core.ResourceClaimArgs(name=GPU_CLAIM)] if claimed else None,
+    )
 
 
 def container_security() -> core.SecurityContextArgs:
@@ -73,6 +79,7 @@ def spec(
     grace_s: int = 30,
     runtime_class: pulumi.Input[str] | None = None,
     priority_class: pulumi.Input[str] | None = None,
+    claim_template: pulumi.Input[str] | None = None,
     restart_policy: str = "Always",
 ) -> core.PodSpecArgs:
     """A hardened pod without a service account token, spread over nodes."""
@@ -91,6 +98,9 @@ def spec(
         termination_grace_period_seconds=grace_s,
         runtime_class_name=runtime_class,
         priority_class_name=priority_class,
+        resource_claims=[core.PodResourceClaimArgs(name=GPU_CLAIM, resource_claim_template_name=claim_template)]
+        if claim_template
+        else None,
         restart_policy=restart_policy,
         topology_spread_constraints=[spread],
         security_context=core.PodSecurityContextArgs(

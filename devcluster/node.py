@@ -110,12 +110,26 @@ def _ensure_mount_point(cluster: Cluster, path: Path) -> None:
         file.write(f"{path}\n")
 
 
+def mounted_elsewhere(path: Path) -> bool:
+    """Whether another mount namespace has a mount there, such as a node of another cluster: removing the directory would detach it."""
+    own = Path("/proc/self/ns/mnt").stat().st_ino
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "ns" / "mnt").stat().st_ino != own and f" {path} " in (process / "mounts").read_text():
+                return True
+        except OSError:
+            continue
+    return False
+
+
 def remove_mounts(cluster: Cluster) -> None:
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for target in reversed([mount for mount in mounts if Path(mount).is_relative_to(cluster.namespaces_dir)]):
         subprocess.run(["umount", target], check=True)
     made = cluster.state_dir / "mount-points"
     for line in made.read_text().splitlines() if made.exists() else []:
+        if mounted_elsewhere(Path(line)):
+            continue
         try:
             Path(line).rmdir()
         except OSError:

@@ -146,6 +146,18 @@ TOOLCHAIN: tuple[Tool, ...] = (
         variables={_PULUMI_VERSION: "{version}"},
     ),
     Tool(
+        name="nvidia-container-toolkit",
+        packages={
+            binary: f"github.com/NVIDIA/nvidia-container-toolkit/cmd/{binary}"
+            for binary in ("nvidia-ctk", "nvidia-container-runtime", "nvidia-container-runtime.cdi", "nvidia-cdi-hook")
+        },
+        cpu_minutes=0.9,
+        cgo=True,
+        on_demand=True,
+        version_of="github.com/NVIDIA/nvidia-container-toolkit",
+        variables={"github.com/NVIDIA/nvidia-container-toolkit/internal/info.version": "{bare}"},
+    ),
+    Tool(
         name="local-path-provisioner",
         packages={"local-path-provisioner": "github.com/rancher/local-path-provisioner"},
         cpu_minutes=0.7,

@@ -96,7 +96,8 @@ def summary(stack: str, documents: list[dict[str, Any]]) -> str:
     for name, replicas, spec in _pod_specs(documents):
         for container in spec["containers"]:
             requests = container["resources"]["requests"]
-            gpus = next((value for key, value in requests.items() if key.startswith("nvidia.com/")), "0")
+            claimed = "claimed" if container["resources"].get("claims") else "0"
+            gpus = next((value for key, value in requests.items() if key.startswith("nvidia.com/")), claimed)
             lines.append(f"| {name} | {replicas} | {container['image']} | {requests['cpu']} | {requests['memory']} | {gpus} |")
     return "\n".join([*lines, ""])
 

@@ -1,23 +1,19 @@
 """The composition: which components, from which settings, in which order."""
 
-import json
-import os
-from typing import Any
-
 import pulumi
 import pulumi_kubernetes as k8s
 
 import components as c
 from components.contract import PORTS
+from components.gpu import device_class
 from infra import certificates, cluster
+from infra.gpu_settings import GpuSettings
+from infra.inputs import load, verifier_tls
 from infra.outputs import VERSION
-from infra.settings import PROJECT, VERIFIER_IMAGE, Resources, Settings, SettingsError, Tier, TrustSettings, parse, quantity
+from infra.section import PROJECT, Resources, SettingsError, quantity
+from infra.settings import VERIFIER_IMAGE, Settings, Tier, TrustSettings
 
-_VERIFIER_TLS = "verifierTls"
-_SECRETS = {
-    "apiKeys": "a JSON list of keys of 16 or more characters; run pulumi config set --secret apiKeys '[\"…\"]'",
-    "cachePassword": "16 or more letters and digits; run pulumi config set --secret cachePassword",
-}
+NO_GPUS = GpuSettings()
 
 
 def deploy() -> None:
@@ -30,84 +26,61 @@ def deploy() -> None:
     build(settings)
 
 
-def load() -> Settings:
-    """Settings and secrets of the current stack, checked. Raises SettingsError."""
-    document: dict[str, Any] = {}
-    for key in _configured_keys():
-        if key not in _SECRETS and key != _VERIFIER_TLS:
-            text = pulumi.Config(PROJECT).require(key)
-            try:
-                document[key] = json.loads(text)
-            except json.JSONDecodeError:
-                document[key] = text
-    problems: list[str] = []
-    settings: Settings | None = None
-    try:
-        settings = parse(document)
-    except SettingsError as error:
-        problems.append(str(error))
-    problems += _secret_problems()
-    if settings is not None and settings.images.trust is not None and not _verifier_tls():
-        problems.append(
-            f"{PROJECT}:{_VERIFIER_TLS}: got nothing, want certificate and key of the image verifier; "
-            f"run python -m infra.certificates {settings.cluster.namespace} | pulumi config set --secret {_VERIFIER_TLS}"
-        )
-    if problems or settings is None:
-        raise SettingsError("\n".join(problems))
-    return settings
-
-
-def _configured_keys() -> list[str]:
-    """Names of all keys of our project: an unknown section must be an error, and pulumi.Config cannot list."""
-    names = json.loads(os.environ.get("PULUMI_CONFIG") or "{}") or pulumi.runtime.config.CONFIG.get()
-    return sorted(name.removeprefix(f"{PROJECT}:") for name in names if name.startswith(f"{PROJECT}:"))
-
-
-def _secret_problems() -> list[str]:
-    config = pulumi.Config(PROJECT)
-    problems: list[str] = []
-    for name, want in _SECRETS.items():
-        value = config.get(name)
-        if value is None:
-            problems.append(f"{PROJECT}:{name}: got nothing, want {want}")
-        elif not _is_valid_secret(name, value):
-            problems.append(f"{PROJECT}:{name}: got another form, want {want}")
-    return problems
-
-
-def _verifier_tls() -> dict[str, str]:
-    """Certificate and private key in PEM, or nothing when they are not there as they should be."""
-    try:
-        pair = json.loads(pulumi.Config(PROJECT).get(_VERIFIER_TLS) or "{}")
-    except json.JSONDecodeError:
-        return {}
-    return pair if isinstance(pair, dict) and set(pair) == {"certificate", "privateKey"} else {}
-
-
-def _is_valid_secret(name: str, value: str) -> bool:
-    if name == "cachePassword":
-        return len(value) >= 16 and value.isalnum() and value.isascii()
-    try:
-        keys = json.loads(value)
-    except json.JSONDecodeError:
-        return False
-    return isinstance(keys, list) and bool(keys) and all(isinstance(key, str) and len(key) >= 16 and key.isprintable() for key in keys)
-
-
-def _resources(resources: Resources, gpus: int = 0, gpu_resource: str = "nvidia.com/gpu") -> c.ResourceArgs:
-    return c.ResourceArgs(cpu=resources.cpu, memory=resources.memory, gpus=gpus, gpu_resource=gpu_resource)
+def _resources(resources: Resources, gpus: int = 0, gpu: GpuSettings = NO_GPUS) -> c.ResourceArgs:
+    return c.ResourceArgs(
+        cpu=resources.cpu, memory=resources.memory, gpus=gpus, gpu_resource=gpu.resource, claims_gpus=gpu.allocation == "dra"
+    )
 
 
 def _tier(tier: Tier) -> c.TierArgs:
     return c.TierArgs(provisioner=tier.provisioner, size=tier.size, parameters=tier.parameters, mount_options=tier.mount_options)
 
 
+def _governance(settings: Settings) -> c.GovernanceArgs:
+    limits, gpu, fleet = settings.governance, settings.gpu, settings.fleet
+    return c.GovernanceArgs(
+        namespace=settings.cluster.namespace,
+        gpu_quota=limits.gpu_quota,
+        gpu_resource=gpu.resource,
+        gpu_device_class=device_class(gpu.sharing.profile) if gpu.allocation == "dra" else None,
+        gpu_reserved=fleet.replicas * fleet.gpus_per_pod,
+        gpus_per_container=fleet.gpus_per_pod,
+        cpu=limits.cpu,
+        memory=limits.memory,
+        ephemeral_storage=limits.ephemeral_storage,
+        pods=limits.pods,
+        claims=limits.claims,
+        storage=limits.storage,
+        load_balancers=int(settings.api_server.service_type == "LoadBalancer"),
+        retain=settings.storage.retain,
+    )
+
+
+def _gpu_runtime(settings: Settings, namespace: pulumi.Input[str]) -> c.GpuRuntimeArgs:
+    gpu, strategy = settings.gpu, settings.gpu.sharing.strategy
+    sharing = claim = None
+    if gpu.allocation == "device-plugin" and strategy != "none":
+        sharing = c.SharingArgs(strategy=strategy, operator_namespace=gpu.operator_namespace, replicas=gpu.sharing.replicas)
+    if gpu.allocation == "dra" and settings.fleet.gpus_per_pod:
+        claim = c.ClaimArgs(namespace=namespace, count=settings.fleet.gpus_per_pod, mig_profile=gpu.sharing.profile)
+    return c.GpuRuntimeArgs(
+        enabled=gpu.enabled,
+        create_runtime_class=gpu.create_runtime_class,
+        runtime_class=gpu.runtime_class,
+        handler=gpu.handler,
+        priority=gpu.priority,
+        overhead={"cpu": gpu.overhead.cpu, "memory": gpu.overhead.memory},
+        sharing=sharing,
+        claim=claim,
+    )
+
+
 def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
     """Model id to upstream: the fleet's models by their own names, the model server's under its id."""
-    fleet, server = settings.fleet, settings.model_server
+    server = settings.model_server
     limit = settings.api_server.max_in_flight
     table: dict[str, dict[str, str | int]] = {
-        model: {"url": f"http://ollama:{PORTS['ollama']}", "model": model, "max_in_flight": limit} for model in fleet.models
+        model: {"url": f"http://ollama:{PORTS['ollama']}", "model": model, "max_in_flight": limit} for model in settings.model_names
     }
     table[server.model_id] = {
         "url": f"http://model-server:{PORTS['model-server']}",
@@ -120,7 +93,7 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
 def _image_trust(
     settings: Settings, trust: TrustSettings, images: c.RuntimeImages, namespace: pulumi.Output[str], opts: pulumi.ResourceOptions
 ) -> c.ImageTrust:
-    pair = _verifier_tls()
+    pair = verifier_tls()
     return c.ImageTrust(
         "image-trust",
         c.ImageTrustArgs(
@@ -160,19 +133,7 @@ def build(settings: Settings) -> None:
             build=target.render_to is None,
         ),
     )
-    governance = c.Governance(
-        "governance",
-        c.GovernanceArgs(
-            namespace=target.namespace,
-            gpu_quota=settings.governance.gpu_quota,
-            gpu_resource=gpu.resource,
-            cpu=settings.governance.cpu,
-            memory=settings.governance.memory,
-            pods=settings.governance.pods,
-            retain=storage.retain,
-        ),
-        opts,
-    )
+    governance = c.Governance("governance", _governance(settings), opts)
     namespace = governance.namespace
     if settings.images.trust is not None:
         trust = _image_trust(settings, settings.images.trust, images, namespace, opts)
@@ -187,25 +148,19 @@ def build(settings: Settings) -> None:
         ),
         opts,
     )
-    runtime = c.GpuRuntime(
-        "gpu",
-        c.GpuRuntimeArgs(
-            enabled=gpu.enabled,
-            create_runtime_class=gpu.create_runtime_class,
-            runtime_class=gpu.runtime_class,
-            handler=gpu.handler,
-            priority=gpu.priority,
-        ),
-        opts,
-    )
+    runtime = c.GpuRuntime("gpu", _gpu_runtime(settings, namespace), opts)
     store = c.Storage(
         "storage",
         c.StorageArgs(namespace=namespace, hot=_tier(storage.hot), shared=_tier(storage.shared), retain=storage.retain),
         opts,
     )
     written = c.ModelStore(
-        "models", c.ModelStoreArgs(namespace=namespace, image=images.refs["models"], claim=store.shared_claim), opts
-    )  # fmt: skip
+        "models",
+        c.ModelStoreArgs(
+            namespace=namespace, image=images.refs["models"], claim=store.shared_claim, priority_class=runtime.batch_priority_class
+        ),
+        opts,
+    )
     readers = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[written]))
     cache = c.CacheServer(
         "cache",
@@ -229,14 +184,16 @@ def build(settings: Settings) -> None:
             hot_class=store.hot_class,
             hot_size=storage.hot.size,
             replicas=settings.fleet.replicas,
-            resources=_resources(settings.fleet.resources, settings.fleet.gpus_per_pod, gpu.resource),
-            models=settings.fleet.models,
+            resources=_resources(settings.fleet.resources, settings.fleet.gpus_per_pod, gpu),
+            models=settings.model_names,
             context_length=settings.fleet.context_length,
             num_parallel=settings.fleet.num_parallel,
             keep_alive=settings.fleet.keep_alive,
             max_queue=settings.fleet.max_queue,
+            prompt_cache_bytes=int(quantity(settings.fleet.prompt_cache)),
             runtime_class=runtime.runtime_class if settings.fleet.gpus_per_pod else None,
             priority_class=runtime.priority_class,
+            claim_template=runtime.claim_template,
             retain=storage.retain,
         ),
         readers,
@@ -270,6 +227,7 @@ def build(settings: Settings) -> None:
             resources=_resources(settings.api_server.resources),
             service_type=settings.api_server.service_type,
             node_port=settings.api_server.node_port,
+            priority_class=runtime.gateway_priority_class,
         ),
         # Its first look-up must find both, or the first requests would be refused.
         pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[fleet, server])),
@@ -297,7 +255,7 @@ def build(settings: Settings) -> None:
             "node_port": settings.api_server.node_port,
             "base_path": "/v1",
             "models": [
-                *({"id": model, "context_length": settings.fleet.context_length} for model in settings.fleet.models),
+                *({"id": model, "context_length": settings.fleet.context_length} for model in settings.model_names),
                 {"id": settings.model_server.model_id, "context_length": settings.model_server.context_length},
             ],
             "images": dict(images.refs),

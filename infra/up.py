@@ -56,7 +56,10 @@ class Deployment:
         return self.state_dir / "api-key"
 
     def configure(self, overrides: Mapping[str, Any]) -> None:
-        """Write the private configuration: committed values, then `overrides`, then the secrets, which are made once."""
+        """Write the private configuration: committed values, then `overrides`, then the secrets, which are made once.
+
+        An override is merged into its section; a list such as `models` takes the place of the committed one.
+        """
         cli = self.cli
         cli.ensure_stack()
         before = cli.read_config()
@@ -67,7 +70,8 @@ class Deployment:
             "identity": before.get("modelfleet:cluster", {}).get("identity") or cluster_identity(self.context, self.kubeconfig),
         }
         for section, values in overrides.items():
-            config[f"modelfleet:{section}"] = {**config.get(f"modelfleet:{section}", {}), **values}
+            key = f"modelfleet:{section}"
+            config[key] = {**config.get(key, {}), **values} if isinstance(values, Mapping) else values
         kept = {name: value for name, value in before.items() if isinstance(value, dict) and "secure" in value}
         cli.write_config(config | kept)
         if "modelfleet:apiKeys" not in kept:

@@ -42,7 +42,9 @@ def _containers(objects: Sequence[Object]) -> Iterator[tuple[Object, Object, Obj
 
 
 def _gpus(container: Object) -> bool:
-    return any(key.startswith("nvidia.com/") for key in container.get("resources", {}).get("limits", {}))
+    """Whether it asks for GPUs: as an extended resource, or by a claim (DRA)."""
+    resources = container.get("resources", {})
+    return bool(resources.get("claims")) or any(key.startswith("nvidia.com/") for key in resources.get("limits", {}))
 
 
 def images_cannot_move(objects: Sequence[Object]) -> list[str]:
@@ -226,13 +228,33 @@ def quotas_come_with_defaults(objects: Sequence[Object]) -> list[str]:
 
 
 def no_container_gets_a_gpu_by_default(objects: Sequence[Object]) -> list[str]:
+    """Kubernetes takes a container's maximum for its default limit where none is named, so a maximum needs a default of 0."""
     return [
         f"{_name(item)}: got a default of {key}, want none; every container would take one"
         for item in _of(objects, "LimitRange")
         for limit in item["spec"]["limits"]
-        for key in {**limit.get("default", {}), **limit.get("defaultRequest", {})}
-        if "/" in key
+        for key, value in {**limit.get("max", {}), **limit.get("default", {}), **limit.get("defaultRequest", {})}.items()
+        if "/" in key and str(value) != "0"
     ]
+
+
+def priorities_are_tiered(objects: Sequence[Object]) -> list[str]:
+    """A class that evicts needs one above it, for the door that everything comes through, and one below it whose pods evict nothing.
+
+    The uppermost class is that door's; it needs nothing above.
+    """
+    classes = sorted(_of(objects, "PriorityClass"), key=lambda item: item["value"])
+    found: list[str] = []
+    for item in classes[:-1] or classes:
+        above = [each for each in classes if each["value"] > item["value"]]
+        waiting = [each for each in classes if each["value"] < item["value"] and each.get("preemptionPolicy") == "Never"]
+        if item.get("preemptionPolicy") != "Never" and not (above and waiting):
+            found.append(f"{_name(item)}: got no gateway class above or no waiting class below, want three tiers; add them")
+    for item, template in _templates(objects):
+        name = template.get("spec", {}).get("priorityClassName")
+        if name and classes and name not in {each["metadata"]["name"] for each in classes}:
+            found.append(f"{_name(item)}: got priorityClassName {name}, want a class of the stack; define or correct it")
+    return found
 
 
 def everything_is_denied_by_default(objects: Sequence[Object]) -> list[str]:
@@ -263,6 +285,8 @@ def policies_that_look_names_up_may_reach_dns(objects: Sequence[Object]) -> list
 
 
 def config_maps_are_used(objects: Sequence[Object]) -> list[str]:
+    """Of namespaces with pods of the stack; what is written for an operator is read in the operator's own."""
+    namespaces = {item["metadata"].get("namespace") for item in _of(objects, *_WORKLOADS)}
     used = {
         volume["configMap"]["name"]
         for _, template in _templates(objects)
@@ -272,7 +296,7 @@ def config_maps_are_used(objects: Sequence[Object]) -> list[str]:
     return [
         f"{_name(item)}: got a ConfigMap that nothing mounts, want it read by a program; mount or remove it"
         for item in _of(objects, "ConfigMap")
-        if item["metadata"]["name"] not in used
+        if item["metadata"].get("namespace") in namespaces and item["metadata"]["name"] not in used
     ]
 
 
@@ -312,6 +336,7 @@ RULES: tuple[Rule, ...] = (
     quotas_count_what_exists,
     quotas_come_with_defaults,
     no_container_gets_a_gpu_by_default,
+    priorities_are_tiered,
     everything_is_denied_by_default,
     policies_that_look_names_up_may_reach_dns,
     policies_select_pods_that_exist,

@@ -69,7 +69,7 @@ def stack(started: tuple[Cluster, dict[str, Image]], kube: Kube) -> Stack:
     deployment = up.on_embedded(cluster, "dev")
     overrides = {
         **up.image_overrides(images),
-        "fleet": {"models": [MODEL]},
+        "models": [{"name": MODEL, "size": "2Mi", "kvBytesPerToken": 1024}],
         "modelServer": {"model": MODEL, "modelId": SERVER_ID},
     }
     return Stack(cluster, deployment, overrides, images, deployment.deploy(overrides), kube)

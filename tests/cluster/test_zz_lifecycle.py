@@ -44,6 +44,12 @@ def test_up_repairs_a_killed_component(stack: Stack, component: str) -> None:
     assert embedded.status(stack.cluster)[-1] == ("cluster", "ready")
 
 
+def test_mount_points_of_a_running_cluster_are_not_removed(stack: Stack, tmp_path: Path) -> None:
+    """Linux lets a directory go that is a mount point in another namespace, and the mount with it."""
+    assert node.mounted_elsewhere(Path("/var/lib/kubelet"))
+    assert not node.mounted_elsewhere(tmp_path)
+
+
 def test_destroy_leaves_nothing_in_the_cluster(stack: Stack) -> None:
     stack.deployment.destroy()
     namespaces = [item["metadata"]["name"] for item in stack.kube.get("namespaces")["items"]]

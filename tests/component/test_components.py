@@ -5,9 +5,12 @@ import dataclasses
 from typing import Any
 
 import pytest
+import yaml
 
 import components as c
 from components.contract import COMPONENTS, DNS_CLIENTS, EDGES, PORTS
+from infra.constraints import EPHEMERAL_DEFAULT
+from infra.section import quantity
 from tests.component.harness import Recorder, render
 
 SMALL = c.ResourceArgs(cpu="100m", memory="128Mi")
@@ -27,12 +30,51 @@ def test_the_quota_counts_requests_of_gpus_and_no_limits() -> None:
 
 def test_no_container_gets_a_gpu_by_default() -> None:
     item = governance().one("LimitRange")["spec"]["limits"][0]
-    assert set(item["defaultRequest"]) == {"cpu", "memory"}
-    assert set(item["default"]) == {"memory"}
+    assert set(item["defaultRequest"]) == {"cpu", "memory", "ephemeral-storage"}
+    assert quantity(item["defaultRequest"]["ephemeral-storage"]) == EPHEMERAL_DEFAULT
+    assert set(item["default"]) == {"memory", "ephemeral-storage"}
+    assert "max" not in item
+
+
+def test_a_gpu_maximum_comes_with_a_default_of_none() -> None:
+    # Kubernetes takes a maximum for the default of every container that names none.
+    item = governance(gpus_per_container=2).one("LimitRange")["spec"]["limits"][0]
+    assert item["max"] == {"nvidia.com/gpu": "2"}
+    assert (item["default"]["nvidia.com/gpu"], item["defaultRequest"]["nvidia.com/gpu"]) == ("0", "0")
+
+
+def test_the_quota_counts_disk_claims_and_load_balancers_too() -> None:
+    hard = governance(storage="1Ti", claims=5, ephemeral_storage="8Gi").one("ResourceQuota")["spec"]["hard"]
+    assert (hard["requests.storage"], hard["persistentvolumeclaims"], hard["requests.ephemeral-storage"]) == ("1Ti", "5", "8Gi")
+    assert hard["services.loadbalancers"] == "0"
+
+
+def test_batch_work_cannot_use_up_the_gpus_of_serving() -> None:
+    quotas = governance(gpus_per_container=1, gpu_reserved=3).kind("ResourceQuota")
+    scoped = next(quota["spec"] for quota in quotas if "scopeSelector" in quota["spec"])
+    assert scoped["hard"] == {"requests.nvidia.com/gpu": "5"}
+    assert scoped["scopeSelector"]["matchExpressions"] == [
+        {"scopeName": "PriorityClass", "operator": "In", "values": ["gpu-batch-priority"]}
+    ]
+
+
+def test_claimed_devices_are_counted_by_their_class() -> None:
+    recorder = governance(gpu_device_class="mig.nvidia.com", gpu_resource="nvidia.com/mig-1g.10gb", gpus_per_container=1)
+    hard = recorder.one("ResourceQuota")["spec"]["hard"]
+    assert hard["mig.nvidia.com.deviceclass.resource.k8s.io/devices"] == "8"
+    assert hard["requests.nvidia.com/mig-1g.10gb"] == "0"
+    assert "max" not in recorder.one("LimitRange")["spec"]["limits"][0]
 
 
 def test_the_namespace_enforces_the_restricted_standard() -> None:
     assert governance().one("Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+SHARES = {
+    "renameByDefault": True,
+    "failRequestsGreaterThanOne": True,
+    "resources": [{"name": "nvidia.com/gpu", "replicas": 4}],
+}
 
 
 def gpu(**changes: Any) -> Recorder:
@@ -51,8 +93,57 @@ def test_the_runtime_class_selects_the_label_that_gpu_nodes_have() -> None:
 def test_no_runtime_class_where_there_is_no_gpu_or_the_operator_owns_it(changes: dict[str, bool]) -> None:
     recorder = gpu(**changes)
     assert recorder.kind("RuntimeClass") == []
-    assert recorder.one("PriorityClass")["value"] == 1_000_000
-    assert recorder.one("PriorityClass")["metadata"]["name"] == "gpu-priority"
+    assert len(recorder.kind("PriorityClass")) == 3
+
+
+def test_the_runtime_class_says_what_its_pods_cost_beside_their_containers() -> None:
+    assert gpu(overhead={"cpu": "5m", "memory": "32Mi"}).one("RuntimeClass")["overhead"] == {"podFixed": {"cpu": "5m", "memory": "32Mi"}}
+
+
+def test_the_gateway_comes_before_serving_and_batch_work_evicts_nothing() -> None:
+    classes = {item["metadata"]["name"]: item for item in gpu().kind("PriorityClass")}
+    assert [name for name, _ in sorted(classes.items(), key=lambda each: -each[1]["value"])] == [
+        "gateway-priority",
+        "gpu-priority",
+        "gpu-batch-priority",
+    ]
+    assert classes["gpu-priority"]["value"] == 1_000_000
+    policies = {name: item["preemptionPolicy"] for name, item in classes.items()}
+    assert policies == {"gateway-priority": "PreemptLowerPriority", "gpu-priority": "PreemptLowerPriority", "gpu-batch-priority": "Never"}
+    assert not any(item["globalDefault"] for item in classes.values())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "replicas", "sharing"),
+    [
+        ("time-slicing", 4, {"timeSlicing": SHARES}),
+        ("mps", 4, {"mps": SHARES}),
+        ("mig", None, None),
+    ],
+)
+def test_the_device_plugin_is_told_how_gpus_are_shared(strategy: Any, replicas: int | None, sharing: dict[str, Any] | None) -> None:
+    config = gpu(sharing=c.SharingArgs(strategy=strategy, replicas=replicas, operator_namespace="gpu-operator")).one("ConfigMap")
+    assert config["metadata"]["namespace"] == "gpu-operator"
+    (text,) = config["data"].values()
+    told = yaml.safe_load(text)
+    assert told["version"] == "v1"
+    assert told.get("sharing") == sharing
+    assert told["flags"] == {"migStrategy": "mixed" if strategy == "mig" else "none"}
+
+
+@pytest.mark.parametrize(
+    ("profile", "device_class", "selectors"),
+    [
+        (None, "gpu.nvidia.com", None),
+        ("1g.10gb", "mig.nvidia.com", [{"cel": {"expression": "device.attributes['gpu.nvidia.com'].profile == '1g.10gb'"}}]),
+    ],
+)
+def test_a_claim_asks_for_exact_devices_of_one_class(profile: str | None, device_class: str, selectors: list[Any] | None) -> None:
+    template = gpu(claim=c.ClaimArgs(namespace="ns", count=2, mig_profile=profile)).one("ResourceClaimTemplate")
+    assert template["apiVersion"] == "resource.k8s.io/v1"
+    (request,) = template["spec"]["spec"]["devices"]["requests"]
+    assert (request["exactly"]["deviceClassName"], request["exactly"]["count"]) == (device_class, 2)
+    assert request["exactly"].get("selectors") == selectors
 
 
 def storage(*, retain: bool) -> Recorder:
@@ -127,6 +218,7 @@ OLLAMA = c.OllamaFleetArgs(
     num_parallel=2,
     keep_alive="-1",
     max_queue=16,
+    prompt_cache_bytes=2**30,
     runtime_class="nvidia",
     priority_class="gpu-priority",
     retain=True,
@@ -142,6 +234,22 @@ def test_the_fleet_uses_the_runtime_class_the_priority_and_a_whole_gpu() -> None
     assert (pod["runtimeClassName"], pod["priorityClassName"]) == ("nvidia", "gpu-priority")
     resources = pod["containers"][0]["resources"]
     assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_a_replica_with_claimed_gpus_names_its_claim_and_no_extended_resource() -> None:
+    claimed = c.ResourceArgs(cpu="8", memory="64Gi", gpus=1, claims_gpus=True)
+    pod = ollama(resources=claimed, claim_template="ollama-gpu").one("StatefulSet")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": "ollama-gpu"}]
+    assert container["resources"]["claims"] == [{"name": "gpu"}]
+    assert not [key for key in container["resources"]["limits"] if "nvidia" in key]
+    # The runtime's own injection would add every GPU of the node to the claimed ones.
+    assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in container["env"]
+
+
+def test_old_prompts_stay_within_what_the_pod_can_spare() -> None:
+    container = ollama().one("StatefulSet")["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": "LLAMA_ARG_CACHE_RAM", "value": "1024"} in container["env"]
 
 
 def test_a_replica_without_a_gpu_is_shown_none() -> None:

@@ -4,13 +4,15 @@ Numbers are those of docs/defects.md. Defects that are no property of a file hav
 """
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
+from components import node_runtime
+from infra import gpu_nodes
 from infra.policy import dockerfiles, rules
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -242,17 +244,56 @@ def test_defect_25_a_label_that_no_node_has() -> None:
     finds(rules.runtime_classes_find_gpu_nodes, "want nvidia.com/gpu.present=true")
 
 
+def handlers(files: Mapping[str, str]) -> set[str]:
+    """Names that a RuntimeClass can use on a node with these files."""
+    found: set[str] = set()
+    for path, text in files.items():
+        document = tomllib.loads(text)
+        if path.startswith("/etc/containerd/"):
+            found |= {name for plugin in document["plugins"].values() for name in plugin["containerd"]["runtimes"]}
+        if path.startswith("/etc/crio/"):
+            found |= set(document["crio"]["runtime"]["runtimes"])
+    return found
+
+
+def test_defect_27_a_handler_that_no_node_has() -> None:
+    (designed,) = (item for item in DESIGN if item["kind"] == "RuntimeClass")
+    (ours,) = (item for item in OURS["prod"] if item["kind"] == "RuntimeClass")
+    assert designed["handler"] not in handlers({}), "the design brings nothing to its nodes"
+    for runtime in get_args(node_runtime.Runtime):
+        assert ours["handler"] in handlers(node_runtime.node_files(runtime, "cdi", ours["handler"])), runtime
+
+
 def test_defect_28_a_quota_that_is_never_counted() -> None:
     finds(rules.quotas_count_what_exists, "got limits.nvidia.com/gpu, want requests.nvidia.com/gpu")
 
 
 def test_defect_29_a_gpu_for_every_container() -> None:
     finds(rules.no_container_gets_a_gpu_by_default, "LimitRange/gpu-limits: got a default of nvidia.com/gpu")
+    maximum = {"type": "Container", "max": {"nvidia.com/gpu": "1"}}
+    trap = {"kind": "LimitRange", "metadata": {"name": "trap"}, "spec": {"limits": [maximum]}}
+    finds(rules.no_container_gets_a_gpu_by_default, "LimitRange/trap: got a default of nvidia.com/gpu", [trap])
 
 
 def test_defect_30_a_quota_without_default_requests() -> None:
     quota = {"kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"hard": {"requests.cpu": "4"}}}
     finds(rules.quotas_come_with_defaults, "ResourceQuota/q: got requests.cpu without a default request", [quota])
+
+
+def test_defect_31_one_priority_for_all_gpu_pods() -> None:
+    finds(
+        rules.priorities_are_tiered,
+        "PriorityClass/gpu-priority: got no gateway class above or no waiting class below",
+        [{"kind": "PriorityClass", "metadata": {"name": "gpu-priority"}, "value": 1_000_000}],
+    )
+    for objects in OURS.values():
+        values = {item["metadata"]["name"]: item["value"] for item in objects if item["kind"] == "PriorityClass"}
+        used = {
+            item["metadata"]["name"]: item["spec"]["template"]["spec"].get("priorityClassName")
+            for item in objects
+            if item["kind"] in ("Deployment", "StatefulSet", "Job")
+        }
+        assert values[used["api-server"]] > values[used["ollama"]] == values[used["model-server"]] > values[used["models-writer"]]
 
 
 def test_defect_32_objects_in_no_namespace() -> None:
@@ -286,6 +327,37 @@ def test_defect_36_metrics_that_prometheus_may_not_read() -> None:
 
 def test_defect_37_a_namespace_that_is_open() -> None:
     finds(rules.everything_is_denied_by_default, "got no policy that denies everything")
+
+
+def test_defect_41_container_runtimes_side_by_side() -> None:
+    """A node has one that the kubelet talks to, and NVIDIA's is an OCI runtime below it."""
+    drop_ins = {runtime: node_runtime.node_files(runtime, "cdi") for runtime in get_args(node_runtime.Runtime)}
+    for runtime, files in drop_ins.items():
+        configured = {path.split("/")[2] for path in files} - {"nvidia-container-runtime"}
+        assert configured == {"crio" if runtime == "crio" else "containerd"}
+        assert node_runtime.BINARY in files[node_runtime.DROP_INS[runtime]]
+    with pytest.raises(SystemExit):
+        gpu_nodes.main(["--runtime", "containerd,crio", "--into", "nowhere"])
+
+
+def test_defect_42_a_lost_node_keeps_its_replicas_down() -> None:
+    """`tests/cluster/test_node_loss.py` runs the commands; here they are all there, for the volumes that we really have."""
+    section = (ROOT / "docs" / "runbook.md").read_text().partition("## A node is lost")[2]
+    (fleet,) = (item for item in OURS["prod"] if item["kind"] == "StatefulSet")
+    (claim,) = fleet["spec"]["volumeClaimTemplates"]
+    classes = {item["metadata"]["name"]: item for item in OURS["prod"] if item["kind"] == "StorageClass"}
+    # A new volume can be made on another node, which one made by hand for `gpu-node-1` could not.
+    assert classes[claim["spec"]["storageClassName"]]["volumeBindingMode"] == "WaitForFirstConsumer"
+    assert rules.volumes_are_made_by_provisioners(DESIGN)
+    steps = [
+        "kubectl delete node $NODE",
+        f"kubectl delete pvc -n $NAMESPACE {claim['metadata']['name']}-$REPLICA --wait=false",
+        "kubectl delete pod -n $NAMESPACE $REPLICA --force",
+        "kubectl wait -n $NAMESPACE --for=condition=Ready pod/$REPLICA",
+        "kubectl delete pv $VOLUME",
+    ]
+    places = [section.index(step) for step in steps]
+    assert places == sorted(places)
 
 
 def test_every_rule_is_exercised_by_a_defect() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 import components
 from components.contract import COMPONENTS, EDGES, PORTS, SCRAPED
@@ -136,6 +137,13 @@ class TestEveryPod:
         assert not ports or PORTS[component] in ports
         assert component not in SCRAPED or SCRAPED[component] in ports
 
+    def test_has_time_to_drain(self, stack: str, name: str, template: dict[str, Any]) -> None:
+        """Kubernetes kills at the end of the grace period, which runs during preStop and the service's own drain."""
+        for container in template["spec"]["containers"]:
+            pre_stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+            drains = [int(entry["value"]) for entry in container.get("env", []) if entry["name"].endswith("_DRAIN_S")]
+            assert template["spec"]["terminationGracePeriodSeconds"] > pre_stop + sum(drains)
+
     def test_is_probed_unless_it_ends(self, stack: str, name: str, template: dict[str, Any]) -> None:
         if name.startswith("Job/"):
             return
@@ -218,8 +226,51 @@ def test_locks_have_hashes_and_no_address(path: Path) -> None:
     assert text.count("--hash=sha256:") >= len(packages)
 
 
-def test_the_configuration_page_is_that_of_the_settings() -> None:
-    assert (ROOT / "docs" / "configuration.md").read_text() == configuration.document()
+def test_the_configuration_page_and_the_schema_are_those_of_the_settings() -> None:
+    assert configuration.PAGE.read_text() == configuration.document()
+    assert configuration.SCHEMA.read_text() == configuration.schema_text()
+
+
+@pytest.mark.parametrize("stack", ["dev", "prod"])
+class TestTheSchema:
+    """Editors complete and check stack files by it."""
+
+    validator = Draft202012Validator(configuration.schema())
+
+    def stack_file(self, stack: str) -> dict[str, Any]:
+        return yaml.safe_load((ROOT / f"Pulumi.{stack}.yaml").read_text())
+
+    def test_is_named_by_the_stack_and_accepts_it(self, stack: str) -> None:
+        first_line = (ROOT / f"Pulumi.{stack}.yaml").read_text().splitlines()[0]
+        assert first_line == f"# yaml-language-server: $schema={configuration.SCHEMA.relative_to(ROOT)}"
+        Draft202012Validator.check_schema(configuration.schema())
+        self.validator.validate(self.stack_file(stack))
+
+    @pytest.mark.parametrize(
+        ("path", "value"),
+        [
+            (["modelfleet:flete"], {}),
+            (["modelfleet:fleet", "replicsa"], 1),
+            (["modelfleet:fleet", "replicas"], 0),
+            (["modelfleet:models", 0, "sise"], "1Gi"),
+            (["modelfleet:models", 0, "size"], "much"),
+            (["modelfleet:gpu", "sharing"], {"strategy": "halves"}),
+            (["modelfleet:apiKeys"], 1),
+        ],
+    )
+    def test_refuses_an_unknown_key_and_a_wrong_value(self, stack: str, path: list[Any], value: Any) -> None:
+        document = self.stack_file(stack)
+        node = document["config"]
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = value
+        assert not self.validator.is_valid(document)
+
+    def test_leaves_the_keys_of_others_alone(self, stack: str) -> None:
+        document = self.stack_file(stack)
+        document["encryptionsalt"] = "v1:abc"
+        document["config"] |= {"aws:region": "eu-central-1", "modelfleet:apiKeys": {"secure": "v1:abc"}}
+        self.validator.validate(document)
 
 
 def test_the_picture_of_connections_is_that_of_the_table() -> None:

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
+from infra import constraints
+from infra.gpu_settings import GpuSettings
 from infra.preview import stack_config
 from infra.settings import IMAGE_NAMES, Settings, SettingsError, parse, quantity
 
+SMALL = {"name": "smollm2:135m", "size": "100M", "kvBytesPerToken": 23040}
 REFS = {name: f"modelfleet/{name}@sha256:{'a' * 64}" for name in IMAGE_NAMES}
 
 
@@ -21,7 +24,7 @@ def document(stack: str = "dev") -> dict[str, Any]:
 def refusal(**sections: Any) -> str:
     config = document(sections.pop("stack", "dev"))
     for section, values in sections.items():
-        config[section] = {**config.get(section, {}), **values}
+        config[section] = {**config.get(section, {}), **values} if isinstance(values, dict) else values
     with pytest.raises(SettingsError) as error:
         parse(config)
     return str(error.value)
@@ -53,12 +56,35 @@ def test_prod_has_the_sizes_of_the_design() -> None:
         ),
         ({"fleet": {"gpusPerPod": 1}}, "modelfleet:fleet.gpusPerPod: got 1, want 0 while gpu.enabled is false"),
         ({"stack": "prod", "fleet": {"replicas": 9}}, "modelfleet:fleet: got 9 GPUs (replicas 9 x gpusPerPod 1), want at most"),
-        ({"fleet": {"models": ["a:b", "a:b"]}}, "modelfleet:fleet.models: got a:b, a:b, want each name once"),
-        ({"fleet": {"models": ["untagged"]}}, "modelfleet:fleet.models.0: got 'untagged', want"),
-        ({"modelServer": {"model": "other:1"}}, "modelfleet:modelServer.model: got other:1, want one of fleet.models smollm2:135m"),
+        ({"models": [SMALL, SMALL]}, "modelfleet:models: got smollm2:135m, smollm2:135m, want each name once"),
+        ({"models": [{**SMALL, "name": "untagged"}]}, "modelfleet:models.0.name: got 'untagged', want"),
+        ({"models": [{**SMALL, "sise": 1}]}, "modelfleet:models.0.sise: got an unknown key, want one of kvBytesPerToken, name, size"),
+        ({"models": []}, "modelfleet:models: got [], want "),
+        ({"modelServer": {"model": "other:1"}}, "modelfleet:modelServer.model: got other:1, want one of models smollm2:135m"),
+        ({"models": [{**SMALL, "size": "1Gi"}]}, "modelfleet:storage.hot.size: got 1Gi, want at least 1.1Gi, the models and a tenth more"),
+        (
+            {"models": [{**SMALL, "size": "3Gi"}], "storage": {"hot": {"provisioner": "a.b/c", "size": "4Gi"}}},
+            "modelfleet:storage.shared.size: got 2Gi, want at least 3.0Gi, the sum of all models",
+        ),
+        (
+            {"fleet": {"promptCache": "8Gi"}},
+            "modelfleet:fleet.resources.memory: got 1Gi, want at least 8.2Gi (weights 0.1Gi, promptCache 8.0Gi, KV cache 0.1Gi)",
+        ),
+        ({"governance": {"storage": "1Gi"}}, "modelfleet:governance.storage: got 1Gi, want at least 3.0Gi, the sum of all claims"),
+        ({"stack": "prod", "governance": {"pods": 10}}, "modelfleet:governance.pods: got 10, want at least 12, all replicas and four more"),
+        (
+            {"stack": "prod", "governance": {"ephemeralStorage": "100Mi"}},
+            "modelfleet:governance.ephemeralStorage: got 100Mi, want at least 0.8Gi, 64Mi for each of 12 pods",
+        ),
+        ({"stack": "prod", "governance": {"claims": 3}}, "modelfleet:governance.claims: got 3, want at least 4"),
+        ({"cache": {"maxMemory": "0"}}, "modelfleet:cache.maxMemory: got '0', want at least 1Mi; add a unit"),
+        ({"fleet": {"resources": {"cpu": "0", "memory": "1Gi"}}}, "modelfleet:fleet.resources.cpu: got '0', want at least 1m"),
+        ({"apiServer": {"clientCidrs": ["10.0.0.1/8"]}}, "modelfleet:apiServer.clientCidrs.0: got '10.0.0.1/8', want a network such as"),
+        ({"gpu": {"enabled": True}}, "modelfleet:gpu.memory: got nothing, want one GPU's memory such as 46068Mi"),
+        ({"gpu": {"sharing": {"strategy": "mps", "replicas": 2}}}, "modelfleet:gpu.sharing.strategy: got mps, want none while gpu.enabled"),
         (
             {"modelServer": {"modelId": "smollm2:135m"}},
-            "modelfleet:modelServer.modelId: got smollm2:135m, want an id that no fleet model has",
+            "modelfleet:modelServer.modelId: got smollm2:135m, want an id that no model has",
         ),
         ({"cache": {"maxMemory": "1Gi"}}, "modelfleet:cache.maxMemory: got 1Gi, want less than cache.resources.memory 128Mi"),
         ({"governance": {"memory": "1Gi"}}, "modelfleet:governance.memory: got 1Gi, want at least"),
@@ -79,6 +105,115 @@ def test_prod_has_the_sizes_of_the_design() -> None:
 )
 def test_a_wrong_value_is_refused_with_its_path_and_the_remedy(sections: dict[str, Any], line: str) -> None:
     assert line in refusal(**sections)
+
+
+L40S = "46068Mi"
+
+
+@pytest.mark.parametrize(
+    ("sharing", "line"),
+    [
+        ({"strategy": "mps"}, "modelfleet:gpu.sharing.replicas: got nothing, want a number of shares for strategy mps"),
+        ({"strategy": "mig"}, "modelfleet:gpu.sharing.profile: got nothing, want a MIG profile such as 1g.10gb"),
+        ({"strategy": "mig", "profile": "10gb"}, "modelfleet:gpu.sharing.profile: got '10gb', want"),
+        ({"replicas": 2}, "modelfleet:gpu.sharing.replicas: got 2 with strategy none, want it with time-slicing or mps"),
+        ({"strategy": "mps", "replicas": 2, "profile": "1g.10gb"}, "modelfleet:gpu.sharing.profile: got 1g.10gb with strategy mps"),
+        (
+            {"strategy": "time-slicing", "replicas": 2},
+            "modelfleet:gpu.sharing.acknowledgeNoIsolation: got false, want true for time-slicing",
+        ),
+        (
+            {"strategy": "time-slicing", "replicas": 2, "acknowledgeNoIsolation": True},
+            "modelfleet:gpu.sharing.strategy: got time-slicing, want none, mps or mig with governance.production",
+        ),
+        ({"strategy": "mig", "profile": "7g.80gb"}, "modelfleet:gpu.sharing.profile: got 7g.80gb, want one within gpu.memory 46068Mi"),
+        (
+            {"strategy": "mps", "replicas": 2},
+            "modelfleet:models: got 25.2Gi of GPU memory for qwen3-coder:30b (weights + KV cache of contextLength 65536 x numParallel 1 "
+            "+ 1.5Gi a model and GPU), want at most 22.5Gi (22.5Gi a unit by gpu.sharing mps)",
+        ),
+    ],
+)
+def test_a_way_of_sharing_that_cannot_hold_is_refused(sharing: dict[str, Any], line: str) -> None:
+    assert line in refusal(stack="prod", gpu={"sharing": sharing})
+
+
+@pytest.mark.parametrize(
+    ("gpu", "resource", "gib"),
+    [
+        ({}, "nvidia.com/gpu", 44.99),
+        ({"sharing": {"strategy": "mps", "replicas": 4}}, "nvidia.com/gpu.shared", 11.25),
+        ({"sharing": {"strategy": "time-slicing", "replicas": 2, "acknowledgeNoIsolation": True}}, "nvidia.com/gpu.shared", 22.49),
+        ({"sharing": {"strategy": "mig", "profile": "3g.40gb"}}, "nvidia.com/mig-3g.40gb", 38.0),
+    ],
+)
+def test_a_unit_of_a_gpu_has_a_name_and_a_memory(gpu: dict[str, Any], resource: str, gib: float) -> None:
+    settings = GpuSettings.model_validate({"enabled": True, "memory": L40S, **gpu})
+    assert settings.resource == resource
+    assert settings.unit_memory / 2**30 == pytest.approx(gib, abs=0.01)
+
+
+def test_the_gpu_memory_of_a_model_is_weights_context_and_workspace() -> None:
+    settings = parse(document("prod"))
+    weights, context = 19e9, 98304 * 65536
+    assert constraints.gpu_bytes(settings.models[0], settings) == weights + context + 1.5 * 2**30
+
+
+def test_more_parallel_requests_need_more_gpu_memory() -> None:
+    assert "numParallel 8" in refusal(stack="prod", fleet={"numParallel": 8})
+
+
+def test_shares_are_not_added_up_in_one_pod() -> None:
+    gpu = {"sharing": {"strategy": "mig", "profile": "3g.40gb"}}
+    assert "modelfleet:fleet.gpusPerPod: got 2, want at most 1 with gpu.sharing mig" in refusal(
+        stack="prod", gpu=gpu, fleet={"gpusPerPod": 2}
+    )
+
+
+def test_claims_are_not_for_shares_that_only_the_device_plugin_makes() -> None:
+    gpu = {"allocation": "dra", "sharing": {"strategy": "mps", "replicas": 2}}
+    assert "modelfleet:gpu.allocation: got dra with sharing mps, want device-plugin" in refusal(stack="prod", gpu=gpu)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "line"),
+    [
+        ("fleet", {"replicas": 1}, "modelfleet:fleet.replicas: got 1, want at least 2 with governance.production"),
+        ("modelServer", {"replicas": 1}, "modelfleet:modelServer.replicas: got 1, want at least 2 with governance.production"),
+        ("apiServer", {"replicas": 1}, "modelfleet:apiServer.replicas: got 1, want at least 2 with governance.production"),
+        ("storage", {"retain": False}, "modelfleet:storage.retain: got false, want true with governance.production"),
+        ("apiServer", {"serviceType": "LoadBalancer"}, "modelfleet:apiServer.clientCidrs: got 0.0.0.0/0, want your clients' networks"),
+        ("apiServer", {"serviceType": "LoadBalancer", "clientCidrs": ["10.0.0.0/8", "::/0"]}, "got 10.0.0.0/8, ::/0, want"),
+    ],
+)
+def test_production_refuses_what_dev_may_have(section: str, values: dict[str, Any], line: str) -> None:
+    assert line in refusal(stack="prod", **{section: values})
+    relaxed = document("prod")
+    relaxed["governance"]["production"] = False
+    relaxed[section] |= values
+    parse(relaxed)
+
+
+def test_a_load_balancer_for_known_clients_is_fine_in_production() -> None:
+    config = document("prod")
+    config["apiServer"] |= {"serviceType": "LoadBalancer", "clientCidrs": ["10.0.0.0/8"]}
+    assert parse(config).api_server.client_cidrs == ["10.0.0.0/8"]
+
+
+def test_models_keep_their_order() -> None:
+    config = document()
+    config["models"] = [{**SMALL, "name": "z:1"}, {**SMALL, "name": "a:1"}]
+    config["modelServer"]["model"] = "a:1"
+    config["fleet"]["resources"]["memory"] = "2Gi"
+    assert parse(config).model_names == ["z:1", "a:1"]
+
+
+def test_values_of_a_secret_section_are_not_echoed() -> None:
+    config = document()
+    config["fleet"]["keepAlive"] = "hunter2hunter2"
+    with pytest.raises(SettingsError, match=r"fleet\.keepAlive: got a secret value, want") as error:
+        parse(config, {"fleet"})
+    assert "hunter2" not in str(error.value)
 
 
 def test_all_problems_are_reported_at_once() -> None:

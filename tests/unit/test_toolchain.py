@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from devcluster import toolchain
+from devcluster import host, toolchain
 from devcluster.toolchain import BY_NAME, TOOLCHAIN, Tool, is_intact, key
+from infra import up
 
 
 def entry(path: Path) -> Path:
@@ -62,6 +63,21 @@ def test_every_module_is_in_the_table_and_pinned() -> None:
         assert (toolchain.TOOLS / tool.name / "go.sum").stat().st_size > 0
         for package in tool.packages.values():
             assert package.startswith(".") or any(package.startswith(word) for word in text.split() if "/" in word and "." in word), package
+
+
+def test_make_up_builds_no_tool_that_only_tests_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def ensure(names: list[str]) -> Path:
+        asked.extend(names)
+        raise toolchain.ToolchainError("enough")
+
+    monkeypatch.setattr(host, "check", lambda: None)
+    monkeypatch.setattr(toolchain, "ensure", ensure)
+    with pytest.raises(toolchain.ToolchainError, match="enough"):
+        up.start_embedded("none", 1)
+    assert {"kubernetes", "ollama"} <= set(asked)
+    assert "nvidia-container-toolkit" not in asked
 
 
 def test_a_build_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,157 @@
+"""Rules between sections. Each says, by path, what is wrong and what to do: `<path>: got X, want Y; do Z`.
+
+GPU memory. All models stay loaded, so one server needs, with what its GPUs must hold for each model:
+
+    size + kvBytesPerToken x contextLength x numParallel + 1.5 GiB x gpusPerPod  <=  gpusPerPod x memory of one unit
+
+where a unit is a whole GPU, an equal share, or a MIG partition (`GpuSettings.unit_memory`).
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from infra.section import GIB, MIB, in_gib, quantity
+
+if TYPE_CHECKING:
+    from infra.settings import ModelSettings, Settings
+
+GPU_WORKSPACE = 1.5 * GIB
+"""Bytes of one loaded model on each GPU beside weights and KV cache: the CUDA context (about 0.5 GiB) and llama.cpp's compute buffers at
+a batch of 512 (under 1 GiB up to 70B parameters). An estimate on the safe side, not a measurement."""
+EPHEMERAL_DEFAULT = 64 * MIB
+"""What the namespace's LimitRange requests for a container that names nothing, as none of ours does."""
+HOT_FILL = 0.9
+"""Part of the node-local volume that models may fill: a new version arrives beside the old one, and a full disk evicts pods."""
+
+
+def problems(settings: "Settings") -> list[str]:
+    """Every rule that the sections break together."""
+    checks = (_models, _gpus, _gpu_memory, _host_memory, _storage, _cache, _quota)
+    found = [line for check in checks for line in check(settings)]
+    return found + list(_production(settings)) if settings.governance.production else found
+
+
+def gpu_bytes(model: "ModelSettings", settings: "Settings") -> float:
+    """GPU memory that one server needs for `model`, by the formula above."""
+    return quantity(model.size) + _kv_bytes(model, settings) + GPU_WORKSPACE * settings.fleet.gpus_per_pod
+
+
+def _kv_bytes(model: "ModelSettings", settings: "Settings") -> float:
+    return model.kv_bytes_per_token * settings.fleet.context_length * settings.fleet.num_parallel
+
+
+def _models(settings: "Settings") -> Iterator[str]:
+    names, server = settings.model_names, settings.model_server
+    if len(set(names)) != len(names):
+        yield f"models: got {', '.join(names)}, want each name once; remove the repetition"
+    if server.model not in names:
+        yield f"modelServer.model: got {server.model}, want one of models {', '.join(names)}; add it there"
+    if server.model_id in names:
+        yield f"modelServer.modelId: got {server.model_id}, want an id that no model has; choose another"
+
+
+def _gpus(settings: "Settings") -> Iterator[str]:
+    fleet, gpu = settings.fleet, settings.gpu
+    gpus = fleet.replicas * fleet.gpus_per_pod
+    if fleet.gpus_per_pod and not gpu.enabled:
+        yield f"fleet.gpusPerPod: got {fleet.gpus_per_pod}, want 0 while gpu.enabled is false; enable gpu or set it to 0"
+    if fleet.gpus_per_pod > 1 and gpu.sharing.strategy != "none":
+        # Shares of one pod may be of the same GPU, and a CUDA process uses one MIG partition only.
+        yield f"fleet.gpusPerPod: got {fleet.gpus_per_pod}, want at most 1 with gpu.sharing {gpu.sharing.strategy}; take larger shares"
+    if gpus > settings.governance.gpu_quota:
+        yield (
+            f"fleet: got {gpus} GPUs (replicas {fleet.replicas} x gpusPerPod {fleet.gpus_per_pod}), want at most "
+            f"governance.gpuQuota {settings.governance.gpu_quota}; raise the quota or lower the fleet"
+        )
+
+
+def _gpu_memory(settings: "Settings") -> Iterator[str]:
+    fleet, gpu = settings.fleet, settings.gpu
+    have = gpu.unit_memory * fleet.gpus_per_pod
+    need = sum(gpu_bytes(model, settings) for model in settings.models)
+    if have and need > have:
+        yield (
+            f"models: got {in_gib(need)} of GPU memory for {', '.join(settings.model_names)} (weights + KV cache of contextLength "
+            f"{fleet.context_length} x numParallel {fleet.num_parallel} + {in_gib(GPU_WORKSPACE)} a model and GPU), want at most "
+            f"{in_gib(have)} ({gpu.describe_unit()}); lower fleet.contextLength or fleet.numParallel, or give more GPUs"
+        )
+
+
+def _host_memory(settings: "Settings") -> Iterator[str]:
+    """Weights pass through host memory (and stay there without a GPU); llama.cpp keeps old prompts there in any case."""
+    fleet = settings.fleet
+    on_host = 0.0 if fleet.gpus_per_pod else sum(_kv_bytes(model, settings) for model in settings.models)
+    weights = sum(quantity(model.size) for model in settings.models)
+    cached = quantity(fleet.prompt_cache) * len(settings.models)
+    need = weights + cached + on_host
+    if need > quantity(fleet.resources.memory):
+        yield (
+            f"fleet.resources.memory: got {fleet.resources.memory}, want at least {in_gib(need)} (weights {in_gib(weights)}, promptCache "
+            f"{in_gib(cached)}, KV cache {in_gib(on_host)}); raise it or lower fleet.promptCache"
+        )
+
+
+def _storage(settings: "Settings") -> Iterator[str]:
+    hot, shared = settings.storage.hot, settings.storage.shared
+    need = sum(quantity(model.size) for model in settings.models)
+    if need > HOT_FILL * quantity(hot.size):
+        yield f"storage.hot.size: got {hot.size}, want at least {in_gib(need / HOT_FILL)}, the models and a tenth more; raise it"
+    if need > quantity(shared.size):
+        yield f"storage.shared.size: got {shared.size}, want at least {in_gib(need)}, the sum of all models; raise it"
+
+
+def _cache(settings: "Settings") -> Iterator[str]:
+    cache = settings.cache
+    if quantity(cache.max_memory) >= quantity(cache.resources.memory):
+        yield (
+            f"cache.maxMemory: got {cache.max_memory}, want less than cache.resources.memory "
+            f"{cache.resources.memory}; leave a tenth for the server itself"
+        )
+
+
+def _quota(settings: "Settings") -> Iterator[str]:
+    """What the workloads ask for together fits into the namespace's quota."""
+    fleet, limits, storage = settings.fleet, settings.governance, settings.storage
+    parts = [
+        (fleet.replicas, fleet.resources),
+        (fleet.replicas if fleet.gpus_per_pod else 0, settings.gpu.overhead),
+        (settings.model_server.replicas, settings.model_server.resources),
+        (1, settings.cache.resources),
+        (settings.api_server.replicas, settings.api_server.resources),
+        (1, settings.monitoring.resources),
+    ]
+    cpu = sum(count * quantity(each.cpu) for count, each in parts)
+    memory = sum(count * quantity(each.memory) for count, each in parts)
+    claimed = fleet.replicas * quantity(storage.hot.size) + quantity(storage.shared.size)
+    if cpu > quantity(limits.cpu):
+        yield f"governance.cpu: got {limits.cpu}, want at least {cpu:.1f}, the sum of all requests; raise it or lower replicas"
+    if memory > quantity(limits.memory):
+        yield f"governance.memory: got {limits.memory}, want at least {in_gib(memory)}, the sum of all requests; raise it or lower replicas"
+    # The gateway, model server and fleet, and one each of cache, exporter, writer, and what a rollout adds.
+    count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 4
+    if count > limits.pods:
+        yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and four more; raise it or lower replicas"
+    if count * EPHEMERAL_DEFAULT > quantity(limits.ephemeral_storage):
+        yield (
+            f"governance.ephemeralStorage: got {limits.ephemeral_storage}, want at least {in_gib(count * EPHEMERAL_DEFAULT)}, "
+            f"{EPHEMERAL_DEFAULT // MIB}Mi for each of {count} pods; raise it"
+        )
+    if fleet.replicas + 1 > limits.claims:
+        yield f"governance.claims: got {limits.claims}, want at least {fleet.replicas + 1}, one a replica and the shared one; raise it"
+    if claimed > quantity(limits.storage):
+        yield f"governance.storage: got {limits.storage}, want at least {in_gib(claimed)}, the sum of all claims; raise it"
+
+
+def _production(settings: "Settings") -> Iterator[str]:
+    because = "with governance.production"
+    replicas = {"apiServer": settings.api_server.replicas, "fleet": settings.fleet.replicas, "modelServer": settings.model_server.replicas}
+    for section, count in replicas.items():
+        if count < 2:
+            yield f"{section}.replicas: got {count}, want at least 2 {because}; raise it"
+    if not settings.storage.retain:
+        yield f"storage.retain: got false, want true {because}; models would go with the stack"
+    api = settings.api_server
+    if api.service_type == "LoadBalancer" and any(cidr.endswith("/0") for cidr in api.client_cidrs):
+        yield f"apiServer.clientCidrs: got {', '.join(api.client_cidrs)}, want your clients' networks {because}; list them"
+    if settings.gpu.sharing.strategy == "time-slicing":
+        yield f"gpu.sharing.strategy: got time-slicing, want none, mps or mig {because}; no memory limit would hold"

@@ -1,0 +1,94 @@
+"""What Pulumi hands to the program: the sections and secrets of the current stack, read and checked."""
+
+import json
+import os
+from typing import Any
+
+import pulumi
+from pulumi.runtime import config as runtime_config
+
+from infra.section import PROJECT, SettingsError
+from infra.settings import Settings, parse
+
+_VERIFIER_TLS = "verifierTls"
+_SECRETS = {
+    "apiKeys": "a JSON list of keys of 16 or more printable characters; run pulumi config set --secret apiKeys '[\"…\"]'",
+    "cachePassword": "16 or more letters and digits; run pulumi config set --secret cachePassword",
+}
+
+
+def load() -> Settings:
+    """Settings and secrets of the current stack, checked. Raises SettingsError with all problems."""
+    document: dict[str, Any] = {}
+    hidden: set[str] = set()
+    for name in _configured_keys():
+        if name not in _SECRETS and name != _VERIFIER_TLS:
+            document[name] = _decoded(pulumi.Config(PROJECT).get(name) or "")
+            if _is_secret(name):
+                hidden.add(name)
+    problems: list[str] = []
+    settings: Settings | None = None
+    try:
+        settings = parse(document, hidden)
+    except SettingsError as error:
+        problems.append(str(error))
+    problems += _secret_problems(encrypted=settings is not None and _must_be_encrypted(settings))
+    if settings is not None and settings.images.trust is not None and not verifier_tls():
+        problems.append(
+            f"{PROJECT}:{_VERIFIER_TLS}: got nothing, want certificate and key of the image verifier; "
+            f"run python -m infra.certificates {settings.cluster.namespace} | pulumi config set --secret {_VERIFIER_TLS}"
+        )
+    if problems or settings is None:
+        raise SettingsError("\n".join(problems))
+    return settings
+
+
+def verifier_tls() -> dict[str, str]:
+    """Certificate and private key of the image verifier in PEM; nothing when they are not there as they should be."""
+    pair = _decoded(pulumi.Config(PROJECT).get(_VERIFIER_TLS) or "")
+    return pair if isinstance(pair, dict) and set(pair) == {"certificate", "privateKey"} else {}
+
+
+def _decoded(text: str) -> Any:
+    """The JSON value of `text`; `text` itself when it is none, which no section accepts."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _configured_keys() -> list[str]:
+    """Names of all keys of our project: an unknown section must be an error, and pulumi.Config cannot list."""
+    names = json.loads(os.environ.get("PULUMI_CONFIG") or "{}") or runtime_config.CONFIG.get()
+    return sorted(name.removeprefix(f"{PROJECT}:") for name in names if name.startswith(f"{PROJECT}:"))
+
+
+def _is_secret(name: str) -> bool:
+    key = f"{PROJECT}:{name}"
+    return runtime_config.is_config_secret(key) or key in runtime_config.get_config_secret_keys_env()
+
+
+def _must_be_encrypted(settings: Settings) -> bool:
+    """A rendering has masked values in place of secrets, and no stack file of its own."""
+    return settings.governance.production and settings.cluster.render_to is None
+
+
+def _secret_problems(*, encrypted: bool) -> list[str]:
+    config = pulumi.Config(PROJECT)
+    problems: list[str] = []
+    for name, want in _SECRETS.items():
+        value = config.get(name)
+        if value is None:
+            problems.append(f"{PROJECT}:{name}: got nothing, want {want}")
+        elif not _is_valid_secret(name, value):
+            problems.append(f"{PROJECT}:{name}: got another form, want {want}")
+        elif encrypted and not _is_secret(name):
+            problems.append(f"{PROJECT}:{name}: got plain text, want it encrypted with governance.production; set it with --secret")
+    return problems
+
+
+def _is_valid_secret(name: str, value: str) -> bool:
+    if name == "cachePassword":
+        return len(value) >= 16 and value.isalnum() and value.isascii()
+    keys = _decoded(value)
+    return isinstance(keys, list) and bool(keys) and all(isinstance(key, str) and len(key) >= 16 and key.isprintable() for key in keys)

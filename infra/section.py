@@ -1,0 +1,74 @@
+"""What every section of the configuration is made of: the base model, and the types of its values."""
+
+import ipaddress
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic.alias_generators import to_camel
+
+PROJECT = "modelfleet"
+MIB, GIB = 2**20, 2**30
+_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": MIB, "Gi": GIB, "Ti": 2**40}
+_QUANTITY = r"([0-9]{1,18}(?:\.[0-9]{1,9})?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?"
+_LARGEST = 2**63
+"""Kubernetes keeps quantities in 64 bits."""
+
+
+class SettingsError(Exception):
+    """Every problem of the configuration, one a line, in the form `<path>: got X, want Y; do Z`."""
+
+
+def quantity(text: str) -> float:
+    """The value of a Kubernetes quantity such as `100m` or `2Gi`. Raises ValueError on anything else."""
+    match = re.fullmatch(_QUANTITY, text)
+    value = float(match[1]) * _UNITS[match[2] or ""] if match else _LARGEST
+    if value >= _LARGEST:
+        raise ValueError("want a Kubernetes quantity such as 500m, 2 or 4Gi; write it as a string")
+    return value
+
+
+def in_gib(size: float) -> str:
+    """For people: a number of bytes as `12.5Gi`."""
+    return f"{size / GIB:.1f}Gi"
+
+
+def _cores(text: str) -> str:
+    if quantity(text) < 1e-3:
+        raise ValueError("want at least 1m, a thousandth of a core; raise it")
+    return text
+
+
+def _bytes(text: str) -> str:
+    # Far below every real size here, it is a forgotten unit: `memory: "64"` would be 64 bytes.
+    if quantity(text) < MIB:
+        raise ValueError("want at least 1Mi; add a unit such as Mi or Gi")
+    return text
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise ValueError("want a network such as 10.0.0.0/8, without host bits; correct it") from None
+
+
+_SCHEMA = WithJsonSchema({"type": "string", "pattern": f"^{_QUANTITY}$"})
+Cores = Annotated[str, AfterValidator(_cores), _SCHEMA]
+Bytes = Annotated[str, AfterValidator(_bytes), _SCHEMA]
+Cidr = Annotated[str, AfterValidator(_network)]
+DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/-]{0,199}:[A-Za-z0-9._-]{1,80}$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, alias_generator=to_camel, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+
+class Resources(Section):
+    cpu: Cores
+    """CPU request in cores; no limit, because a throttled server is slower than a busy one."""
+    memory: Bytes
+    """Memory request and limit."""

@@ -1,0 +1,64 @@
+"""A node dies with a replica's volume on it, and the runbook's own commands bring the replica back elsewhere."""
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from devcluster import cluster as embedded
+from devcluster import node, processes
+from infra.cli import ROOT
+from tests.cluster.conftest import MODEL, NAME, SCRIPT, Stack
+from tests.cluster.kube import eventually
+from tests.cluster.test_stack import ask
+
+pytestmark = pytest.mark.cluster
+
+
+def runbook_commands() -> str:
+    """The shell blocks of the runbook's section on a lost node, in order."""
+    section = (ROOT / "docs" / "runbook.md").read_text().partition("## A node is lost")[2].partition("\n## ")[0]
+    return "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
+
+
+@pytest.fixture
+def lost_node(stack: Stack) -> Iterator[str]:
+    """The node of the only replica, dead until the end of the test. The control plane's processes live on."""
+    name = stack.kube.get("pod", "ollama-0", "-n", stack.outputs.namespace)["spec"]["nodeName"]
+    lost = next(each for each in stack.cluster.nodes if each.name == name)
+    for component in (f"kubelet-{name}", f"containerd-{name}"):
+        pid = processes.running_pid(stack.cluster, component)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    for pid in embedded.shims(lost) | node.cgroup_pids(lost):
+        os.kill(pid, signal.SIGKILL)
+    yield name
+    embedded.up(NAME, 2)
+
+
+def status(stack: Stack) -> int:
+    """Of a chat; 0 while the API server's own pod, which may have been on the lost node, is not back."""
+    try:
+        return ask(stack, MODEL).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def test_the_runbook_brings_a_replica_back_on_another_node(stack: Stack, lost_node: str, tmp_path: Path) -> None:
+    link = tmp_path / "kubectl"
+    link.symlink_to(stack.kube.kubectl)
+    values = {"NODE": lost_node, "NAMESPACE": stack.outputs.namespace, "REPLICA": "ollama-0"}
+    environment = {**os.environ, **values, "PATH": f"{tmp_path}:{os.environ['PATH']}", "KUBECONFIG": str(stack.kube.kubeconfig)}
+    # The writer's and other pods of the node come back by themselves; only the replica needs the runbook.
+    done = subprocess.run(["bash", "-euc", runbook_commands()], env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "pod/ollama-0" in done.stdout
+    pod = stack.kube.get("pod", "ollama-0", "-n", stack.outputs.namespace)
+    assert pod["spec"]["nodeName"] != lost_node
+    eventually(lambda: status(stack), lambda code: code == 200, 120, "an answer from the other node")
+    assert ask(stack, MODEL).json()["choices"][0]["message"]["content"] == SCRIPT

@@ -1,0 +1,161 @@
+"""Whatever stands in a stack's configuration, the user gets settings or lines that say what to do; never a traceback."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pulumi.runtime import config as runtime_config
+
+from infra import inputs
+from infra.settings import PROJECT, Settings, SettingsError, parse
+from tests.unit.test_settings import document
+
+LINE = re.compile(r"^modelfleet:\S.*: got .+, want .+; .+$")
+SECRETS = {"apiKeys": "fuzz-key-that-nobody-may-see", "cachePassword": "fuzzpasswordthatnobodymaysee"}
+
+bounded = settings(max_examples=250, derandomize=True, deadline=None, database=None)
+"""The same examples every time, in a few seconds."""
+
+nasty = st.sampled_from(
+    [
+        "",
+        "\n",
+        "a\nb: got x",
+        "1e400",
+        "-1",
+        "NaN",
+        "٣Gi",
+        "9" * 400 + "Gi",
+        "1Gi\n",
+        "\u2028",
+        "\x00",
+        "{}",
+        "${x}",
+        "0",
+        "1Xi",
+        "../..",
+        "::",
+    ]
+)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.builds(lambda: 10**5000) | st.text(max_size=20) | nasty
+documents = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12) | nasty, inner, max_size=3), max_leaves=12
+)
+SECTIONS = [field.alias or name for name, field in Settings.model_fields.items()]
+
+
+def check(load: Callable[[], Settings]) -> None:
+    try:
+        assert isinstance(load(), Settings)
+    except SettingsError as error:
+        for line in str(error).splitlines():
+            assert LINE.match(line), line
+        assert str(error)
+        assert not [value for value in SECRETS.values() if value in str(error)]
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Of every node below the root."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, inner in items for found in [(*path, key), *paths(inner, (*path, key))]]
+
+
+@bounded
+@given(st.dictionaries(st.sampled_from(SECTIONS) | st.text(max_size=12) | nasty, documents, max_size=6))
+def test_any_document_is_settings_or_a_refusal(anything: dict[str, Any]) -> None:
+    check(lambda: parse(anything))
+
+
+@bounded
+@given(st.sampled_from(["dev", "prod"]), st.data())
+def test_any_change_of_a_valid_document_is_settings_or_a_refusal(stack: str, data: st.DataObject) -> None:
+    config = document(stack)
+    for _ in range(data.draw(st.integers(1, 3))):
+        *parents, last = data.draw(st.sampled_from(paths(config)))
+        node = config
+        for key in parents:
+            node = node[key]
+        change = data.draw(st.sampled_from(["replace", "remove", "add"]))
+        if change == "remove":
+            del node[last]
+        elif change == "add" and isinstance(node, dict):
+            node[data.draw(st.text(max_size=12) | nasty)] = data.draw(documents)
+        else:
+            node[last] = data.draw(documents)
+        if not paths(config):
+            break
+    check(lambda: parse(config))
+
+
+def text_of(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except ValueError:
+        return "1" * 5000
+
+
+texts = (
+    st.text(max_size=30)
+    | st.sampled_from(["[" * 100_000, "1" * 5000, '{"a":', "NaN", '"x"', "[]", "{}", '{"replicas": 1e400}'])
+    | documents.map(text_of)
+)
+
+
+@bounded
+@given(st.dictionaries(st.sampled_from(SECTIONS) | st.from_regex(r"[a-zA-Z.]{1,8}", fullmatch=True), texts, max_size=4), st.booleans())
+def test_any_text_in_a_section_is_settings_or_a_refusal(sections: dict[str, str], secrets: bool) -> None:
+    config = {name: json.dumps(value) for name, value in document("prod").items()} | sections
+    with_config(config | (SECRETS if secrets else {}), lambda: check(inputs.load))
+
+
+def with_config(config: dict[str, str], action: Callable[[], None], encrypted: tuple[str, ...] = ()) -> None:
+    """Run `action` as a program whose stack has this configuration."""
+    before, secret_keys = runtime_config.CONFIG.get(), runtime_config._SECRET_KEYS.get()
+    keys = [f"{PROJECT}:{name}" for name in encrypted]
+    runtime_config.set_all_config({f"{PROJECT}:{name}": value for name, value in config.items()}, keys)
+    try:
+        action()
+    finally:
+        runtime_config.set_all_config(before, list(secret_keys))
+
+
+GOOD = {"apiKeys": json.dumps(["a-key-of-sufficient-length"]), "cachePassword": "sufficientlylong1"}
+
+
+def refusal(stack: str, encrypted: tuple[str, ...], **changes: Any) -> str:
+    config = {name: json.dumps(value) for name, value in (document(stack) | changes).items()} | GOOD
+    found: list[str] = []
+
+    def load() -> None:
+        try:
+            inputs.load()
+        except SettingsError as error:
+            found.append(str(error))
+
+    with_config(config, load, encrypted)
+    return "\n".join(found)
+
+
+def test_production_refuses_secrets_in_plain_text() -> None:
+    assert refusal("prod", tuple(GOOD)) == ""
+    lines = refusal("prod", ("apiKeys",)).splitlines()
+    assert lines == [
+        "modelfleet:cachePassword: got plain text, want it encrypted with governance.production; set it with --secret",
+    ]
+    assert "modelfleet:apiKeys: got plain text" in refusal("prod", ())
+
+
+def test_a_rendering_has_no_secrets_to_encrypt() -> None:
+    assert refusal("prod", (), cluster={"renderTo": "/somewhere"}) == ""
+
+
+def test_dev_may_have_them_in_plain_text() -> None:
+    assert refusal("dev", ()) == ""
+
+
+def test_a_secret_section_is_not_echoed() -> None:
+    assert "hunter2" not in (text := refusal("dev", ("monitoring",), monitoring="hunter2")), text
+    assert "modelfleet:monitoring: got a secret value, want" in text
