@@ -19,6 +19,12 @@ HOT_CLASS = "local-nvme"
 SHARED_CLASS = "shared-models"
 SHARED_CLAIM = "shared-models"
 PRIORITY_CLASS = "gpu-priority"
+DATA_LABEL = "modelfleet.dev/data"
+"""Of the Namespace: `retain` or `disposable`; the policy pack asks for protected claims unless it says disposable."""
+PROTECTED_ANNOTATION = "modelfleet.dev/protected"
+"""Of a claim that Pulumi refuses to delete."""
+EXPOSED_ANNOTATION = "modelfleet.dev/exposed"
+"""Of a Service: the type that the configuration asks for."""
 USER_ID = 10001
 """One user for every pod: files in the model store are readable to all of them."""
 

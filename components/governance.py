@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components.contract import labels, type_token
+from components.contract import DATA_LABEL, labels, type_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,10 @@ class Governance(pulumi.ComponentResource):
         super().__init__(type_token("Governance"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
         security = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
+        data = {DATA_LABEL: "retain" if args.retain else "disposable"}
         namespace = k8s.core.v1.Namespace(
             f"{name}-namespace",
-            metadata=k8s.meta.v1.ObjectMetaArgs(name=args.namespace, labels=labels("namespace") | security),
+            metadata=k8s.meta.v1.ObjectMetaArgs(name=args.namespace, labels=labels("namespace") | security | data),
             opts=pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(retain_on_delete=args.retain)),
         )
         self.namespace = namespace.metadata.name

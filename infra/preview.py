@@ -119,7 +119,7 @@ def main() -> int:
         tidy(target)
         objects = [document for _, document in manifests(target)]
         sections.append(summary(stack, objects))
-        for line in rules.violations(objects):
+        for line in rules.violations(objects, rules.RENDERING_RULES):
             broken = True
             print(f"error: {stack}: {line}", file=sys.stderr)
         print(f"preview: {stack}: {len(manifests(target))} objects in {target.relative_to(ROOT)} ({time.monotonic() - started:.1f} s)")
