@@ -10,7 +10,7 @@ import pulumi_kubernetes as k8s
 import components as c
 from components.contract import PORTS
 from infra import cluster
-from infra.outputs import VERSION
+from infra.outputs import outputs
 from infra.settings import PROJECT, Resources, Settings, SettingsError, Tier, parse, quantity
 
 _SECRETS = {
@@ -247,19 +247,5 @@ def build(settings: Settings) -> None:
         ),
         opts,
     )
-    pulumi.export(
-        "fleet",
-        {
-            "version": VERSION,
-            "namespace": namespace,
-            "service": api.service_name,
-            "port": PORTS["api-server"],
-            "node_port": settings.api_server.node_port,
-            "base_path": "/v1",
-            "models": [
-                *({"id": model, "context_length": settings.fleet.context_length} for model in settings.fleet.models),
-                {"id": settings.model_server.model_id, "context_length": settings.model_server.context_length},
-            ],
-            "images": dict(images.refs),
-        },
-    )
+    pulumi.export("fleet", outputs(settings, api, images.refs))
+    pulumi.export("apiKeys", pulumi.Output.secret(config.require_secret_object("apiKeys")))

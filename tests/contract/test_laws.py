@@ -15,6 +15,7 @@ from images import embedded
 from infra import configuration
 from infra.cli import PROVIDER_VERSION
 from infra.settings import IMAGE_NAMES
+from modelfleet_outputs import __main__ as outputs_page
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -72,7 +73,19 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-OURS = {"infra", "components", "devcluster", "images", "api_server", "model_server", "metrics_exporter", "model_sync"}
+OURS = {
+    "infra",
+    "components",
+    "devcluster",
+    "images",
+    "api_server",
+    "model_server",
+    "metrics_exporter",
+    "model_sync",
+    "modelfleet_outputs",
+    "bench",
+    "tests",
+}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +98,9 @@ OURS = {"infra", "components", "devcluster", "images", "api_server", "model_serv
         ("components", set()),
         ("devcluster", set()),
         ("images", {"devcluster"}),
-        ("infra", {"components", "devcluster", "images"}),
+        ("modelfleet_outputs", set()),
+        ("examples", {"modelfleet_outputs"}),
+        ("infra", {"components", "devcluster", "images", "modelfleet_outputs"}),
     ],
 )
 def test_packages_import_only_what_is_below_them(package: str, allowed: set[str]) -> None:
@@ -215,6 +230,10 @@ def test_locks_have_hashes_and_no_address(path: Path) -> None:
     packages = [line for line in text.splitlines() if "==" in line and not line.startswith((" ", "#"))]
     assert packages
     assert text.count("--hash=sha256:") >= len(packages)
+
+
+def test_the_outputs_page_is_that_of_the_contract() -> None:
+    assert (ROOT / "docs" / "outputs.md").read_text() == outputs_page.document()
 
 
 def test_the_configuration_page_is_that_of_the_settings() -> None:
