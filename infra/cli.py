@@ -37,6 +37,8 @@ class PulumiCli:
     stack: str
     state_dir: Path
     """Backend, passphrase and configuration; mode 0700."""
+    program: Path = ROOT
+    """Directory of the Pulumi.yaml."""
     env: Mapping[str, str] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
@@ -84,7 +86,7 @@ class PulumiCli:
         lines: list[str] = []
         with subprocess.Popen(
             argv,
-            cwd=self._project if init else ROOT,
+            cwd=self._project if init else self.program,
             env=environment,
             text=True,
             stdin=subprocess.PIPE,
@@ -136,9 +138,10 @@ class PulumiCli:
     def ensure_stack(self) -> None:
         """Make the stack in its backend unless it is there."""
         self.environment()
-        if not (self.state_dir / "state" / ".pulumi" / "stacks" / "modelfleet" / f"{self.stack}.json").exists():
+        project = yaml.safe_load((self.program / "Pulumi.yaml").read_text())["name"]
+        if not (self.state_dir / "state" / ".pulumi" / "stacks" / project / f"{self.stack}.json").exists():
             self._project.mkdir(exist_ok=True)
-            shutil.copyfile(ROOT / "Pulumi.yaml", self._project / "Pulumi.yaml")
+            shutil.copyfile(self.program / "Pulumi.yaml", self._project / "Pulumi.yaml")
             self.run("stack", "init", "--no-select", "--secrets-provider", "passphrase")
 
     def write_config(self, config: Mapping[str, Any]) -> None:
