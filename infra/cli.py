@@ -20,6 +20,8 @@ from devcluster.toolchain import cache_root
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("pulumi", "pulumi-language-python", "pulumi-resource-kubernetes")
 """Not needed by a user who has `pulumi` on the PATH."""
+_TELLING = ("Policies:", "Diagnostics:")
+"""Headings of Pulumi's output below which it says what went wrong."""
 _CONFIGURED = ("up", "preview", "destroy", "refresh", "config")
 """Commands that take --config-file."""
 PROVIDER_VERSION = "4.25.0"
@@ -167,14 +169,14 @@ def _is_progress(line: str) -> bool:
 def _message(output: str, errors: str) -> str:
     """The part of Pulumi's output that says what went wrong."""
     lines = (output + errors).splitlines()
-    start = next((index for index, line in enumerate(lines) if line.startswith("Diagnostics:")), None)
+    start = next((index for index, line in enumerate(lines) if line.startswith(_TELLING)), None)
     if start is None:
         return "\n".join(line for line in lines if line.strip())[-4000:]
     found: list[str] = []
     for line in lines[start + 1 :]:
         if line.startswith(("Resources:", "Outputs:", "Duration:")):
             break
-        if line.strip():
+        if line.strip() and not line.startswith(_TELLING):
             found.append(line.strip())
     return "\n".join(found)
 

@@ -37,8 +37,11 @@ def stack_config(stack: str) -> dict[str, Any]:
     return dict(document["config"])
 
 
-def render(stack: str, target: Path, work: Path) -> None:
-    """Write the stack's manifests into `target`; `work` holds the throw-away backend. Raises CliError."""
+def render(stack: str, target: Path, work: Path, *options: str) -> str:
+    """Write the stack's manifests into `target`; `work` holds the throw-away backend, `options` are for `pulumi up`.
+
+    What Pulumi said. Raises CliError.
+    """
     config = stack_config(stack)
     config["modelfleet:cluster"] = {**config.get("modelfleet:cluster", {}), "renderTo": str(target)}
     refs = {name: f"modelfleet/{name}@sha256:{_PLACEHOLDER_DIGEST}" for name in IMAGE_NAMES}
@@ -49,7 +52,7 @@ def render(stack: str, target: Path, work: Path) -> None:
     cli = PulumiCli(stack=stack, state_dir=work / stack, env={"HOME": str(work)})
     cli.ensure_stack()
     cli.write_config(config)
-    cli.run("up", "--yes", "--skip-preview", "--suppress-outputs")
+    return cli.run("up", "--yes", "--skip-preview", "--suppress-outputs", *options)
 
 
 def manifests(directory: Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -111,8 +111,8 @@ def _at(item: Object, path: str, absent: Any = None) -> Any:
 def _loss(old: Object, new: Object | None, action: Action) -> str:
     """Why what is stored may be gone after the action, or empty."""
     kind = old.get("kind")
-    for path, keeps, absent in _GUARDS.get(str(kind), ()) if new is not None else ():
-        if _at(old, path, absent) == keeps != _at(new, path, absent):
+    for path, keeps, absent in _GUARDS.get(str(kind), ()):
+        if new is not None and _at(old, path, absent) == keeps != _at(new, path, absent):
             return f"{path} no longer says {keeps}"
     if action not in ("deleted", "replaced"):
         return ""
