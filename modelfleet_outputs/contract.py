@@ -13,7 +13,8 @@ class OutputsError(Exception):
 
 
 class _Contract(BaseModel):
-    # A newer fleet of the same version may export fields that this reader does not know.
+    # A newer fleet of the same version may export fields that this reader does not know. A field that may be null has null as its
+    # default: a StackReference leaves null fields out.
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True)
 
 
@@ -46,9 +47,9 @@ class FleetOutputs(_Contract):
     """Name of the API server's Service."""
     port: int
     """Port of that Service."""
-    node_port: int | None
+    node_port: int | None = None
     """Port of every node that leads there, where the Service is of type NodePort and the stack chose one."""
-    load_balancer: str | None
+    load_balancer: str | None = None
     """Address of the Service's load balancer; null without one, and until the provider has assigned it."""
     base_path: str
     """Where the OpenAI API starts, below the Service's address."""
@@ -60,7 +61,7 @@ class FleetOutputs(_Contract):
     """Image name to the reference that runs, by digest."""
     storage_classes: StorageClasses
     """Names of the StorageClasses."""
-    runtime_class: str | None
+    runtime_class: str | None = None
     """RuntimeClass of GPU pods; null where the fleet uses no GPU."""
     metrics: dict[str, str]
     """Component to the URL of its Prometheus metrics, inside the cluster."""

@@ -4,11 +4,11 @@ from typing import Any
 
 import pulumi
 
-from modelfleet_outputs.contract import FleetOutputs, parse
+from modelfleet_outputs.contract import FleetOutputs, OutputsError, parse
 
 
 class Fleet:
-    """A deployed fleet, as another stack sees it. A wrong version fails the update with OutputsError."""
+    """A deployed fleet, as another stack sees it. A wrong version fails the update with a message that says so."""
 
     outputs: pulumi.Output[FleetOutputs]
     """Everything that is no secret."""
@@ -21,4 +21,8 @@ class Fleet:
 
 
 def _plain(document: Any) -> FleetOutputs:
-    return parse(document)
+    try:
+        return parse(document)
+    except OutputsError as error:
+        # The one exception that Pulumi shows without a traceback.
+        raise pulumi.RunError(str(error)) from None

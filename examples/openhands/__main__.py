@@ -18,7 +18,7 @@ MIN_CONTEXT = 16384
 """Tokens. OpenHands refuses a model with less (MIN_CONTEXT_WINDOW_TOKENS of its SDK)."""
 
 
-class ModelError(Exception):
+class ModelError(pulumi.RunError):
     """The fleet has no model that OpenHands can use; the message says what to do."""
 
 
@@ -48,14 +48,18 @@ def main() -> None:
     opts = pulumi.ResourceOptions(provider=provider)
     model = fleet.outputs.apply(lambda outputs: choose(outputs, wanted))
     # LiteLLM, which OpenHands calls models through, takes an OpenAI-compatible server as openai/<model> with its base URL.
-    k8s.core.v1.ConfigMap(
+    settings = k8s.core.v1.ConfigMap(
         "openhands-llm",
         metadata=metadata,
         data={"LLM_MODEL": model.apply(lambda each: f"openai/{each.id}"), "LLM_BASE_URL": fleet.outputs.apply(lambda outputs: outputs.url)},
         opts=opts,
     )
     k8s.core.v1.Secret(
-        "openhands-llm", metadata=metadata, string_data={"LLM_API_KEY": fleet.api_keys.apply(lambda keys: keys[0])}, opts=opts
+        "openhands-llm",
+        metadata=metadata,
+        string_data={"LLM_API_KEY": fleet.api_keys.apply(lambda keys: keys[0])},
+        # Nothing is made for a model that is refused.
+        opts=pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[settings])),
     )
     pulumi.export("model", model.apply(lambda each: each.id))
 
