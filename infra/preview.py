@@ -24,6 +24,7 @@ from devcluster.toolchain import ToolchainError
 from infra.cli import ROOT, CliError, PulumiCli, pulumi_binaries
 from infra.manifests import changes, report, schema
 from infra.policy import rules
+from infra.policy.guards import MASK
 from infra.settings import IMAGE_NAMES
 
 STACKS = ("dev", "prod")
@@ -70,7 +71,7 @@ def tidy(directory: Path) -> None:
         if document["kind"] == "Secret":
             for field in ("data", "stringData"):
                 if field in document:
-                    document[field] = dict.fromkeys(document[field], "MASKED")
+                    document[field] = dict.fromkeys(document[field], MASK)
         text = yaml.safe_dump(document)
         for name in random:
             text = text.replace(name, name[:-9])

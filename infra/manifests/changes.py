@@ -8,7 +8,7 @@ Object = Mapping[str, Any]
 Action = Literal["deleted", "replaced", "refused", "changed", "created"]
 ACTIONS: tuple[Action, ...] = ("deleted", "replaced", "refused", "changed", "created")
 
-_REPLACED: Mapping[str, tuple[str, ...]] = {
+REPLACED: Mapping[str, tuple[str, ...]] = {
     "ConfigMap": ("data", "binaryData"),
     "DaemonSet": ("spec.selector",),
     "Deployment": ("spec.selector",),
@@ -28,7 +28,7 @@ _REPLACED: Mapping[str, tuple[str, ...]] = {
     "StorageClass": ("parameters", "provisioner"),
 }
 """Fields whose change makes Pulumi replace the object. Source: forceNew in diff.go of pulumi-kubernetes 4.25.0."""
-_REFUSED: Mapping[str, tuple[str, ...]] = {
+REFUSED: Mapping[str, tuple[str, ...]] = {
     "PriorityClass": ("value", "preemptionPolicy"),
     "RuntimeClass": ("handler",),
     "StorageClass": ("reclaimPolicy", "volumeBindingMode"),
@@ -135,9 +135,9 @@ def _compare(old: Object, new: Object) -> Change | None:
         return None
     kind = str(old.get("kind"))
     action: Action = "changed"
-    if any(_below(each.path, _REFUSED.get(kind, ())) for each in found):
+    if any(_below(each.path, REFUSED.get(kind, ())) for each in found):
         action = "refused"
-    if any(_below(each.path, _REPLACED.get(kind, ())) for each in found):
+    if any(_below(each.path, REPLACED.get(kind, ())) for each in found):
         action = "replaced"
     return Change(title=_title(old), action=action, loses_data=_loss(old, new, action), differences=found)
 

@@ -60,7 +60,7 @@ PASSES: list[tuple[rules.Rule, list[dict[str, Any]]]] = [
     (rules.no_secret_is_in_plaintext, [config("protected-mode yes\ninclude /etc/cache-auth/auth.conf\n")]),
     (rules.claims_are_protected, [namespace("disposable"), {**CLASS, "reclaimPolicy": "Delete"}, DELETED_SET]),
     (rules.claims_are_protected, [namespace("retain"), CLASS, SET, CLAIM]),
-    (rules.secrets_are_masked, [{"kind": "Secret", "metadata": {"name": "s"}, "data": {"keys": "MASKED"}}]),
+    (rules.secrets_are_masked, [{"kind": "Secret", "metadata": {"name": "s"}, "data": {"keys": "REDACTED"}}]),
 ]
 FAILS: list[tuple[rules.Rule, list[dict[str, Any]], str]] = [
     (rules.no_container_is_privileged, [pod(securityContext={"privileged": True})], "got container main with privileged"),
