@@ -28,6 +28,7 @@ from infra.policy.guards import MASK
 from infra.settings import IMAGE_NAMES
 
 STACKS = ("dev", "prod")
+OUTPUT = ROOT / "build" / "preview"
 _PLACEHOLDER_DIGEST = "0" * 64
 """Stands in the rendering of a stack whose images are named at deployment; no image has it."""
 
@@ -123,26 +124,29 @@ def _preview(stack: str, target: Path, base: str | None) -> tuple[str, list[str]
     return report.section(stack, objects, old, changes.compare(old or [], new), f"`{base}`", errors), errors
 
 
+def _shown(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
 def main() -> int:
     started = time.monotonic()
-    output = ROOT / "build" / "preview"
-    shutil.rmtree(output, ignore_errors=True)
+    shutil.rmtree(OUTPUT, ignore_errors=True)
     broken = False
     try:
         base = base_ref(os.environ.get("BASE", ""))
         pulumi_binaries()
         with ThreadPoolExecutor(len(STACKS)) as pool:
-            found = list(pool.map(lambda stack: _preview(stack, output / stack, base), STACKS))
+            found = list(pool.map(lambda stack: _preview(stack, OUTPUT / stack, base), STACKS))
     except (CliError, ToolchainError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for stack, (_, errors) in zip(STACKS, found, strict=True):
-        print(f"preview: {stack}: {len(manifests(output / stack))} objects in {(output / stack).relative_to(ROOT)}")
+        print(f"preview: {stack}: {len(manifests(OUTPUT / stack))} objects in {_shown(OUTPUT / stack)}")
         for line in errors:
             broken = True
             print(f"error: {stack}: {line}", file=sys.stderr)
-    (output / "summary.md").write_text("# Preview\n\n" + "\n".join(section for section, _ in found))
-    print(f"preview: {(output / 'summary.md').relative_to(ROOT)}, against {base or 'nothing'} ({time.monotonic() - started:.1f} s)")
+    (OUTPUT / "summary.md").write_text("# Preview\n\n" + "\n".join(section for section, _ in found))
+    print(f"preview: {_shown(OUTPUT / 'summary.md')}, against {base or 'nothing'} ({time.monotonic() - started:.1f} s)")
     return int(broken)
 
 
