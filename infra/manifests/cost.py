@@ -45,12 +45,26 @@ def _claim(spec: Mapping[str, Any]) -> Cost:
     return Cost(storage=quantity(str(spec["resources"]["requests"]["storage"])))
 
 
+def _claimed(objects: Sequence[Object]) -> dict[str, float]:
+    """ResourceClaimTemplate to the devices that each pod which names it gets."""
+    return {
+        item["metadata"]["name"]: sum(
+            float(each.get("exactly", {}).get("count", 1)) for each in item["spec"]["spec"]["devices"]["requests"]
+        )
+        for item in objects
+        if item["kind"] == "ResourceClaimTemplate"
+    }
+
+
 def _costs(objects: Sequence[Object]) -> Iterator[Cost]:
+    claimed = _claimed(objects)
     for item in objects:
         spec = item.get("spec", {})
         if item["kind"] in ("Deployment", "StatefulSet", "DaemonSet"):
             replicas = float(spec.get("replicas", 1))
-            yield pod(spec["template"]["spec"]).times(replicas)
+            template = spec["template"]["spec"]
+            gpus = sum(claimed.get(each.get("resourceClaimTemplateName", ""), 0) for each in template.get("resourceClaims", []))
+            yield (pod(template) + Cost(gpus=gpus)).times(replicas)
             yield from (_claim(each["spec"]).times(replicas) for each in spec.get("volumeClaimTemplates", []))
         elif item["kind"] == "PersistentVolumeClaim":
             yield _claim(spec)

@@ -84,7 +84,8 @@ def workloads(objects: Sequence[Object]) -> str:
         pods = "one a node" if item["kind"] == "DaemonSet" else item["spec"].get("replicas", 1)
         for container in item["spec"]["template"]["spec"]["containers"]:
             requests = container["resources"]["requests"]
-            gpus = next((value for key, value in requests.items() if key.startswith("nvidia.com/")), "0")
+            claimed = "claimed" if container["resources"].get("claims") else "0"
+            gpus = next((value for key, value in requests.items() if key.startswith("nvidia.com/")), claimed)
             title = f"{item['kind']}/{item['metadata']['name']}"
             lines.append(f"| {title} | {pods} | {container['image']} | {requests['cpu']} | {requests['memory']} | {gpus} |")
     return "\n".join([*lines, ""])

@@ -6,6 +6,8 @@ Same form as the rules of infra/policy/rules.py, which lists them.
 import re
 from collections.abc import Iterator, Sequence
 
+import yaml
+
 from infra.policy.objects import Object, annotation, containers, of, templates, title
 
 EXPOSED = "modelfleet.dev/exposed"
@@ -16,6 +18,8 @@ DATA = "modelfleet.dev/data"
 """Label of a Namespace: `retain`, or `disposable` where a stack may lose its data."""
 MASK = "REDACTED"
 """Stands for every value of a Secret in a rendering that is kept. It happens to be base64, so that an API server takes it."""
+GPU_MEMORY = "modelfleet.dev/gpu-memory"
+"""Annotation of the ConfigMap that configures time-slicing: `not-isolated`, where the configuration acknowledges it."""
 MPS_LIMIT = "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"
 """Source: NVIDIA's documentation of the Multi-Process Service; the MPS server enforces it for each client."""
 
@@ -80,19 +84,33 @@ def nothing_is_exposed_unasked(objects: Sequence[Object]) -> list[str]:
     return found
 
 
+def _limited_shares(objects: Sequence[Object]) -> bool:
+    """Whether the device plugin's configuration in this stack makes shares whose memory is limited, or the stack says that it is not."""
+    for item in of(objects, "ConfigMap"):
+        for text in (item.get("data") or {}).values():
+            if "sharing:" not in str(text):
+                continue
+            sharing = (yaml.safe_load(str(text)) or {}).get("sharing") or {}
+            if "mps" in sharing or ("timeSlicing" in sharing and annotation(item, GPU_MEMORY) == "not-isolated"):
+                return True
+    return False
+
+
 def gpu_shares_have_a_memory_limit(objects: Sequence[Object]) -> list[str]:
-    """A share has no memory limit of its own, unless MPS enforces one; a MIG slice (`nvidia.com/mig-*`) is limited by the hardware."""
+    """MPS limits a share's memory and MIG a partition's (`nvidia.com/mig-*`); time-slicing limits nothing, and has to be acknowledged."""
     found: list[str] = []
+    limited = _limited_shares(objects)
     for item, _, container in containers(objects):
         env = {each.get("name"): each.get("value") for each in container.get("env", [])}
         shared = [key for key in container.get("resources", {}).get("limits", {}) if re.fullmatch(r"nvidia\.com/.+\.shared", key)]
-        if shared and not env.get(MPS_LIMIT):
+        if shared and not (limited or env.get(MPS_LIMIT)):
+            want = f"MPS in the device plugin's configuration, or {MPS_LIMIT}"
             found.append(
-                f"{title(item)}: got {shared[0]} without a memory limit, want {MPS_LIMIT}; set it, or use a whole GPU or a MIG slice"
+                f"{title(item)}: got {shared[0]} without a memory limit, want {want}; set it, or use a whole GPU or a MIG partition"
             )
         if env.get("NVIDIA_VISIBLE_DEVICES") == "all" and env.get("NVIDIA_DRIVER_CAPABILITIES") != "utility":
             found.append(
-                f"{title(item)}: got every GPU without a claim, want NVIDIA_DRIVER_CAPABILITIES=utility with it; it could fill their memory"
+                f"{title(item)}: got every GPU without a claim, want NVIDIA_DRIVER_CAPABILITIES=utility; it could fill their memory"
             )
     return found
 

@@ -36,4 +36,6 @@ def containers(objects: Sequence[Object]) -> Iterator[tuple[Object, Object, Obje
 
 
 def gpus(container: Object) -> bool:
-    return any(key.startswith("nvidia.com/") for key in container.get("resources", {}).get("limits", {}))
+    """Whether it asks for GPUs: as an extended resource, or by a claim."""
+    resources = container.get("resources", {})
+    return bool(resources.get("claims")) or any(key.startswith("nvidia.com/") for key in resources.get("limits", {}))

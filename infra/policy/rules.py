@@ -17,7 +17,13 @@ from infra.policy.guards import (
     pods_stay_off_the_host,
     secrets_are_masked,
 )
-from infra.policy.objects import WORKLOADS, Object, containers, gpus, of, templates, title
+from infra.policy.objects import WORKLOADS as _WORKLOADS
+from infra.policy.objects import Object
+from infra.policy.objects import containers as _containers
+from infra.policy.objects import gpus as _gpus
+from infra.policy.objects import of as _of
+from infra.policy.objects import templates as _templates
+from infra.policy.objects import title as _name
 
 Rule = Callable[[Sequence[Object]], list[str]]
 
@@ -30,29 +36,29 @@ _NFS_PARAMETERS = {"server", "share", "subDir", "mountPermissions", "onDelete"}
 
 def images_cannot_move(objects: Sequence[Object]) -> list[str]:
     return [
-        f"{title(item)}: got image {container.get('image')}, want one by digest; set images.refs"
-        for item, _, container in containers(objects)
+        f"{_name(item)}: got image {container.get('image')}, want one by digest; set images.refs"
+        for item, _, container in _containers(objects)
         if not _IMMUTABLE_IMAGE.search(str(container.get("image", "")))
     ]
 
 
 def labels_match_selectors(objects: Sequence[Object]) -> list[str]:
     found: list[str] = []
-    for item, template in templates(objects):
+    for item, template in _templates(objects):
         wanted = item.get("spec", {}).get("selector", {}).get("matchLabels", {})
         labels = template.get("metadata", {}).get("labels", {})
         if not wanted.items() <= labels.items():
-            found.append(f"{title(item)}: got pod labels {dict(labels)}, want the selector's {dict(wanted)}; add them to the template")
+            found.append(f"{_name(item)}: got pod labels {dict(labels)}, want the selector's {dict(wanted)}; add them to the template")
     return found
 
 
 def mounts_have_volumes(objects: Sequence[Object]) -> list[str]:
     found: list[str] = []
-    for item, pod, container in containers(objects):
+    for item, pod, container in _containers(objects):
         claims = {claim["metadata"]["name"] for claim in item["spec"].get("volumeClaimTemplates", [])}
         volumes = claims | {volume["name"] for volume in pod.get("volumes", [])}
         found += [
-            f"{title(item)}: got a mount of {mount['name']}, want a volume of that name; define it"
+            f"{_name(item)}: got a mount of {mount['name']}, want a volume of that name; define it"
             for mount in container.get("volumeMounts", [])
             if mount["name"] not in volumes
         ]
@@ -62,12 +68,12 @@ def mounts_have_volumes(objects: Sequence[Object]) -> list[str]:
 def stateful_sets_have_their_service(objects: Sequence[Object]) -> list[str]:
     headless = {
         (item["metadata"].get("namespace"), item["metadata"]["name"])
-        for item in of(objects, "Service")
+        for item in _of(objects, "Service")
         if item["spec"].get("clusterIP") == "None"
     }
     return [
-        f"{title(item)}: got serviceName {item['spec'].get('serviceName')}, want a headless Service of that name; add it"
-        for item in of(objects, "StatefulSet")
+        f"{_name(item)}: got serviceName {item['spec'].get('serviceName')}, want a headless Service of that name; add it"
+        for item in _of(objects, "StatefulSet")
         if (item["metadata"].get("namespace"), item["spec"].get("serviceName")) not in headless
     ]
 
@@ -75,16 +81,16 @@ def stateful_sets_have_their_service(objects: Sequence[Object]) -> list[str]:
 def claims_can_be_provisioned(objects: Sequence[Object]) -> list[str]:
     """In-tree provisioners that make no volumes leave claims pending for ever."""
     return [
-        f"{title(item)}: got provisioner {item.get('provisioner')}, want a CSI driver that makes volumes; name one"
-        for item in of(objects, "StorageClass")
+        f"{_name(item)}: got provisioner {item.get('provisioner')}, want a CSI driver that makes volumes; name one"
+        for item in _of(objects, "StorageClass")
         if str(item.get("provisioner", "")).startswith("kubernetes.io/")
     ]
 
 
 def storage_parameters_are_known(objects: Sequence[Object]) -> list[str]:
     return [
-        f"{title(item)}: got parameter {name}, want one of {', '.join(sorted(_NFS_PARAMETERS))}; remove it"
-        for item in of(objects, "StorageClass")
+        f"{_name(item)}: got parameter {name}, want one of {', '.join(sorted(_NFS_PARAMETERS))}; remove it"
+        for item in _of(objects, "StorageClass")
         if item.get("provisioner") == "nfs.csi.k8s.io"
         for name in item.get("parameters", {})
         if name not in _NFS_PARAMETERS
@@ -92,27 +98,27 @@ def storage_parameters_are_known(objects: Sequence[Object]) -> list[str]:
 
 
 def volumes_are_made_by_provisioners(objects: Sequence[Object]) -> list[str]:
-    by_hand = of(objects, "PersistentVolume")
-    return [f"{title(item)}: got a volume by hand, want claims only; let a provisioner make it" for item in by_hand]
+    by_hand = _of(objects, "PersistentVolume")
+    return [f"{_name(item)}: got a volume by hand, want claims only; let a provisioner make it" for item in by_hand]
 
 
 def claims_are_used(objects: Sequence[Object]) -> list[str]:
     used = {
         (item["metadata"].get("namespace"), volume["persistentVolumeClaim"]["claimName"])
-        for item, template in templates(objects)
+        for item, template in _templates(objects)
         for volume in template.get("spec", {}).get("volumes", [])
         if "persistentVolumeClaim" in volume
     }
     return [
-        f"{title(item)}: got a claim that no pod mounts, want it used; mount or remove it"
-        for item in of(objects, "PersistentVolumeClaim")
+        f"{_name(item)}: got a claim that no pod mounts, want it used; mount or remove it"
+        for item in _of(objects, "PersistentVolumeClaim")
         if (item["metadata"].get("namespace"), item["metadata"]["name"]) not in used
     ]
 
 
 def objects_are_in_a_namespace(objects: Sequence[Object]) -> list[str]:
     return [
-        f"{title(item)}: got no namespace, want one; it would land in default"
+        f"{_name(item)}: got no namespace, want one; it would land in default"
         for item in objects
         if item.get("kind") not in _CLUSTER_WIDE and not item.get("metadata", {}).get("namespace")
     ]
@@ -120,46 +126,46 @@ def objects_are_in_a_namespace(objects: Sequence[Object]) -> list[str]:
 
 def pods_are_restricted(objects: Sequence[Object]) -> list[str]:
     found: list[str] = []
-    for item, template in templates(objects):
+    for item, template in _templates(objects):
         pod = template.get("spec", {})
         security = pod.get("securityContext", {})
         if not (security.get("runAsNonRoot") and security.get("seccompProfile", {}).get("type") == "RuntimeDefault"):
-            found.append(f"{title(item)}: got a pod that may be root, want runAsNonRoot and seccomp RuntimeDefault; set them")
+            found.append(f"{_name(item)}: got a pod that may be root, want runAsNonRoot and seccomp RuntimeDefault; set them")
         if pod.get("automountServiceAccountToken") is not False:
-            found.append(f"{title(item)}: got a service account token, want none; set automountServiceAccountToken to false")
-    for item, _, container in containers(objects):
+            found.append(f"{_name(item)}: got a service account token, want none; set automountServiceAccountToken to false")
+    for item, _, container in _containers(objects):
         security = container.get("securityContext", {})
         wanted = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
         lacking = [key for key, value in wanted.items() if security.get(key) != value]
         if lacking:
-            found.append(f"{title(item)}: got container {container.get('name')} without {', '.join(lacking)}, want them; harden it")
+            found.append(f"{_name(item)}: got container {container.get('name')} without {', '.join(lacking)}, want them; harden it")
     return found
 
 
 def containers_ask_for_what_they_need(objects: Sequence[Object]) -> list[str]:
     found: list[str] = []
-    for item, _, container in containers(objects):
+    for item, _, container in _containers(objects):
         resources = container.get("resources", {})
         if not {"cpu", "memory"} <= set(resources.get("requests", {})) or "memory" not in resources.get("limits", {}):
-            found.append(f"{title(item)}: got container {container.get('name')} without requests or memory limit, want both; set resources")
+            found.append(f"{_name(item)}: got container {container.get('name')} without requests or memory limit, want both; set resources")
     return found
 
 
 def servers_are_probed(objects: Sequence[Object]) -> list[str]:
     found: list[str] = []
-    for item, template in templates(objects):
+    for item, template in _templates(objects):
         for container in template.get("spec", {}).get("containers", []) if item["kind"] != "Job" else []:
             lacking = [probe for probe in ("readinessProbe", "livenessProbe") if probe not in container]
             if lacking or not container.get("ports"):
                 what = ", ".join(lacking) or "ports"
-                found.append(f"{title(item)}: got container {container.get('name')} without {what}, want them; add them")
+                found.append(f"{_name(item)}: got container {container.get('name')} without {what}, want them; add them")
     return found
 
 
 def nothing_is_mounted_into_roots_home(objects: Sequence[Object]) -> list[str]:
     return [
-        f"{title(item)}: got a mount at {mount['mountPath']}, want one that any user can write; move it"
-        for item, _, container in containers(objects)
+        f"{_name(item)}: got a mount at {mount['mountPath']}, want one that any user can write; move it"
+        for item, _, container in _containers(objects)
         for mount in container.get("volumeMounts", [])
         if mount["mountPath"] == "/root" or mount["mountPath"].startswith("/root/")
     ]
@@ -167,17 +173,17 @@ def nothing_is_mounted_into_roots_home(objects: Sequence[Object]) -> list[str]:
 
 def gpu_pods_use_the_gpu_runtime(objects: Sequence[Object]) -> list[str]:
     found: list[str] = []
-    for item, pod, container in containers(objects):
-        if gpus(container) and not (pod.get("runtimeClassName") and pod.get("priorityClassName")):
-            found.append(f"{title(item)}: got a GPU without runtimeClassName and priorityClassName, want both; set them")
+    for item, pod, container in _containers(objects):
+        if _gpus(container) and not (pod.get("runtimeClassName") and pod.get("priorityClassName")):
+            found.append(f"{_name(item)}: got a GPU without runtimeClassName and priorityClassName, want both; set them")
     return found
 
 
 def runtime_classes_find_gpu_nodes(objects: Sequence[Object]) -> list[str]:
     """GPU feature discovery labels nodes `nvidia.com/gpu.present=true`; `nvidia.com/gpu=present` is the form of a taint."""
     return [
-        f"{title(item)}: got node selector {item.get('scheduling', {}).get('nodeSelector')}, want nvidia.com/gpu.present=true; correct it"
-        for item in of(objects, "RuntimeClass")
+        f"{_name(item)}: got node selector {item.get('scheduling', {}).get('nodeSelector')}, want nvidia.com/gpu.present=true; correct it"
+        for item in _of(objects, "RuntimeClass")
         if "nvidia.com/gpu" in item.get("scheduling", {}).get("nodeSelector", {})
     ]
 
@@ -185,8 +191,8 @@ def runtime_classes_find_gpu_nodes(objects: Sequence[Object]) -> list[str]:
 def quotas_count_what_exists(objects: Sequence[Object]) -> list[str]:
     """`limits.<extended resource>` is accepted and never counted."""
     return [
-        f"{title(item)}: got {key}, want requests.{key.removeprefix('limits.')}; extended resources are counted by requests only"
-        for item in of(objects, "ResourceQuota")
+        f"{_name(item)}: got {key}, want requests.{key.removeprefix('limits.')}; extended resources are counted by requests only"
+        for item in _of(objects, "ResourceQuota")
         for key in item["spec"].get("hard", {})
         if key.startswith("limits.") and "/" in key
     ]
@@ -196,13 +202,13 @@ def quotas_come_with_defaults(objects: Sequence[Object]) -> list[str]:
     """Under a quota on CPU or memory, a pod without requests is refused."""
     defaulted = {
         key
-        for item in of(objects, "LimitRange")
+        for item in _of(objects, "LimitRange")
         for limit in item["spec"]["limits"]
         for key in limit.get("defaultRequest", {})
     }  # fmt: skip
     return [
-        f"{title(item)}: got {key} without a default request, want one; add it to the LimitRange"
-        for item in of(objects, "ResourceQuota")
+        f"{_name(item)}: got {key} without a default request, want one; add it to the LimitRange"
+        for item in _of(objects, "ResourceQuota")
         for key in item["spec"].get("hard", {})
         if key in ("requests.cpu", "requests.memory") and key.removeprefix("requests.") not in defaulted
     ]
@@ -210,8 +216,8 @@ def quotas_come_with_defaults(objects: Sequence[Object]) -> list[str]:
 
 def no_container_gets_a_gpu_by_default(objects: Sequence[Object]) -> list[str]:
     return [
-        f"{title(item)}: got a default of {key}, want none; every container would take one"
-        for item in of(objects, "LimitRange")
+        f"{_name(item)}: got a default of {key}, want none; every container would take one"
+        for item in _of(objects, "LimitRange")
         for limit in item["spec"]["limits"]
         for key in {**limit.get("default", {}), **limit.get("defaultRequest", {})}
         if "/" in key
@@ -219,10 +225,10 @@ def no_container_gets_a_gpu_by_default(objects: Sequence[Object]) -> list[str]:
 
 
 def everything_is_denied_by_default(objects: Sequence[Object]) -> list[str]:
-    namespaces = {item["metadata"].get("namespace") for item in of(objects, *WORKLOADS)}
+    namespaces = {item["metadata"].get("namespace") for item in _of(objects, *_WORKLOADS)}
     denied = {
         item["metadata"].get("namespace")
-        for item in of(objects, "NetworkPolicy")
+        for item in _of(objects, "NetworkPolicy")
         if not item["spec"].get("podSelector")
         and set(item["spec"].get("policyTypes", [])) == {"Ingress", "Egress"}
         and not item["spec"].get("ingress")
@@ -237,39 +243,39 @@ def everything_is_denied_by_default(objects: Sequence[Object]) -> list[str]:
 def policies_that_look_names_up_may_reach_dns(objects: Sequence[Object]) -> list[str]:
     """An egress rule to a pod is of no use to a client that cannot resolve its Service's name."""
     found: list[str] = []
-    for item in of(objects, "NetworkPolicy"):
+    for item in _of(objects, "NetworkPolicy"):
         rules = item["spec"].get("egress") or []
         ports = {(port.get("port"), port.get("protocol", "TCP")) for rule in rules for port in rule.get("ports", [])}
         if any(rule.get("to") for rule in rules) and not {(53, "UDP"), (53, "TCP")} <= ports:
-            found.append(f"{title(item)}: got egress without DNS, want port 53 UDP and TCP; allow it")
+            found.append(f"{_name(item)}: got egress without DNS, want port 53 UDP and TCP; allow it")
     return found
 
 
 def config_maps_are_used(objects: Sequence[Object]) -> list[str]:
     used = {
         volume["configMap"]["name"]
-        for _, template in templates(objects)
+        for _, template in _templates(objects)
         for volume in template.get("spec", {}).get("volumes", [])
         if "configMap" in volume
     }
     return [
-        f"{title(item)}: got a ConfigMap that nothing mounts, want it read by a program; mount or remove it"
-        for item in of(objects, "ConfigMap")
+        f"{_name(item)}: got a ConfigMap that nothing mounts, want it read by a program; mount or remove it"
+        for item in _of(objects, "ConfigMap")
         if item["metadata"]["name"] not in used
     ]
 
 
 def policies_select_pods_that_exist(objects: Sequence[Object]) -> list[str]:
-    labels = [template.get("metadata", {}).get("labels", {}) for _, template in templates(objects)]
+    labels = [template.get("metadata", {}).get("labels", {}) for _, template in _templates(objects)]
     found: list[str] = []
-    for item in of(objects, "NetworkPolicy"):
+    for item in _of(objects, "NetworkPolicy"):
         selected = item["spec"].get("podSelector", {}).get("matchLabels", {})
         peers = [peer for rule in item["spec"].get("ingress") or [] for peer in rule.get("from", [])]
         peers += [peer for rule in item["spec"].get("egress") or [] for peer in rule.get("to", [])]
         own = [peer for peer in peers if "podSelector" in peer and "namespaceSelector" not in peer]
         wanted = [selected, *(peer["podSelector"].get("matchLabels", {}) for peer in own)]
         found += [
-            f"{title(item)}: got a selector {dict(selector)} that no pod has, want a component of the stack; add it or correct the labels"
+            f"{_name(item)}: got a selector {dict(selector)} that no pod has, want a component of the stack; add it or correct the labels"
             for selector in wanted
             if selector and not any(selector.items() <= each.items() for each in labels)
         ]

@@ -29,6 +29,13 @@ def test_replicas_gpus_and_claims_of_replicas_are_multiplied() -> None:
     )
 
 
+def test_claimed_devices_are_gpus_too() -> None:
+    request = {"name": "gpu", "exactly": {"deviceClassName": "gpu.nvidia.com", "count": 2}}
+    template = {"kind": "ResourceClaimTemplate", "metadata": {"name": "t"}, "spec": {"spec": {"devices": {"requests": [request]}}}}
+    spec = {"containers": [container("1", "1Gi")], "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "t"}]}
+    assert total([template, workload("StatefulSet", 3, spec)]).gpus == 6
+
+
 def test_an_init_container_counts_only_where_it_is_larger() -> None:
     spec = {"containers": [container("100m", "1Gi"), container("100m", "1Gi")], "initContainers": [container("1", "512Mi")]}
     assert total([workload("Deployment", 1, spec)]) == Cost(cpu=1, memory=2 * GIB)

@@ -42,6 +42,8 @@ DELETED_SET = copy.deepcopy(SET)
 DELETED_SET["spec"]["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] = "Delete"  # type: ignore[index]
 MPS = env("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT", "0=20G")
 SHARE = {"limits": {"nvidia.com/gpu.shared": "1"}}
+SLICED = config("version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 2}]}}\n", key="plugin")
+ACKNOWLEDGED = {**SLICED, "metadata": {"name": "c", "annotations": {"modelfleet.dev/gpu-memory": "not-isolated"}}}
 EVERY_GPU = env("NVIDIA_VISIBLE_DEVICES", "all")
 
 PASSES: list[tuple[rules.Rule, list[dict[str, Any]]]] = [
@@ -53,6 +55,8 @@ PASSES: list[tuple[rules.Rule, list[dict[str, Any]]]] = [
     (rules.gpu_shares_have_a_memory_limit, [pod(resources={"limits": {"nvidia.com/gpu": "1"}})]),
     (rules.gpu_shares_have_a_memory_limit, [pod(resources={"limits": {"nvidia.com/mig-1g.10gb": "1"}})]),
     (rules.gpu_shares_have_a_memory_limit, [pod(resources=SHARE, env=MPS)]),
+    (rules.gpu_shares_have_a_memory_limit, [pod(resources=SHARE), config("sharing: {mps: {resources: []}}", key="plugin")]),
+    (rules.gpu_shares_have_a_memory_limit, [pod(resources=SHARE), ACKNOWLEDGED]),
     (rules.gpu_shares_have_a_memory_limit, [pod(env=EVERY_GPU + env("NVIDIA_DRIVER_CAPABILITIES", "utility"))]),
     (rules.no_secret_is_in_plaintext, [pod(env=env("CACHE_PASSWORD_FILE", "/etc/auth/password") + env("MAX_TOKENS", "9"))]),
     (rules.no_secret_is_in_plaintext, [pod(env=[{"name": "API_KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}])]),
@@ -82,6 +86,7 @@ FAILS: list[tuple[rules.Rule, list[dict[str, Any]], str]] = [
     (rules.nothing_is_exposed_unasked, [service("ClusterIP", externalIPs=["192.0.2.1"])], "got externalIPs"),
     (rules.gpu_shares_have_a_memory_limit, [pod(resources=SHARE)], "got nvidia.com/gpu.shared without a memory limit"),
     (rules.gpu_shares_have_a_memory_limit, [pod(resources=SHARE, env=env(MPS[0]["name"], ""))], "without a memory limit"),
+    (rules.gpu_shares_have_a_memory_limit, [pod(resources=SHARE), SLICED], "got nvidia.com/gpu.shared without a memory limit"),
     (rules.gpu_shares_have_a_memory_limit, [pod(env=EVERY_GPU)], "got every GPU without a claim"),
     (rules.no_secret_is_in_plaintext, [pod(env=env("CACHE_PASSWORD", "hunter2"))], "in env CACHE_PASSWORD"),
     (rules.no_secret_is_in_plaintext, [pod(env=env("OPENAI_API_KEY", "x"))], "in env OPENAI_API_KEY"),
