@@ -19,12 +19,6 @@ HOT_CLASS = "local-nvme"
 SHARED_CLASS = "shared-models"
 SHARED_CLAIM = "shared-models"
 PRIORITY_CLASS = "gpu-priority"
-DATA_LABEL = "modelfleet.dev/data"
-"""Of the Namespace: `retain` or `disposable`; the policy pack asks for protected claims unless it says disposable."""
-PROTECTED_ANNOTATION = "modelfleet.dev/protected"
-"""Of a claim that Pulumi refuses to delete."""
-EXPOSED_ANNOTATION = "modelfleet.dev/exposed"
-"""Of a Service: the type that the configuration asks for."""
 USER_ID = 10001
 """One user for every pod: files in the model store are readable to all of them."""
 
@@ -64,3 +58,10 @@ DNS_CLIENTS = (API_SERVER, MODEL_SERVER, METRICS_EXPORTER)
 """Components that look names up; the others need no DNS."""
 SCRAPED = {API_SERVER: API_METRICS_PORT, MODEL_SERVER: PORTS[MODEL_SERVER], METRICS_EXPORTER: PORTS[METRICS_EXPORTER]}
 """Component to the port that Prometheus reads."""
+
+DATA_LABEL = "modelfleet.dev/data"
+"""Of the Namespace: `retain` or `disposable`; the policy pack asks for protected claims unless it says disposable."""
+PROTECTED_ANNOTATION = "modelfleet.dev/protected"
+"""Of a claim that Pulumi refuses to delete."""
+EXPOSED_ANNOTATION = "modelfleet.dev/exposed"
+"""Of a Service: the type that the configuration asks for."""

@@ -29,7 +29,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     (root / ".venv").symlink_to(ROOT / ".venv")
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q", "-b", "main"], ["add", "."], [*identity, "commit", "-qm", "main"], ["switch", "-qc", "branch"]):
         subprocess.run(["git", "-C", str(root), *command], check=True, capture_output=True)
     path = root / "Pulumi.prod.yaml"
