@@ -150,6 +150,7 @@ def test_the_published_package_stands_alone(tmp_path: Path) -> None:
     ]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"modelfleet_outputs-{VERSION}."), "the package's major version is the contract's"
     assert {"modelfleet_outputs/contract.py", "modelfleet_outputs/py.typed"} <= set(zipfile.ZipFile(wheel).namelist())
     program = "import sys, modelfleet_outputs.stack; print(modelfleet_outputs.__file__); assert 'infra' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={"PYTHONPATH": str(wheel)}, capture_output=True, text=True)

@@ -1,9 +1,11 @@
 """Rules that no defect of the original design exercises: a manifest that passes, and one that fails, for each."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from infra.policy import rules
 
@@ -124,6 +126,15 @@ def test_a_bad_manifest_is_named_with_its_remedy(rule: rules.Rule, objects: list
     assert text in lines[0]
     assert ", want " in lines[0]
     assert "; " in lines[0]
+
+
+def test_prod_says_that_its_data_is_kept_and_dev_that_it_is_not() -> None:
+    golden = Path(__file__).parents[1] / "golden"
+    found = {stack: yaml.safe_load((golden / stack / "namespace-modelfleet.yaml").read_text()) for stack in ("dev", "prod")}
+    assert {stack: item["metadata"]["labels"]["modelfleet.dev/data"] for stack, item in found.items()} == {
+        "dev": "disposable",
+        "prod": "retain",
+    }
 
 
 def test_no_secret_is_repeated_in_a_message() -> None:
