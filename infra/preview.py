@@ -20,9 +20,10 @@ from typing import Any
 
 import yaml
 
+from components.images import CONTEXTS
 from devcluster.toolchain import ToolchainError
 from infra.cli import ROOT, CliError, PulumiCli, pulumi_binaries
-from infra.manifests import changes, report, schema
+from infra.manifests import report, schema
 from infra.policy import rules
 from infra.policy.guards import MASK
 from infra.settings import IMAGE_NAMES
@@ -92,13 +93,22 @@ def base_ref(wanted: str) -> str | None:
 
 def reviewed(ref: str, stack: str) -> list[dict[str, Any]]:
     """The stack's objects where this branch left `ref`: the golden files of that commit, which a test held equal to its rendering."""
-    fork = _git("merge-base", "HEAD", ref).stdout.decode().strip() or ref
-    archive = _git("archive", fork, f"tests/golden/{stack}").stdout
+    archive = _git("archive", _fork(ref), f"tests/golden/{stack}").stdout
     if not archive:
         return []
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         files = [tar.extractfile(member) for member in tar.getmembers() if member.name.endswith(".yaml")]
         return [yaml.safe_load(file.read()) for file in files if file is not None]
+
+
+def rebuilt(ref: str) -> list[str]:
+    """Images whose sources differ from those of the commit where this branch left `ref`: golden files do not show it."""
+    fork = _fork(ref)
+    return [image for image, paths in CONTEXTS.items() if _git("diff", "--quiet", fork, "--", *paths).returncode]
+
+
+def _fork(ref: str) -> str:
+    return _git("merge-base", "HEAD", ref).stdout.decode().strip() or ref
 
 
 def _git(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
@@ -119,9 +129,9 @@ def _preview(stack: str, target: Path, base: str | None) -> tuple[str, list[str]
     objects = [document for _, document in manifests(target)]
     # Rules rely on the form that the schemas check.
     errors = [line for item in objects for line in schema.problems(item)] or rules.violations(objects, rules.RENDERING_RULES)
-    old = reviewed(base, stack) if base else None
     new = [yaml.safe_load(normalized(path.read_text())) for path, _ in manifests(target)]
-    return report.section(stack, objects, old, changes.compare(old or [], new), f"`{base}`", errors), errors
+    compared = report.Base(name=base, objects=reviewed(base, stack), images=rebuilt(base)) if base else None
+    return report.section(stack, objects, new, compared, errors), errors
 
 
 def _shown(path: Path) -> Path:

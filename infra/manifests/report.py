@@ -3,9 +3,10 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from infra.manifests.changes import ACTIONS, Change, Difference
+from infra.manifests.changes import ACTIONS, Change, Difference, compare
 from infra.manifests.cost import Cost, total
 
 Object = Mapping[str, Any]
@@ -18,6 +19,16 @@ _MEANING = {
     "changed": "changed",
     "created": "created",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """What a rendering is compared with."""
+
+    name: str
+    objects: Sequence[Object]
+    images: Sequence[str]
+    """Images whose sources are others there."""
 
 
 def _value(value: Any) -> str:
@@ -48,6 +59,11 @@ def changes(found: Sequence[Change], base: str) -> str:
     counts = Counter(change.action for change in found)
     head = ", ".join(f"{counts[action]} {action}" for action in ACTIONS if counts[action])
     return "\n".join([f"Against {base}: {head}.", "", "| object | what happens | fields |", "| --- | --- | --- |", *map(_row, found), ""])
+
+
+def images(names: Sequence[str]) -> str:
+    """What is built anew. Tags of built images are left out of the comparison, so that this is where it shows."""
+    return f"Images with other sources, whose pods are replaced one after the other: {', '.join(f'`{name}`' for name in names)}.\n"
 
 
 def _number(value: float, unit: float = 1, suffix: str = "", *, signed: bool = False) -> str:
@@ -91,12 +107,14 @@ def workloads(objects: Sequence[Object]) -> str:
     return "\n".join([*lines, ""])
 
 
-def section(
-    stack: str, objects: Sequence[Object], old: Sequence[Object] | None, found: Sequence[Change], base: str, errors: Sequence[str]
-) -> str:
-    """Everything about one stack: what is wrong, what changes, what it costs, what runs."""
+def section(stack: str, objects: Sequence[Object], comparable: Sequence[Object], base: Base | None, errors: Sequence[str]) -> str:
+    """Everything about one stack: what is wrong, what changes, what it costs, what runs.
+
+    `comparable` are the objects in the form of the base's.
+    """
     verdict = "\n".join(f"- {line}" for line in errors) if errors else f"{len(objects)} objects, valid, and no rule is violated."
     parts = [f"## {stack}", "", verdict, ""]
-    parts += [changes(found, base)] if old is not None else []
-    parts += [cost(objects, old), "<details><summary>what runs</summary>\n", workloads(objects), "</details>\n"]
+    parts += [changes(compare(base.objects, comparable), f"`{base.name}`")] if base else []
+    parts += [images(base.images)] if base and base.images else []
+    parts += [cost(objects, base.objects if base else None), "<details><summary>what runs</summary>\n", workloads(objects), "</details>\n"]
     return "\n".join(parts)

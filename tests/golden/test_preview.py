@@ -22,7 +22,7 @@ def run(cwd: Path, **env: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This program in a repository of its own: main is what it renders now, the branch has two replicas less and another claim."""
+    """This program in a repository of its own: main is what it renders now, the branch has one replica more, larger claims and an edited service."""
     root = tmp_path_factory.mktemp("repository")
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True).stdout.split()
     for name in (name for name in listed if (ROOT / name).exists()):
@@ -37,6 +37,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document["config"]["modelfleet:apiServer"]["replicas"] += 1
     document["config"]["modelfleet:storage"]["hot"]["size"] = "200Gi"
     path.write_text(yaml.safe_dump(document))
+    with (root / "api_server" / "app.py").open("a") as file:
+        file.write("# edited\n")
     return root
 
 
@@ -50,6 +52,7 @@ def test_a_branch_is_compared_with_main_worst_first_and_with_its_cost(repository
     rows = [line.split(" | ")[:2] for line in prod.splitlines() if line.startswith(("| StatefulSet", "| Deployment"))][:2]
     assert rows == [["| StatefulSet/ollama", "REPLACED"], ["| Deployment/api-server", "changed"]]
     assert "`spec.replicas` `3` → `4`" in prod
+    assert "whose pods are replaced one after the other: `api-server`.\n" in prod
     assert "| difference | 0 | +1 | +0.5 GiB | +300 GiB |" in prod
 
 
