@@ -28,6 +28,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
         "Service",
         "ServiceAccount",
     ),
+    "admissionregistration.k8s.io/v1": ("ValidatingWebhookConfiguration",),
     "apps/v1": ("DaemonSet", "Deployment", "StatefulSet"),
     "autoscaling/v2": ("HorizontalPodAutoscaler",),
     "batch/v1": ("CronJob", "Job"),
