@@ -27,7 +27,16 @@ from infra.policy.objects import title as _name
 
 Rule = Callable[[Sequence[Object]], list[str]]
 
-_CLUSTER_WIDE = ("Namespace", "StorageClass", "PriorityClass", "RuntimeClass", "PersistentVolume", "ClusterRole", "ClusterRoleBinding")
+_CLUSTER_WIDE = (
+    "Namespace",
+    "StorageClass",
+    "PriorityClass",
+    "RuntimeClass",
+    "PersistentVolume",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "ValidatingWebhookConfiguration",
+)
 _IMMUTABLE_IMAGE = re.compile(r"@sha256:[0-9a-f]{64}$|:src-[0-9a-f]{12}$")
 """A digest, or the tag that a build names by the content of its sources."""
 _NFS_PARAMETERS = {"server", "share", "subDir", "mountPermissions", "onDelete"}
