@@ -4,7 +4,7 @@ VENV := .venv/bin
 STACK ?= dev
 NODES ?= 2
 LOCK := $(VENV)/uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
-export CONTEXT
+export CONTEXT BASE
 
 .DEFAULT_GOAL := help
 .PHONY: help up down status preview test lint lock
@@ -21,7 +21,7 @@ down: .venv/.stamp ## remove what make up made, and nothing else
 status: .venv/.stamp ## say what runs, and where to reach it
 	@$(VENV)/python -m infra.up status --stack $(STACK)
 
-preview: .venv/.stamp ## render dev and prod without a cluster into build/preview
+preview: .venv/.stamp ## render and check dev and prod without a cluster, say what changes; BASE=ref compares with that one
 	@$(VENV)/python -m infra.preview
 
 test: .venv/.stamp ## run every tier of tests; TIER=unit (component, contract, golden, service, cluster) runs one

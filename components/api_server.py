@@ -36,6 +36,8 @@ class ApiServer(pulumi.ComponentResource):
     """Deployment, Service, keys and disruption budget of the API server."""
 
     service_name: pulumi.Output[str]
+    load_balancer: pulumi.Output[str | None]
+    """Address of the load balancer; None without one, and until the provider has assigned it."""
 
     def __init__(self, name: str, args: ApiServerArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("ApiServer"), name, {}, opts)
@@ -70,7 +72,15 @@ class ApiServer(pulumi.ComponentResource):
         )
         pods.disruption_budget(f"{name}-budget", API_SERVER, args.namespace, child)
         self.service_name = service.metadata.name
+        asked = args.service_type == "LoadBalancer"
+        self.load_balancer = service.status.apply(_address) if asked else pulumi.Output.from_input(None)
         self.register_outputs({"service_name": self.service_name})
+
+
+def _address(status: core.outputs.ServiceStatus | None) -> str | None:
+    """A rendering has no status, and a new Service has no address."""
+    ingress = status.load_balancer.ingress if status and status.load_balancer else None
+    return (ingress[0].hostname or ingress[0].ip) if ingress else None
 
 
 def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str]) -> core.PodSpecArgs:

@@ -64,3 +64,12 @@ DNS_CLIENTS = (API_SERVER, MODEL_SERVER, METRICS_EXPORTER)
 """Components that look names up; the others need no DNS."""
 SCRAPED = {API_SERVER: API_METRICS_PORT, MODEL_SERVER: PORTS[MODEL_SERVER], METRICS_EXPORTER: PORTS[METRICS_EXPORTER]}
 """Component to the port that Prometheus reads."""
+
+DATA_LABEL = "modelfleet.dev/data"
+"""Of the Namespace: `retain` or `disposable`; the policy pack asks for protected claims unless it says disposable."""
+PROTECTED_ANNOTATION = "modelfleet.dev/protected"
+"""Of a claim that Pulumi refuses to delete."""
+GPU_MEMORY_ANNOTATION = "modelfleet.dev/gpu-memory"
+"""On the configuration of time-slicing: `not-isolated`, since nothing keeps one share from the memory of another."""
+EXPOSED_ANNOTATION = "modelfleet.dev/exposed"
+"""Of a Service: the type that the configuration asks for."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components.contract import BATCH_PRIORITY, RESTRICTED, labels, type_token
+from components.contract import BATCH_PRIORITY, DATA_LABEL, RESTRICTED, labels, type_token
 
 core = k8s.core.v1
 
@@ -56,9 +56,10 @@ class Governance(pulumi.ComponentResource):
     def __init__(self, name: str, args: GovernanceArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("Governance"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
+        data = {DATA_LABEL: "retain" if args.retain else "disposable"}
         namespace = core.Namespace(
             f"{name}-namespace",
-            metadata=k8s.meta.v1.ObjectMetaArgs(name=args.namespace, labels=labels("namespace") | RESTRICTED),
+            metadata=k8s.meta.v1.ObjectMetaArgs(name=args.namespace, labels=labels("namespace") | RESTRICTED | data),
             opts=pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(retain_on_delete=args.retain)),
         )
         self.namespace = namespace.metadata.name

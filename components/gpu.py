@@ -8,7 +8,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from components import node_runtime
-from components.contract import BATCH_PRIORITY, GATEWAY_PRIORITY, PRIORITY_CLASS, labels, type_token
+from components.contract import BATCH_PRIORITY, GATEWAY_PRIORITY, GPU_MEMORY_ANNOTATION, PRIORITY_CLASS, labels, type_token
 
 meta = k8s.meta.v1
 SHARING_CONFIG = "modelfleet-gpu-sharing"
@@ -83,9 +83,15 @@ class GpuRuntime(pulumi.ComponentResource):
         self.priority_class, self.gateway_priority_class, self.batch_priority_class = _priorities(name, args.priority, child)
         if args.sharing is not None:
             config = node_runtime.device_plugin_config(args.sharing.strategy, args.sharing.replicas)
+            annotations = {GPU_MEMORY_ANNOTATION: "not-isolated"} if args.sharing.strategy == "time-slicing" else None
             k8s.core.v1.ConfigMap(
                 f"{name}-sharing",
-                metadata=meta.ObjectMetaArgs(name=SHARING_CONFIG, namespace=args.sharing.operator_namespace, labels=labels("gpu-runtime")),
+                metadata=meta.ObjectMetaArgs(
+                    name=SHARING_CONFIG,
+                    namespace=args.sharing.operator_namespace,
+                    labels=labels("gpu-runtime"),
+                    annotations=annotations,
+                ),
                 data={SHARING_CONFIG: config},
                 opts=child,
             )

@@ -10,7 +10,7 @@ import pulumi
 from components.contract import type_token
 
 ROOT = Path(__file__).resolve().parent.parent
-_CONTEXTS: Mapping[str, Sequence[str]] = {
+CONTEXTS: Mapping[str, Sequence[str]] = {
     "cuda-base": ("images/cuda-base",),
     "python-base": ("images/python-base",),
     "ollama": ("images/ollama",),
@@ -51,7 +51,7 @@ class RuntimeImages(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: RuntimeImagesArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("RuntimeImages"), name, {}, opts)
-        every = args.refs if args.builder == "prebuilt" else _CONTEXTS
+        every = args.refs if args.builder == "prebuilt" else CONTEXTS
         self.refs = {image: self._reference(name, image, args) for image in (args.images or every)}
         self.register_outputs({"refs": dict(self.refs)})
 
@@ -91,7 +91,7 @@ class RuntimeImages(pulumi.ComponentResource):
 def content_tag(image: str) -> str:
     """`src-` and twelve hex digits of everything that the image's build copies from the repository."""
     digest = hashlib.sha256()
-    for context in _CONTEXTS[image]:
+    for context in CONTEXTS[image]:
         for path in sorted((ROOT / context).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components.contract import USER_ID, labels, selector
+from components.contract import EXPOSED_ANNOTATION, USER_ID, labels, selector
 
 core = k8s.core.v1
 GPU_CLAIM = "gpu"
@@ -147,10 +147,14 @@ def service(
     node_port: int | None = None,
     headless: bool = False,
 ) -> k8s.core.v1.Service:
-    """A Service under the component's own name. `headless`: clients see every pod's address and balance themselves."""
+    """A Service under the component's own name. `headless`: clients see every pod's address and balance themselves.
+
+    A `kind` other than ClusterIP is the configuration's wish and is noted on the object, for the policy pack.
+    """
+    exposed = {} if kind == "ClusterIP" else {EXPOSED_ANNOTATION: kind}
     return core.Service(
         name,
-        metadata=metadata(component, namespace, annotations=SKIP_AWAIT),
+        metadata=metadata(component, namespace, annotations=SKIP_AWAIT | exposed),
         spec=core.ServiceSpecArgs(
             type=kind,
             cluster_ip="None" if headless else None,

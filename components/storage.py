@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components.contract import HOT_CLASS, MODEL_WRITER, SHARED_CLAIM, SHARED_CLASS, labels, type_token
+from components.contract import HOT_CLASS, MODEL_WRITER, PROTECTED_ANNOTATION, SHARED_CLAIM, SHARED_CLASS, labels, type_token
 from components.pods import metadata
 
 
@@ -48,7 +48,12 @@ class Storage(pulumi.ComponentResource):
         self.hot_class = hot.metadata.name
         claim = k8s.core.v1.PersistentVolumeClaim(
             f"{name}-claim",
-            metadata=k8s.meta.v1.ObjectMetaArgs(name=SHARED_CLAIM, namespace=args.namespace, labels=metadata(MODEL_WRITER, "").labels),
+            metadata=k8s.meta.v1.ObjectMetaArgs(
+                name=SHARED_CLAIM,
+                namespace=args.namespace,
+                labels=metadata(MODEL_WRITER, "").labels,
+                annotations={PROTECTED_ANNOTATION: str(args.retain).lower()},
+            ),
             spec=k8s.core.v1.PersistentVolumeClaimSpecArgs(
                 access_modes=["ReadWriteMany"],
                 storage_class_name=shared.metadata.name,

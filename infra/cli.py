@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 _ENGINE = ("pulumi", "pulumi-language-python")
 TOOLS = (*_ENGINE, "pulumi-resource-kubernetes")
 """Not needed by a user who has `pulumi` on the PATH."""
+_TELLING = ("Policies:", "Diagnostics:")
+"""Headings of Pulumi's output below which it says what went wrong."""
 _CONFIGURED = ("up", "preview", "destroy", "refresh", "config")
 """Commands that take --config-file."""
 PROVIDERS = {"kubernetes": "4.25.0", "docker-build": "0.0.22"}
@@ -38,6 +40,8 @@ class PulumiCli:
     stack: str
     state_dir: Path
     """Backend, passphrase and configuration; mode 0700."""
+    program: Path = ROOT
+    """Directory of the Pulumi.yaml."""
     env: Mapping[str, str] = field(default_factory=dict)
     builder: str = "prebuilt"
     """`images.builder` of the stack: it decides which plugins there must be."""
@@ -87,7 +91,7 @@ class PulumiCli:
         lines: list[str] = []
         with subprocess.Popen(
             argv,
-            cwd=self._project if init else ROOT,
+            cwd=self._project if init else self.program,
             env=environment,
             text=True,
             stdin=subprocess.PIPE,
@@ -139,9 +143,10 @@ class PulumiCli:
     def ensure_stack(self) -> None:
         """Make the stack in its backend unless it is there."""
         self.environment()
-        if not (self.state_dir / "state" / ".pulumi" / "stacks" / "modelfleet" / f"{self.stack}.json").exists():
+        project = yaml.safe_load((self.program / "Pulumi.yaml").read_text())["name"]
+        if not (self.state_dir / "state" / ".pulumi" / "stacks" / project / f"{self.stack}.json").exists():
             self._project.mkdir(exist_ok=True)
-            shutil.copyfile(ROOT / "Pulumi.yaml", self._project / "Pulumi.yaml")
+            shutil.copyfile(self.program / "Pulumi.yaml", self._project / "Pulumi.yaml")
             self.run("stack", "init", "--no-select", "--secrets-provider", "passphrase")
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -167,14 +172,14 @@ def _is_progress(line: str) -> bool:
 def _message(output: str, errors: str) -> str:
     """The part of Pulumi's output that says what went wrong."""
     lines = (output + errors).splitlines()
-    start = next((index for index, line in enumerate(lines) if line.startswith("Diagnostics:")), None)
+    start = next((index for index, line in enumerate(lines) if line.startswith(_TELLING)), None)
     if start is None:
         return "\n".join(line for line in lines if line.strip())[-4000:]
     found: list[str] = []
     for line in lines[start + 1 :]:
         if line.startswith(("Resources:", "Outputs:", "Duration:")):
             break
-        if line.strip():
+        if line.strip() and not line.startswith(_TELLING):
             found.append(line.strip())
     return "\n".join(found)
 

@@ -1,34 +1,45 @@
-"""What the stack exports, as one versioned object that other programs read."""
+"""What the stack exports. The contract is that of modelfleet_outputs, which consumers import."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import Any
 
-VERSION = 1
-"""Raised when a field is removed or changes its meaning; a new field does not raise it."""
+import pulumi
 
+import components as c
+from components.contract import HOT_CLASS, METRICS_EXPORTER, MODEL_SERVER, PORTS, SHARED_CLASS
+from infra.settings import Settings
+from modelfleet_outputs import VERSION, FleetOutputs, ModelOutput, StorageClasses
 
-class ModelOutput(BaseModel):
-    """A model that the fleet answers for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str
-    context_length: int
-    """Tokens that its server was asked to hold."""
+BASE_PATH = "/v1"
 
 
-class FleetOutputs(BaseModel):
-    """The stack output `fleet`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    version: int
-    namespace: str
-    service: str
-    """Name of the API server's Service."""
-    port: int
-    node_port: int | None
-    base_path: str
-    """Where the OpenAI API starts, below the Service's address."""
-    models: list[ModelOutput]
+def models(settings: Settings) -> list[ModelOutput]:
     """The fleet's models first, in the order of the configuration."""
-    images: dict[str, str]
+    fleet, server = settings.fleet, settings.model_server
+    found = [ModelOutput(id=model, context_length=fleet.context_length) for model in settings.model_names]
+    return [*found, ModelOutput(id=server.model_id, context_length=server.context_length)]
+
+
+def outputs(settings: Settings, api: c.ApiServer, images: Mapping[str, pulumi.Output[str]]) -> pulumi.Output[dict[str, Any]]:
+    """The stack output `fleet`, checked against the contract."""
+    known = pulumi.Output.all(service=api.service_name, load_balancer=api.load_balancer, images=pulumi.Output.all(**images))
+    return known.apply(lambda values: _document(settings, **values))
+
+
+def _document(settings: Settings, service: str, load_balancer: str | None, images: dict[str, str]) -> dict[str, Any]:
+    namespace, port = settings.cluster.namespace, PORTS["api-server"]
+    return FleetOutputs(
+        version=VERSION,
+        namespace=namespace,
+        service=service,
+        port=port,
+        node_port=settings.api_server.node_port,
+        load_balancer=load_balancer,
+        base_path=BASE_PATH,
+        url=f"http://{service}.{namespace}.svc:{port}{BASE_PATH}",
+        models=models(settings),
+        images=images,
+        storage_classes=StorageClasses(hot=HOT_CLASS, shared=SHARED_CLASS),
+        runtime_class=settings.gpu.runtime_class if settings.gpu.enabled else None,
+        metrics={name: f"http://{name}.{namespace}.svc:{PORTS[name]}/metrics" for name in (MODEL_SERVER, METRICS_EXPORTER)},
+    ).model_dump()

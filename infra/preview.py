@@ -1,26 +1,35 @@
 """`make preview`: render both stacks through the real engine and provider, without a cluster.
 
-Writes build/preview/<stack>/*.yaml, with the data of Secrets masked, and build/preview/summary.md.
+Writes build/preview/<stack>/*.yaml, with the data of Secrets masked, and build/preview/summary.md: what is wrong, what changes
+against the git ref BASE (default: origin/main, or main), and what it costs. Fails when an object is not valid or a rule is violated.
 """
 
+import io
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
+import tarfile
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from infra.cli import ROOT, CliError, PulumiCli
+from components.images import CONTEXTS
+from devcluster.toolchain import ToolchainError
+from infra.cli import ROOT, CliError, PulumiCli, pulumi_binaries
+from infra.manifests import report, schema
 from infra.policy import rules
+from infra.policy.guards import MASK
 from infra.settings import IMAGE_NAMES
 
 STACKS = ("dev", "prod")
+OUTPUT = ROOT / "build" / "preview"
 _PLACEHOLDER_DIGEST = "0" * 64
 """Stands in the rendering of a stack whose images are named at deployment; no image has it."""
 
@@ -31,8 +40,11 @@ def stack_config(stack: str) -> dict[str, Any]:
     return dict(document["config"])
 
 
-def render(stack: str, target: Path, work: Path) -> None:
-    """Write the stack's manifests into `target`; `work` holds the throw-away backend. Raises CliError."""
+def render(stack: str, target: Path, work: Path, *options: str) -> str:
+    """Write the stack's manifests into `target`; `work` holds the throw-away backend, `options` are for `pulumi up`.
+
+    What Pulumi said. Raises CliError.
+    """
     config = stack_config(stack)
     config["modelfleet:cluster"] = {**config.get("modelfleet:cluster", {}), "renderTo": str(target)}
     refs = {name: f"modelfleet/{name}@sha256:{_PLACEHOLDER_DIGEST}" for name in IMAGE_NAMES}
@@ -43,7 +55,7 @@ def render(stack: str, target: Path, work: Path) -> None:
     cli = PulumiCli(stack=stack, state_dir=work / stack, env={"HOME": str(work)})
     cli.ensure_stack()
     cli.write_config(config)
-    cli.run("up", "--yes", "--skip-preview", "--suppress-outputs")
+    return cli.run("up", "--yes", "--skip-preview", "--suppress-outputs", *options)
 
 
 def manifests(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -61,7 +73,7 @@ def tidy(directory: Path) -> None:
         if document["kind"] == "Secret":
             for field in ("data", "stringData"):
                 if field in document:
-                    document[field] = dict.fromkeys(document[field], "MASKED")
+                    document[field] = dict.fromkeys(document[field], MASK)
         text = yaml.safe_dump(document)
         for name in random:
             text = text.replace(name, name[:-9])
@@ -69,63 +81,82 @@ def tidy(directory: Path) -> None:
         (directory / f"{document['kind'].lower()}-{name}.yaml").write_text(text)
 
 
-def _pod_specs(documents: list[dict[str, Any]]) -> list[tuple[str, int, Mapping[str, Any]]]:
-    """(kind/name, replicas, pod spec) of every workload."""
-    found: list[tuple[str, int, Mapping[str, Any]]] = []
-    for document in documents:
-        template = (
-            document.get("spec", {}).get("template") if document["kind"] in ("Deployment", "StatefulSet", "DaemonSet", "Job") else None
-        )
-        if template:
-            name = f"{document['kind']}/{document['metadata']['name']}"
-            found.append((name, document["spec"].get("replicas", 1), template["spec"]))
-    return found
+def base_ref(wanted: str) -> str | None:
+    """The ref to compare with: `wanted`, or else origin/main or main; None where none of these exists. Raises CliError."""
+    for ref in [wanted] if wanted else ["origin/main", "main"]:
+        if not _git("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}").returncode:
+            return ref
+    if wanted:
+        raise CliError(f"BASE: got {wanted}, want a git ref of this repository; fetch it, or name another")
+    return None
 
 
-def summary(stack: str, documents: list[dict[str, Any]]) -> str:
-    kinds = Counter(document["kind"] for document in documents)
-    lines = [
-        f"## {stack}",
-        "",
-        "| kind | objects |",
-        "| --- | --- |",
-        *(f"| {kind} | {count} |" for kind, count in sorted(kinds.items())),
-        "",
-    ]
-    lines += ["| workload | pods | image | cpu | memory | gpus |", "| --- | --- | --- | --- | --- | --- |"]
-    for name, replicas, spec in _pod_specs(documents):
-        for container in spec["containers"]:
-            requests = container["resources"]["requests"]
-            claimed = "claimed" if container["resources"].get("claims") else "0"
-            gpus = next((value for key, value in requests.items() if key.startswith("nvidia.com/")), claimed)
-            lines.append(f"| {name} | {replicas} | {container['image']} | {requests['cpu']} | {requests['memory']} | {gpus} |")
-    return "\n".join([*lines, ""])
+def reviewed(ref: str, stack: str) -> list[dict[str, Any]]:
+    """The stack's objects where this branch left `ref`: the golden files of that commit, which a test held equal to its rendering."""
+    archive = _git("archive", _fork(ref), f"tests/golden/{stack}").stdout
+    if not archive:
+        return []
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        files = [tar.extractfile(member) for member in tar.getmembers() if member.name.endswith(".yaml")]
+        return [yaml.safe_load(file.read()) for file in files if file is not None]
+
+
+def rebuilt(ref: str) -> list[str]:
+    """Images whose sources differ from those of the commit where this branch left `ref`: golden files do not show it."""
+    fork = _fork(ref)
+    return [image for image, paths in CONTEXTS.items() if _git("diff", "--quiet", fork, "--", *paths).returncode]
+
+
+def _fork(ref: str) -> str:
+    return _git("merge-base", "HEAD", ref).stdout.decode().strip() or ref
+
+
+def _git(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True)
+
+
+def normalized(text: str) -> str:
+    """Content tags change with every edit of a service, and are not part of what is reviewed."""
+    return re.sub(r":src-[0-9a-f]{12}\b", ":src-000000000000", text)
+
+
+def _preview(stack: str, target: Path, base: str | None) -> tuple[str, list[str]]:
+    """Render a stack; its section of the summary, and what is wrong with it. Raises CliError."""
+    target.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(prefix="modelfleet-preview-") as work:
+        render(stack, target, Path(work))
+    tidy(target)
+    objects = [document for _, document in manifests(target)]
+    # Rules rely on the form that the schemas check.
+    errors = [line for item in objects for line in schema.problems(item)] or rules.violations(objects, rules.RENDERING_RULES)
+    new = [yaml.safe_load(normalized(path.read_text())) for path, _ in manifests(target)]
+    compared = report.Base(name=base, objects=reviewed(base, stack), images=rebuilt(base)) if base else None
+    return report.section(stack, objects, new, compared, errors), errors
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def main() -> int:
-    output = ROOT / "build" / "preview"
-    shutil.rmtree(output, ignore_errors=True)
-    sections: list[str] = []
+    started = time.monotonic()
+    shutil.rmtree(OUTPUT, ignore_errors=True)
     broken = False
-    for stack in STACKS:
-        started = time.monotonic()
-        target = output / stack
-        target.mkdir(parents=True)
-        try:
-            with tempfile.TemporaryDirectory(prefix="modelfleet-preview-") as work:
-                render(stack, target, Path(work))
-        except CliError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        tidy(target)
-        objects = [document for _, document in manifests(target)]
-        sections.append(summary(stack, objects))
-        for line in rules.violations(objects):
+    try:
+        base = base_ref(os.environ.get("BASE", ""))
+        pulumi_binaries()
+        with ThreadPoolExecutor(len(STACKS)) as pool:
+            found = list(pool.map(lambda stack: _preview(stack, OUTPUT / stack, base), STACKS))
+    except (CliError, ToolchainError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for stack, (_, errors) in zip(STACKS, found, strict=True):
+        print(f"preview: {stack}: {len(manifests(OUTPUT / stack))} objects in {_shown(OUTPUT / stack)}")
+        for line in errors:
             broken = True
             print(f"error: {stack}: {line}", file=sys.stderr)
-        print(f"preview: {stack}: {len(manifests(target))} objects in {target.relative_to(ROOT)} ({time.monotonic() - started:.1f} s)")
-    (output / "summary.md").write_text("# Preview\n\n" + "\n".join(sections))
-    print(f"preview: {(output / 'summary.md').relative_to(ROOT)}")
+    (OUTPUT / "summary.md").write_text("# Preview\n\n" + "\n".join(section for section, _ in found))
+    print(f"preview: {_shown(OUTPUT / 'summary.md')}, against {base or 'nothing'} ({time.monotonic() - started:.1f} s)")
     return int(broken)
 
 

@@ -9,7 +9,7 @@ from components.gpu import device_class
 from infra import certificates, cluster
 from infra.gpu_settings import GpuSettings
 from infra.inputs import load, verifier_tls
-from infra.outputs import VERSION
+from infra.outputs import outputs
 from infra.section import PROJECT, Resources, SettingsError, quantity
 from infra.settings import VERIFIER_IMAGE, Settings, Tier, TrustSettings
 
@@ -245,19 +245,5 @@ def build(settings: Settings) -> None:
         ),
         opts,
     )
-    pulumi.export(
-        "fleet",
-        {
-            "version": VERSION,
-            "namespace": namespace,
-            "service": api.service_name,
-            "port": PORTS["api-server"],
-            "node_port": settings.api_server.node_port,
-            "base_path": "/v1",
-            "models": [
-                *({"id": model, "context_length": settings.fleet.context_length} for model in settings.model_names),
-                {"id": settings.model_server.model_id, "context_length": settings.model_server.context_length},
-            ],
-            "images": dict(images.refs),
-        },
-    )
+    pulumi.export("fleet", outputs(settings, api, images.refs))
+    pulumi.export("apiKeys", pulumi.Output.secret(config.require_secret_object("apiKeys")))

@@ -25,9 +25,9 @@ from devcluster.toolchain import ToolchainError
 from images import embedded as images
 from infra.cli import TOOLS, CliError, PulumiCli, needs_own_tools
 from infra.cluster import identity as cluster_identity
-from infra.outputs import FleetOutputs
 from infra.preview import stack_config
 from infra.settings import SettingsError
+from modelfleet_outputs import FleetOutputs, OutputsError, parse
 
 QUESTION = "What is the capital of France? Answer in one short sentence."
 
@@ -89,7 +89,7 @@ class Deployment:
         return self.outputs()
 
     def outputs(self) -> FleetOutputs:
-        return FleetOutputs.model_validate_json(self.cli.run("stack", "output", "fleet", "--json"))
+        return parse(json.loads(self.cli.run("stack", "output", "fleet", "--json")))
 
     def destroy(self) -> None:
         self.cli.update("destroy")
@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             down(options.stack, options.context)
         else:
             return status(options.stack, options.context)
-    except (ClusterError, ToolchainError, RegistryError, images.ImageError, CliError, SettingsError) as error:
+    except (ClusterError, ToolchainError, RegistryError, images.ImageError, CliError, SettingsError, OutputsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except httpx.HTTPError as error:

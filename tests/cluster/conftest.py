@@ -12,7 +12,7 @@ from devcluster import cluster as embedded
 from devcluster.layout import Cluster, load, recorded
 from devcluster.oci import Image
 from infra import up
-from infra.outputs import FleetOutputs
+from modelfleet_outputs import FleetOutputs
 from tests import tiny_gguf
 from tests.cluster.kube import Kube
 

@@ -15,7 +15,7 @@ from devcluster import cluster as embedded
 from devcluster.oci import assemble
 from images.embedded import runtime_config
 from infra.cli import ROOT, CliError, PulumiCli
-from infra.outputs import FleetOutputs
+from modelfleet_outputs import FleetOutputs
 from tests.cluster.conftest import MODEL, SCRIPT, SERVER_ID, Stack
 from tests.cluster.kube import eventually
 

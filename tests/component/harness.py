@@ -1,6 +1,6 @@
 """Components under Pulumi's mocks: every resource that a construction registers, in wire form."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,8 @@ from pulumi.runtime import MockCallArgs, MockResourceArgs, Mocks, set_mocks, tes
 @dataclass
 class Recorder(Mocks):
     resources: list[MockResourceArgs] = field(default_factory=list)
+    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Resource type to what a cluster adds to its inputs."""
 
     def new_resource(self, args: MockResourceArgs) -> tuple[str, dict[str, Any]]:
         self.resources.append(args)
@@ -18,7 +20,7 @@ class Recorder(Mocks):
         if isinstance(metadata, dict):
             # The provider names what the program does not.
             inputs["metadata"] = {"name": f"{args.name}-auto", **metadata}
-        return f"{args.name}-id", inputs
+        return f"{args.name}-id", {**inputs, **self.outputs.get(args.typ, {})}
 
     def call(self, args: MockCallArgs) -> tuple[dict[str, Any], list[tuple[str, str]] | None]:
         return {}, None
@@ -33,9 +35,9 @@ class Recorder(Mocks):
         return found[0]
 
 
-def render(construct: Callable[[], Any], *, preview: bool = False) -> Recorder:
+def render(construct: Callable[[], Any], *, preview: bool = False, outputs: Mapping[str, Mapping[str, Any]] | None = None) -> Recorder:
     """Run `construct` and wait for everything that it registers."""
-    recorder = Recorder()
+    recorder = Recorder(outputs=outputs or {})
     set_mocks(recorder, project="modelfleet", stack="test", preview=preview)
 
     @test

@@ -10,6 +10,7 @@ import yaml
 import components as c
 from components.contract import COMPONENTS, DNS_CLIENTS, EDGES, PORTS
 from infra.constraints import EPHEMERAL_DEFAULT
+from infra.policy import rules
 from infra.section import quantity
 from tests.component.harness import Recorder, render
 
@@ -327,24 +328,57 @@ def test_the_cache_server_has_a_bound_a_policy_and_a_password_outside_its_config
     assert recorder.one("Service")["spec"]["ports"][0]["port"] == 6379
 
 
+API_SERVER = c.ApiServerArgs(
+    namespace="ns",
+    image="x@sha256:1",
+    keys=["a-very-secret-api-key"],
+    routes={"a:1": {"url": "http://ollama:11434", "model": "a:1", "max_in_flight": 4}},
+    replicas=2,
+    resources=SMALL,
+    service_type="NodePort",
+    node_port=30080,
+)
+
+
 def test_the_api_server_mounts_its_keys_and_names_its_routes() -> None:
-    args = c.ApiServerArgs(
-        namespace="ns",
-        image="x@sha256:1",
-        keys=["a-very-secret-api-key"],
-        routes={"a:1": {"url": "http://ollama:11434", "model": "a:1", "max_in_flight": 4}},
-        replicas=2,
-        resources=SMALL,
-        service_type="NodePort",
-        node_port=30080,
-    )
-    recorder = render(lambda: c.ApiServer("api", args))
+    recorder = render(lambda: c.ApiServer("api", API_SERVER))
     deployment = recorder.one("Deployment")
     assert "a-very-secret-api-key" not in str(deployment)
     assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
     assert recorder.one("Service")["spec"]["ports"][0]["nodePort"] == 30080
     values = {entry["name"]: entry.get("value") for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
     assert '"url": "http://ollama:11434"' in values["API_SERVER_ROUTES"]
+
+
+@pytest.mark.parametrize(
+    ("status", "address"),
+    [
+        ({"loadBalancer": {"ingress": [{"ip": "192.0.2.7"}]}}, "192.0.2.7"),
+        ({"loadBalancer": {"ingress": [{"hostname": "fleet.example.com"}]}}, "fleet.example.com"),
+        ({"loadBalancer": {}}, None),
+        (None, None),
+    ],
+)
+def test_a_load_balancer_is_noted_as_asked_for_and_its_address_is_an_output(status: dict[str, Any] | None, address: str | None) -> None:
+    found: list[str | None] = []
+
+    def construct() -> None:
+        api = c.ApiServer("api", dataclasses.replace(API_SERVER, service_type="LoadBalancer", node_port=None))
+        api.load_balancer.apply(found.append)
+
+    recorder = render(construct, outputs={"kubernetes:core/v1:Service": {"status": status} if status else {}})
+    assert found == [address]
+    service = {"kind": "Service", **recorder.one("Service")}
+    assert rules.nothing_is_exposed_unasked([service]) == []
+    del service["metadata"]["annotations"]["modelfleet.dev/exposed"]
+    assert rules.nothing_is_exposed_unasked([service])
+
+
+@pytest.mark.parametrize("retain", [True, False])
+def test_the_namespace_and_the_claim_say_whether_data_is_kept(retain: bool) -> None:
+    assert governance(retain=retain).one("Namespace")["metadata"]["labels"]["modelfleet.dev/data"] == ("retain" if retain else "disposable")
+    annotations = storage(retain=retain).one("PersistentVolumeClaim")["metadata"]["annotations"]
+    assert annotations == {"modelfleet.dev/protected": str(retain).lower()}
 
 
 @pytest.mark.parametrize("gpus", [True, False])

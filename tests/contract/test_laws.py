@@ -16,6 +16,7 @@ from images import embedded
 from infra import configuration, diagram
 from infra.cli import PROVIDERS
 from infra.settings import BASE_NAMES, IMAGE_NAMES, VERIFIER_IMAGE
+from modelfleet_outputs import __main__ as outputs_page
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -74,7 +75,20 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-OURS = {"infra", "components", "devcluster", "images", "api_server", "model_server", "metrics_exporter", "model_sync", "image_verifier"}
+OURS = {
+    "infra",
+    "components",
+    "devcluster",
+    "images",
+    "api_server",
+    "model_server",
+    "metrics_exporter",
+    "model_sync",
+    "image_verifier",
+    "modelfleet_outputs",
+    "bench",
+    "tests",
+}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +102,9 @@ OURS = {"infra", "components", "devcluster", "images", "api_server", "model_serv
         ("components", set()),
         ("devcluster", set()),
         ("images", {"devcluster"}),
-        ("infra", {"components", "devcluster", "images"}),
+        ("modelfleet_outputs", set()),
+        ("examples", {"modelfleet_outputs"}),
+        ("infra", {"components", "devcluster", "images", "modelfleet_outputs"}),
     ],
 )
 def test_packages_import_only_what_is_below_them(package: str, allowed: set[str]) -> None:
@@ -224,6 +240,10 @@ def test_locks_have_hashes_and_no_address(path: Path) -> None:
     packages = [line for line in text.splitlines() if "==" in line and not line.startswith((" ", "#"))]
     assert packages
     assert text.count("--hash=sha256:") >= len(packages)
+
+
+def test_the_outputs_page_is_that_of_the_contract() -> None:
+    assert (ROOT / "docs" / "outputs.md").read_text() == outputs_page.document()
 
 
 def test_the_configuration_page_and_the_schema_are_those_of_the_settings() -> None:

@@ -1,0 +1,154 @@
+"""Strict validation of rendered objects: an unknown field, a wrong type or a missing field is an error, without a cluster.
+
+kubernetes.schema.json holds the schemas of KINDS, made from the OpenAPI v3 document of the embedded cluster's API server:
+`make up`, then `python -m infra.manifests.schema`. A test of the cluster tier compares the two.
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from devcluster import controlplane
+from devcluster.layout import DEFAULT_NAME, load
+
+SCHEMAS = Path(__file__).parent / "kubernetes.schema.json"
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "v1": (
+        "ConfigMap",
+        "LimitRange",
+        "Namespace",
+        "PersistentVolumeClaim",
+        "ResourceQuota",
+        "Secret",
+        "Service",
+        "ServiceAccount",
+    ),
+    "admissionregistration.k8s.io/v1": ("ValidatingWebhookConfiguration",),
+    "apps/v1": ("DaemonSet", "Deployment", "StatefulSet"),
+    "autoscaling/v2": ("HorizontalPodAutoscaler",),
+    "batch/v1": ("CronJob", "Job"),
+    "networking.k8s.io/v1": ("NetworkPolicy",),
+    "node.k8s.io/v1": ("RuntimeClass",),
+    "policy/v1": ("PodDisruptionBudget",),
+    "rbac.authorization.k8s.io/v1": ("Role", "RoleBinding"),
+    "resource.k8s.io/v1": ("ResourceClaimTemplate",),
+    "scheduling.k8s.io/v1": ("PriorityClass",),
+    "storage.k8s.io/v1": ("StorageClass",),
+}
+"""What the stack renders, and what it may soon. A kind that is not here is an error of the rendering."""
+_REFERENCE = "#/components/schemas/"
+_KEPT = ("type", "properties", "items", "additionalProperties", "required", "enum", "oneOf", "anyOf")
+
+
+def _strict(schema: Any) -> Any:
+    """The part that says what is valid: no prose, no defaults, and nothing beside the known properties."""
+    if isinstance(schema, list):
+        return [_strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return {"$ref": "#/$defs/" + schema["$ref"].removeprefix(_REFERENCE)}
+    if len(schema.get("allOf", [])) == 1:
+        # How OpenAPI 3.0 puts a description beside a reference.
+        return _strict(schema["allOf"][0])
+    kept: dict[str, Any] = {key: _strict(value) for key, value in schema.items() if key in _KEPT and key != "properties"}
+    if "properties" in schema:
+        kept["properties"] = {name: _strict(value) for name, value in schema["properties"].items()}
+        kept.setdefault("additionalProperties", False)
+    return kept
+
+
+def _references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            yield str(schema["$ref"]).removeprefix("#/$defs/")
+        for value in schema.values():
+            yield from _references(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _references(value)
+
+
+def generate(fetch: Callable[[str], Any]) -> dict[str, Any]:
+    """The content of SCHEMAS. `fetch` reads a path below /openapi/v3 of an API server, e.g. `apis/apps/v1`."""
+    kinds: dict[str, str] = {}
+    definitions: dict[str, Any] = {}
+    for version, names in KINDS.items():
+        schemas = fetch(f"apis/{version}" if "/" in version else f"api/{version}")["components"]["schemas"]
+        waiting: list[str] = []
+        for name, schema in schemas.items():
+            for known in schema.get("x-kubernetes-group-version-kind", []):
+                api_version = "/".join(part for part in (known["group"], known["version"]) if part)
+                if api_version == version and known["kind"] in names:
+                    kinds[f"{version}/{known['kind']}"] = name
+                    waiting.append(name)
+                    # The server writes it; a rendering must not.
+                    schema["properties"].pop("status", None)
+        while waiting:
+            name = waiting.pop()
+            if name not in definitions:
+                definitions[name] = _strict(schemas[name])
+                waiting += _references(definitions[name])
+    return {"kinds": kinds, "$defs": definitions}
+
+
+def dump(document: dict[str, Any]) -> str:
+    """Compact, sorted, one definition a line."""
+
+    def lines(part: dict[str, Any]) -> str:
+        return ",\n".join(f"{json.dumps(name)}:{json.dumps(part[name], separators=(',', ':'), sort_keys=True)}" for name in sorted(part))
+
+    return f'{{"kinds":{{\n{lines(document["kinds"])}\n}},"$defs":{{\n{lines(document["$defs"])}\n}}}}\n'
+
+
+@functools.cache
+def document() -> dict[str, Any]:
+    """The stored schemas."""
+    return json.loads(SCHEMAS.read_text())
+
+
+@functools.cache
+def _validator(definition: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator({"$ref": f"#/$defs/{definition}", "$defs": document()["$defs"]})
+
+
+def problems(item: Mapping[str, Any]) -> list[str]:
+    """What the API server would not accept, one line each: `<kind>/<name>: got X, want Y; do Z`."""
+    title = f"{item.get('kind')}/{item.get('metadata', {}).get('name')}"
+    kind = f"{item.get('apiVersion')}/{item.get('kind')}"
+    definition = document()["kinds"].get(kind)
+    if definition is None:
+        return [f"{title}: got {kind}, want a kind with a schema; add it to KINDS of infra/manifests/schema.py"]
+    errors = sorted(_validator(definition).iter_errors(item), key=lambda error: error.json_path)
+    return [f"{title}: {_line(error)}" for error in errors]
+
+
+def _line(error: jsonschema.ValidationError) -> str:
+    path = ".".join(str(part) for part in error.absolute_path) or "the object"
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        known = (error.schema if isinstance(error.schema, dict) else {}).get("properties", {})
+        unknown = ", ".join(sorted(error.instance.keys() - known.keys()))
+        return f"got the unknown field {unknown} in {path}, want one of {', '.join(sorted(known))}; correct it"
+    if error.validator == "required":
+        return f"got {path} without a field ({error.message}), want it; add it"
+    want = error.validator_value if error.validator in ("type", "enum") else "another form"
+    return f"got {str(error.instance)[:80]!r} at {path}, want {want}; correct it"
+
+
+def main() -> int:
+    cluster = load(DEFAULT_NAME)
+    if cluster is None:
+        print("error: devcluster: got none running, want one; run make up", file=sys.stderr)
+        return 1
+    with controlplane.client(cluster) as api:
+        SCHEMAS.write_text(dump(generate(lambda path: api.get(f"/openapi/v3/{path}").raise_for_status().json())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The workflows that users copy: they parse, they run the one command that runs here too, and they need no secret."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+GITHUB: dict[Any, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "preview.yml").read_text())
+GITLAB: dict[str, Any] = yaml.safe_load((ROOT / ".gitlab-ci.yml").read_text())
+SUMMARY = "build/preview/summary.md"
+STEPS: list[dict[str, Any]] = GITHUB["jobs"]["preview"]["steps"]
+SCRIPTS = [
+    [step["run"] for step in STEPS if "run" in step],
+    GITLAB["preview"]["before_script"] + GITLAB["preview"]["script"],
+]
+
+
+def test_both_run_make_preview_once_and_repeat_nothing_of_it() -> None:
+    for script in SCRIPTS:
+        assert script.count("make preview") == 1
+        assert not [line for line in script if re.search(r"\b(pip|pulumi|uv|pytest|infra\.)\b", line)]
+
+
+def test_the_target_exists_and_writes_the_summary() -> None:
+    assert re.search(r"^preview:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert '"summary.md"' in (ROOT / "infra" / "preview.py").read_text()
+
+
+def test_the_github_workflow_runs_on_pull_requests_shows_and_comments_the_summary() -> None:
+    assert GITHUB[True] == "pull_request", "`on` is a boolean to YAML 1.1"
+    job = GITHUB["jobs"]["preview"]
+    assert job["env"] == {"BASE": "origin/${{ github.base_ref }}", "SUMMARY": SUMMARY}
+    named = {step["name"]: step for step in STEPS if "name" in step}
+    assert "$GITHUB_STEP_SUMMARY" in named["show"]["run"]
+    assert "gh pr comment" in named["comment"]["run"]
+    assert all(step["if"].startswith("always()") for step in named.values()), "a failed preview is what has to be read"
+    assert GITHUB["permissions"] == {"contents": "read", "pull-requests": "write"}
+
+
+def test_actions_are_pinned() -> None:
+    used = [step["uses"] for step in STEPS if "uses" in step]
+    assert used
+    for action in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@(v\d+|[0-9a-f]{40})", action), action
+
+
+def test_the_gitlab_job_runs_on_merge_requests_and_shows_the_summary() -> None:
+    job = GITLAB["preview"]
+    assert job["rules"] == [{"if": '$CI_PIPELINE_SOURCE == "merge_request_event"'}]
+    assert job["variables"]["BASE"] == "origin/$CI_MERGE_REQUEST_TARGET_BRANCH_NAME"
+    assert job["artifacts"]["when"] == "always"
+    assert SUMMARY.startswith(tuple(job["artifacts"]["paths"]))
+
+
+def test_the_tools_are_kept_by_their_sums() -> None:
+    cache = next(step["with"] for step in STEPS if step.get("uses", "").startswith("actions/cache@"))
+    assert cache["path"] == "~/.cache/modelfleet"
+    assert "hashFiles('tools/*/go.sum')" in cache["key"]
+    for path in GITLAB["preview"]["cache"]["key"]["files"]:
+        assert (ROOT / path).exists(), path
+
+
+def test_no_secret_is_needed_and_the_whole_history_is_there() -> None:
+    for path in (ROOT / ".github" / "workflows" / "preview.yml", ROOT / ".gitlab-ci.yml"):
+        assert "secrets." not in path.read_text()
+    checkout = next(step for step in STEPS if step.get("uses", "").startswith("actions/checkout@"))
+    assert checkout["with"]["fetch-depth"] == 0
+    assert GITLAB["preview"]["variables"]["GIT_DEPTH"] == "0"
