@@ -159,6 +159,8 @@ def service(
             type=kind,
             cluster_ip="None" if headless else None,
             selector=selector(component),
+            # A headless Service gives out all addresses, and its clients choose.
+            traffic_distribution=None if headless else "PreferClose",
             ports=[
                 core.ServicePortArgs(name=port_name, port=port, target_port=port, node_port=node_port if index == 0 else None)
                 for index, (port_name, port) in enumerate(ports.items())

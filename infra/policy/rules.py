@@ -274,6 +274,26 @@ def policies_that_look_names_up_may_reach_dns(objects: Sequence[Object]) -> list
     return found
 
 
+def replicas_share_one_download(objects: Sequence[Object]) -> list[str]:
+    """Claims of single replicas are filled from one that all of them mount, not each by a download of its own."""
+    found: list[str] = []
+    for item in of(objects, "StatefulSet"):
+        volumes = item["spec"]["template"].get("spec", {}).get("volumes", [])
+        shared = any("persistentVolumeClaim" in volume for volume in volumes)
+        if item["spec"].get("volumeClaimTemplates") and not shared:
+            found.append(f"{title(item)}: got a claim for each replica and none that they share, want both; mount the shared store")
+    return found
+
+
+def traffic_stays_near(objects: Sequence[Object]) -> list[str]:
+    """A Service that balances for its clients should prefer endpoints of the client's own zone. Headless ones do not balance."""
+    return [
+        f"{title(item)}: got trafficDistribution {item['spec'].get('trafficDistribution')}, want PreferClose; set it"
+        for item in of(objects, "Service")
+        if item["spec"].get("clusterIP") != "None" and item["spec"].get("trafficDistribution") not in ("PreferClose", "PreferSameZone")
+    ]
+
+
 def config_maps_are_used(objects: Sequence[Object]) -> list[str]:
     """Of namespaces with pods of the stack; what is written for an operator is read in the operator's own."""
     namespaces = {item["metadata"].get("namespace") for item in of(objects, *WORKLOADS)}
@@ -330,6 +350,8 @@ RULES: tuple[Rule, ...] = (
     everything_is_denied_by_default,
     policies_that_look_names_up_may_reach_dns,
     policies_select_pods_that_exist,
+    replicas_share_one_download,
+    traffic_stays_near,
     config_maps_are_used,
     no_container_is_privileged,
     pods_stay_off_the_host,

@@ -114,7 +114,7 @@ def expected(kube_dns: str) -> set[Connection]:
     return {each for each in allowed if each[0] != each[1]}
 
 
-def test_every_pair_of_pods_on_every_port_is_as_the_table_says(stack: Stack, probes: dict[str, Probe]) -> None:
+def test_defect_38_every_pair_of_pods_on_every_port_is_as_the_table_says(stack: Stack, probes: dict[str, Probe]) -> None:
     dns = stack.kube.get("pods", "-n", "kube-system", "-l", "k8s-app=kube-dns")["items"][0]["status"]["podIP"]
     api = stack.cluster.control_plane.address
     wanted = expected("kube-dns")

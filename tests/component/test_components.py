@@ -91,7 +91,7 @@ def test_the_runtime_class_selects_the_label_that_gpu_nodes_have() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"enabled": False}, {"create_runtime_class": False}])
-def test_no_runtime_class_where_there_is_no_gpu_or_the_operator_owns_it(changes: dict[str, bool]) -> None:
+def test_defect_26_no_runtime_class_where_there_is_no_gpu_or_the_operator_owns_it(changes: dict[str, bool]) -> None:
     recorder = gpu(**changes)
     assert recorder.kind("RuntimeClass") == []
     assert len(recorder.kind("PriorityClass")) == 3

@@ -3,6 +3,8 @@
 Numbers are those of docs/defects.md. Defects that are no property of a file have their test elsewhere; the table says where.
 """
 
+import copy
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +16,9 @@ import yaml
 from components import node_runtime
 from infra import gpu_nodes
 from infra.policy import dockerfiles, rules
+from infra.preview import stack_config
+from infra.section import SettingsError
+from infra.settings import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {
@@ -123,6 +128,11 @@ ENTRYPOINT ["python", "/app/model_server/main.py"]
 """
 
 
+def stack_document(stack: str) -> dict[str, Any]:
+    config = {name.removeprefix("modelfleet:"): value for name, value in stack_config(stack).items()}
+    return copy.deepcopy(config | {"cluster": {"context": "somewhere", "identity": "3f1c"}})
+
+
 def finds(rule: rules.Rule, text: str, defective: list[dict[str, Any]] = DESIGN) -> None:
     """The rule names the defect in the design, and nothing in what we render."""
     assert any(text in line for line in rule(defective)), rule(defective)
@@ -192,6 +202,10 @@ def test_defect_13_and_23_volumes_made_by_hand() -> None:
     finds(rules.claims_can_be_provisioned, "StorageClass/local-nvme: got provisioner kubernetes.io/no-provisioner")
 
 
+def test_defect_14_a_download_for_every_replica() -> None:
+    finds(rules.replicas_share_one_download, "StatefulSet/ollama-fleet: got a claim for each replica and none that they share")
+
+
 def test_defect_15_pods_without_security_or_the_designs_own_classes() -> None:
     finds(rules.pods_are_restricted, "StatefulSet/ollama-fleet: got a pod that may be root")
     finds(rules.gpu_pods_use_the_gpu_runtime, "got a GPU without runtimeClassName and priorityClassName")
@@ -238,6 +252,15 @@ def test_defect_21_models_that_go_with_their_claim() -> None:
 def test_defect_22_a_claim_that_nobody_mounts_in_no_namespace() -> None:
     finds(rules.claims_are_used, "PersistentVolumeClaim/shared-models: got a claim that no pod mounts")
     finds(rules.objects_are_in_a_namespace, "PersistentVolumeClaim/shared-models: got no namespace")
+
+
+def test_defect_24_a_volume_without_headroom() -> None:
+    """The design's volume is as large as its claim, and its models may be as large as both; a copy in the making needs room, too."""
+    config = stack_document("prod")
+    config["models"][0]["size"] = config["storage"]["hot"]["size"]
+    with pytest.raises(SettingsError, match=r"modelfleet:storage.hot.size: got 100Gi, want"):
+        parse(config)
+    parse(stack_document("prod"))
 
 
 def test_defect_25_a_label_that_no_node_has() -> None:
@@ -327,6 +350,33 @@ def test_defect_36_metrics_that_prometheus_may_not_read() -> None:
 
 def test_defect_37_a_namespace_that_is_open() -> None:
     finds(rules.everything_is_denied_by_default, "got no policy that denies everything")
+
+
+def test_defect_39_traffic_that_crosses_zones() -> None:
+    service = {"kind": "Service", "metadata": {"name": "s"}, "spec": {"selector": {"app": "model-server"}}}
+    finds(rules.traffic_stays_near, "Service/s: got trafficDistribution None, want PreferClose", [service])
+
+
+PHASES = {
+    "Base infrastructure": ["container runtimes", "GPU support", "storage classes", "monitoring"],
+    "Ollama integration": ["Ollama fleet", "model sharing", "caching", "scaling"],
+    "Optimization": ["performance tuning", "resource optimization", "network policies", "security hardening"],
+}
+"""The design's three phases, by weeks and without a word on when each is reached."""
+
+
+def test_defect_40_phases_without_acceptance() -> None:
+    """docs/acceptance.md names tests for every item of every phase, and all of them exist."""
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", (ROOT / "docs" / "acceptance.md").read_text(), re.MULTILINE)
+    accepted: dict[str, list[str]] = {}
+    for phase, item, named in rows[2:]:
+        tests = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", named)
+        assert tests, item
+        for path, function in tests:
+            assert not function or f"def {function}(" in (ROOT / path).read_text(), f"{path}::{function}"
+            assert (ROOT / path).exists(), path
+        accepted.setdefault(phase, []).append(item)
+    assert accepted == PHASES
 
 
 def test_defect_41_container_runtimes_side_by_side() -> None:
