@@ -63,6 +63,26 @@ def tool_minutes() -> dict[str, float]:
     return {name: round(json.loads(path.read_text())["wall_s"] / 60, 1) for name, path in entries.items() if path.exists()}
 
 
+def conditions(command: str) -> dict[str, Any]:
+    """What every result says of its making: date, machine, command, versions."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": {
+            "cores": os.cpu_count(),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+            "kernel": platform.release(),
+        },
+        "command": command,
+        "versions": {
+            "python": platform.python_version(),
+            "go": toolchain.go_version(),
+            "kubernetes": "1.36.3",
+            "pulumi": "3.259.0",
+            "ollama": "0.32.15",
+        },
+    }
+
+
 def main() -> int:
     left = load(NAME)
     if left is not None:
@@ -84,21 +104,7 @@ def main() -> int:
         if left is not None:
             embedded.down(left)
     figures = {"cluster_ready_s": cluster_s, "stack_ready_s": stack_s, "second_up_s": second_s, "idle_peak_gib": round(idle / 2**30, 2)}
-    report = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {
-            "cores": os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
-            "kernel": platform.release(),
-        },
-        "command": "python -m bench.up",
-        "versions": {
-            "python": platform.python_version(),
-            "go": toolchain.go_version(),
-            "kubernetes": "1.36.3",
-            "pulumi": "3.259.0",
-            "ollama": "0.32.15",
-        },
+    report = conditions("python -m bench.up") | {
         "figures": figures | {"first_chat_s": chat_s, "down_s": down_s, "answer": answer},
         "aims": AIMS,
         "ratio_to_aim": {name: round(figures[name] / aim, 2) for name, aim in AIMS.items()},

@@ -36,7 +36,7 @@ class Verifier:
 
     async def _run(self, _: web.Application) -> AsyncIterator[None]:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self.settings.timeout_s)) as session:
-            self._registries = Registries(session, self.settings.mirror, self.settings.credentials_file)
+            self._registries = Registries(session, self.settings.mirror)
             yield
 
     async def health(self, _: web.Request) -> web.Response:

@@ -1,11 +1,8 @@
 """Reads manifests and blobs from OCI registries. Source: OCI distribution specification 1.1; Docker's token authentication."""
 
-import base64
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import aiohttp
 
@@ -46,10 +43,9 @@ class Reference:
 class Registries:
     """A client for all registries; `mirror` is asked instead of an image's own host when given."""
 
-    def __init__(self, session: aiohttp.ClientSession, mirror: str = "", credentials_file: Path | None = None) -> None:
+    def __init__(self, session: aiohttp.ClientSession, mirror: str = "") -> None:
         self._session = session
         self._mirror = mirror
-        self._credentials = _credentials(credentials_file)
 
     async def manifest(self, image: Reference, tag: str) -> bytes | None:
         """None when there is no such tag. Raises RegistryError."""
@@ -82,29 +78,14 @@ class Registries:
             return response.status, await response.read(), response.headers.get("WWW-Authenticate", "")
 
     async def _authorize(self, host: str, challenge: str) -> str:
-        """The Authorization header that a registry's challenge asks for."""
-        login = self._credentials.get("docker.io" if host == _DEFAULT_HOST else host)
+        """An anonymous token, as public repositories give. Raises RegistryError where the registry wants a login."""
         scheme, _, rest = challenge.partition(" ")
-        if scheme.lower() == "basic" and login:
-            return f"Basic {login}"
         fields = dict(re.findall(r'(\w+)="([^"]*)"', rest))
         if scheme.lower() != "bearer" or not fields.get("realm", "").startswith("https://"):
             raise RegistryError(f"{host}: it wants a login")
         query = {name: fields[name] for name in ("service", "scope") if name in fields}
-        headers = {"Authorization": f"Basic {login}"} if login else {}
-        async with self._session.get(fields["realm"], params=query, headers=headers) as response:
+        async with self._session.get(fields["realm"], params=query) as response:
             if response.status != 200:
                 raise RegistryError(f"{host}: its token server answered with status {response.status}")
             token = await response.json(content_type=None)
         return f"Bearer {token.get('token') or token.get('access_token')}"
-
-
-def _credentials(path: Path | None) -> dict[str, str]:
-    """Host to the value of a Basic header, from a `.dockerconfigjson`."""
-    if path is None:
-        return {}
-    found: dict[str, str] = {}
-    for name, entry in json.loads(path.read_text()).get("auths", {}).items():
-        host = name.removeprefix("https://").partition("/")[0].replace("index.docker.io", "docker.io")
-        found[host] = entry.get("auth") or base64.b64encode(f"{entry['username']}:{entry['password']}".encode()).decode()
-    return found

@@ -27,8 +27,6 @@ class Settings(BaseModel):
     """One or more public keys, PEM; a signature by any of them counts."""
     mirror: str = Field(default="", pattern=r"^(https?://[^/\s]+)?$")
     """Registry that is asked for every image, whatever host its name has: the embedded cluster's, or a pull-through cache."""
-    credentials_file: Path | None = None
-    """A `.dockerconfigjson`, for registries that want a login."""
     timeout_s: float = Field(default=5.0, gt=0, le=30)
     """For all look-ups of one pod; the API server's own patience must be longer."""
 
