@@ -53,6 +53,12 @@ class Deployment:
     def key_file(self) -> Path:
         return self.state_dir / "api-key"
 
+    @property
+    def namespace(self) -> str:
+        """Where the stack is, as its private configuration says, or else the committed one."""
+        cluster = self.cli.read_config().get("modelfleet:cluster") or stack_config(self.stack).get("modelfleet:cluster", {})
+        return str(cluster.get("namespace", "modelfleet"))
+
     def configure(self, overrides: Mapping[str, Any]) -> None:
         """Write the private configuration: committed values, then `overrides`, then the secrets, which are made once."""
         cli = self.cli
