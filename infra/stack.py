@@ -166,7 +166,7 @@ def build(settings: Settings) -> None:
     written = c.ModelStore(
         "models", c.ModelStoreArgs(namespace=namespace, image=images.refs["models"], claim=store.shared_claim), opts
     )  # fmt: skip
-    readers = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[written]))
+    readers = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[store, written]))
     cache = c.CacheServer(
         "cache",
         c.CacheServerArgs(
