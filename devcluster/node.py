@@ -116,10 +116,23 @@ def remove_mounts(cluster: Cluster) -> None:
         subprocess.run(["umount", target], check=True)
     made = cluster.state_dir / "mount-points"
     for line in made.read_text().splitlines() if made.exists() else []:
+        if _is_mounted_anywhere(line):
+            continue
         try:
             Path(line).rmdir()
         except OSError:
             continue
+
+
+def _is_mounted_anywhere(path: str) -> bool:
+    """Whether another cluster has mounted something there in its own namespace: removing the directory would detach that."""
+    for mounts in Path("/proc").glob("[0-9]*/mounts"):
+        try:
+            if any(line.split()[1] == path for line in mounts.read_text().splitlines()):
+                return True
+        except (OSError, IndexError):
+            continue
+    return False
 
 
 def write_config(node: Node) -> None:

@@ -34,18 +34,36 @@ class Step:
         return f"{self.kind}/{(inputs.get('metadata') or {}).get('name', self.urn.rpartition('::')[2])}"
 
 
-def steps(preview: str) -> list[Step]:
-    """Steps of the JSON that `pulumi preview --json` prints."""
-    return [
+def _read(preview: str) -> tuple[list[Step], list[Step]]:
+    """(what a refresh found, what the update would do). The second part begins with the stack itself."""
+    found = [
         Step(
             op=each["op"],
             urn=each["urn"],
             old=each.get("oldState") or {},
             new=each.get("newState") or {},
-            reasons=tuple(each.get("replaceReasons") or each.get("diffReasons") or ()),
+            reasons=tuple(each.get("replaceReasons") or each.get("detailedDiff") or ()),
         )
         for each in json.loads(preview).get("steps", [])
     ]
+    start = max((index for index, step in enumerate(found) if step.kind == "Stack"), default=0)
+    return found[:start], found[start:]
+
+
+def steps(preview: str) -> list[Step]:
+    """What the update would do, from the JSON of `pulumi preview`."""
+    return _read(preview)[1]
+
+
+def drift(preview: str) -> list[str]:
+    """One line for every object that was changed or removed by hand, from the JSON of `pulumi preview --refresh`."""
+    lines: list[str] = []
+    for step in _read(preview)[0]:
+        if step.op == "delete":
+            lines.append(f"{step.object}: removed by hand; making it again")
+        elif step.op == "update":
+            lines.append(f"{step.object}: {', '.join(sorted(step.reasons))} changed by hand; setting it back")
+    return lines
 
 
 def _loss(step: Step) -> str | None:
@@ -79,3 +97,8 @@ def refuse_data_loss(planned: Iterable[Step], allowed: Iterable[str]) -> None:
             )
     if lines:
         raise DataLossError("\n".join(lines.values()))
+
+
+def anything(planned: Iterable[Step]) -> bool:
+    """Whether an update would do anything."""
+    return any(step.op not in ("same", "read") for step in planned)

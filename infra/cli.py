@@ -1,13 +1,14 @@
 """The Pulumi CLI: whose it is, with which environment, on which stack."""
 
 import fcntl
+import json
 import os
 import secrets
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 
 from devcluster import toolchain
 from devcluster.toolchain import cache_root
+from infra import changes, interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("pulumi", "pulumi-language-python", "pulumi-resource-kubernetes")
@@ -51,6 +53,8 @@ class PulumiCli:
             "PULUMI_CONFIG_PASSPHRASE_FILE": str(self._passphrase_file()),
             "PULUMI_SKIP_UPDATE_CHECK": "true",
             "PULUMI_DIY_BACKEND_DISABLE_CHECKPOINT_BACKUPS": "true",
+            # The stack owns what it declares: a field that was changed by hand is set back, not argued about.
+            "PULUMI_K8S_ENABLE_PATCH_FORCE": "true",
         }
         if binaries:
             own |= {
@@ -114,8 +118,12 @@ class PulumiCli:
         """A directory with a copy of the project file: `stack init` writes beside it, and ours is committed."""
         return self.state_dir / "project"
 
-    def update(self, *arguments: str) -> None:
-        """`pulumi up` or `destroy`, also after one that was killed. Raises CliError."""
+    def update(self, command: str, allow_data_loss: Collection[str] = ()) -> None:
+        """`pulumi up` or `destroy`, also after one that was killed, and against what the cluster holds now.
+
+        `up` is previewed first: nothing is done when nothing differs, or when data would go that `allow_data_loss` (`Kind/name`)
+        does not name. Raises CliError or DataLossError.
+        """
         self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self.state_dir / "lock").open("w") as lock:
             try:
@@ -123,20 +131,36 @@ class PulumiCli:
             except BlockingIOError:
                 path = self.state_dir / "lock"
                 raise CliError(f"{path}: got a running update of stack {self.stack}, want none; wait for it to end") from None
-            command = (*arguments, "--yes", "--skip-preview", "--suppress-outputs")
-            try:
-                self.run(*command, progress=True)
-            except CliError as error:
-                if "is currently locked" not in str(error):
-                    raise
-                # No update runs, or it would hold our lock: Pulumi's is that of a process that was killed.
-                self.run("cancel", "--yes")
-                self.run(*command, progress=True)
+            self._recover()
+            if command == "up":
+                preview = self.run("preview", "--refresh", "--json")
+                planned = changes.steps(preview)
+                changes.refuse_data_loss(planned, allow_data_loss)
+                for line in changes.drift(preview):
+                    print(f"drift: {line}", file=sys.stderr, flush=True)
+                if not changes.anything(planned):
+                    return
+            self.run(command, "--yes", "--skip-preview", "--refresh", "--suppress-outputs", progress=True)
+
+    def _recover(self) -> None:
+        """Make good what a killed update left behind. No other one runs, or it would hold our lock."""
+        if any((self._backend / "locks").rglob("*.json")):
+            self.run("cancel", "--yes")
+        if self._checkpoint.exists() and interrupted.has_pending(self._checkpoint.read_text()):
+            self.run("stack", "import", stdin=interrupted.adopt(self.run("stack", "export")))
+
+    @property
+    def _backend(self) -> Path:
+        return self.state_dir / "state" / ".pulumi"
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self._backend / "stacks" / "modelfleet" / f"{self.stack}.json"
 
     def ensure_stack(self) -> None:
         """Make the stack in its backend unless it is there."""
         self.environment()
-        if not (self.state_dir / "state" / ".pulumi" / "stacks" / "modelfleet" / f"{self.stack}.json").exists():
+        if not self._checkpoint.exists():
             self._project.mkdir(exist_ok=True)
             shutil.copyfile(ROOT / "Pulumi.yaml", self._project / "Pulumi.yaml")
             self.run("stack", "init", "--no-select", "--secrets-provider", "passphrase")
@@ -163,6 +187,9 @@ def _is_progress(line: str) -> bool:
 
 def _message(output: str, errors: str) -> str:
     """The part of Pulumi's output that says what went wrong."""
+    if output.startswith("{"):
+        said = [each["message"].strip() for each in json.loads(output).get("diagnostics", []) if each.get("severity") == "error"]
+        return "\n".join(line.removeprefix("error: ") for line in said if line != "error: preview failed")
     lines = (output + errors).splitlines()
     start = next((index for index, line in enumerate(lines) if line.startswith("Diagnostics:")), None)
     if start is None:

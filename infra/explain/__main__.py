@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from devcluster.layout import DEFAULT_NAME, load
 from infra import up
 from infra.cluster import identity
 from infra.explain.report import report
@@ -21,14 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--namespace", help="default: the stack's")
     parser.add_argument("--key-file", type=Path, help="the API key to try; default: the one that make up made")
     options = parser.parse_args(arguments)
-    if options.context:
-        deployment = up.on_context(options.context, options.stack)
-    else:
-        cluster = load(DEFAULT_NAME)
-        if cluster is None:
-            print("error: cluster: got none, want one that runs; run make up, or name yours: make explain CONTEXT=name", file=sys.stderr)
-            return 2
-        deployment = up.on_embedded(cluster, options.stack)
+    deployment = up.find(options.stack, options.context)
+    if deployment is None:
+        print("error: cluster: got none, want one that runs; run make up, or name yours: make explain CONTEXT=name", file=sys.stderr)
+        return 2
     try:
         identity(deployment.context, deployment.kubeconfig)
         key_file = options.key_file or deployment.key_file

@@ -123,7 +123,7 @@ def _get(client: ApiClient, path: str, query: Mapping[str, str | int] | None = N
 
 def _list(client: ApiClient, path: str, *, names_only: bool = False) -> list[Object]:
     accept = "application/json" + (";as=PartialObjectMetadataList;g=meta.k8s.io;v=v1" if names_only else "")
-    items: list[Object] = _get(client, path, accept=accept)["items"]
+    items: list[Object] = _get(client, path, accept=accept)["items"] or []
     for item in items:
         item["metadata"].pop("managedFields", None)
         item["metadata"].get("annotations", {}).pop("kubectl.kubernetes.io/last-applied-configuration", None)
