@@ -21,6 +21,7 @@ RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     containers.models,
     network.policies,
     network.missing,
+    network.scaled,
     containers.crashes,
     containers.jobs,
     containers.probes,

@@ -73,8 +73,12 @@ def volumes(facts: Facts) -> Iterator[Finding]:
 
 
 def _references(pod: Object) -> Iterator[tuple[str, str, bool]]:
-    """(kind, name, optional) of Secrets and ConfigMaps that are mounted."""
-    for volume in pod["spec"].get("volumes", []):
+    """(kind, name, optional) of Secrets and ConfigMaps that are mounted; a volume that no container mounts is never set up."""
+    spec = pod["spec"]
+    mounted = {mount["name"] for each in [*spec.get("initContainers", []), *spec["containers"]] for mount in each.get("volumeMounts", [])}
+    for volume in spec.get("volumes", []):
+        if volume["name"] not in mounted:
+            continue
         for field, kind, name in (("secret", "Secret", "secretName"), ("configMap", "ConfigMap", "name")):
             if field in volume:
                 yield kind, volume[field][name], bool(volume[field].get("optional"))

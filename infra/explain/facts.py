@@ -63,7 +63,7 @@ def selects(selector: dict[str, Any], found: dict[str, str]) -> bool:
 
 def one_line(text: str, limit: int = 300) -> str:
     """Fit for a sentence: no line breaks, no end mark, bounded."""
-    flat = re.sub(r"\s+", " ", text).strip().rstrip(".;")
+    flat = re.sub(r"\s+", " ", text).strip().rstrip(".;: ")
     return flat if len(flat) <= limit else f"{flat[: limit - 1]}…"
 
 

@@ -101,8 +101,8 @@ def _port_matches(ports: list[Any] | None, wanted: tuple[int, str]) -> bool:
     )
 
 
-def services(facts: Facts) -> Iterator[Finding]:
-    """Workloads scaled to nothing or gone, and Services that no pod answers."""
+def scaled(facts: Facts) -> Iterator[Finding]:
+    """Workloads scaled to nothing."""
     for kind in _SCALED:
         for item in facts.all(kind):
             if item["spec"].get("replicas", 1) == 0:
@@ -116,6 +116,10 @@ def services(facts: Facts) -> Iterator[Finding]:
                     about=frozenset({name}),
                     covers=frozenset(services_for(facts, labels(item["spec"]["template"]))),
                 )
+
+
+def services(facts: Facts) -> Iterator[Finding]:
+    """Services that no pod answers."""
     for service in facts.all("Service"):
         selector = service["spec"].get("selector")
         if not selector or any(_is_ready(endpoint) for endpoint in _endpoints(facts, service)):

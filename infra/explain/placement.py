@@ -194,19 +194,30 @@ def _selector(facts: Facts, pod: Object, reasons: str, _: re.Match[str]) -> _Why
     return "node-selector", f"no node with {shown} that takes it", f"one for {key(pod, 'Pod')}", label
 
 
-def _taints(facts: Facts, pod: Object, reasons: str, _: re.Match[str]) -> _Why:
+def _taints(facts: Facts, pod: Object, reasons: str, _: re.Match[str]) -> _Why | None:
     tolerations = pod["spec"].get("tolerations") or []
+    wanted = (pod["spec"].get("nodeSelector") or {}).items()
+    fitting = [node for node in facts.all("Node") if wanted <= labels(node).items()]
     found = {
         f"{taint['key']}={taint.get('value', '')}:{taint['effect']}".replace("=:", ":"): taint["key"]
-        for node in facts.all("Node")
-        for taint in node["spec"].get("taints", [])
-        if taint["effect"] != "PreferNoSchedule" and not any(_tolerates(each, taint) for each in tolerations)
+        for node in fitting
+        for taint in _untolerated(node, tolerations)
     }
+    if not all(_untolerated(node, tolerations) for node in fitting):
+        return None  # Some node is open to it: what is lacking there is among the other reasons.
     foreign = [shown for shown, name in found.items() if not name.startswith(_SELF_INFLICTED)]
     if not foreign:
         return "node-taints", reasons, "a node without them", "see to those nodes: kubectl get nodes"
     do = f"add a toleration to the pod, or take the taint off: kubectl taint node <name> {foreign[0]}-"
     return "taint", f"only nodes with the taint {', '.join(foreign)} left ({reasons})", "a node whose taints it tolerates", do
+
+
+def _untolerated(node: Object, tolerations: list[Object]) -> list[Object]:
+    return [
+        taint
+        for taint in node["spec"].get("taints", [])
+        if taint["effect"] != "PreferNoSchedule" and not any(_tolerates(each, taint) for each in tolerations)
+    ]
 
 
 def _tolerates(toleration: Object, taint: Object) -> bool:

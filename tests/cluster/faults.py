@@ -98,6 +98,8 @@ def _data(kind: str) -> Object:
     return {"apiVersion": "v1", "kind": kind, "metadata": {"name": "there"}}
 
 
+MOUNTED = container(volumeMounts=[{"name": "v", "mountPath": "/v"}])
+"""The kubelet sets up only volumes that a container mounts."""
 GPU = {"requests": {"nvidia.com/gpu": "1", **SMALL["requests"]}, "limits": {"nvidia.com/gpu": "1", **SMALL["limits"]}}
 NEVER = {"exec": {"command": ["false"]}, "periodSeconds": 1, "failureThreshold": 1}
 DNS = {
@@ -132,7 +134,7 @@ FAULTS: dict[str, Fault] = {
         [quota(requests_cpu="1"), deployment(container(resources={}))],
         "requests-missing",
         "Deployment/d",
-        r"no cpu for: main.*ResourceQuota/q",
+        r"no requests.cpu for: main.*ResourceQuota/q",
     ),
     "limit-range": Fault(
         [
@@ -165,7 +167,7 @@ FAULTS: dict[str, Fault] = {
         [deployment(serviceAccountName="nope")], "service-account-missing", "ServiceAccount/nope", r"none, want it for Deployment/d"
     ),
     "storage-class-missing": Fault(
-        [claim("nope"), pod(volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}])],
+        [claim("nope"), pod(MOUNTED, volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}])],
         "storage-class-missing",
         "PersistentVolumeClaim/c",
         r"StorageClass nope, which does not exist",
@@ -175,7 +177,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "claim-unused": Fault([claim("fault-waits")], "claim-unused", "PersistentVolumeClaim/c", r"WaitForFirstConsumer and no pod"),
     "claim-missing": Fault(
-        [pod(volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": "nope"}}])],
+        [pod(MOUNTED, volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": "nope"}}])],
         "claim-missing",
         "Pod/p",
         r"no PersistentVolumeClaim nope",
@@ -201,14 +203,17 @@ FAULTS: dict[str, Fault] = {
         [deployment(container(image="modelfleet/nope:1"), replicas=2)],
         "image-missing",
         "Deployment/d",
-        r"no image modelfleet/nope:1 at http",
+        r"no image modelfleet/nope:1 at its registry",
     ),
     "registry-unreachable": Fault(
         [pod(container(image=f"{UNREACHABLE}/x:1"))], "registry-unreachable", "Pod/p", rf"no answer from .*{UNREACHABLE}/x:1.*refused"
     ),
     "image-name": Fault([pod(container(image="modelfleet/Nope"))], "image-name", "Pod/p", r"the image name 'modelfleet/Nope'"),
     "secret-missing": Fault(
-        [pod(volumes=[{"name": "v", "secret": {"secretName": "nope"}}])], "secret-missing", "Secret/nope", r"none, want it for Pod/p"
+        [pod(MOUNTED, volumes=[{"name": "v", "secret": {"secretName": "nope"}}])],
+        "secret-missing",
+        "Secret/nope",
+        r"none, want it for Pod/p",
     ),
     "secret-key-missing": Fault(
         [_data("Secret"), pod(_from_map("secret", "there", "nope"))],
@@ -222,7 +227,7 @@ FAULTS: dict[str, Fault] = {
     "configmap-key-missing": Fault(
         [
             _data("ConfigMap"),
-            pod(volumes=[{"name": "v", "configMap": {"name": "there", "items": [{"key": "nope", "path": "x"}]}}]),
+            pod(MOUNTED, volumes=[{"name": "v", "configMap": {"name": "there", "items": [{"key": "nope", "path": "x"}]}}]),
         ],
         "configmap-key-missing",
         "ConfigMap/there",
