@@ -1,7 +1,7 @@
 """What an update would do, read from `pulumi preview --json` before it runs: which changes lose data, and what drifted."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,36 +34,53 @@ class Step:
         return f"{self.kind}/{(inputs.get('metadata') or {}).get('name', self.urn.rpartition('::')[2])}"
 
 
-def _read(preview: str) -> tuple[list[Step], list[Step]]:
-    """(what a refresh found, what the update would do). The second part begins with the stack itself."""
-    found = [
-        Step(
-            op=each["op"],
-            urn=each["urn"],
-            old=each.get("oldState") or {},
-            new=each.get("newState") or {},
-            reasons=tuple(each.get("replaceReasons") or each.get("detailedDiff") or ()),
-        )
-        for each in json.loads(preview).get("steps", [])
-    ]
-    start = max((index for index, step in enumerate(found) if step.kind == "Stack"), default=0)
-    return found[:start], found[start:]
+@dataclass(frozen=True)
+class Plan:
+    """What a preview says."""
+
+    steps: list[Step]
+    """What the update would do, objects that stay the same left out."""
+    recorded: Mapping[str, Any]
+    """URN to the inputs of the last update, of everything that a refresh read."""
+    errors: list[tuple[str, str]]
+    """(URN or nothing, message)"""
+
+    def drift(self) -> list[str]:
+        """One line for every object that was changed or removed by hand: the program wants what it wanted, and yet there is a step."""
+        lines: list[str] = []
+        for step in self.steps:
+            if step.urn in self.recorded and self.recorded[step.urn] == step.new.get("inputs"):
+                if step.op == "create":
+                    lines.append(f"{step.object}: removed by hand; making it again")
+                elif step.op in ("update", "replace"):
+                    lines.append(f"{step.object}: {', '.join(sorted(step.reasons))} changed by hand; setting it back")
+        return lines
+
+    def removed(self, objects: Collection[str]) -> set[str]:
+        """URNs of these objects (`Kind/name`) that the update would delete or replace."""
+        return {step.urn for step in self.steps if step.op in _REMOVING and step.object in objects}
 
 
-def steps(preview: str) -> list[Step]:
-    """What the update would do, from the JSON of `pulumi preview`."""
-    return _read(preview)[1]
-
-
-def drift(preview: str) -> list[str]:
-    """One line for every object that was changed or removed by hand, from the JSON of `pulumi preview --refresh`."""
-    lines: list[str] = []
-    for step in _read(preview)[0]:
-        if step.op == "delete":
-            lines.append(f"{step.object}: removed by hand; making it again")
-        elif step.op == "update":
-            lines.append(f"{step.object}: {', '.join(sorted(step.reasons))} changed by hand; setting it back")
-    return lines
+def read(preview: str) -> Plan:
+    """The JSON that `pulumi preview --json` prints, with or without `--refresh`, also when it ends with an error."""
+    document: dict[str, Any] = json.loads(preview)
+    found = document.get("steps", [])
+    said = [each for each in document.get("diagnostics", []) if each.get("severity") == "error"]
+    return Plan(
+        steps=[
+            Step(
+                op=each["op"],
+                urn=each["urn"],
+                old=each.get("oldState") or {},
+                new=each.get("newState") or {},
+                reasons=tuple(each.get("replaceReasons") or each.get("detailedDiff") or ()),
+            )
+            for each in found
+            if each["op"] not in ("refresh", "same", "read")
+        ],
+        recorded={each["urn"]: (each.get("oldState") or {}).get("inputs") for each in found if each["op"] == "refresh"},
+        errors=[(each.get("urn", ""), each["message"].strip().removeprefix("error: ")) for each in said],
+    )
 
 
 def _loss(step: Step) -> str | None:
@@ -84,12 +101,12 @@ def _loss(step: Step) -> str | None:
     return None
 
 
-def refuse_data_loss(planned: Iterable[Step], allowed: Iterable[str]) -> None:
+def refuse_data_loss(plan: Plan, allowed: Collection[str]) -> None:
     """Raise DataLossError for every object whose data would go and that `allowed` (`Kind/name`) does not name."""
     lines: dict[str, str] = {}
-    for step in planned:
+    for step in plan.steps:
         lost = _loss(step) if step.op in _REMOVING else None
-        if lost and step.object not in set(allowed):
+        if lost and step.object not in allowed:
             why = f" ({', '.join(step.reasons)} cannot change in place)" if step.reasons else ""
             lines[step.object] = (
                 f"{step.object}: got a change that deletes it and {lost}{why}, want it kept; "
@@ -97,8 +114,3 @@ def refuse_data_loss(planned: Iterable[Step], allowed: Iterable[str]) -> None:
             )
     if lines:
         raise DataLossError("\n".join(lines.values()))
-
-
-def anything(planned: Iterable[Step]) -> bool:
-    """Whether an update would do anything."""
-    return any(step.op not in ("same", "read") for step in planned)

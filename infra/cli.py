@@ -74,10 +74,10 @@ class PulumiCli:
                 file.write(secrets.token_urlsafe(32))
         return path
 
-    def run(self, *arguments: str, stdin: str | None = None, progress: bool = False) -> str:
+    def run(self, *arguments: str, stdin: str | None = None, progress: bool = False, check: bool = True) -> str:
         """Standard output of `pulumi <arguments>`. Raises CliError with the program's own message.
 
-        `progress` shows each resource's line on stderr as it comes.
+        `progress` shows each resource's line on stderr as it comes. Without `check`, an error that left output is for the caller to read.
         """
         init = arguments[:2] == ("stack", "init")
         argv = ["pulumi", *arguments, "--non-interactive", "--color", "never", "--stack", self.stack]
@@ -105,7 +105,7 @@ class PulumiCli:
                 if progress and _is_progress(line):
                     print(f"pulumi: {line.strip()}", file=sys.stderr, flush=True)
             reader.join()
-        if process.returncode:
+        if process.returncode and (check or not lines):
             raise CliError(_message("".join(lines), "".join(errors)) or f"pulumi {arguments[0]}: got exit status {process.returncode}")
         return "".join(lines)
 
@@ -121,8 +121,8 @@ class PulumiCli:
     def update(self, command: str, allow_data_loss: Collection[str] = ()) -> None:
         """`pulumi up` or `destroy`, also after one that was killed, and against what the cluster holds now.
 
-        `up` is previewed first: nothing is done when nothing differs, or when data would go that `allow_data_loss` (`Kind/name`)
-        does not name. Raises CliError or DataLossError.
+        `up` is previewed first, and refused when data would go that `allow_data_loss` (`Kind/name`) does not name. Raises CliError
+        or DataLossError.
         """
         self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self.state_dir / "lock").open("w") as lock:
@@ -132,15 +132,33 @@ class PulumiCli:
                 path = self.state_dir / "lock"
                 raise CliError(f"{path}: got a running update of stack {self.stack}, want none; wait for it to end") from None
             self._recover()
-            if command == "up":
-                preview = self.run("preview", "--refresh", "--json")
-                planned = changes.steps(preview)
-                changes.refuse_data_loss(planned, allow_data_loss)
-                for line in changes.drift(preview):
-                    print(f"drift: {line}", file=sys.stderr, flush=True)
-                if not changes.anything(planned):
-                    return
-            self.run(command, "--yes", "--skip-preview", "--refresh", "--suppress-outputs", progress=True)
+            refresh = command != "up" or self._check(allow_data_loss)
+            options = ("--yes", "--skip-preview", "--suppress-outputs", *(["--refresh"] if refresh else []))
+            self.run(command, *options, progress=True)
+
+    def _check(self, allowed: Collection[str]) -> bool:
+        """Preview `up`, refuse a loss of data, name drift. Returns whether an object would change. Raises CliError or DataLossError."""
+        plan = self._plan()
+        changes.refuse_data_loss(plan, allowed)
+        gone = plan.removed(allowed)
+        if plan.errors and {urn for urn, _ in plan.errors if urn} <= gone:
+            # The API server is asked what it would say while the object to be replaced is still there: it says no, and the preview ends.
+            # So the rest is looked at by itself.
+            rest = self._plan(*(f"--exclude={urn}" for urn in gone))
+            changes.refuse_data_loss(rest, allowed)
+            plan = changes.Plan([*plan.steps, *rest.steps], rest.recorded, rest.errors)
+        if plan.errors:
+            raise CliError("\n".join(message for urn, message in plan.errors if urn or len(plan.errors) == 1))
+        for line in plan.drift():
+            print(f"drift: {line}", file=sys.stderr, flush=True)
+        return bool(plan.steps)
+
+    def _plan(self, *options: str) -> changes.Plan:
+        output = self.run("preview", "--refresh", "--json", *options, check=False)
+        try:
+            return changes.read(output)
+        except ValueError:
+            raise CliError(output.strip()[-4000:]) from None
 
     def _recover(self) -> None:
         """Make good what a killed update left behind. No other one runs, or it would hold our lock."""
@@ -189,7 +207,7 @@ def _message(output: str, errors: str) -> str:
     """The part of Pulumi's output that says what went wrong."""
     if output.startswith("{"):
         said = [each["message"].strip() for each in json.loads(output).get("diagnostics", []) if each.get("severity") == "error"]
-        return "\n".join(line.removeprefix("error: ") for line in said if line != "error: preview failed")
+        return "\n".join(line.removeprefix("error: ") for line in said if line != "error: preview failed" or len(said) == 1)
     lines = (output + errors).splitlines()
     start = next((index for index, line in enumerate(lines) if line.startswith("Diagnostics:")), None)
     if start is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from infra import preview
-from infra.changes import Step, steps
+from infra.changes import Plan, read
 from infra.cli import PulumiCli
 from infra.settings import IMAGE_NAMES
 
@@ -47,7 +47,7 @@ class Engine:
         self.configure()
         self.cli.run("up", "--yes", "--skip-preview", "--suppress-outputs")
 
-    def planned(self, overrides: Overrides | None = None) -> list[Step]:
+    def planned(self, overrides: Overrides | None = None) -> Plan:
         """What an update with these overrides would do. Raises CliError."""
         self.configure(overrides)
-        return steps(self.cli.run("preview", "--json"))
+        return read(self.cli.run("preview", "--json"))

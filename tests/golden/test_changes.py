@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from infra import preview
-from infra.changes import DataLossError, Step, refuse_data_loss
+from infra.changes import DataLossError, Plan, read, refuse_data_loss
 from infra.cli import CliError
 from tests.golden.engine import Engine
 
@@ -25,8 +25,8 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return made
 
 
-def changed(planned: list[Step]) -> dict[str, str]:
-    return {step.object: step.op for step in planned if step.op != "same"}
+def changed(planned: Plan) -> dict[str, str]:
+    return {step.object: step.op for step in planned.steps}
 
 
 def with_tier(stack: str, tier: str, **values: Any) -> dict[str, Any]:
@@ -103,9 +103,9 @@ def test_an_upgrade_from_a_released_state_keeps_every_object_that_holds_data(pat
     planned = engine.planned()
     refuse_data_loss(planned, ())
     assert released["deployment"]["resources"]
-    gone = {step.urn for step in planned if step.op == "delete"}
+    gone = {step.urn for step in planned.steps if step.op == "delete"}
     assert not gone, "objects of the release that the program no longer knows; give what replaces them an Alias"
-    data = [step for step in planned if step.kind in ("PersistentVolumeClaim", "Namespace")]
+    data = [step for step in planned.steps if step.kind in ("PersistentVolumeClaim", "Namespace")]
     assert [(step.kind, step.op) for step in data if step.op not in ("same", "update")] == []
 
 
@@ -139,7 +139,6 @@ Storage(
 
 def test_a_component_renamed_with_an_alias_keeps_its_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from infra import cli as cli_module  # noqa: PLC0415 (its root is replaced)
-    from infra.changes import steps  # noqa: PLC0415
     from infra.cli import ROOT, PulumiCli  # noqa: PLC0415
 
     program, target = tmp_path / "program", tmp_path / "out"
@@ -164,9 +163,9 @@ def test_a_component_renamed_with_an_alias_keeps_its_objects(tmp_path: Path, mon
     before = ids(first)
     assert len(before) == 3
     with pytest.raises(DataLossError, match=r"PersistentVolumeClaim/shared-models: got a change that deletes it"):
-        refuse_data_loss(steps(cli(FLEET_STORAGE="vault").run("preview", "--json")), ())
+        refuse_data_loss(read(cli(FLEET_STORAGE="vault").run("preview", "--json")), ())
     renamed = cli(FLEET_STORAGE="vault", FLEET_ALIAS="1")
-    assert {step.op for step in steps(renamed.run("preview", "--json"))} == {"same"}
+    assert read(renamed.run("preview", "--json")).steps == []
     renamed.run("up", "--yes", "--skip-preview")
     assert ids(renamed) == before
     assert "modelfleet:index:Vault" in renamed.run("stack", "export")

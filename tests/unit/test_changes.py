@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from infra import interrupted
-from infra.changes import DataLossError, refuse_data_loss, steps
+from infra.changes import DataLossError, read, refuse_data_loss
 
 URN = "urn:pulumi:dev::modelfleet::modelfleet:index:Storage${}::{}"
 CLAIM = URN.format("kubernetes:core/v1:PersistentVolumeClaim", "storage-claim")
@@ -19,7 +19,7 @@ def step(op: str, urn: str = CLAIM, *, reasons: list[str] | None = None, **old: 
 
 def refusal(*planned: dict[str, Any], allowed: tuple[str, ...] = ()) -> str:
     with pytest.raises(DataLossError) as error:
-        refuse_data_loss(steps(json.dumps({"steps": planned})), allowed)
+        refuse_data_loss(read(json.dumps({"steps": planned})), allowed)
     return str(error.value)
 
 
@@ -36,7 +36,7 @@ def test_a_claim_that_would_go_is_refused_with_the_way_out(op: str) -> None:
     "planned", [step("same"), step("update"), step("replace", retainOnDelete=True)], ids=["same", "update", "retained"]
 )
 def test_a_claim_that_stays_is_no_loss(planned: dict[str, Any]) -> None:
-    refuse_data_loss(steps(json.dumps({"steps": [planned]})), ())
+    refuse_data_loss(read(json.dumps({"steps": [planned]})), ())
 
 
 def test_only_the_named_object_may_go() -> None:
@@ -48,7 +48,7 @@ def test_a_stateful_set_is_no_loss_while_its_claims_stay() -> None:
     urn = URN.format("kubernetes:apps/v1:StatefulSet", "ollama-servers")
     spec = {"volumeClaimTemplates": [{}], "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain"}}
     kept = step("replace", urn, inputs={"metadata": {"name": "ollama"}, "spec": spec})
-    refuse_data_loss(steps(json.dumps({"steps": [kept]})), ())
+    refuse_data_loss(read(json.dumps({"steps": [kept]})), ())
     spec["persistentVolumeClaimRetentionPolicy"] = {"whenDeleted": "Delete"}
     assert refusal(kept).startswith("StatefulSet/ollama: got")
 
@@ -91,3 +91,24 @@ def test_other_operations_are_cleared(kind: str) -> None:
 def test_a_checkpoint_without_pending_operations_is_left_alone() -> None:
     assert not interrupted.has_pending(json.dumps({"version": 3, "checkpoint": {"latest": {"resources": []}}}))
     assert not interrupted.has_pending(json.dumps({"version": 3, "checkpoint": {}}))
+
+
+def refreshed(op: str, wanted: dict[str, Any]) -> str:
+    recorded = {"metadata": {"name": "shared-models"}, "spec": {"a": 1}}
+    steps = [
+        {"op": "refresh", "urn": CLAIM, "oldState": {"inputs": recorded}},
+        {"op": op, "urn": CLAIM, "newState": {"inputs": wanted}, "detailedDiff": {"spec.a": {}}},
+    ]
+    return json.dumps({"steps": steps})
+
+
+def test_what_the_program_still_wants_and_must_change_was_changed_by_hand() -> None:
+    wanted = {"metadata": {"name": "shared-models"}, "spec": {"a": 1}}
+    object_ = "PersistentVolumeClaim/shared-models"
+    assert read(refreshed("update", wanted)).drift() == [f"{object_}: spec.a changed by hand; setting it back"]
+    assert read(refreshed("create", wanted)).drift() == [f"{object_}: removed by hand; making it again"]
+    assert read(refreshed("same", wanted)).drift() == []
+
+
+def test_what_the_program_wants_anew_is_no_drift() -> None:
+    assert read(refreshed("update", {"metadata": {"name": "shared-models"}, "spec": {"a": 2}})).drift() == []
