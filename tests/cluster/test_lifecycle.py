@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from infra import changes
-from infra.changes import DataLossError
+from infra.changes import DataLossError, read
 from tests.cluster.conftest import Stack
 from tests.golden.test_golden import GOLDEN
 
@@ -18,7 +17,7 @@ LABEL = {"metadata": {"labels": {"app.kubernetes.io/part-of": "drifted"}}}
 BY_HAND: dict[str, tuple[str, dict[str, Any]]] = {
     "ConfigMap": ("cache-config", LABEL),
     "DaemonSet": ("metrics-exporter-gpu", {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 99}}}}),
-    "Deployment": ("cache-server", {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 99}}}}),
+    "Deployment": ("cache-server", {"spec": {"replicas": 2}}),
     "Job": ("models-writer", LABEL),
     "LimitRange": ("governance-defaults", LABEL),
     "Namespace": ("modelfleet", {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privileged"}}}),
@@ -30,7 +29,7 @@ BY_HAND: dict[str, tuple[str, dict[str, Any]]] = {
     "RuntimeClass": ("nvidia", LABEL),
     "Secret": ("api-server-keys", LABEL),
     "Service": ("ollama", {"spec": {"ports": [{"name": "http", "port": 11434, "targetPort": 1}]}}),
-    "StatefulSet": ("ollama", {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 99}}}}),
+    "StatefulSet": ("ollama", {"spec": {"persistentVolumeClaimRetentionPolicy": {"whenScaled": "Delete"}}}),
     "StorageClass": ("local-nvme", {"allowVolumeExpansion": False}),
 }
 """Kind to the object that is changed, by its name or by what its generated name starts with, and the change."""
@@ -74,6 +73,7 @@ def test_drift_of_every_kind_is_named_and_repaired_by_the_next_up(stack: Stack, 
         items = stack.kube.get(kind, "-n", namespace)["items"]
         found = next(item for item in items if item["metadata"]["name"].startswith(BY_HAND[kind][0]))
         assert not holds(BY_HAND[kind][1], found), f"{kind} was not set back"
+    stack.kube.run("rollout", "status", "deployment/cache-server", "-n", namespace, "--timeout=60s")
     stack.deployment.cli.run("preview", "--refresh", "--expect-no-changes")
 
 
@@ -86,7 +86,7 @@ def test_an_object_that_was_removed_by_hand_is_named_and_made_again(stack: Stack
 
 
 def test_an_up_without_changes_does_not_touch_the_stack(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
-    stack.deployment.deploy(stack.overrides)
+    # The test before this one has deployed the same.
     capsys.readouterr()
     stack.deployment.deploy(stack.overrides)
     assert capsys.readouterr().err == ""
@@ -106,4 +106,4 @@ def test_an_update_that_would_lose_data_is_refused_before_anything_changes(stack
     assert new["metadata"]["uid"] != old
     assert new["spec"]["resources"]["requests"]["storage"] == "3Gi"
     stack.deployment.deploy(stack.overrides, ["StatefulSet/ollama"])
-    assert changes.read(cli.run("preview", "--json")).steps == []
+    assert read(cli.run("preview", "--json")).steps == []
