@@ -52,7 +52,7 @@ class SnapshotError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One reading. Objects are as the API sends them, without managed fields and lists of cached images."""
+    """One reading. Objects are as the API sends them, without managed fields and a node's description of itself."""
 
     namespace: str
     taken: str
@@ -127,7 +127,8 @@ def _list(client: ApiClient, path: str, *, names_only: bool = False) -> list[Obj
     for item in items:
         item["metadata"].pop("managedFields", None)
         item["metadata"].get("annotations", {}).pop("kubectl.kubernetes.io/last-applied-configuration", None)
-        item.get("status", {}).pop("images", None)
+        for field in ("images", "nodeInfo"):
+            item.get("status", {}).pop(field, None)
     return items
 
 
