@@ -127,8 +127,8 @@ def _list(client: ApiClient, path: str, *, names_only: bool = False) -> list[Obj
     for item in items:
         item["metadata"].pop("managedFields", None)
         item["metadata"].get("annotations", {}).pop("kubectl.kubernetes.io/last-applied-configuration", None)
-        for field in ("images", "nodeInfo"):
-            item.get("status", {}).pop(field, None)
+        for own in ("images", "nodeInfo"):
+            item.get("status", {}).pop(own, None)
     return items
 
 
