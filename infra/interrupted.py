@@ -33,6 +33,11 @@ def adopt(exported: str) -> str:
                 old["delete"] = True
         namespace = metadata.get("namespace")
         resource["id"] = f"{namespace}/{metadata['name']}" if namespace else metadata["name"]
-        resource["outputs"] = resource["inputs"]
+        # The provider compares what it reads with the inputs that it kept here; without them it would replace the object.
+        resource["outputs"] = {
+            **resource["inputs"],
+            "__inputs": resource["inputs"],
+            "__initialApiVersion": resource["inputs"]["apiVersion"],
+        }
         resources.append(resource)
     return json.dumps(document)

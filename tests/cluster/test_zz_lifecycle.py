@@ -114,12 +114,13 @@ def killed(stack: Stack, name: str) -> str:
     return ", ".join(operation["resource"]["urn"].rpartition("::")[2] for operation in state.get("pending_operations") or [])
 
 
-def test_an_up_that_was_killed_at_ten_points_is_finished_by_the_next(stack: Stack) -> None:
+def test_an_up_that_was_killed_at_ten_points_is_finished_by_the_next(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     """From nothing: the stack was destroyed above."""
     pending = [killed(stack, name) for name in KILLED_AT]
     assert len(pending) == 10
     assert sum(map(bool, pending)) >= 5, f"creations that were cut off: {pending}"
     stack.deployment.deploy(stack.overrides)
+    assert "replaced (" not in capsys.readouterr().err, "what was made before the kill is kept"
     stack.deployment.cli.run("preview", "--refresh", "--expect-no-changes")
     state = json.loads(stack.deployment.cli.run("stack", "export"))["deployment"]
     assert not state.get("pending_operations")

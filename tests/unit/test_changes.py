@@ -60,7 +60,7 @@ def pending(kind: str, resource: dict[str, Any], resources: list[dict[str, Any]]
 SECRET = {
     "urn": URN.format("kubernetes:core/v1:Secret", "keys"),
     "type": "kubernetes:core/v1:Secret",
-    "inputs": {"metadata": {"name": "keys-1a2b3c4d", "namespace": "modelfleet"}},
+    "inputs": {"apiVersion": "v1", "metadata": {"name": "keys-1a2b3c4d", "namespace": "modelfleet"}},
 }
 
 
@@ -71,6 +71,7 @@ def test_an_object_that_was_being_created_is_taken_for_created_under_its_name() 
     assert not interrupted.has_pending(adopted)
     (resource,) = json.loads(adopted)["deployment"]["resources"]
     assert resource["id"] == "modelfleet/keys-1a2b3c4d"
+    assert resource["outputs"]["__inputs"] == SECRET["inputs"]
 
 
 def test_the_object_that_it_was_to_replace_goes_afterwards() -> None:
