@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         key_file = options.key_file or deployment.key_file
         key = key_file.read_text().strip() if options.key_file or key_file.exists() else None
         return int(report(deployment.context, deployment.kubeconfig, options.namespace or deployment.namespace, key) > 0)
+    except OSError as error:
+        print(f"error: --key-file: got {error.strerror} for {error.filename}, want a file with one key; name another", file=sys.stderr)
+        return 2
     except (SnapshotError, SettingsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
