@@ -4,10 +4,10 @@ VENV := .venv/bin
 STACK ?= dev
 NODES ?= 2
 LOCK := $(VENV)/uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
-export CONTEXT BASE
+export CONTEXT BASE ALLOW_DATA_LOSS
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status preview test lint lock
+.PHONY: help up down status explain preview test lint lock
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ down: .venv/.stamp ## remove what make up made, and nothing else
 
 status: .venv/.stamp ## say what runs, and where to reach it
 	@$(VENV)/python -m infra.up status --stack $(STACK)
+
+explain: .venv/.stamp ## say why it is not ready, one sentence a cause
+	@$(VENV)/python -m infra.explain --stack $(STACK)
 
 preview: .venv/.stamp ## render and check dev and prod without a cluster, say what changes; BASE=ref compares with that one
 	@$(VENV)/python -m infra.preview

@@ -66,7 +66,8 @@ SCRAPED = {API_SERVER: API_METRICS_PORT, MODEL_SERVER: PORTS[MODEL_SERVER], METR
 """Component to the port that Prometheus reads."""
 
 DATA_LABEL = "modelfleet.dev/data"
-"""Of the Namespace: `retain` or `disposable`; the policy pack asks for protected claims unless it says disposable."""
+"""Of a Namespace: `retain` or `disposable`, and `none` where there are no claims. The policy pack asks for protected claims unless it says
+disposable; `make up` deletes only one that says none without being told to."""
 PROTECTED_ANNOTATION = "modelfleet.dev/protected"
 """Of a claim that Pulumi refuses to delete."""
 GPU_MEMORY_ANNOTATION = "modelfleet.dev/gpu-memory"

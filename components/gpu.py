@@ -59,11 +59,14 @@ class GpuRuntimeArgs:
 class GpuRuntime(pulumi.ComponentResource):
     """RuntimeClass, three PriorityClasses, and what the chosen way of sharing or claiming GPUs needs.
 
+    Outputs are plain names: what uses them should depend on the component, so that the classes are there first.
+
     Nodes are found by the label `nvidia.com/gpu.present=true`, which GPU feature discovery sets, and their usual taint is tolerated.
     The gateway comes before serving: without it no replica is reached. Serving evicts batch work; batch work evicts nothing.
 
         runtime = GpuRuntime("gpu", GpuRuntimeArgs(enabled=True, create_runtime_class=True, runtime_class="nvidia",
                                                    handler="nvidia", priority=1_000_000))
+        opts = ResourceOptions(depends_on=[runtime])
         pod = PodSpecArgs(runtime_class_name=runtime.runtime_class, priority_class_name=runtime.priority_class, ...)
     """
 
@@ -113,10 +116,11 @@ def _replaced(opts: pulumi.ResourceOptions, *fields: str) -> pulumi.ResourceOpti
 
 
 def _runtime_class(name: str, args: GpuRuntimeArgs, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
+    """The class's name, as a plain value: see `_name`."""
     if not args.create_runtime_class:
-        return pulumi.Output.from_input(args.runtime_class)
+        return _name(args.runtime_class)
     toleration = k8s.core.v1.TolerationArgs(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
-    runtime_class = k8s.node.v1.RuntimeClass(
+    k8s.node.v1.RuntimeClass(
         name,
         metadata=meta.ObjectMetaArgs(name=args.runtime_class, labels=labels("gpu-runtime")),
         handler=args.handler,
@@ -124,14 +128,23 @@ def _runtime_class(name: str, args: GpuRuntimeArgs, opts: pulumi.ResourceOptions
         scheduling=k8s.node.v1.SchedulingArgs(node_selector={"nvidia.com/gpu.present": "true"}, tolerations=[toleration]),
         opts=_replaced(opts, "handler"),
     )
-    return runtime_class.metadata.name
+    return _name(args.runtime_class)
+
+
+def _name(text: str) -> pulumi.Output[str]:
+    """A name that does not depend on its object.
+
+    An object that is deleted before it is replaced pulls along whatever has a property from it: a StatefulSet that read its
+    PriorityClass's name there was replaced with it, and so were its replicas' claims. Users depend on the component instead.
+    """
+    return pulumi.Output.from_input(text)
 
 
 def _priorities(name: str, serving: int, opts: pulumi.ResourceOptions) -> tuple[pulumi.Output[str], pulumi.Output[str], pulumi.Output[str]]:
     """Names of the classes of serving, gateway and batch."""
 
-    def tier(suffix: str, class_name: str, value: int, policy: str, description: str) -> pulumi.Output[str]:
-        made = k8s.scheduling.v1.PriorityClass(
+    def tier(suffix: str, class_name: str, value: int, policy: str | None, description: str) -> pulumi.Output[str]:
+        k8s.scheduling.v1.PriorityClass(
             f"{name}-{suffix}",
             metadata=meta.ObjectMetaArgs(name=class_name, labels=labels("gpu-runtime")),
             value=value,
@@ -140,9 +153,10 @@ def _priorities(name: str, serving: int, opts: pulumi.ResourceOptions) -> tuple[
             description=description,
             opts=_replaced(opts, "value", "preemptionPolicy"),
         )
-        return made.metadata.name
+        return _name(class_name)
 
-    evicts = "PreemptLowerPriority"
+    # Kubernetes' default. Said aloud it would be a change of an object that cannot change, for stacks that were made without it.
+    evicts = None
     return (
         tier("priority", PRIORITY_CLASS, serving, evicts, "Pods that serve models; they go before batch work"),
         tier("gateway-priority", GATEWAY_PRIORITY, serving + 1000, evicts, "The door for clients; it goes before what it leads to"),
@@ -152,7 +166,7 @@ def _priorities(name: str, serving: int, opts: pulumi.ResourceOptions) -> tuple[
 
 def _claim_template(name: str, args: ClaimArgs, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
     # The SDK has no type for resource.k8s.io/v1 yet; its v1beta2 is not served where only v1 is.
-    template = k8s.apiextensions.CustomResource(
+    k8s.apiextensions.CustomResource(
         name,
         api_version="resource.k8s.io/v1",
         kind="ResourceClaimTemplate",
@@ -160,7 +174,7 @@ def _claim_template(name: str, args: ClaimArgs, opts: pulumi.ResourceOptions) ->
         spec={"spec": claim(args.count, args.mig_profile)},
         opts=_replaced(opts, "spec"),
     )
-    return template.urn.apply(lambda _: CLAIM_TEMPLATE)
+    return _name(CLAIM_TEMPLATE)
 
 
 def device_class(mig_profile: str | None) -> str:

@@ -7,7 +7,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from components import pods
-from components.contract import IMAGE_VERIFIER, PORTS, RESTRICTED, labels, type_token
+from components.contract import DATA_LABEL, IMAGE_VERIFIER, PORTS, RESTRICTED, labels, type_token
 from components.network import dns_egress
 
 admission = k8s.admissionregistration.v1
@@ -52,7 +52,7 @@ class ImageTrust(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         namespace = core.Namespace(
             f"{name}-namespace",
-            metadata=k8s.meta.v1.ObjectMetaArgs(name=args.namespace, labels=labels("namespace") | RESTRICTED),
+            metadata=k8s.meta.v1.ObjectMetaArgs(name=args.namespace, labels=labels("namespace") | RESTRICTED | {DATA_LABEL: "none"}),
             opts=child,
         ).metadata.name
         self._policies(name, namespace, child)

@@ -46,6 +46,9 @@ class Monitoring(pulumi.ComponentResource):
         pods.service(f"{name}-service", METRICS_EXPORTER, args.namespace, {"metrics": PORTS[METRICS_EXPORTER]}, child)
         if args.gpu_nodes:
             gpu_pod = _pod(args, gpus=True)
+            # Said here too, not by the RuntimeClass alone: the DaemonSet controller looks at the template when it chooses nodes.
+            gpu_pod.node_selector = {"nvidia.com/gpu.present": "true"}
+            gpu_pod.tolerations = [core.TolerationArgs(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")]
             k8s.apps.v1.DaemonSet(
                 f"{name}-gpus",
                 metadata=k8s.meta.v1.ObjectMetaArgs(

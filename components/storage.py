@@ -43,9 +43,10 @@ class Storage(pulumi.ComponentResource):
         super().__init__(type_token("Storage"), name, {}, opts)
         self._retain = args.retain
         # A node-local volume must be made where the pod will run, so that class waits for the scheduler.
-        hot = self._storage_class(f"{name}-hot", HOT_CLASS, args.hot, "WaitForFirstConsumer")
+        self._storage_class(f"{name}-hot", HOT_CLASS, args.hot, "WaitForFirstConsumer")
         shared = self._storage_class(f"{name}-shared", SHARED_CLASS, args.shared, "Immediate")
-        self.hot_class = hot.metadata.name
+        # Claims name their class by its constant name: through the class's output, replacing a class would replace its claims.
+        self.hot_class = pulumi.Output.from_input(HOT_CLASS)
         claim = k8s.core.v1.PersistentVolumeClaim(
             f"{name}-claim",
             metadata=k8s.meta.v1.ObjectMetaArgs(
@@ -56,10 +57,10 @@ class Storage(pulumi.ComponentResource):
             ),
             spec=k8s.core.v1.PersistentVolumeClaimSpecArgs(
                 access_modes=["ReadWriteMany"],
-                storage_class_name=shared.metadata.name,
+                storage_class_name=SHARED_CLASS,
                 resources=k8s.core.v1.VolumeResourceRequirementsArgs(requests={"storage": args.shared.size}),
             ),
-            opts=pulumi.ResourceOptions(parent=self, protect=args.retain, retain_on_delete=args.retain),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[shared], protect=args.retain, retain_on_delete=args.retain),
         )
         self.shared_claim = claim.metadata.name
         self.register_outputs({"hot_class": self.hot_class, "shared_claim": self.shared_claim})

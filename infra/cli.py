@@ -1,13 +1,14 @@
 """The Pulumi CLI: whose it is, with which environment, on which stack."""
 
 import fcntl
+import json
 import os
 import secrets
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 
 from devcluster import toolchain
 from devcluster.toolchain import cache_root
+from infra import changes, interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 _ENGINE = ("pulumi", "pulumi-language-python")
@@ -58,6 +60,8 @@ class PulumiCli:
             "PULUMI_CONFIG_PASSPHRASE_FILE": str(self._passphrase_file()),
             "PULUMI_SKIP_UPDATE_CHECK": "true",
             "PULUMI_DIY_BACKEND_DISABLE_CHECKPOINT_BACKUPS": "true",
+            # The stack owns what it declares: a field that was changed by hand is set back, not argued about.
+            "PULUMI_K8S_ENABLE_PATCH_FORCE": "true",
         }
         if binaries:
             own |= {
@@ -77,10 +81,10 @@ class PulumiCli:
                 file.write(secrets.token_urlsafe(32))
         return path
 
-    def run(self, *arguments: str, stdin: str | None = None, progress: bool = False) -> str:
+    def run(self, *arguments: str, stdin: str | None = None, progress: bool = False, check: bool = True) -> str:
         """Standard output of `pulumi <arguments>`. Raises CliError with the program's own message.
 
-        `progress` shows each resource's line on stderr as it comes.
+        `progress` shows each resource's line on stderr as it comes. Without `check`, an error that left output is for the caller to read.
         """
         init = arguments[:2] == ("stack", "init")
         argv = ["pulumi", *arguments, "--non-interactive", "--color", "never", "--stack", self.stack]
@@ -108,7 +112,7 @@ class PulumiCli:
                 if progress and _is_progress(line):
                     print(f"pulumi: {line.strip()}", file=sys.stderr, flush=True)
             reader.join()
-        if process.returncode:
+        if process.returncode and (check or not lines):
             raise CliError(_message("".join(lines), "".join(errors)) or f"pulumi {arguments[0]}: got exit status {process.returncode}")
         return "".join(lines)
 
@@ -121,8 +125,12 @@ class PulumiCli:
         """A directory with a copy of the project file: `stack init` writes beside it, and ours is committed."""
         return self.state_dir / "project"
 
-    def update(self, *arguments: str) -> None:
-        """`pulumi up` or `destroy`, also after one that was killed. Raises CliError."""
+    def update(self, command: str, allow_data_loss: Collection[str] = ()) -> None:
+        """`pulumi up` or `destroy`, also after one that was killed, and against what the cluster holds now.
+
+        `up` is previewed first, and refused when data would go that `allow_data_loss` (`Kind/name`) does not name. Raises CliError
+        or DataLossError.
+        """
         self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self.state_dir / "lock").open("w") as lock:
             try:
@@ -130,21 +138,55 @@ class PulumiCli:
             except BlockingIOError:
                 path = self.state_dir / "lock"
                 raise CliError(f"{path}: got a running update of stack {self.stack}, want none; wait for it to end") from None
-            command = (*arguments, "--yes", "--skip-preview", "--suppress-outputs")
-            try:
-                self.run(*command, progress=True)
-            except CliError as error:
-                if "is currently locked" not in str(error):
-                    raise
-                # No update runs, or it would hold our lock: Pulumi's is that of a process that was killed.
-                self.run("cancel", "--yes")
-                self.run(*command, progress=True)
+            self._recover()
+            refresh = command != "up" or self._check(allow_data_loss)
+            options = ("--yes", "--skip-preview", "--suppress-outputs", *(["--refresh"] if refresh else []))
+            self.run(command, *options, progress=True)
+
+    def _check(self, allowed: Collection[str]) -> bool:
+        """Preview `up`, refuse a loss of data, name drift. Returns whether an object would change. Raises CliError or DataLossError."""
+        plan = self._plan()
+        changes.refuse_data_loss(plan, allowed)
+        gone = plan.removed(allowed)
+        if plan.errors and {urn for urn, _ in plan.errors if urn} <= gone:
+            # The API server is asked what it would say while the object to be replaced is still there: it says no, and the preview ends.
+            # So the rest is looked at by itself.
+            rest = self._plan(*(f"--exclude={urn}" for urn in gone))
+            changes.refuse_data_loss(rest, allowed)
+            plan = changes.Plan([*plan.steps, *rest.steps], rest.recorded, rest.errors)
+        if plan.errors:
+            raise CliError("\n".join(message for urn, message in plan.errors if urn or len(plan.errors) == 1))
+        for line in plan.drift():
+            print(f"drift: {line}", file=sys.stderr, flush=True)
+        return bool(plan.steps)
+
+    def _plan(self, *options: str) -> changes.Plan:
+        output = self.run("preview", "--refresh", "--json", *options, check=False)
+        try:
+            return changes.read(output)
+        except ValueError:
+            raise CliError(output.strip()[-4000:]) from None
+
+    def _recover(self) -> None:
+        """Make good what a killed update left behind. No other one runs, or it would hold our lock."""
+        if any((self._backend / "locks").rglob("*.json")):
+            self.run("cancel", "--yes")
+        if self._checkpoint.exists() and interrupted.has_pending(self._checkpoint.read_text()):
+            self.run("stack", "import", stdin=interrupted.adopt(self.run("stack", "export")))
+
+    @property
+    def _backend(self) -> Path:
+        return self.state_dir / "state" / ".pulumi"
+
+    @property
+    def _checkpoint(self) -> Path:
+        project = yaml.safe_load((self.program / "Pulumi.yaml").read_text())["name"]
+        return self._backend / "stacks" / project / f"{self.stack}.json"
 
     def ensure_stack(self) -> None:
         """Make the stack in its backend unless it is there."""
         self.environment()
-        project = yaml.safe_load((self.program / "Pulumi.yaml").read_text())["name"]
-        if not (self.state_dir / "state" / ".pulumi" / "stacks" / project / f"{self.stack}.json").exists():
+        if not self._checkpoint.exists():
             self._project.mkdir(exist_ok=True)
             shutil.copyfile(self.program / "Pulumi.yaml", self._project / "Pulumi.yaml")
             self.run("stack", "init", "--no-select", "--secrets-provider", "passphrase")
@@ -171,6 +213,9 @@ def _is_progress(line: str) -> bool:
 
 def _message(output: str, errors: str) -> str:
     """The part of Pulumi's output that says what went wrong."""
+    if output.startswith("{"):
+        said = [each["message"].strip() for each in json.loads(output).get("diagnostics", []) if each.get("severity") == "error"]
+        return "\n".join(line.removeprefix("error: ") for line in said if line != "error: preview failed" or len(said) == 1)
     lines = (output + errors).splitlines()
     start = next((index for index, line in enumerate(lines) if line.startswith(_TELLING)), None)
     if start is None:

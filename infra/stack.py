@@ -154,6 +154,8 @@ def build(settings: Settings) -> None:
         c.StorageArgs(namespace=namespace, hot=_tier(storage.hot), shared=_tier(storage.shared), retain=storage.retain),
         opts,
     )
+    # Pods name the classes; without them they would be refused.
+    opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[runtime]))
     written = c.ModelStore(
         "models",
         c.ModelStoreArgs(
@@ -161,7 +163,7 @@ def build(settings: Settings) -> None:
         ),
         opts,
     )
-    readers = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[written]))
+    readers = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[store, written]))
     cache = c.CacheServer(
         "cache",
         c.CacheServerArgs(

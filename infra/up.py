@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,8 +23,11 @@ from devcluster.layout import DEFAULT_NAME, Cluster, ClusterError, load
 from devcluster.oci import Image, RegistryError
 from devcluster.toolchain import ToolchainError
 from images import embedded as images
+from infra.changes import DataLossError
 from infra.cli import TOOLS, CliError, PulumiCli, needs_own_tools
 from infra.cluster import identity as cluster_identity
+from infra.explain.causes import explain
+from infra.explain.snapshot import SnapshotError, collect
 from infra.preview import stack_config
 from infra.settings import SettingsError
 from modelfleet_outputs import FleetOutputs, OutputsError, parse
@@ -55,6 +58,12 @@ class Deployment:
     def key_file(self) -> Path:
         return self.state_dir / "api-key"
 
+    @property
+    def namespace(self) -> str:
+        """Where the stack is, as its private configuration says, or else the committed one."""
+        cluster = self.cli.read_config().get("modelfleet:cluster") or stack_config(self.stack).get("modelfleet:cluster", {})
+        return str(cluster.get("namespace", "modelfleet"))
+
     def configure(self, overrides: Mapping[str, Any]) -> None:
         """Write the private configuration: committed values, then `overrides`, then the secrets, which are made once.
 
@@ -82,10 +91,10 @@ class Deployment:
         if "modelfleet:cachePassword" not in kept:
             cli.run("config", "set", "--secret", "modelfleet:cachePassword", stdin=secrets.token_hex(16))
 
-    def deploy(self, overrides: Mapping[str, Any]) -> FleetOutputs:
-        """`pulumi up`. Raises CliError with Pulumi's message."""
+    def deploy(self, overrides: Mapping[str, Any], allow_data_loss: Collection[str] = ()) -> FleetOutputs:
+        """`pulumi up`. Raises CliError with Pulumi's message, or DataLossError for data that `allow_data_loss` does not name."""
         self.configure(overrides)
-        self.cli.update("up")
+        self.cli.update("up", allow_data_loss)
         return self.outputs()
 
     def outputs(self) -> FleetOutputs:
@@ -181,17 +190,17 @@ def _show(deployment: Deployment, outputs: FleetOutputs, url: str, *, forwarded:
     print("stop:      make down" + (f" CONTEXT={deployment.context}" if forwarded else ""))
 
 
-def up(stack: str, nodes: int, context: str) -> None:
+def up(stack: str, nodes: int, context: str, allow_data_loss: Collection[str]) -> None:
     started = time.monotonic()
     if context:
         deployment = on_context(context, stack)
-        outputs = deployment.deploy({})
+        outputs = deployment.deploy({}, allow_data_loss)
         reach: AbstractContextManager[str] = port_forward(deployment, outputs)
     else:
         cluster, built = start_embedded(DEFAULT_NAME, nodes)
         deployment = on_embedded(cluster, stack)
         deployed = time.monotonic()
-        outputs = deployment.deploy(image_overrides(built))
+        outputs = deployment.deploy(image_overrides(built), allow_data_loss)
         say(f"up: stack {stack} deployed in {time.monotonic() - deployed:.0f} s")
         reach = nullcontext(f"http://{cluster.control_plane.address}:{outputs.node_port}")
     with reach as url:
@@ -210,6 +219,26 @@ def down(stack: str, context: str) -> None:
     # The cluster goes with everything in it, so there is nothing to destroy one by one.
     embedded.down(cluster)
     say("down: the embedded cluster and all that it made are gone")
+
+
+def find(stack: str, context: str) -> Deployment | None:
+    """The deployment that the commands speak of; None without an embedded cluster."""
+    if context:
+        return on_context(context, stack)
+    cluster = load(DEFAULT_NAME)
+    return on_embedded(cluster, stack) if cluster is not None else None
+
+
+def _explain(stack: str, context: str) -> None:
+    """What `make explain` says, after an error; nothing when it has nothing to say or cannot look."""
+    deployment = find(stack, context)
+    try:
+        findings = explain(collect(deployment.context, deployment.kubeconfig, deployment.namespace, None)) if deployment else []
+    except SnapshotError:
+        return
+    for finding in findings:
+        if finding.cause != "namespace-missing":
+            print(f"cause: {finding}", file=sys.stderr)
 
 
 def status(stack: str, context: str) -> int:
@@ -234,19 +263,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stack", default="dev")
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--context", default=os.environ.get("CONTEXT", ""))
+    parser.add_argument("--allow-data-loss", default=os.environ.get("ALLOW_DATA_LOSS", ""), help="objects (Kind/name) whose data may go")
     options = parser.parse_args(arguments)
     try:
         if options.command == "up":
-            up(options.stack, options.nodes, options.context)
+            up(options.stack, options.nodes, options.context, options.allow_data_loss.split())
         elif options.command == "down":
             down(options.stack, options.context)
         else:
             return status(options.stack, options.context)
-    except (ClusterError, ToolchainError, RegistryError, images.ImageError, CliError, SettingsError, OutputsError) as error:
+    except (ClusterError, ToolchainError, RegistryError, images.ImageError, DataLossError, SettingsError, OutputsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except CliError as error:
+        print(f"error: {error}", file=sys.stderr)
+        _explain(options.stack, options.context)
+        return 1
     except httpx.HTTPError as error:
-        print(f"error: chat: got {error}, want an answer; run make status, then kubectl get pods", file=sys.stderr)
+        print(f"error: chat: got {error}, want an answer; see the causes below, or run make explain", file=sys.stderr)
+        _explain(options.stack, options.context)
         return 1
     return 0
 

@@ -140,7 +140,7 @@ def no_secret_is_in_plaintext(objects: Sequence[Object]) -> list[str]:
 def claims_are_protected(objects: Sequence[Object]) -> list[str]:
     """Models outlive the stack, unless its Namespace says that they are disposable."""
     purposes = [(item.get("metadata", {}).get("labels") or {}).get(DATA) for item in of(objects, "Namespace")]
-    if purposes and all(purpose == "disposable" for purpose in purposes):
+    if purposes and all(purpose in ("disposable", "none") for purpose in purposes):
         return []
     remedy = "set storage.retain"
     found = [

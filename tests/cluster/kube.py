@@ -46,3 +46,12 @@ def eventually(read: Callable[[], T], holds: Callable[[T], bool], timeout_s: flo
             return value
         assert time.monotonic() < deadline, f"{what}: still {value!r} after {timeout_s} s"
         time.sleep(0.5)
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all that it started, children first."""
+    try:
+        children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [found for child in children for found in descendants(child)] + [pid]

@@ -17,7 +17,7 @@ from images.embedded import runtime_config
 from infra.cli import ROOT, CliError, PulumiCli
 from modelfleet_outputs import FleetOutputs
 from tests.cluster.conftest import MODEL, SCRIPT, SERVER_ID, Stack
-from tests.cluster.kube import eventually
+from tests.cluster.kube import descendants, eventually
 
 pytestmark = pytest.mark.cluster
 BODY = {"messages": [{"role": "user", "content": "Say it."}], "max_tokens": 64, "temperature": 0}
@@ -104,7 +104,7 @@ def test_an_update_that_was_killed_is_finished_by_the_next(stack: Stack) -> None
         assert process.stdout is not None
         seen = next(line for line in process.stdout if "api-server-servers updating" in line)
         # The language host has a process group of its own and would outlive Pulumi.
-        for pid in _descendants(process.pid):
+        for pid in descendants(process.pid):
             os.kill(pid, signal.SIGKILL)
     assert seen
     stack.deployment.deploy(overrides)
@@ -170,12 +170,6 @@ def test_no_secret_is_in_the_state_file_or_the_configuration(stack: Stack) -> No
     for path in stack.deployment.state_dir.rglob("*"):
         if path.is_file() and path != stack.deployment.key_file:
             assert stack.key.encode() not in path.read_bytes(), path
-
-
-def _descendants(pid: int) -> list[int]:
-    """A process and all that it started, children first."""
-    children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
-    return [found for child in children for found in _descendants(child)] + [pid]
 
 
 def _resources(cli: PulumiCli) -> set[str]:

@@ -1,0 +1,119 @@
+"""What an update would do, read from `pulumi preview --json` before it runs: which changes lose data, and what drifted."""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from components.contract import DATA_LABEL
+
+_REMOVING = ("delete", "replace", "delete-replaced")
+
+
+class DataLossError(Exception):
+    """The update would delete data that nobody said may go. One line an object: `<Kind/name>: got X, want Y; do Z`."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a preview."""
+
+    op: str
+    urn: str
+    old: Mapping[str, Any]
+    new: Mapping[str, Any]
+    reasons: tuple[str, ...]
+    """Paths of the properties that force a replacement, or that differ."""
+
+    @property
+    def kind(self) -> str:
+        return self.urn.split("::")[2].rpartition(":")[2]
+
+    @property
+    def object(self) -> str:
+        """`Kind/name`, as kubectl says it; the logical name where there is no object."""
+        inputs = self.old.get("inputs") or self.new.get("inputs") or {}
+        return f"{self.kind}/{(inputs.get('metadata') or {}).get('name', self.urn.rpartition('::')[2])}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a preview says."""
+
+    steps: list[Step]
+    """What the update would do, objects that stay the same left out."""
+    recorded: Mapping[str, Any]
+    """URN to the inputs of the last update, of everything that a refresh read."""
+    errors: list[tuple[str, str]]
+    """(URN or nothing, message)"""
+
+    def drift(self) -> list[str]:
+        """One line for every object that was changed or removed by hand: the program wants what it wanted, and yet there is a step."""
+        lines: list[str] = []
+        for step in self.steps:
+            if step.urn in self.recorded and self.recorded[step.urn] == step.new.get("inputs"):
+                if step.op == "create":
+                    lines.append(f"{step.object}: removed by hand; making it again")
+                elif step.op in ("update", "replace"):
+                    lines.append(f"{step.object}: {', '.join(sorted(step.reasons))} changed by hand; setting it back")
+        return lines
+
+    def removed(self, objects: Collection[str]) -> set[str]:
+        """URNs of these objects (`Kind/name`) that the update would delete or replace."""
+        return {step.urn for step in self.steps if step.op in _REMOVING and step.object in objects}
+
+
+def read(preview: str) -> Plan:
+    """The JSON that `pulumi preview --json` prints, with or without `--refresh`, also when it ends with an error."""
+    document: dict[str, Any] = json.loads(preview)
+    found = document.get("steps", [])
+    said = [each for each in document.get("diagnostics", []) if each.get("severity") == "error"]
+    return Plan(
+        steps=[
+            Step(
+                op=each["op"],
+                urn=each["urn"],
+                old=each.get("oldState") or {},
+                new=each.get("newState") or {},
+                reasons=tuple(each.get("replaceReasons") or each.get("detailedDiff") or ()),
+            )
+            for each in found
+            if each["op"] not in ("refresh", "same", "read")
+        ],
+        recorded={each["urn"]: (each.get("oldState") or {}).get("inputs") for each in found if each["op"] == "refresh"},
+        errors=[(each.get("urn", ""), each["message"].strip().removeprefix("error: ")) for each in said],
+    )
+
+
+def _loss(step: Step) -> str | None:
+    """What is lost when the old object goes, or None.
+
+    A StorageClass holds nothing: its volumes outlive it. What `retainOnDelete` says stays in the cluster.
+    """
+    if step.old.get("retainOnDelete"):
+        return None
+    if step.kind == "PersistentVolumeClaim":
+        return "the models on its volume"
+    if step.kind == "Namespace":
+        labels = ((step.old.get("inputs") or {}).get("metadata") or {}).get("labels") or {}
+        return None if labels.get(DATA_LABEL) == "none" else "everything in it"
+    if step.kind == "StatefulSet":
+        spec = (step.old.get("inputs") or {}).get("spec") or {}
+        policy = spec.get("persistentVolumeClaimRetentionPolicy") or {}
+        return "its replicas' volumes" if spec.get("volumeClaimTemplates") and policy.get("whenDeleted") == "Delete" else None
+    return None
+
+
+def refuse_data_loss(plan: Plan, allowed: Collection[str]) -> None:
+    """Raise DataLossError for every object whose data would go and that `allowed` (`Kind/name`) does not name."""
+    lines: dict[str, str] = {}
+    for step in plan.steps:
+        lost = _loss(step) if step.op in _REMOVING else None
+        if lost and step.object not in allowed:
+            why = f" ({', '.join(step.reasons)} cannot change in place)" if step.reasons else ""
+            lines[step.object] = (
+                f"{step.object}: got a change that deletes it and {lost}{why}, want it kept; "
+                f"undo the change, or copy what you need and run make up ALLOW_DATA_LOSS={step.object}"
+            )
+    if lines:
+        raise DataLossError("\n".join(lines.values()))

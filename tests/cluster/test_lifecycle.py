@@ -1,0 +1,109 @@
+"""Drift: one object of every kind is changed by hand, named by the next `make up`, and set back by it."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from infra.changes import DataLossError, read
+from tests.cluster.conftest import Stack
+from tests.golden.test_golden import GOLDEN
+
+pytestmark = pytest.mark.cluster
+LABEL = {"metadata": {"labels": {"app.kubernetes.io/part-of": "drifted"}}}
+"""For what cannot change otherwise once it is made."""
+BY_HAND: dict[str, tuple[str, dict[str, Any]]] = {
+    "ConfigMap": ("cache-config", LABEL),
+    "DaemonSet": ("metrics-exporter-gpu", {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 99}}}}),
+    "Deployment": ("cache-server", {"spec": {"replicas": 2}}),
+    "Job": ("models-writer", LABEL),
+    "LimitRange": ("governance-defaults", LABEL),
+    "Namespace": ("modelfleet", {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privileged"}}}),
+    "NetworkPolicy": ("default-deny", {"spec": {"policyTypes": ["Ingress"]}}),
+    "PersistentVolumeClaim": ("shared-models", LABEL),
+    "PodDisruptionBudget": ("ollama", {"spec": {"maxUnavailable": 2}}),
+    "PriorityClass": ("gpu-priority", {"description": "drifted"}),
+    "ResourceQuota": ("governance-quota", {"spec": {"hard": {"pods": "99"}}}),
+    "RuntimeClass": ("nvidia", LABEL),
+    "Secret": ("api-server-keys", LABEL),
+    "Service": ("ollama", {"spec": {"ports": [{"name": "http", "port": 11434, "targetPort": 1}]}}),
+    "StatefulSet": ("ollama", {"spec": {"persistentVolumeClaimRetentionPolicy": {"whenScaled": "Delete"}}}),
+    "StorageClass": ("local-nvme", {"allowVolumeExpansion": False}),
+}
+"""Kind to the object that is changed, by its name or by what its generated name starts with, and the change."""
+
+
+def rendered_kinds() -> set[str]:
+    return {yaml.safe_load(path.read_text())["kind"] for stack in ("dev", "prod") for path in (GOLDEN / stack).glob("*.yaml")}
+
+
+def test_every_kind_that_is_rendered_is_changed_by_hand() -> None:
+    assert set(BY_HAND) == rendered_kinds()
+
+
+def holds(wanted: Any, found: Any) -> bool:
+    """Whether every field of `wanted` is in `found`."""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(holds(value, found.get(name)) for name, value in wanted.items())
+    if isinstance(wanted, list):
+        return isinstance(found, list) and len(found) == len(wanted) and all(map(holds, wanted, found))
+    return bool(wanted == found)
+
+
+def test_drift_of_every_kind_is_named_and_repaired_by_the_next_up(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    # With GPUs enabled and none there, the RuntimeClass and the DaemonSet exist, and no node is chosen.
+    overrides = {**stack.overrides, "gpu": {"enabled": True, "memory": "16Gi"}}
+    stack.deployment.deploy(overrides)
+    namespace = stack.outputs.namespace
+    targets: dict[str, str] = {}
+    for kind, (prefix, change) in BY_HAND.items():
+        items = stack.kube.get(kind, "-n", namespace)["items"]
+        name = next(item["metadata"]["name"] for item in items if item["metadata"]["name"].startswith(prefix))
+        targets[kind] = name
+        patch = json.dumps(change)
+        stack.kube.run("patch", kind, name, "-n", namespace, "--type=merge", "-p", patch)
+        assert holds(change, stack.kube.get(kind, name, "-n", namespace)), f"{kind} was not changed"
+    capsys.readouterr()
+    stack.deployment.deploy(overrides)
+    said = capsys.readouterr().err
+    for kind, name in targets.items():
+        assert f"drift: {kind}/{name}: " in said, said
+        items = stack.kube.get(kind, "-n", namespace)["items"]
+        found = next(item for item in items if item["metadata"]["name"].startswith(BY_HAND[kind][0]))
+        assert not holds(BY_HAND[kind][1], found), f"{kind} was not set back"
+    stack.kube.run("rollout", "status", "deployment/cache-server", "-n", namespace, "--timeout=60s")
+    stack.deployment.cli.run("preview", "--refresh", "--expect-no-changes")
+
+
+def test_an_object_that_was_removed_by_hand_is_named_and_made_again(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    stack.kube.run("delete", "service", "cache-server", "-n", stack.outputs.namespace)
+    capsys.readouterr()
+    stack.deployment.deploy(stack.overrides)
+    assert "drift: Service/cache-server: removed by hand; making it again" in capsys.readouterr().err
+    assert stack.kube.get("service", "cache-server", "-n", stack.outputs.namespace)
+
+
+def test_an_up_without_changes_does_not_touch_the_stack(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    # The test before this one has deployed the same.
+    capsys.readouterr()
+    stack.deployment.deploy(stack.overrides)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_update_that_would_lose_data_is_refused_before_anything_changes(stack: Stack) -> None:
+    cli = stack.deployment.cli
+    before = cli.run("stack", "export")
+    overrides = copy.deepcopy(stack.overrides)
+    overrides["storage"] = {"hot": {"provisioner": "modelfleet.dev/local", "size": "3Gi"}}
+    with pytest.raises(DataLossError, match=r"^StatefulSet/ollama: got a change that deletes it and its replicas' volumes"):
+        stack.deployment.deploy(overrides)
+    assert json.loads(cli.run("stack", "export"))["deployment"]["resources"] == json.loads(before)["deployment"]["resources"]
+    old = stack.kube.get("pvc", "models-ollama-0", "-n", stack.outputs.namespace)["metadata"]["uid"]
+    stack.deployment.deploy(overrides, ["StatefulSet/ollama"])
+    new = stack.kube.get("pvc", "models-ollama-0", "-n", stack.outputs.namespace)
+    assert new["metadata"]["uid"] != old
+    assert new["spec"]["resources"]["requests"]["storage"] == "3Gi"
+    stack.deployment.deploy(stack.overrides, ["StatefulSet/ollama"])
+    assert read(cli.run("preview", "--json")).steps == []

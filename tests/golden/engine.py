@@ -1,0 +1,53 @@
+"""The real engine and provider on a rendered stack: what an update would do, without a cluster."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra import preview
+from infra.changes import Plan, read
+from infra.cli import PulumiCli
+from infra.settings import IMAGE_NAMES
+
+Overrides = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One stack with the committed configuration, rendered into `target`."""
+
+    stack: str
+    work: Path
+
+    @property
+    def target(self) -> Path:
+        return self.work / "out"
+
+    @property
+    def cli(self) -> PulumiCli:
+        return PulumiCli(stack=self.stack, state_dir=self.work / "state", env={"HOME": str(self.work)})
+
+    def configure(self, overrides: Overrides | None = None) -> None:
+        self.target.mkdir(parents=True, exist_ok=True)
+        config = preview.stack_config(self.stack)
+        refs = {name: f"modelfleet/{name}@sha256:{'0' * 64}" for name in IMAGE_NAMES}
+        config.setdefault("modelfleet:images", {"builder": "prebuilt", "refs": refs})
+        changed: dict[str, Mapping[str, Any]] = {**(overrides or {})}
+        changed["cluster"] = {**changed.get("cluster", {}), "renderTo": str(self.target)}
+        for section, values in changed.items():
+            config[f"modelfleet:{section}"] = {**config.get(f"modelfleet:{section}", {}), **values}
+        config["modelfleet:apiKeys"] = json.dumps(["masked-in-the-rendering"])
+        config["modelfleet:cachePassword"] = "maskedintherendering"
+        self.cli.ensure_stack()
+        self.cli.write_config(config)
+
+    def deploy(self) -> None:
+        self.configure()
+        self.cli.run("up", "--yes", "--skip-preview", "--suppress-outputs")
+
+    def planned(self, overrides: Overrides | None = None) -> Plan:
+        """What an update with these overrides would do. Raises CliError."""
+        self.configure(overrides)
+        return read(self.cli.run("preview", "--json"))

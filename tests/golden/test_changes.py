@@ -1,0 +1,182 @@
+"""What may change in place, what may be replaced, and what is refused because data would go: asked of the real engine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra import preview
+from infra.changes import DataLossError, Plan, read, refuse_data_loss
+from infra.cli import ROOT, CliError, PulumiCli
+from tests.golden.engine import Engine
+
+STATES = Path(__file__).parent / "state"
+"""Exported states of released versions, one stack a file; see `python -m tests.golden.test_changes`."""
+DIRECTORY = "/rendered"
+"""Stands for the rendering's directory in these files."""
+LARGER = {"dev": {"shared": "3Gi", "hot": "2Gi"}, "prod": {"shared": "1400Gi", "hot": "200Gi"}}
+"""Sizes that the quota of the stack allows, too."""
+
+
+@pytest.fixture(scope="module", params=preview.STACKS)
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    made = Engine(request.param, tmp_path_factory.mktemp(request.param))
+    made.deploy()
+    return made
+
+
+def changed(planned: Plan) -> dict[str, str]:
+    return {step.object: step.op for step in planned.steps}
+
+
+def with_tier(stack: str, tier: str, **values: Any) -> dict[str, Any]:
+    storage = preview.stack_config(stack)["modelfleet:storage"]
+    return {"storage": {tier: {**storage[tier], **values}}}
+
+
+def test_a_replaced_storage_class_leaves_every_claim_alone(engine: Engine) -> None:
+    for tier, name in (("shared", "shared-models"), ("hot", "local-nvme")):
+        planned = engine.planned(with_tier(engine.stack, tier, parameters={"a": "b"}))
+        assert changed(planned) == {f"StorageClass/{name}": "replace"}
+        refuse_data_loss(planned, ())
+
+
+def test_a_larger_shared_claim_grows_in_place(engine: Engine) -> None:
+    planned = engine.planned(with_tier(engine.stack, "shared", size=LARGER[engine.stack]["shared"]))
+    assert changed(planned) == {"PersistentVolumeClaim/shared-models": "update"}
+    refuse_data_loss(planned, ())
+
+
+def test_another_size_of_the_local_copies_is_refused_where_they_would_go(engine: Engine) -> None:
+    planned = engine.planned(with_tier(engine.stack, "hot", size=LARGER[engine.stack]["hot"]))
+    assert changed(planned) == {"StatefulSet/ollama": "replace"}
+    if engine.stack == "prod":
+        # Retained claims stay when their StatefulSet goes.
+        refuse_data_loss(planned, ())
+        return
+    with pytest.raises(DataLossError) as refusal:
+        refuse_data_loss(planned, ())
+    assert str(refusal.value) == (
+        "StatefulSet/ollama: got a change that deletes it and its replicas' volumes "
+        "(spec.volumeClaimTemplates[0].spec.resources.requests.storage cannot change in place), want it kept; "
+        "undo the change, or copy what you need and run make up ALLOW_DATA_LOSS=StatefulSet/ollama"
+    )
+    refuse_data_loss(planned, ["StatefulSet/ollama"])
+
+
+def test_another_namespace_is_refused(engine: Engine) -> None:
+    if engine.stack == "prod":
+        # The claim is protected there: the engine itself refuses, also for those who run pulumi up.
+        with pytest.raises(CliError, match='PersistentVolumeClaim::storage-claim"\nas it is currently marked for protection'):
+            engine.planned({"cluster": {"namespace": "elsewhere"}})
+        return
+    planned = engine.planned({"cluster": {"namespace": "elsewhere"}})
+    with pytest.raises(DataLossError) as refusal:
+        refuse_data_loss(planned, ())
+    lines = str(refusal.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "Namespace/modelfleet",
+        "PersistentVolumeClaim/shared-models",
+        "StatefulSet/ollama",
+    ]
+
+
+def exported(engine: Engine) -> str:
+    """The stack's state in a form to keep: values of secrets are those of the test, the directory is a placeholder."""
+    document = json.loads(engine.cli.run("stack", "export", "--show-secrets").replace(str(engine.target), DIRECTORY))
+    document["deployment"].pop("secrets_providers", None)
+    for resource in document["deployment"]["resources"]:
+        for field in ("created", "modified", "sourcePosition", "stackTrace"):
+            resource.pop(field, None)
+    return json.dumps(document, separators=(",", ":"), sort_keys=True) + "\n"
+
+
+@pytest.mark.parametrize("path", sorted(STATES.glob("*.json")), ids=lambda path: path.stem)
+def test_an_upgrade_from_a_released_state_keeps_every_object_that_holds_data(path: Path, tmp_path: Path) -> None:
+    engine = Engine(path.stem.rpartition("-")[2], tmp_path)
+    engine.configure()
+    released = json.loads(path.read_text().replace(DIRECTORY, str(engine.target)))
+    # Values of secrets are plain in the file; from here on they are kept under this stack's passphrase.
+    salt = yaml.safe_load(engine.cli.config_file.read_text())["encryptionsalt"]
+    released["deployment"]["secrets_providers"] = {"type": "passphrase", "state": {"salt": salt}}
+    engine.cli.run("stack", "import", stdin=json.dumps(released))
+    planned = engine.planned()
+    refuse_data_loss(planned, ())
+    assert released["deployment"]["resources"]
+    gone = {step.urn for step in planned.steps if step.op == "delete"}
+    assert not gone, "objects of the release that the program no longer knows; give what replaces them an Alias"
+    data = [step for step in planned.steps if step.kind in ("PersistentVolumeClaim", "Namespace")]
+    assert [(step.kind, step.op) for step in data if step.op not in ("same", "update")] == []
+
+
+def test_there_is_a_state_to_upgrade_from() -> None:
+    assert {path.stem.rpartition("-")[2] for path in STATES.glob("*.json")} == set(preview.STACKS)
+
+
+PROGRAM = """
+import os
+import pulumi
+import pulumi_kubernetes as k8s
+import components.storage
+from components import Storage, StorageArgs, TierArgs
+
+name = os.environ["FLEET_STORAGE"]
+aliases = []
+if name != "storage":
+    # What a rename of the component in a release looks like: another type, another name, and both old ones as an alias.
+    components.storage.type_token = lambda _: "modelfleet:index:Vault"
+    if os.environ.get("FLEET_ALIAS"):
+        aliases = [pulumi.Alias(name="storage", type_="modelfleet:index:Storage")]
+provider = k8s.Provider("cluster", render_yaml_to_directory=os.environ["FLEET_TARGET"])
+tier = TierArgs(provisioner="example.com/csi", size="1Gi")
+Storage(
+    name,
+    StorageArgs(namespace="fleet", hot=tier, shared=tier, retain=False),
+    pulumi.ResourceOptions(providers=[provider], aliases=aliases),
+)
+"""
+
+
+def test_a_component_renamed_with_an_alias_keeps_its_objects(tmp_path: Path) -> None:
+    program, target = tmp_path / "program", tmp_path / "out"
+    program.mkdir()
+    target.mkdir()
+    (program / "__main__.py").write_text(PROGRAM)
+    (program / "Pulumi.yaml").write_text((ROOT / "Pulumi.yaml").read_text().replace("virtualenv: .venv", f"virtualenv: {ROOT / '.venv'}"))
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "FLEET_TARGET": str(target)}
+
+    def cli(**variables: str) -> PulumiCli:
+        return PulumiCli(stack="dev", program=program, state_dir=tmp_path / "state", env=environment | variables)
+
+    def ids(pulumi: PulumiCli) -> set[str]:
+        state = json.loads(pulumi.run("stack", "export"))["deployment"]["resources"]
+        return {resource["id"] for resource in state if resource["type"].startswith("kubernetes:")}
+
+    first = cli(FLEET_STORAGE="storage")
+    first.ensure_stack()
+    first.write_config({})
+    first.run("up", "--yes", "--skip-preview")
+    before = ids(first)
+    assert len(before) == 3
+    with pytest.raises(DataLossError, match=r"PersistentVolumeClaim/shared-models: got a change that deletes it"):
+        refuse_data_loss(read(cli(FLEET_STORAGE="vault").run("preview", "--json")), ())
+    renamed = cli(FLEET_STORAGE="vault", FLEET_ALIAS="1")
+    assert read(renamed.run("preview", "--json")).steps == []
+    renamed.run("up", "--yes", "--skip-preview")
+    assert ids(renamed) == before
+    assert "modelfleet:index:Vault" in renamed.run("stack", "export")
+
+
+if __name__ == "__main__":
+    import sys
+    import tempfile
+
+    # After a release: python -m tests.golden.test_changes VERSION
+    for name in preview.STACKS:
+        with tempfile.TemporaryDirectory() as work:
+            released = Engine(name, Path(work))
+            released.deploy()
+            STATES.mkdir(exist_ok=True)
+            (STATES / f"{sys.argv[1]}-{name}.json").write_text(exported(released))

@@ -1,0 +1,124 @@
+"""Which changes lose data, what drifted, and what a killed update leaves."""
+
+import json
+from typing import Any
+
+import pytest
+
+from infra import interrupted
+from infra.changes import DataLossError, read, refuse_data_loss
+
+URN = "urn:pulumi:dev::modelfleet::modelfleet:index:Storage${}::{}"
+CLAIM = URN.format("kubernetes:core/v1:PersistentVolumeClaim", "storage-claim")
+
+
+def step(op: str, urn: str = CLAIM, *, reasons: list[str] | None = None, **old: Any) -> dict[str, Any]:
+    state = {"inputs": {"metadata": {"name": "shared-models"}}, **old}
+    return {"op": op, "urn": urn, "oldState": state, "replaceReasons": reasons}
+
+
+def refusal(*planned: dict[str, Any], allowed: tuple[str, ...] = ()) -> str:
+    with pytest.raises(DataLossError) as error:
+        refuse_data_loss(read(json.dumps({"steps": planned})), allowed)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("op", ["delete", "replace", "delete-replaced"])
+def test_a_claim_that_would_go_is_refused_with_the_way_out(op: str) -> None:
+    assert refusal(step(op, reasons=["spec.accessModes"])) == (
+        "PersistentVolumeClaim/shared-models: got a change that deletes it and the models on its volume "
+        "(spec.accessModes cannot change in place), want it kept; "
+        "undo the change, or copy what you need and run make up ALLOW_DATA_LOSS=PersistentVolumeClaim/shared-models"
+    )
+
+
+@pytest.mark.parametrize(
+    "planned", [step("same"), step("update"), step("replace", retainOnDelete=True)], ids=["same", "update", "retained"]
+)
+def test_a_claim_that_stays_is_no_loss(planned: dict[str, Any]) -> None:
+    refuse_data_loss(read(json.dumps({"steps": [planned]})), ())
+
+
+def test_only_the_named_object_may_go() -> None:
+    namespace = step("replace", URN.format("kubernetes:core/v1:Namespace", "governance-namespace"))
+    assert refusal(step("replace"), namespace, allowed=("PersistentVolumeClaim/shared-models",)).startswith("Namespace/shared-models: got")
+
+
+def test_a_namespace_without_data_may_go() -> None:
+    namespace = step(
+        "delete",
+        URN.format("kubernetes:core/v1:Namespace", "image-trust-namespace"),
+        inputs={"metadata": {"name": "modelfleet-admission", "labels": {"modelfleet.dev/data": "none"}}},
+    )
+    refuse_data_loss(read(json.dumps({"steps": [namespace]})), ())
+
+
+def test_a_stateful_set_is_no_loss_while_its_claims_stay() -> None:
+    urn = URN.format("kubernetes:apps/v1:StatefulSet", "ollama-servers")
+    spec = {"volumeClaimTemplates": [{}], "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain"}}
+    kept = step("replace", urn, inputs={"metadata": {"name": "ollama"}, "spec": spec})
+    refuse_data_loss(read(json.dumps({"steps": [kept]})), ())
+    spec["persistentVolumeClaimRetentionPolicy"] = {"whenDeleted": "Delete"}
+    assert refusal(kept).startswith("StatefulSet/ollama: got")
+
+
+def pending(kind: str, resource: dict[str, Any], resources: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    return {"version": 3, "deployment": {"resources": resources or [], "pending_operations": [{"type": kind, "resource": resource}]}}
+
+
+SECRET = {
+    "urn": URN.format("kubernetes:core/v1:Secret", "keys"),
+    "type": "kubernetes:core/v1:Secret",
+    "inputs": {"apiVersion": "v1", "metadata": {"name": "keys-1a2b3c4d", "namespace": "modelfleet"}},
+}
+
+
+def test_an_object_that_was_being_created_is_taken_for_created_under_its_name() -> None:
+    document = pending("creating", dict(SECRET))
+    assert interrupted.has_pending(json.dumps(document))
+    adopted = interrupted.adopt(json.dumps(document))
+    assert not interrupted.has_pending(adopted)
+    (resource,) = json.loads(adopted)["deployment"]["resources"]
+    assert resource["id"] == "modelfleet/keys-1a2b3c4d"
+    assert resource["outputs"]["__inputs"] == SECRET["inputs"]
+
+
+def test_the_object_that_it_was_to_replace_goes_afterwards() -> None:
+    old = dict(SECRET, id="modelfleet/keys-00000000")
+    resources = json.loads(interrupted.adopt(json.dumps(pending("creating", dict(SECRET), [old]))))["deployment"]["resources"]
+    assert [(each["id"], each.get("delete", False)) for each in resources] == [
+        ("modelfleet/keys-00000000", True),
+        ("modelfleet/keys-1a2b3c4d", False),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["updating", "deleting", "reading"])
+def test_other_operations_are_cleared(kind: str) -> None:
+    document = json.loads(interrupted.adopt(json.dumps(pending(kind, dict(SECRET)))))
+    assert document["deployment"] == {"resources": []}
+
+
+def test_a_checkpoint_without_pending_operations_is_left_alone() -> None:
+    assert not interrupted.has_pending(json.dumps({"version": 3, "checkpoint": {"latest": {"resources": []}}}))
+    assert not interrupted.has_pending(json.dumps({"version": 3, "checkpoint": {}}))
+
+
+def refreshed(op: str, wanted: dict[str, Any]) -> str:
+    recorded = {"metadata": {"name": "shared-models"}, "spec": {"a": 1}}
+    steps = [
+        {"op": "refresh", "urn": CLAIM, "oldState": {"inputs": recorded}},
+        {"op": op, "urn": CLAIM, "newState": {"inputs": wanted}, "detailedDiff": {"spec.a": {}}},
+    ]
+    return json.dumps({"steps": steps})
+
+
+def test_what_the_program_still_wants_and_must_change_was_changed_by_hand() -> None:
+    wanted = {"metadata": {"name": "shared-models"}, "spec": {"a": 1}}
+    object_ = "PersistentVolumeClaim/shared-models"
+    assert read(refreshed("update", wanted)).drift() == [f"{object_}: spec.a changed by hand; setting it back"]
+    assert read(refreshed("create", wanted)).drift() == [f"{object_}: removed by hand; making it again"]
+    assert read(refreshed("same", wanted)).drift() == []
+
+
+def test_what_the_program_wants_anew_is_no_drift() -> None:
+    assert read(refreshed("update", {"metadata": {"name": "shared-models"}, "spec": {"a": 2}})).drift() == []

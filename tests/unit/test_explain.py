@@ -1,0 +1,151 @@
+"""Rules of `explain` on snapshots recorded from the real cluster, and on states that are hard to bring about there."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.explain.causes import explain
+from infra.explain.snapshot import Snapshot
+
+RECORDED = sorted((Path(__file__).parent / "snapshots").glob("*.json"))
+"""Written by UPDATE_SNAPSHOTS=1 python -m pytest tests/cluster/test_explain.py"""
+NOW = "2026-11-24T12:00:00+00:00"
+SENTENCE = r"(?:[A-Z]\w+/[a-z0-9.-]+|api-server): got .+, want .+; .+"
+
+
+def metadata(name: str, **fields: Any) -> dict[str, Any]:
+    return {"name": name, "uid": f"uid-{name}", "creationTimestamp": "2026-11-24T11:00:00Z", **fields}
+
+
+def snapshot(**objects: list[dict[str, Any]]) -> Snapshot:
+    namespace = {"metadata": metadata("fleet"), "status": {"phase": "Active"}}
+    return Snapshot(namespace="fleet", taken=NOW, objects={"Namespace": [namespace], **objects})
+
+
+def pod(name: str, component: str = "", *, status: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    labels = {"app.kubernetes.io/name": component} if component else {}
+    return {
+        "metadata": metadata(name, labels=labels, **fields),
+        "spec": {"nodeName": "n1", "containers": [{"name": "main", "image": "x@sha256:0"}]},
+        "status": status,
+    }
+
+
+def unready(exit_code: int | None = None) -> dict[str, Any]:
+    state = {"running": {"startedAt": "2026-11-24T11:59:00Z"}} if exit_code is None else {"waiting": {"reason": "CrashLoopBackOff"}}
+    last = {} if exit_code is None else {"terminated": {"exitCode": exit_code, "finishedAt": "2026-11-24T11:59:30Z"}}
+    status = {"name": "main", "ready": False, "restartCount": 0 if exit_code is None else 4, "state": state, "lastState": last}
+    return {"phase": "Running", "containerStatuses": [status]}
+
+
+def node(name: str, **conditions: str) -> dict[str, Any]:
+    found = [{"type": kind, "status": status, "reason": "R", "message": "m"} for kind, status in ({"Ready": "True"} | conditions).items()]
+    return {"metadata": metadata(name), "spec": {}, "status": {"conditions": found}}
+
+
+def named(taken: Snapshot) -> list[tuple[str, str]]:
+    findings = explain(taken)
+    for finding in findings:
+        assert re.fullmatch(SENTENCE, str(finding)), str(finding)
+    return [(finding.cause, finding.subject) for finding in findings]
+
+
+def test_faults_were_recorded() -> None:
+    assert len(RECORDED) >= 20
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_a_recorded_fault_is_named_alone(path: Path) -> None:
+    document = json.loads(path.read_text())
+    taken = Snapshot(**document["snapshot"])
+    assert named(taken) == [(wanted["cause"], wanted["subject"]) for wanted in document["wanted"]]
+    assert re.search(document["wanted"][0]["says"], str(explain(taken)[0]))
+
+
+def test_an_empty_namespace_has_nothing_to_say() -> None:
+    assert named(snapshot()) == []
+
+
+def test_a_node_explains_the_pods_that_are_on_it_and_no_others() -> None:
+    on_it, elsewhere = pod("a", status=unready()), pod("b", status=unready())
+    elsewhere["spec"]["nodeName"] = "n2"
+    taken = snapshot(Node=[node("n1", Ready="Unknown"), node("n2")], Pod=[on_it, elsewhere])
+    assert named(taken) == [("node-not-ready", "Node/n1"), ("readiness", "Pod/b")]
+
+
+def test_pressure_on_a_node_is_named() -> None:
+    assert named(snapshot(Node=[node("n1", MemoryPressure="True")])) == [("node-pressure", "Node/n1")]
+
+
+def test_a_writer_that_failed_explains_servers_without_models() -> None:
+    job = {
+        "metadata": metadata("models-writer", labels={"app.kubernetes.io/name": "model-sync"}),
+        "spec": {"template": {"metadata": {"labels": {"app.kubernetes.io/name": "model-sync"}}}},
+        "status": {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}]},
+    }
+    servers = [pod("ollama-0", "ollama", status=unready()), pod("model-server-x", "model-server", status=unready(1))]
+    gateway = pod("api-server-x", "api-server", status=unready())
+    taken = snapshot(Job=[job], Pod=[*servers, gateway])
+    # A crash is a cause of its own, as no one knows why it ended; being unready is not.
+    assert named(taken) == [("crash", "Pod/model-server-x"), ("job-failed", "Job/models-writer")]
+
+
+def test_a_crashed_upstream_explains_an_unready_gateway() -> None:
+    taken = snapshot(Pod=[pod("model-server-x", "model-server", status=unready(1)), pod("api-server-x", "api-server", status=unready())])
+    assert named(taken) == [("crash", "Pod/model-server-x")]
+
+
+def test_two_replicas_with_one_cause_are_one_finding() -> None:
+    owner = [{"kind": "StatefulSet", "name": "ollama", "controller": True}]
+    taken = snapshot(Pod=[pod(f"ollama-{number}", "ollama", status=unready(3), ownerReferences=owner) for number in range(2)])
+    assert named(taken) == [("crash", "StatefulSet/ollama")]
+
+
+def test_an_evicted_pod_is_named_with_its_nodes_reason() -> None:
+    status = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}
+    taken = snapshot(Pod=[pod("a", status=status)])
+    assert named(taken) == [("pod-failed", "Pod/a")]
+    assert "low on resource: memory" in str(explain(taken)[0])
+
+
+def test_a_pod_that_cannot_leave_is_named_after_its_grace() -> None:
+    status = {"phase": "Running"}
+    leaving = {"deletionTimestamp": "2026-11-24T11:50:00Z", "finalizers": ["x/y"]}
+    assert named(snapshot(Pod=[pod("a", status=status, **leaving)])) == [("pod-terminating", "Pod/a")]
+    assert named(snapshot(Pod=[pod("a", status=status, **leaving | {"deletionTimestamp": "2026-11-24T12:00:30Z"})])) == []
+
+
+def test_a_lost_claim_is_named() -> None:
+    claim = {"metadata": metadata("c"), "spec": {"storageClassName": "s", "volumeName": "v"}, "status": {"phase": "Lost"}}
+    storage_class = {"metadata": metadata("s"), "provisioner": "p"}
+    assert named(snapshot(PersistentVolumeClaim=[claim], StorageClass=[storage_class])) == [("claim-lost", "PersistentVolumeClaim/c")]
+
+
+def test_a_young_claim_is_no_finding_yet() -> None:
+    claim = {"metadata": metadata("c", creationTimestamp=NOW), "spec": {"storageClassName": "s"}, "status": {"phase": "Pending"}}
+    storage_class = {"metadata": metadata("s"), "provisioner": "p"}
+    assert named(snapshot(PersistentVolumeClaim=[claim], StorageClass=[storage_class])) == []
+
+
+def test_gpus_that_are_all_taken_are_told_from_none_at_all() -> None:
+    message = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. no new claims to deallocate, preemption: none."
+    waiting = pod("a", status={"conditions": [{"type": "PodScheduled", "status": "False", "message": message}]})
+    busy = node("n1")
+    busy["status"]["allocatable"] = {"nvidia.com/gpu": "2"}
+    assert named(snapshot(Node=[busy], Pod=[waiting])) == [("gpus-taken", "Pod/a")]
+
+
+def test_a_refused_pull_is_told_from_a_missing_image() -> None:
+    waiting = {"reason": "ImagePullBackOff", "message": "failed to authorize: 401 Unauthorized"}
+    status = {"phase": "Pending", "containerStatuses": [{"name": "main", "ready": False, "state": {"waiting": waiting}}]}
+    assert named(snapshot(Pod=[pod("a", status=status)])) == [("image-denied", "Pod/a")]
+
+
+@pytest.mark.parametrize(("status", "cause"), [(401, "wrong-key"), (503, "no-answer"), (0, "no-answer")])
+def test_the_api_servers_answer_is_read(status: int, cause: str) -> None:
+    taken = snapshot()
+    assert named(Snapshot(namespace="fleet", taken=NOW, objects=taken.objects, answer=status)) == [(cause, "api-server")]
+    assert named(Snapshot(namespace="fleet", taken=NOW, objects=taken.objects, answer=200)) == []
