@@ -109,8 +109,9 @@ def test_the_gateway_comes_before_serving_and_batch_work_evicts_nothing() -> Non
         "gpu-batch-priority",
     ]
     assert classes["gpu-priority"]["value"] == 1_000_000
-    policies = {name: item["preemptionPolicy"] for name, item in classes.items()}
-    assert policies == {"gateway-priority": "PreemptLowerPriority", "gpu-priority": "PreemptLowerPriority", "gpu-batch-priority": "Never"}
+    # Unset is PreemptLowerPriority.
+    policies = {name: item.get("preemptionPolicy") for name, item in classes.items()}
+    assert policies == {"gateway-priority": None, "gpu-priority": None, "gpu-batch-priority": "Never"}
     assert not any(item["globalDefault"] for item in classes.values())
 
 
