@@ -33,7 +33,17 @@ class ApiServerArgs:
 
 
 class ApiServer(pulumi.ComponentResource):
-    """Deployment, Service, keys and disruption budget of the API server."""
+    """Deployment, Service, keys and disruption budget of the API server.
+
+    For example:
+
+        route = {"url": "http://ollama:11434", "model": "qwen3-coder:30b", "max_in_flight": 4}
+        api = ApiServer("api", ApiServerArgs(namespace="fleet", image="registry.example.com/api-server@sha256:" + 64 * "0",
+                                             keys=pulumi.Output.secret(["sixteen-or-more-characters"]),
+                                             routes={"qwen3-coder:30b": route}, replicas=2, service_type="ClusterIP", node_port=None,
+                                             resources=ResourceArgs(cpu="1", memory="512Mi"), priority_class="gateway-priority"))
+        pulumi.export("service", api.service_name)
+    """
 
     service_name: pulumi.Output[str]
     load_balancer: pulumi.Output[str | None]

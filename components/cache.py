@@ -26,7 +26,16 @@ class CacheServerArgs:
 
 
 class CacheServer(pulumi.ComponentResource):
-    """One Redis-compatible server without persistence: a restart empties it, and its clients bypass it meanwhile."""
+    """One Redis-compatible server without persistence: a restart empties it, and its clients bypass it meanwhile.
+
+    For example:
+
+        cache = CacheServer("cache", CacheServerArgs(namespace="fleet", image="registry.example.com/cache-server@sha256:" + 64 * "0",
+                                                     password=pulumi.Output.secret("sixteen-or-more-characters"),
+                                                     max_memory_bytes=2**30, eviction_policy="allkeys-lru",
+                                                     resources=ResourceArgs(cpu="250m", memory="1200Mi")))
+        pulumi.export("secret", cache.secret_name)
+    """
 
     secret_name: pulumi.Output[str]
     """Secret with the keys `password` (for clients) and `auth.conf` (for the server)."""

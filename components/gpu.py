@@ -66,8 +66,8 @@ class GpuRuntime(pulumi.ComponentResource):
 
         runtime = GpuRuntime("gpu", GpuRuntimeArgs(enabled=True, create_runtime_class=True, runtime_class="nvidia",
                                                    handler="nvidia", priority=1_000_000))
-        opts = ResourceOptions(depends_on=[runtime])
-        pod = PodSpecArgs(runtime_class_name=runtime.runtime_class, priority_class_name=runtime.priority_class, ...)
+        pod = k8s.core.v1.PodSpecArgs(containers=[], runtime_class_name=runtime.runtime_class, priority_class_name=runtime.priority_class)
+        k8s.core.v1.Pod("pod", spec=pod, opts=pulumi.ResourceOptions(depends_on=[runtime]))
     """
 
     runtime_class: pulumi.Output[str] | None

@@ -43,6 +43,13 @@ class ImageTrust(pulumi.ComponentResource):
 
     Fails closed: while no verifier answers, no new pod starts in the protected namespace; running ones stay. Whatever makes
     pods there should depend on this component, or it could be too early to be checked.
+
+        trust = ImageTrust("trust", ImageTrustArgs(protected_namespace="fleet", namespace="fleet-admission", replicas=2, mirror="",
+                                                   image="registry.example.com/image-verifier@sha256:" + 64 * "0",
+                                                   public_keys="-----BEGIN PUBLIC KEY-----...",
+                                                   certificate="-----BEGIN CERTIFICATE-----...",
+                                                   private_key=pulumi.Output.secret("in PEM, too"),
+                                                   resources=ResourceArgs(cpu="50m", memory="128Mi")))
     """
 
     webhook: pulumi.Output[str]

@@ -45,7 +45,14 @@ class RuntimeImagesArgs:
 
 
 class RuntimeImages(pulumi.ComponentResource):
-    """One reference for each image; by digest once it exists. Consumers never see a mutable tag of a real deployment."""
+    """One reference for each image; by digest once it exists. Consumers never see a mutable tag of a real deployment.
+
+    For example:
+
+        images = RuntimeImages("images", RuntimeImagesArgs(builder="docker-build", registry="registry.example.com/fleet",
+                                                           builder_name="remote", images=["python-base", "cuda-base"]))
+        pulumi.export("python_base", images.refs["python-base"])
+    """
 
     refs: Mapping[str, pulumi.Output[str]]
 

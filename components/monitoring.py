@@ -26,7 +26,15 @@ class MonitoringArgs:
 
 
 class Monitoring(pulumi.ComponentResource):
-    """One exporter for cache and fleet; with GPUs, one more on each GPU node that reads NVML and nothing else."""
+    """One exporter for cache and fleet; with GPUs, one more on each GPU node that reads NVML and nothing else.
+
+    For example:
+
+        Monitoring("monitoring", MonitoringArgs(namespace="fleet", cache_secret="cache-auth", ollama_url="http://ollama:11434",
+                                                image="registry.example.com/metrics-exporter@sha256:" + 64 * "0",
+                                                resources=ResourceArgs(cpu="100m", memory="256Mi"),
+                                                gpu_nodes=True, runtime_class="nvidia"))
+    """
 
     def __init__(self, name: str, args: MonitoringArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("Monitoring"), name, {}, opts)

@@ -26,6 +26,8 @@ class Network(pulumi.ComponentResource):
     """Default deny for the namespace, and one policy a component that allows its edges in both directions.
 
     Policies hold only where the cluster's network plugin enforces them.
+
+        Network("network", NetworkArgs(namespace="fleet", client_cidrs=["10.0.0.0/8"], prometheus_namespace="monitoring"))
     """
 
     def __init__(self, name: str, args: NetworkArgs, opts: pulumi.ResourceOptions | None = None) -> None:

@@ -34,7 +34,16 @@ class StorageArgs:
 
 
 class Storage(pulumi.ComponentResource):
-    """StorageClasses `local-nvme` and `shared-models`, and the claim that the writer fills and every replica reads."""
+    """StorageClasses `local-nvme` and `shared-models`, and the claim that the writer fills and every replica reads.
+
+    For example:
+
+        store = Storage("storage", StorageArgs(namespace="fleet", retain=True,
+                                               hot=TierArgs(provisioner="local.csi.openebs.io", size="100Gi"),
+                                               shared=TierArgs(provisioner="nfs.csi.k8s.io", size="1Ti",
+                                                               parameters={"server": "nfs.example.com", "share": "/models"})))
+        pulumi.export("claim", store.shared_claim)
+    """
 
     hot_class: pulumi.Output[str]
     shared_claim: pulumi.Output[str]
