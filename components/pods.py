@@ -160,7 +160,7 @@ def service(
             cluster_ip="None" if headless else None,
             selector=selector(component),
             # A headless Service gives out all addresses, and its clients choose.
-            traffic_distribution=None if headless else "PreferClose",
+            traffic_distribution=None if headless else "PreferSameZone",
             ports=[
                 core.ServicePortArgs(name=port_name, port=port, target_port=port, node_port=node_port if index == 0 else None)
                 for index, (port_name, port) in enumerate(ports.items())

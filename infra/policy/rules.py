@@ -288,9 +288,9 @@ def replicas_share_one_download(objects: Sequence[Object]) -> list[str]:
 def traffic_stays_near(objects: Sequence[Object]) -> list[str]:
     """A Service that balances for its clients should prefer endpoints of the client's own zone. Headless ones do not balance."""
     return [
-        f"{title(item)}: got trafficDistribution {item['spec'].get('trafficDistribution')}, want PreferClose; set it"
+        f"{title(item)}: got trafficDistribution {item['spec'].get('trafficDistribution')}, want PreferSameZone; set it"
         for item in of(objects, "Service")
-        if item["spec"].get("clusterIP") != "None" and item["spec"].get("trafficDistribution") not in ("PreferClose", "PreferSameZone")
+        if item["spec"].get("clusterIP") != "None" and item["spec"].get("trafficDistribution") not in ("PreferSameZone", "PreferSameNode")
     ]
 
 
