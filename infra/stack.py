@@ -1,5 +1,8 @@
 """The composition: which components, from which settings, in which order."""
 
+import dataclasses
+import ipaddress
+
 import pulumi
 import pulumi_kubernetes as k8s
 
@@ -9,6 +12,7 @@ from components.gpu import device_class
 from infra import certificates, cluster
 from infra.gpu_settings import GpuSettings
 from infra.inputs import load, verifier_tls
+from infra.model_settings import is_address
 from infra.outputs import outputs
 from infra.section import PROJECT, Resources, SettingsError, quantity
 from infra.settings import VERIFIER_IMAGE, Settings, Tier, TrustSettings
@@ -90,6 +94,50 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
     return table
 
 
+def _origins(settings: Settings) -> list[c.OriginArgs]:
+    """Addresses by themselves; names by the networks that the configuration gives them."""
+    found = [
+        (cidr, port)
+        for host, port in filter(None, (model.origin for model in settings.models))
+        for cidr in ([str(ipaddress.ip_network(host))] if is_address(host) else settings.delivery.networks)
+    ]
+    return [c.OriginArgs(cidr=cidr, port=port) for cidr, port in dict.fromkeys(found)]
+
+
+def _model_store(settings: Settings, namespace: pulumi.Input[str], image: pulumi.Input[str], claim: pulumi.Input[str]) -> c.ModelStoreArgs:
+    fleet, delivery = settings.fleet, settings.delivery
+    models = [
+        {
+            "name": model.name,
+            "source": model.source,
+            "digest": model.digest,
+            "size": int(quantity(model.size)),
+            "context_length": settings.context_length(model),
+            "quantization": model.quantization,
+            "replicas": model.replicas or 0,
+            "keep_alive": model.keep_alive or fleet.keep_alive,
+        }
+        for model in settings.models
+    ]
+    return c.ModelStoreArgs(
+        namespace=namespace,
+        image=image,
+        claim=claim,
+        capacity_bytes=int(quantity(settings.storage.shared.size)),
+        # Only then does another size of the fleet need another catalog.
+        fleet=fleet.replicas if any(model.replicas for model in settings.models) else 0,
+        models=models,
+        rate_limit_bytes=int(quantity(delivery.rate_limit or "0")),
+        verify=delivery.verify,
+    )
+
+
+def _model_version(settings: Settings, image: pulumi.Output[str]) -> pulumi.Input[str]:
+    """Of the model server's model: its digest; without one it comes with the image."""
+    model = next(model for model in settings.models if model.name == settings.model_server.model)
+    return model.digest or image
+
+
 def _image_trust(
     settings: Settings, trust: TrustSettings, images: c.RuntimeImages, namespace: pulumi.Output[str], opts: pulumi.ResourceOptions
 ) -> c.ImageTrust:
@@ -145,6 +193,8 @@ def build(settings: Settings) -> None:
             namespace=namespace,
             client_cidrs=settings.api_server.client_cidrs,
             prometheus_namespace=settings.monitoring.prometheus_namespace,
+            origins=_origins(settings),
+            origins_have_names=any(model.origin and not is_address(model.origin[0]) for model in settings.models),
         ),
         opts,
     )
@@ -156,12 +206,12 @@ def build(settings: Settings) -> None:
     )
     written = c.ModelStore(
         "models",
-        c.ModelStoreArgs(
-            namespace=namespace, image=images.refs["models"], claim=store.shared_claim, priority_class=runtime.batch_priority_class
+        dataclasses.replace(
+            _model_store(settings, namespace, images.refs["models"], store.shared_claim), priority_class=runtime.batch_priority_class
         ),
         opts,
     )
-    readers = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[written]))
+    readers = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[written.writer]))
     cache = c.CacheServer(
         "cache",
         c.CacheServerArgs(
@@ -183,9 +233,9 @@ def build(settings: Settings) -> None:
             shared_claim=store.shared_claim,
             hot_class=store.hot_class,
             hot_size=storage.hot.size,
+            hot_bytes=int(quantity(storage.hot.size)),
             replicas=settings.fleet.replicas,
             resources=_resources(settings.fleet.resources, settings.fleet.gpus_per_pod, gpu),
-            models=settings.model_names,
             context_length=settings.fleet.context_length,
             num_parallel=settings.fleet.num_parallel,
             keep_alive=settings.fleet.keep_alive,
@@ -208,6 +258,7 @@ def build(settings: Settings) -> None:
             replicas=settings.model_server.replicas,
             resources=_resources(settings.model_server.resources),
             model=settings.model_server.model,
+            model_version=_model_version(settings, images.refs["models"]),
             model_id=settings.model_server.model_id,
             context_length=settings.model_server.context_length,
             parallel=settings.model_server.parallel,
@@ -216,6 +267,7 @@ def build(settings: Settings) -> None:
         ),
         readers,
     )
+    written.clean_after([fleet, server])
     api = c.ApiServer(
         "api-server",
         c.ApiServerArgs(

@@ -67,9 +67,9 @@ def write(store: Path, catalog: Catalog) -> None:
         write_file(store, path, content)
 
 
-def is_held_by(entry: Entry, fleet: int, ordinal: int) -> bool:
+def is_held_by(name: str, replicas: int, fleet: int, ordinal: int) -> bool:
     """Rendezvous hashing: when the fleet grows or shrinks, only the models of the replicas that came or went move."""
-    if not 0 < entry.replicas < fleet:
+    if not 0 < replicas < fleet:
         return True
-    ranked = sorted(range(fleet), key=lambda replica: hashlib.sha256(f"{entry.name} {replica}".encode()).digest())
-    return ordinal in ranked[: entry.replicas]
+    ranked = sorted(range(fleet), key=lambda each: hashlib.sha256(f"{name} {each}".encode()).digest())
+    return ordinal in ranked[:replicas]

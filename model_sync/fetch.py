@@ -207,7 +207,7 @@ def _too_long(source: Source, target: Target, length: int) -> StoreError:
 
 
 def _refuse_full_disk(error: Exception, target: Target) -> None:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         target.partial.unlink(missing_ok=True)
         free = shutil.disk_usage(target.path.parent).free
         raise StoreError(f"{target.path.parent.parent}: got {error.strerror} with {free} bytes free, want room for {target.path.name}; "

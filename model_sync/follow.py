@@ -52,7 +52,7 @@ class Replica:
         published = catalog.read(self.shared)
         if published is None:
             raise StoreError(f"{self.shared / catalog.FILE}: got none, want one; wait for the writer, or run it")
-        held = [entry for entry in published.models if catalog.is_held_by(entry, published.fleet, self.ordinal)]
+        held = [entry for entry in published.models if catalog.is_held_by(entry.name, entry.replicas, published.fleet, self.ordinal)]
         problems: list[str] = []
         with exclusive(self.store):
             for left in (self.store / "blobs").glob(".*.partial"):
@@ -129,7 +129,7 @@ class Replica:
     @property
     def _retired(self) -> Path:
         path = self.store / ".retired"
-        path.mkdir(exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         return path
 
     def _retire(self, wanted: set[Path]) -> None:
