@@ -14,8 +14,6 @@ from components.contract import MODEL_WRITER, type_token
 core = k8s.core.v1
 SHARED_PATH = "/shared"
 STORE_PATH = "/models"
-_REFUSED = 65
-"""Exit status of model_sync when another run would end the same way."""
 _HYDRATION_S = 3600
 """How long the first copy of a replica's models may take: 100 GB at 28 MB/s."""
 
@@ -47,8 +45,8 @@ class ModelStoreArgs:
 class ModelStore(pulumi.ComponentResource):
     """A Job that delivers the declared models into the shared claim: verified blobs first, then manifests, last the catalog.
 
-    Other models mean a new Job; the store keeps what it has, and only new blobs are fetched. A source that is refused fails the Job
-    at once, one that breaks off is tried again; either way the reason is the message of the pod, and what is served stays.
+    Other models mean a new Job; the store keeps what it has, and only new blobs are fetched. When a source is refused, or stays away,
+    the Job fails, the reason is the message of its pod, and what is served stays. The next `pulumi up` goes on where it was.
     """
 
     writer: pulumi.Resource
@@ -86,18 +84,18 @@ class ModelStore(pulumi.ComponentResource):
         )
         # A pod that failed stays, with its reason; what it fetched is in the claim, and the next one goes on from there.
         pod = pods.spec(MODEL_WRITER, [container], [tmp, shared], restart_policy="Never", priority_class=args.priority_class)
-        refused = k8s.batch.v1.PodFailurePolicyRuleArgs(
-            action="FailJob",
-            on_exit_codes=k8s.batch.v1.PodFailurePolicyOnExitCodesRequirementArgs(
-                container_name="model-sync", operator="In", values=[_REFUSED]
-            ),
+        # A drained or lost node is no failure of the source: the pod is made again.
+        disrupted = k8s.batch.v1.PodFailurePolicyRuleArgs(
+            action="Ignore",
+            on_pod_conditions=[k8s.batch.v1.PodFailurePolicyOnPodConditionsPatternArgs(type="DisruptionTarget", status="True")],
         )
         return k8s.batch.v1.Job(
             f"{self._name}-{role}",
             metadata=pods.metadata(MODEL_WRITER, args.namespace, named=False),
             spec=k8s.batch.v1.JobSpecArgs(
-                backoff_limit=3,
-                pod_failure_policy=k8s.batch.v1.PodFailurePolicyArgs(rules=[refused]),
+                # The writer itself asks again; what it gives up on is told at once.
+                backoff_limit=0,
+                pod_failure_policy=k8s.batch.v1.PodFailurePolicyArgs(rules=[disrupted]),
                 template=pods.template(MODEL_WRITER, pod),
             ),
             # A failed Job is not reused: the next `pulumi up` makes another.

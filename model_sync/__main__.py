@@ -9,25 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model_sync import catalog
-from model_sync.fetch import Pace, SourceError
+from model_sync.fetch import ATTEMPTS, Pace, SourceError
 from model_sync.follow import Replica
 from model_sync.publish import Writer, clean, declared
 from model_sync.store import StoreError
 
-REFUSED = 65
-"""Exit status when another run would end the same way (EX_DATAERR of sysexits.h); the Job is not tried again."""
-UNAVAILABLE = 75
-"""Exit status when another run may succeed (EX_TEMPFAIL)."""
-
 
 def _publish(options: argparse.Namespace) -> int:
-    writer = Writer(options.seed, options.store, options.capacity, Pace(options.rate_limit), options.verify)
+    writer = Writer(options.seed, options.store, options.capacity, Pace(options.rate_limit), options.verify, options.attempts)
     problems = writer.publish(*declared(os.environ.get("MODEL_SYNC_MODELS", "")))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
-    if any(isinstance(problem, SourceError) for problem in problems):
-        return UNAVAILABLE
-    return REFUSED if problems else 0
+    return 1 if problems else 0
 
 
 def _clean(options: argparse.Namespace) -> int:
@@ -58,7 +51,7 @@ def _follow(options: argparse.Namespace) -> int:
                 options.marker.touch()
         replica.evict()
         if options.once:
-            return REFUSED if said else 0
+            return 1 if said else 0
         time.sleep(options.poll_s)
 
 
@@ -92,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--capacity", type=int, help="bytes of the volume, where it does not hold itself to them")
     publish.add_argument("--rate-limit", type=int, default=0, help="bytes a second from all sources together; 0 is unlimited")
     publish.add_argument("--verify", action="store_true", help="hash blobs that are already there, too")
+    publish.add_argument("--attempts", type=int, default=ATTEMPTS, help="without a new byte between them, before a source is given up")
     publish.set_defaults(run=_publish)
     cleaner = commands.add_parser("clean", help="remove what the catalog does not name")
     cleaner.add_argument("store", type=Path)
@@ -113,14 +107,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    # Other users read the stores, whatever mask our parent had.
+    os.umask(0o022)
     try:
         return options.run(options)
     except (StoreError, SourceError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return REFUSED
+        return 1
     except OSError as error:
         print(f"error: {error.filename or 'store'}: got {error.strerror}, want to read and write there; check the volume", file=sys.stderr)
-        return UNAVAILABLE
+        return 1
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from urllib.parse import unquote, urlsplit
 
 from model_sync.store import CHUNK_BYTES, StoreError, flush_directory
 
-ATTEMPTS = 5
-"""Without a new byte between them."""
-BACKOFF_S = 0.5
+ATTEMPTS = 8
+"""Without a new byte between them: about a minute."""
+_BACKOFF_S = 0.5
 """Before the second attempt; doubles with each."""
+_LONGEST_BACKOFF_S = 30
 TIMEOUT_S = 60
 _BLOCK_BYTES = 64 << 10
 _PASSING_STATUSES = (408, 425, 429)
@@ -116,7 +117,7 @@ class Target:
         return self.path.with_name(f".{self.path.name}.partial")
 
 
-def fetch(source: Source, target: Target, pace: Pace) -> None:
+def fetch(source: Source, target: Target, pace: Pace, attempts: int = ATTEMPTS) -> None:
     """Raises StoreError when the source is refused, SourceError when it breaks off too often; then the next run goes on from there."""
     resumed = target.partial.exists()
     failures, known = 0, _length(target.partial)
@@ -127,10 +128,10 @@ def fetch(source: Source, target: Target, pace: Pace) -> None:
             _refuse_full_disk(error, target)
             length = _length(target.partial)
             failures, known = (1, length) if length > known else (failures + 1, known)
-            if failures >= ATTEMPTS:
+            if failures >= attempts:
                 raise SourceError(f"{source.url}: got {_reason(error)} after {length} bytes, want {target.size or 'all of it'}; "
                                         "check the source, the next run goes on from there") from None  # fmt: skip
-            time.sleep(BACKOFF_S * 2 ** (failures - 1))
+            time.sleep(min(_BACKOFF_S * 2 ** (failures - 1), _LONGEST_BACKOFF_S))
             continue
         if found == target.digest:
             target.partial.chmod(0o644)

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from model_sync import catalog, gguf
 from model_sync.catalog import Catalog, Entry
-from model_sync.fetch import Pace, Source, SourceError, Target, fetch
+from model_sync.fetch import ATTEMPTS, Pace, Source, SourceError, Target, fetch
 from model_sync.store import (
     MODEL_LAYER,
     PARAMS_LAYER,
@@ -73,6 +73,7 @@ class Writer:
     capacity: int | None
     pace: Pace
     verify: bool
+    attempts: int = ATTEMPTS
 
     def publish(self, fleet: int, models: Sequence[Declared]) -> list[Exception]:
         """Deliver every model and then the catalog. A model that cannot be delivered keeps the version that is served, if any."""
@@ -172,7 +173,7 @@ class Writer:
 
     def _fetch(self, source: Source, digest: str, size: int | None, limit: int) -> None:
         path = self.store / "blobs" / digest.replace(":", "-")
-        fetch(source, Target(path, digest, size, limit, lambda: room(self.store, self.capacity)), self.pace)
+        fetch(source, Target(path, digest, size, limit, lambda: room(self.store, self.capacity)), self.pace, self.attempts)
 
     def _check(self, model: Declared, base: dict[str, Any]) -> None:
         """What the configuration says of the weights is true of the file."""

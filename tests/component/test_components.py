@@ -13,7 +13,6 @@ from components.contract import COMPONENTS, DNS_CLIENTS, EDGES, PORTS
 from infra.constraints import EPHEMERAL_DEFAULT
 from infra.policy import rules
 from infra.section import quantity
-from model_sync import __main__ as model_sync
 from tests.component.harness import Recorder, render
 
 SMALL = c.ResourceArgs(cpu="100m", memory="128Mi")
@@ -318,10 +317,12 @@ def test_the_writer_gets_the_declaration_and_the_shared_claim() -> None:
     assert {"claimName": "shared-models"} in [volume.get("persistentVolumeClaim") for volume in pod["volumes"]]
 
 
-def test_a_refused_source_fails_the_job_at_once_and_its_reason_stays() -> None:
+def test_a_writer_that_gives_up_fails_the_job_at_once_and_its_reason_stays() -> None:
+    """Pulumi waits on after any other reason of a failed Job than a used-up backoff limit."""
     spec = render(lambda: c.ModelStore("m", MODELS)).one("Job")["spec"]
+    assert spec["backoffLimit"] == 0
     (rule,) = spec["podFailurePolicy"]["rules"]
-    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [model_sync.REFUSED])
+    assert (rule["action"], [each["type"] for each in rule["onPodConditions"]]) == ("Ignore", ["DisruptionTarget"])
     pod = spec["template"]["spec"]
     assert pod["restartPolicy"] == "Never"
     assert pod["containers"][0]["terminationMessagePolicy"] == "FallbackToLogsOnError"

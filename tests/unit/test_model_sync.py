@@ -316,7 +316,7 @@ def test_above_the_high_watermark_the_least_recently_used_goes_first_down_to_the
     published(MODEL)
     # ns/two:2 was used after three:3.
     for name, age in (("ns/two:2", 10), ("three:3", 20)):
-        os.utime(replica.store / ".retired" / digests[name].partition(":")[2], (time.time() - age,) * 2)
+        os.utime(replica.store / ".retired" / digests[name].partition(":")[2], (time.time() - age, time.time() - age))
     replica.capacity = int(store.used(replica.store) / 0.95)
     replica.evict()
     assert not files["three:3"].exists()
@@ -363,7 +363,7 @@ def test_the_first_pass_waits_for_the_writer(writer: Writer, shared: Path, tmp_p
     marker.touch()
     shared.mkdir()
     arguments = ["follow", str(shared), str(tmp_path / "hot"), "--ordinal=0", f"--marker={marker}", "--once", f"--server={NO_SERVER}"]
-    assert main(arguments) == 65
+    assert main(arguments) == 1
     assert not marker.exists(), "that of an earlier run says nothing"
     assert "wait for the writer, or run it" in capsys.readouterr().err
     writer.publish(0, [MODEL])
