@@ -42,6 +42,9 @@ class ModelSettings(Section):
     def _source_is_complete(self) -> Self:
         if self.source == IMAGE:
             return self
+        if re.search(r"@|\?", self.source):
+            # Not echoed: logs, the state and the Job would show it.
+            raise ValueError("source: got a user, a password or a query, want an address that needs none; open the source to the writer")
         problem = _source_problem(self.source)
         if problem:
             raise ValueError(f"source: got {self.source!r}, want {problem}; correct it")
@@ -82,8 +85,6 @@ def _source_problem(source: str) -> str:
         port_is_valid = parts.port is None or parts.port > 0
     except ValueError:
         return _FORMS
-    if "@" in parts.netloc:
-        return "one without a user or password, which the state would keep"
     if parts.scheme == "file":
         return "" if not parts.netloc and parts.path.startswith("/") and len(parts.path) > 1 else "file:///absolute/path"
     if parts.scheme not in _PORTS or not parts.hostname or not port_is_valid or re.search(r"\s", source):
