@@ -1,7 +1,8 @@
 """What N replicas of one model cost: bytes and seconds, ours against `ollama pull` in each replica. Writes bench/results/distribution.json.
 
 Both ways take the same model from the same registry, in turns, on loopback; a hop in front of the registry counts bytes and adds the
-`Location` header that Ollama's pull asks for. Nothing slows the loopback down, so bytes say more than seconds for a real network.
+`Location` header that Ollama's pull asks for. Once nothing slows the loopback down, once the hop gives all its clients together
+UPLINK_BYTES a second, as a site's link to its registry would; the copy from the shared store is never slowed down.
     python -m bench.distribution
 """
 
@@ -28,11 +29,14 @@ import httpx
 
 from images.embedded import default_model
 from model_sync import gguf, store
+from model_sync.fetch import Pace
 from tests.service import ollama, origins
 from tests.service.processes import Service, free_port
 
 FLEETS = (1, 2, 4)
 ROUNDS = 3
+UPLINK_BYTES = 25 * 10**6
+"""A second: 200 Mbit/s."""
 REPOSITORY, TAG = "team/model", "1"
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,11 +46,12 @@ class Hop(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, bytes_per_s: int) -> None:
         super().__init__(("127.0.0.1", 0), _HopHandler)
         self.upstream = upstream
         self.sent = 0
         self.lock = threading.Lock()
+        self.pace = Pace(bytes_per_s)
 
     @property
     def address(self) -> str:
@@ -71,8 +76,10 @@ class _HopHandler(BaseHTTPRequestHandler):
         try:
             while block := response.read(1 << 18):
                 self.wfile.write(block)
+                # Under the lock, so that the pace is that of all clients together.
                 with self.server.lock:
                     self.server.sent += len(block)
+                    self.server.pace.passed(len(block))
         except OSError:
             self.close_connection = True
         upstream.close()
@@ -84,8 +91,8 @@ class _HopHandler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hop(upstream: str) -> Iterator[Hop]:
-    server = Hop(upstream)
+def hop(upstream: str, bytes_per_s: int) -> Iterator[Hop]:
+    server = Hop(upstream, bytes_per_s)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -202,24 +209,26 @@ def measure(work: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"model_bytes": sum(blob.size for blob in store.blobs(content, manifest))}
     with origins.registry(work / "registry") as address:
         origins.push(address, REPOSITORY, TAG, work / "source", manifest)
-        for count in FLEETS:
-            ours: list[dict[str, Any]] = []
-            theirs: list[dict[str, Any]] = []
-            for _ in range(ROUNDS):
-                with hop(address) as source:
-                    ours.append(delivered(work / "ours", program, source, count, declared))
-                with hop(address) as source:
-                    theirs.append(pulled(work / "theirs", program, source, count))
-                for way in ("ours", "theirs"):
-                    shutil.rmtree(work / way)
-                print(
-                    f"{count} replicas: {ours[-1]['first_answer_s']}, by pull {theirs[-1]['first_answer_s']}", file=sys.stderr, flush=True
-                )
-            found[f"replicas_{count}"] = {"one_delivery": median(ours), "pull_per_replica": median(theirs)}
+        for link, bytes_per_s in (("loopback", 0), ("uplink", UPLINK_BYTES)):
+            found[link] = {"bytes_per_s": bytes_per_s or None}
+            for count in FLEETS:
+                ours: list[dict[str, Any]] = []
+                theirs: list[dict[str, Any]] = []
+                for _ in range(ROUNDS):
+                    with hop(address, bytes_per_s) as source:
+                        ours.append(delivered(work / "ours", program, source, count, declared))
+                    with hop(address, bytes_per_s) as source:
+                        theirs.append(pulled(work / "theirs", program, source, count))
+                    for way in ("ours", "theirs"):
+                        shutil.rmtree(work / way)
+                    seconds = [[round(each, 1) for each in way[-1]["first_answer_s"]] for way in (ours, theirs)]
+                    print(f"{link}, {count} replicas: {seconds[0]} s, by pull {seconds[1]} s", file=sys.stderr, flush=True)
+                found[link][f"replicas_{count}"] = {"one_delivery": median(ours), "pull_per_replica": median(theirs)}
     return found
 
 
 def main() -> int:
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as work:
         figures = measure(Path(work))
     report = {
@@ -231,6 +240,7 @@ def main() -> int:
         },
         "command": "python -m bench.distribution",
         "rounds": ROUNDS,
+        "load_average_before": round(load, 1),
         "versions": {"python": platform.python_version(), "ollama": "0.32.15"},
         "figures": figures,
     }

@@ -1,7 +1,6 @@
 """The composition: which components, from which settings, in which order."""
 
 import dataclasses
-import ipaddress
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -9,10 +8,9 @@ import pulumi_kubernetes as k8s
 import components as c
 from components.contract import PORTS
 from components.gpu import device_class
-from infra import certificates, cluster
+from infra import certificates, cluster, delivery
 from infra.gpu_settings import GpuSettings
 from infra.inputs import load, verifier_tls
-from infra.model_settings import is_address
 from infra.outputs import outputs
 from infra.section import PROJECT, Resources, SettingsError, quantity
 from infra.settings import VERIFIER_IMAGE, Settings, Tier, TrustSettings
@@ -94,50 +92,6 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
     return table
 
 
-def _origins(settings: Settings) -> list[c.OriginArgs]:
-    """Addresses by themselves; names by the networks that the configuration gives them."""
-    found = [
-        (cidr, port)
-        for host, port in filter(None, (model.origin for model in settings.models))
-        for cidr in ([str(ipaddress.ip_network(host))] if is_address(host) else settings.delivery.networks)
-    ]
-    return [c.OriginArgs(cidr=cidr, port=port) for cidr, port in dict.fromkeys(found)]
-
-
-def _model_store(settings: Settings, namespace: pulumi.Input[str], image: pulumi.Input[str], claim: pulumi.Input[str]) -> c.ModelStoreArgs:
-    fleet, delivery = settings.fleet, settings.delivery
-    models = [
-        {
-            "name": model.name,
-            "source": model.source,
-            "digest": model.digest,
-            "size": int(quantity(model.size)),
-            "context_length": settings.context_length(model),
-            "quantization": model.quantization,
-            "replicas": model.replicas or 0,
-            "keep_alive": model.keep_alive or fleet.keep_alive,
-        }
-        for model in settings.models
-    ]
-    return c.ModelStoreArgs(
-        namespace=namespace,
-        image=image,
-        claim=claim,
-        capacity_bytes=int(quantity(settings.storage.shared.size)),
-        # Only then does another size of the fleet need another catalog.
-        fleet=fleet.replicas if any(model.replicas for model in settings.models) else 0,
-        models=models,
-        rate_limit_bytes=int(quantity(delivery.rate_limit or "0")),
-        verify=delivery.verify,
-    )
-
-
-def _model_version(settings: Settings, image: pulumi.Output[str]) -> pulumi.Input[str]:
-    """Of the model server's model: its digest; without one it comes with the image."""
-    model = next(model for model in settings.models if model.name == settings.model_server.model)
-    return model.digest or image
-
-
 def _image_trust(
     settings: Settings, trust: TrustSettings, images: c.RuntimeImages, namespace: pulumi.Output[str], opts: pulumi.ResourceOptions
 ) -> c.ImageTrust:
@@ -193,8 +147,8 @@ def build(settings: Settings) -> None:
             namespace=namespace,
             client_cidrs=settings.api_server.client_cidrs,
             prometheus_namespace=settings.monitoring.prometheus_namespace,
-            origins=_origins(settings),
-            origins_have_names=any(model.origin and not is_address(model.origin[0]) for model in settings.models),
+            origins=delivery.origins(settings),
+            origins_have_names=delivery.has_names(settings),
         ),
         opts,
     )
@@ -207,7 +161,8 @@ def build(settings: Settings) -> None:
     written = c.ModelStore(
         "models",
         dataclasses.replace(
-            _model_store(settings, namespace, images.refs["models"], store.shared_claim), priority_class=runtime.batch_priority_class
+            delivery.model_store(settings, namespace, images.refs["models"], store.shared_claim),
+            priority_class=runtime.batch_priority_class,
         ),
         opts,
     )
@@ -258,7 +213,7 @@ def build(settings: Settings) -> None:
             replicas=settings.model_server.replicas,
             resources=_resources(settings.model_server.resources),
             model=settings.model_server.model,
-            model_version=_model_version(settings, images.refs["models"]),
+            model_version=delivery.model_version(settings, images.refs["models"]),
             model_id=settings.model_server.model_id,
             context_length=settings.model_server.context_length,
             parallel=settings.model_server.parallel,

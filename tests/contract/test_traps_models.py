@@ -45,6 +45,12 @@ def origin(tmp_path: Path) -> Iterator[origins.Origin]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real Ollama; built here on a new machine."""
+    return ollama.install(tmp_path_factory.mktemp("ollama"))
+
+
 def run(*arguments: str, umask: int = 0o022, models: list[dict[str, Any]] | None = None) -> None:
     env = {"PATH": os.environ["PATH"], "MODEL_SYNC_MODELS": json.dumps({"fleet": 0, "models": models or []})}
     argv = [sys.executable, "-m", "model_sync", *arguments]
@@ -98,12 +104,11 @@ def test_trap_03_two_servers_that_write_one_store(stack: str) -> None:
     assert sorted(set(writers)) == ["Job/model-sync", "StatefulSet/model-sync"]
 
 
-def test_trap_04_a_starting_server_prunes_what_another_is_writing(origin: origins.Origin, tmp_path: Path) -> None:
+def test_trap_04_a_starting_server_prunes_what_another_is_writing(origin: origins.Origin, program: Path, tmp_path: Path) -> None:
     """The trap is real in this version, and the environment of the fleet avoids it."""
     publish(tmp_path / "shared", origin, "tiny:1")
     hydrate(tmp_path / "shared", tmp_path / "hot")
     orphan = tmp_path / "hot" / "blobs" / f"sha256-{'0' * 64}"
-    program = ollama.install(tmp_path / "ollama")
     for pruned, env in ((False, {"OLLAMA_NOPRUNE": environment("prod")["OLLAMA_NOPRUNE"]}), (True, {"OLLAMA_NOPRUNE": "0"})):
         orphan.write_text("two hours old, and no manifest yet")
         os.utime(orphan, (time.time() - 7200,) * 2)
@@ -111,7 +116,7 @@ def test_trap_04_a_starting_server_prunes_what_another_is_writing(origin: origin
             assert orphan.exists() is not pruned
 
 
-def test_trap_05_a_store_that_a_read_only_server_refuses(origin: origins.Origin, tmp_path: Path) -> None:
+def test_trap_05_a_store_that_a_read_only_server_refuses(origin: origins.Origin, program: Path, tmp_path: Path) -> None:
     """No directory is missing or empty, no name has a colon, also when the last model has gone; a server starts on it."""
     shared, hot = tmp_path / "shared", tmp_path / "hot"
     publish(shared, origin, "tiny:1", "team/tiny:1")
@@ -124,7 +129,7 @@ def test_trap_05_a_store_that_a_read_only_server_refuses(origin: origins.Origin,
             assert (path / "blobs").is_dir()
             assert not [each for each in (path / "manifests").rglob("*") if each.is_dir() and not any(each.iterdir())]
             assert not list(path.rglob("*:*"))
-        with ollama.running(ollama.install(tmp_path / "ollama"), hot, tmp_path, OLLAMA_NOPRUNE="0") as server:
+        with ollama.running(program, hot, tmp_path, OLLAMA_NOPRUNE="0") as server:
             shown = httpx.get(f"{server.url}/api/tags", timeout=10, trust_env=False).json()["models"]
             assert {model["name"] for model in shown} == set(names)
 

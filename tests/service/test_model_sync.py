@@ -280,8 +280,14 @@ def test_a_model_comes_from_a_real_registry(file: bytes, shared: Path, tmp_path:
         assert (status, "got status 404" in error) == (1, True)
 
 
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real Ollama; built here on a new machine."""
+    return ollama.install(tmp_path_factory.mktemp("ollama"))
+
+
 @contextmanager
-def fleet_of_one(shared: Path, tmp_path: Path) -> Iterator[tuple[Any, Path]]:
+def fleet_of_one(program: Path, shared: Path, tmp_path: Path) -> Iterator[tuple[Any, Path]]:
     """A follower, and after its first pass a real Ollama that reads its store, as in the pod."""
     hot, marker = tmp_path / "hot", tmp_path / "marker"
     port = ollama.free_port()
@@ -289,7 +295,7 @@ def fleet_of_one(shared: Path, tmp_path: Path) -> Iterator[tuple[Any, Path]]:
     with (tmp_path / "follow.log").open("wb") as log, subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=log) as follower:
         try:
             eventually(marker.exists, bool)
-            with ollama.running(ollama.install(tmp_path / "ollama"), hot, tmp_path, port) as server:
+            with ollama.running(program, hot, tmp_path, port) as server:
                 yield server, hot
         finally:
             follower.send_signal(signal.SIGTERM)
@@ -311,11 +317,13 @@ def loaded(server: Any) -> dict[str, int]:
     return {each["name"]: each["context_length"] for each in models}
 
 
-def test_models_come_and_go_while_a_real_ollama_serves(origin: origins.Origin, file: bytes, shared: Path, tmp_path: Path) -> None:
+def test_models_come_and_go_while_a_real_ollama_serves(
+    origin: origins.Origin, file: bytes, program: Path, shared: Path, tmp_path: Path
+) -> None:
     first = model(origin.url, file)
     assert publish(shared, first) == (0, "")
     other = tiny_gguf.make(tmp_path / "other.gguf", "Another one speaks.").read_bytes()
-    with origins.serving(other) as second_origin, fleet_of_one(shared, tmp_path) as (server, hot):
+    with origins.serving(other) as second_origin, fleet_of_one(program, shared, tmp_path) as (server, hot):
         assert said(server, "tiny:1") == SCRIPT
         assert loaded(server) == {"tiny:1": 2048}, "its own context"
 
