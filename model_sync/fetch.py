@@ -24,6 +24,7 @@ _BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 30
 TIMEOUT_S = 60
 _BLOCK_BYTES = 64 << 10
+_DOCUMENT_BYTES = 4 << 20
 _PASSING_STATUSES = (408, 425, 429)
 # Without proxies: the network policy lets the writer reach its sources alone.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -131,7 +132,7 @@ def fetch(source: Source, target: Target, pace: Pace, attempts: int = ATTEMPTS) 
             if failures >= attempts:
                 raise SourceError(f"{source.url}: got {_reason(error)} after {length} bytes, want {target.size or 'all of it'}; "
                                         "check the source, the next run goes on from there") from None  # fmt: skip
-            time.sleep(min(_BACKOFF_S * 2 ** (failures - 1), _LONGEST_BACKOFF_S))
+            pause(failures)
             continue
         if found == target.digest:
             target.partial.chmod(0o644)
@@ -143,6 +144,25 @@ def fetch(source: Source, target: Target, pace: Pace, attempts: int = ATTEMPTS) 
             raise StoreError(f"{source.url}: got content {found}, want {target.digest}; do not use it, or correct models.<name>.digest")
         # What an earlier run left may be the damaged part.
         resumed, known = False, 0
+
+
+def document(source: Source, attempts: int = ATTEMPTS) -> bytes:
+    """A small document, such as a registry's manifest. Raises StoreError or SourceError."""
+    reason = "no attempt"
+    for failures in range(1, attempts + 1):
+        try:
+            with closing(source.open().file) as file:
+                return file.read(_DOCUMENT_BYTES)
+        except (OSError, HTTPException) as error:
+            reason = _reason(error)
+        if failures < attempts:
+            pause(failures)
+    raise SourceError(f"{source.url}: got {reason}, want the document; check the source")
+
+
+def pause(failures: int) -> None:
+    """Before the next attempt."""
+    time.sleep(min(_BACKOFF_S * 2 ** (failures - 1), _LONGEST_BACKOFF_S))
 
 
 def _attempt(source: Source, target: Target, pace: Pace) -> str:

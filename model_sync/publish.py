@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from model_sync import catalog, gguf
 from model_sync.catalog import Catalog, Entry
-from model_sync.fetch import ATTEMPTS, Pace, Source, SourceError, Target, fetch
+from model_sync.fetch import ATTEMPTS, Pace, Source, SourceError, Target, document, fetch
 from model_sync.store import (
     MODEL_LAYER,
     PARAMS_LAYER,
@@ -34,7 +34,6 @@ from model_sync.store import (
 
 IMAGE = "image"
 _REGISTRIES = {"registry": "https", "registry+http": "http"}
-_MANIFEST_BYTES = 4 << 20
 _SMALL_LAYERS_BYTES = 64 << 20
 """What templates, licenses and parameters may have beyond the declared size of the weights."""
 
@@ -60,8 +59,8 @@ class Declared:
 def declared(text: str) -> tuple[int, list[Declared]]:
     """Replicas of the fleet, and models. Raises StoreError."""
     try:
-        document = json.loads(text)
-        return int(document["fleet"]), [Declared(**model) for model in document["models"]]
+        found = json.loads(text)
+        return int(found["fleet"]), [Declared(**model) for model in found["models"]]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"MODEL_SYNC_MODELS: got no declaration ({error}), want the program's; use images of one release") from None
 
@@ -126,7 +125,7 @@ class Writer:
         repository, _, tag = name.rpartition(":")
         base = f"{_REGISTRIES[scheme]}://{host}/v2/{repository}"
         accept = {"Accept": "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"}
-        content = _small(Source(f"{base}/manifests/{tag}", accept))
+        content = document(Source(f"{base}/manifests/{tag}", accept), self.attempts)
         _require_digest(model.source, content, model.digest)
         return self._layers(content, Path(f"{repository}:{tag}"), model, lambda blob: Source(f"{base}/blobs/{blob.digest}"))
 
@@ -201,15 +200,6 @@ class Writer:
         blob = write_blob(self.store, json.dumps(params, sort_keys=True, separators=(",", ":")).encode())
         others = [layer for layer in base["layers"] if layer["mediaType"] != PARAMS_LAYER]
         return base | {"layers": [*others, {"mediaType": PARAMS_LAYER, "digest": blob.digest, "size": blob.size}]}
-
-
-def _small(source: Source) -> bytes:
-    """A document of a registry. Raises SourceError."""
-    try:
-        with source.open().file as file:
-            return file.read(_MANIFEST_BYTES)
-    except OSError as error:
-        raise SourceError(f"{source.url}: got {error}, want the manifest; check the registry") from None
 
 
 def _require_digest(what: str, content: bytes, digest: str) -> None:

@@ -273,11 +273,25 @@ def test_a_model_comes_from_a_real_registry(file: bytes, shared: Path, tmp_path:
         source = f"registry+http://{address}/team/tiny:1"
         assert publish(shared, model(source, content, size=len(file))) == (0, "")
         assert blob(shared, file).read_bytes() == file
+        assert names(shared) == ["tiny:1"]
         status, error = publish(shared, model(source, b"another manifest", size=len(file), name="lie:1"))
         assert status == 1
         assert f"got manifest {sha256(content)}, want " in error
         status, error = publish(shared, model(source.replace(":1", ":2"), content, size=len(file)))
         assert (status, "got status 404" in error) == (1, True)
+
+
+def test_a_registry_that_is_down_for_a_while_is_asked_again(origin: origins.Origin, file: bytes, shared: Path) -> None:
+    """A server that answers anything with one document: what comes is not the manifest, but it came."""
+    origin.failures = 2
+    source = f"registry+http://{origin.url.removeprefix('http://').partition('/')[0]}/team/tiny:1"
+    status, error = publish(shared, model(source, b"", size=len(file)))
+    assert (status, len(origin.requests)) == (1, 3)
+    assert f"got manifest {sha256(file)}, want {sha256(b'')}; do not use it" in error
+    origin.failures = 99
+    status, error = publish(shared, model(source, b"", size=len(file)))
+    assert status == 1
+    assert "/v2/team/tiny/manifests/1: got status 500, want the document; check the source" in error
 
 
 @pytest.fixture(scope="module")
