@@ -9,7 +9,7 @@ from components.images import RuntimeImages, RuntimeImagesArgs
 from components.model_server import ModelServer, ModelServerArgs
 from components.models import ModelStore, ModelStoreArgs
 from components.monitoring import Monitoring, MonitoringArgs
-from components.network import Network, NetworkArgs
+from components.network import Network, NetworkArgs, OriginArgs
 from components.ollama import OllamaFleet, OllamaFleetArgs
 from components.pods import ResourceArgs
 from components.storage import Storage, StorageArgs, TierArgs
@@ -36,6 +36,7 @@ __all__ = [
     "NetworkArgs",
     "OllamaFleet",
     "OllamaFleetArgs",
+    "OriginArgs",
     "ResourceArgs",
     "RuntimeImages",
     "RuntimeImagesArgs",

@@ -6,7 +6,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from components import pods
-from components.contract import CACHE_SERVER, MODEL_SERVER, PORTS, type_token
+from components.contract import CACHE_SERVER, MODEL_SERVER, MODEL_VERSION_ANNOTATION, PORTS, type_token
 from components.models import STORE_PATH
 
 core = k8s.core.v1
@@ -25,6 +25,8 @@ class ModelServerArgs:
     replicas: int
     resources: pods.ResourceArgs
     model: str
+    model_version: pulumi.Input[str]
+    """Another one restarts the servers: they keep the weights mapped, and an old file goes once nothing names it."""
     model_id: str
     context_length: int
     parallel: int
@@ -57,7 +59,7 @@ class ModelServer(pulumi.ComponentResource):
             spec=k8s.apps.v1.DeploymentSpecArgs(
                 replicas=args.replicas,
                 selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(MODEL_SERVER)),
-                template=pods.template(MODEL_SERVER, _pod(args)),
+                template=pods.template(MODEL_SERVER, _pod(args), {MODEL_VERSION_ANNOTATION: args.model_version}),
             ),
             opts=pulumi.ResourceOptions.merge(
                 child, pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create="30m", update="30m"))

@@ -1,6 +1,9 @@
-"""The one writer of the shared model store."""
+"""The shared model store: its one writer, and what keeps a replica's own store equal to it."""
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -11,6 +14,10 @@ from components.contract import MODEL_WRITER, type_token
 core = k8s.core.v1
 SHARED_PATH = "/shared"
 STORE_PATH = "/models"
+_HYDRATION_S = 3600
+"""How long the first copy of a replica's models may take: 100 GB at 28 MB/s."""
+
+FOLLOWER_RESOURCES = pods.ResourceArgs(cpu="50m", memory="128Mi")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,49 +29,105 @@ class ModelStoreArgs:
     """Carries `model_sync` and a model store at /seed."""
     claim: pulumi.Input[str]
     """ReadWriteMany claim that is written here and read everywhere else."""
+    capacity_bytes: int
+    """Size of the claim: network file systems do not hold a claim to it."""
+    fleet: int = 0
+    """Replicas of the fleet, where a model is held by some of them only."""
+    models: Sequence[Mapping[str, Any]]
+    """Each with the fields of model_sync.publish.Declared."""
+    rate_limit_bytes: int = 0
+    """Bytes a second from all sources together; 0 is unlimited."""
+    verify: bool = False
+    """Hash what is in the store already, too."""
     priority_class: pulumi.Input[str] | None = None
 
 
 class ModelStore(pulumi.ComponentResource):
-    """A Job that copies the image's models into the shared claim: blobs verified by digest first, manifests last.
+    """A Job that delivers the declared models into the shared claim: verified blobs first, then manifests, last the catalog.
 
-    A new image means a new Job; the store keeps what it has, and only new blobs are copied.
+    Other models mean a new Job; the store keeps what it has, and only new blobs are fetched. When a source is refused, or stays away,
+    the Job fails, the reason is the message of its pod, and what is served stays. The next `pulumi up` goes on where it was.
     """
 
-    ready: pulumi.Output[str]
-    """Name of the Job, known when it has completed."""
+    writer: pulumi.Resource
+    """The Job. Readers depend on it alone: the component is not complete before they are."""
 
     def __init__(self, name: str, args: ModelStoreArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("ModelStore"), name, {}, opts)
+        self._name, self._args = name, args
+        command = ["publish", "/seed", SHARED_PATH, f"--capacity={args.capacity_bytes}"]
+        command += [f"--rate-limit={args.rate_limit_bytes}"] if args.rate_limit_bytes else []
+        command += ["--verify"] if args.verify else []
+        self.writer = self._job("writer", command, pulumi.ResourceOptions(parent=self))
+        self.register_outputs({})
+
+    def clean_after(self, readers: Sequence[pulumi.Resource]) -> None:
+        """Once every reader has moved on to what is published now, a second Job removes what is not."""
+        self._job("cleaner", ["clean", SHARED_PATH], pulumi.ResourceOptions(parent=self, depends_on=[self.writer, *readers]))
+
+    def _job(self, role: str, command: list[str], opts: pulumi.ResourceOptions) -> k8s.batch.v1.Job:
+        args = self._args
         tmp, tmp_mount = pods.scratch()
         shared = core.VolumeArgs(
             name="shared", persistent_volume_claim=core.PersistentVolumeClaimVolumeSourceArgs(claim_name=args.claim)
         )  # fmt: skip
-        pod = pods.spec(
-            MODEL_WRITER,
-            [sync_container(args.image, "/seed", SHARED_PATH, [tmp_mount, core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH)])],
-            [tmp, shared],
-            restart_policy="OnFailure",
-            priority_class=args.priority_class,
+        container = core.ContainerArgs(
+            name="model-sync",
+            image=args.image,
+            args=command,
+            # The cleaner has it too: what it removes follows from it, so another declaration is another Job.
+            env=pods.env({"MODEL_SYNC_MODELS": json.dumps({"fleet": args.fleet, "models": [dict(model) for model in args.models]})}),
+            resources=pods.resources(pods.ResourceArgs(cpu="50m", memory="128Mi")),
+            security_context=pods.container_security(),
+            termination_message_policy="FallbackToLogsOnError",
+            volume_mounts=[tmp_mount, core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH)],
         )
-        job = k8s.batch.v1.Job(
-            f"{name}-writer",
+        # A pod that failed stays, with its reason; what it fetched is in the claim, and the next one goes on from there.
+        pod = pods.spec(MODEL_WRITER, [container], [tmp, shared], restart_policy="Never", priority_class=args.priority_class)
+        # A drained or lost node is no failure of the source: the pod is made again.
+        disrupted = k8s.batch.v1.PodFailurePolicyRuleArgs(
+            action="Ignore",
+            on_pod_conditions=[k8s.batch.v1.PodFailurePolicyOnPodConditionsPatternArgs(type="DisruptionTarget", status="True")],
+        )
+        return k8s.batch.v1.Job(
+            f"{self._name}-{role}",
             metadata=pods.metadata(MODEL_WRITER, args.namespace, named=False),
-            spec=k8s.batch.v1.JobSpecArgs(backoff_limit=3, template=pods.template(MODEL_WRITER, pod)),
+            spec=k8s.batch.v1.JobSpecArgs(
+                # The writer itself asks again; what it gives up on is told at once.
+                backoff_limit=0,
+                pod_failure_policy=k8s.batch.v1.PodFailurePolicyArgs(rules=[disrupted]),
+                template=pods.template(MODEL_WRITER, pod),
+            ),
             # A failed Job is not reused: the next `pulumi up` makes another.
-            opts=pulumi.ResourceOptions(parent=self, custom_timeouts=pulumi.CustomTimeouts(create="30m", update="30m")),
+            opts=pulumi.ResourceOptions.merge(
+                opts, pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create="6h", update="6h"))
+            ),
         )
-        self.ready = job.metadata.name
-        self.register_outputs({"ready": self.ready})
 
 
-def sync_container(image: pulumi.Input[str], source: str, target: str, mounts: list[core.VolumeMountArgs]) -> core.ContainerArgs:
-    """Runs `model_sync SOURCE TARGET`, then ends."""
+def follower(image: pulumi.Input[str], capacity_bytes: int, mounts: list[core.VolumeMountArgs]) -> core.ContainerArgs:
+    """A sidecar that keeps the replica's store equal to the shared one. The containers after it start when its first pass is over.
+
+    Nothing in it depends on the list of models, so that another list restarts no pod.
+    """
+    marker = "/tmp/first-pass"  # noqa: S108 (a directory of this pod)
     return core.ContainerArgs(
         name="model-sync",
         image=image,
-        args=[source, target],
-        resources=pods.resources(pods.ResourceArgs(cpu="50m", memory="128Mi")),
+        args=["follow", SHARED_PATH, STORE_PATH, "--ordinal=$(ORDINAL)", f"--capacity={capacity_bytes}", f"--marker={marker}"],
+        env=[
+            core.EnvVarArgs(
+                name="ORDINAL",
+                value_from=core.EnvVarSourceArgs(
+                    field_ref=core.ObjectFieldSelectorArgs(field_path="metadata.labels['apps.kubernetes.io/pod-index']")
+                ),
+            )
+        ],
+        restart_policy="Always",
+        resources=pods.resources(FOLLOWER_RESOURCES),
         security_context=pods.container_security(),
+        startup_probe=core.ProbeArgs(
+            exec_=core.ExecActionArgs(command=["test", "-f", marker]), period_seconds=2, failure_threshold=_HYDRATION_S // 2
+        ),
         volume_mounts=mounts,
     )

@@ -6,9 +6,17 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components.contract import API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, PORTS, SCRAPED, labels, selector, type_token
+from components.contract import API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, MODEL_WRITER, PORTS, SCRAPED, labels, selector, type_token
 
 net = k8s.networking.v1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginArgs:
+    """Where the writer of models may connect to."""
+
+    cidr: str
+    port: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +28,10 @@ class NetworkArgs:
     """Addresses that may connect to the API server."""
     prometheus_namespace: str
     """The one other namespace whose pods may read metrics."""
+    origins: Sequence[OriginArgs] = ()
+    """Sources of models."""
+    origins_have_names: bool = False
+    """The writer looks names up."""
 
 
 class Network(pulumi.ComponentResource):
@@ -65,7 +77,14 @@ def _policy(component: str, args: NetworkArgs) -> net.NetworkPolicySpecArgs:
         for edge in EDGES
         if edge.source == component
     ]  # fmt: skip
-    if component in DNS_CLIENTS:
+    if component == MODEL_WRITER:
+        egress += [
+            net.NetworkPolicyEgressRuleArgs(
+                to=[net.NetworkPolicyPeerArgs(ip_block=net.IPBlockArgs(cidr=origin.cidr))], ports=[_port(origin.port)]
+            )
+            for origin in args.origins
+        ]
+    if component in DNS_CLIENTS or (component == MODEL_WRITER and args.origins_have_names):
         egress.append(dns_egress())
     return net.NetworkPolicySpecArgs(
         pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(component)),

@@ -1,7 +1,5 @@
 """The Ollama fleet."""
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
@@ -9,9 +7,14 @@ import pulumi_kubernetes as k8s
 
 from components import pods
 from components.contract import OLLAMA, PORTS, type_token
-from components.models import SHARED_PATH, STORE_PATH, sync_container
+from components.models import SHARED_PATH, STORE_PATH, follower
 
 core = k8s.core.v1
+_MAX_MODELS = 32
+"""More than the configuration takes. Nothing in the pod may depend on the list of models, or every change of it would restart the fleet."""
+_NAMES = f"""sed -n 's/^ *"name": "\\(.*\\)",$/\\1/p' {STORE_PATH}/catalog.json"""
+_SHOWS_CATALOG = f'test -f {STORE_PATH}/catalog.json && {_NAMES} | while read -r m; do ollama show "$m" >/dev/null || exit 1; done'
+"""Fails unless the server can show every model of the catalog."""
 _DRAIN_S = 10
 """Ollama cuts its streams on SIGTERM, so the pod first waits until the gateway has stopped sending (it looks every 2 s)."""
 
@@ -23,14 +26,14 @@ class OllamaFleetArgs:
     namespace: pulumi.Input[str]
     image: pulumi.Input[str]
     sync_image: pulumi.Input[str]
-    """Image whose `model_sync` copies the shared store to the replica's own volume."""
+    """Image whose `model_sync` keeps the replica's own volume equal to the shared store."""
     shared_claim: pulumi.Input[str]
     hot_class: pulumi.Input[str]
     hot_size: str
+    hot_bytes: int
+    """The same in bytes."""
     replicas: int
     resources: pods.ResourceArgs
-    models: Sequence[str]
-    """A replica is ready when it can show every one of them."""
     context_length: int
     """Tokens; always set, because Ollama's default depends on the GPU's memory."""
     num_parallel: int
@@ -93,7 +96,8 @@ def _environment(args: OllamaFleetArgs) -> dict[str, str]:
         "OLLAMA_NUM_PARALLEL": str(args.num_parallel),
         "OLLAMA_KEEP_ALIVE": args.keep_alive,
         "OLLAMA_MAX_QUEUE": str(args.max_queue),
-        "OLLAMA_MAX_LOADED_MODELS": str(len(args.models)),
+        # All of the catalog, which the memory was planned for; never fewer, or a request to one model would unload another.
+        "OLLAMA_MAX_LOADED_MODELS": str(_MAX_MODELS),
         "OLLAMA_LOAD_TIMEOUT": "30m",
         "OLLAMA_NOPRUNE": "1",
         "OLLAMA_NO_CLOUD": "1",
@@ -106,11 +110,11 @@ def _environment(args: OllamaFleetArgs) -> dict[str, str]:
 def _pod(args: OllamaFleetArgs) -> core.PodSpecArgs:
     tmp, tmp_mount = pods.scratch()
     store = core.VolumeMountArgs(name="models", mount_path=STORE_PATH)
+    read_only_store = core.VolumeMountArgs(name="models", mount_path=STORE_PATH, read_only=True)
     shared = core.VolumeArgs(
         name="shared", persistent_volume_claim=core.PersistentVolumeClaimVolumeSourceArgs(claim_name=args.shared_claim, read_only=True)
     )
     shared_mount = core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH, read_only=True)
-    show = " && ".join(f"ollama show {json.dumps(model)} >/dev/null" for model in args.models)
     container = core.ContainerArgs(
         name="ollama",
         image=args.image,
@@ -118,10 +122,10 @@ def _pod(args: OllamaFleetArgs) -> core.PodSpecArgs:
         ports=[core.ContainerPortArgs(name="http", container_port=PORTS[OLLAMA])],
         resources=pods.resources(args.resources),
         security_context=pods.container_security(),
-        volume_mounts=[tmp_mount, store],
+        volume_mounts=[tmp_mount, read_only_store],
         # `/` answers before any model is there, so readiness asks for the models themselves.
         readiness_probe=core.ProbeArgs(
-            exec_=core.ExecActionArgs(command=["/bin/sh", "-c", show]), period_seconds=5, timeout_seconds=5, failure_threshold=3
+            exec_=core.ExecActionArgs(command=["/bin/sh", "-c", _SHOWS_CATALOG]), period_seconds=5, timeout_seconds=5, failure_threshold=3
         ),
         startup_probe=pods.http_probe("/", PORTS[OLLAMA], period_s=2, failures=90),
         # Loading keeps `/` fast; only a hung process fails twelve times.
@@ -132,7 +136,7 @@ def _pod(args: OllamaFleetArgs) -> core.PodSpecArgs:
         OLLAMA,
         [container],
         [tmp, shared],
-        init_containers=[sync_container(args.sync_image, SHARED_PATH, STORE_PATH, [tmp_mount, shared_mount, store])],
+        init_containers=[follower(args.sync_image, args.hot_bytes, [tmp_mount, shared_mount, store])],
         grace_s=_DRAIN_S + 20,
         runtime_class=args.runtime_class,
         priority_class=args.priority_class,

@@ -10,23 +10,29 @@ where a unit is a whole GPU, an equal share, or a MIG partition (`GpuSettings.un
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from components.models import FOLLOWER_RESOURCES
+from infra.model_settings import is_address
 from infra.section import GIB, MIB, in_gib, quantity
+from model_sync.catalog import is_held_by
 
 if TYPE_CHECKING:
-    from infra.settings import ModelSettings, Settings
+    from infra.model_settings import ModelSettings
+    from infra.settings import Settings
 
 GPU_WORKSPACE = 1.5 * GIB
 """Bytes of one loaded model on each GPU beside weights and KV cache: the CUDA context (about 0.5 GiB) and llama.cpp's compute buffers at
 a batch of 512 (under 1 GiB up to 70B parameters). An estimate on the safe side, not a measurement."""
 EPHEMERAL_DEFAULT = 64 * MIB
 """What the namespace's LimitRange requests for a container that names nothing, as none of ours does."""
+SIDECARS = (FOLLOWER_RESOURCES,)
+"""What stands beside each Ollama server in its pod."""
 HOT_FILL = 0.9
 """Part of the node-local volume that models may fill: a new version arrives beside the old one, and a full disk evicts pods."""
 
 
 def problems(settings: "Settings") -> list[str]:
     """Every rule that the sections break together."""
-    checks = (_models, _gpus, _gpu_memory, _host_memory, _storage, _cache, _quota)
+    checks = (_models, _delivery, _gpus, _gpu_memory, _host_memory, _storage, _cache, _quota)
     found = [line for check in checks for line in check(settings)]
     return found + list(_production(settings)) if settings.governance.production else found
 
@@ -37,7 +43,7 @@ def gpu_bytes(model: "ModelSettings", settings: "Settings") -> float:
 
 
 def _kv_bytes(model: "ModelSettings", settings: "Settings") -> float:
-    return model.kv_bytes_per_token * settings.fleet.context_length * settings.fleet.num_parallel
+    return model.kv_bytes_per_token * settings.context_length(model) * settings.fleet.num_parallel
 
 
 def _models(settings: "Settings") -> Iterator[str]:
@@ -48,6 +54,28 @@ def _models(settings: "Settings") -> Iterator[str]:
         yield f"modelServer.model: got {server.model}, want one of models {', '.join(names)}; add it there"
     if server.model_id in names:
         yield f"modelServer.modelId: got {server.model_id}, want an id that no model has; choose another"
+
+
+def _delivery(settings: "Settings") -> Iterator[str]:
+    fleet = settings.fleet
+    for index, model in enumerate(settings.models):
+        path = f"models.{index}"
+        if settings.context_length(model) > fleet.context_length:
+            yield f"{path}.contextLength: got {model.context_length}, want at most fleet.contextLength {fleet.context_length}; raise that"
+        if (model.replicas or 1) > fleet.replicas:
+            yield f"{path}.replicas: got {model.replicas}, want at most fleet.replicas {fleet.replicas}; lower it, or leave it out for all"
+        if model.origin and not is_address(model.origin[0]) and not settings.delivery.networks:
+            yield (
+                f"delivery.networks: got nothing, want the networks of {model.origin[0]}, the source of {model.name}; "
+                "list them, since a network policy cannot name hosts"
+            )
+
+
+def _largest_replica(settings: "Settings") -> list["ModelSettings"]:
+    """The models of the replica that must hold most bytes."""
+    fleet = settings.fleet.replicas
+    held = [[model for model in settings.models if is_held_by(model.name, model.replicas or 0, fleet, ordinal)] for ordinal in range(fleet)]
+    return max(held, key=lambda models: sum(quantity(model.size) for model in models))
 
 
 def _gpus(settings: "Settings") -> Iterator[str]:
@@ -68,10 +96,12 @@ def _gpus(settings: "Settings") -> Iterator[str]:
 def _gpu_memory(settings: "Settings") -> Iterator[str]:
     fleet, gpu = settings.fleet, settings.gpu
     have = gpu.unit_memory * fleet.gpus_per_pod
-    need = sum(gpu_bytes(model, settings) for model in settings.models)
+    models = _largest_replica(settings)
+    need = sum(gpu_bytes(model, settings) for model in models)
+    names = ", ".join(model.name for model in models)
     if have and need > have:
         yield (
-            f"models: got {in_gib(need)} of GPU memory for {', '.join(settings.model_names)} (weights + KV cache of contextLength "
+            f"models: got {in_gib(need)} of GPU memory for {names} (weights + KV cache of contextLength "
             f"{fleet.context_length} x numParallel {fleet.num_parallel} + {in_gib(GPU_WORKSPACE)} a model and GPU), want at most "
             f"{in_gib(have)} ({gpu.describe_unit()}); lower fleet.contextLength or fleet.numParallel, or give more GPUs"
         )
@@ -79,10 +109,10 @@ def _gpu_memory(settings: "Settings") -> Iterator[str]:
 
 def _host_memory(settings: "Settings") -> Iterator[str]:
     """Weights pass through host memory (and stay there without a GPU); llama.cpp keeps old prompts there in any case."""
-    fleet = settings.fleet
-    on_host = 0.0 if fleet.gpus_per_pod else sum(_kv_bytes(model, settings) for model in settings.models)
-    weights = sum(quantity(model.size) for model in settings.models)
-    cached = quantity(fleet.prompt_cache) * len(settings.models)
+    fleet, models = settings.fleet, _largest_replica(settings)
+    on_host = 0.0 if fleet.gpus_per_pod else sum(_kv_bytes(model, settings) for model in models)
+    weights = sum(quantity(model.size) for model in models)
+    cached = quantity(fleet.prompt_cache) * len(models)
     need = weights + cached + on_host
     if need > quantity(fleet.resources.memory):
         yield (
@@ -93,9 +123,10 @@ def _host_memory(settings: "Settings") -> Iterator[str]:
 
 def _storage(settings: "Settings") -> Iterator[str]:
     hot, shared = settings.storage.hot, settings.storage.shared
+    held = sum(quantity(model.size) for model in _largest_replica(settings))
     need = sum(quantity(model.size) for model in settings.models)
-    if need > HOT_FILL * quantity(hot.size):
-        yield f"storage.hot.size: got {hot.size}, want at least {in_gib(need / HOT_FILL)}, the models and a tenth more; raise it"
+    if held > HOT_FILL * quantity(hot.size):
+        yield f"storage.hot.size: got {hot.size}, want at least {in_gib(held / HOT_FILL)}, the models and a tenth more; raise it"
     if need > quantity(shared.size):
         yield f"storage.shared.size: got {shared.size}, want at least {in_gib(need)}, the sum of all models; raise it"
 
@@ -114,6 +145,7 @@ def _quota(settings: "Settings") -> Iterator[str]:
     fleet, limits, storage = settings.fleet, settings.governance, settings.storage
     parts = [
         (fleet.replicas, fleet.resources),
+        *((fleet.replicas, each) for each in SIDECARS),
         (fleet.replicas if fleet.gpus_per_pod else 0, settings.gpu.overhead),
         (settings.model_server.replicas, settings.model_server.resources),
         (1, settings.cache.resources),
@@ -127,14 +159,15 @@ def _quota(settings: "Settings") -> Iterator[str]:
         yield f"governance.cpu: got {limits.cpu}, want at least {cpu:.1f}, the sum of all requests; raise it or lower replicas"
     if memory > quantity(limits.memory):
         yield f"governance.memory: got {limits.memory}, want at least {in_gib(memory)}, the sum of all requests; raise it or lower replicas"
-    # The gateway, model server and fleet, and one each of cache, exporter, writer, and what a rollout adds.
-    count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 4
+    # The gateway, model server and fleet, and one each of cache, exporter, writer, cleaner, and what a rollout adds.
+    count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 5
     if count > limits.pods:
-        yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and four more; raise it or lower replicas"
-    if count * EPHEMERAL_DEFAULT > quantity(limits.ephemeral_storage):
+        yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and five more; raise it or lower replicas"
+    containers = count + fleet.replicas * len(SIDECARS)
+    if containers * EPHEMERAL_DEFAULT > quantity(limits.ephemeral_storage):
         yield (
-            f"governance.ephemeralStorage: got {limits.ephemeral_storage}, want at least {in_gib(count * EPHEMERAL_DEFAULT)}, "
-            f"{EPHEMERAL_DEFAULT // MIB}Mi for each of {count} pods; raise it"
+            f"governance.ephemeralStorage: got {limits.ephemeral_storage}, want at least {in_gib(containers * EPHEMERAL_DEFAULT)}, "
+            f"{EPHEMERAL_DEFAULT // MIB}Mi for each of {containers} containers; raise it"
         )
     if fleet.replicas + 1 > limits.claims:
         yield f"governance.claims: got {limits.claims}, want at least {fleet.replicas + 1}, one a replica and the shared one; raise it"

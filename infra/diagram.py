@@ -1,6 +1,6 @@
 """docs/network.md, drawn from the table of allowed connections: `python -m infra.diagram > docs/network.md`."""
 
-from components.contract import API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, PORTS, SCRAPED
+from components.contract import API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, MODEL_WRITER, PORTS, SCRAPED
 
 _INTRODUCTION = """# Who may talk to whom
 
@@ -18,6 +18,7 @@ def connections() -> list[tuple[str, str, str]]:
     rows += [(edge.source, edge.target, str(edge.port)) for edge in EDGES]
     rows += [("Prometheus (`monitoring.prometheusNamespace`)", component, str(port)) for component, port in SCRAPED.items()]
     rows += [(component, "DNS (kube-system)", "53 UDP and TCP") for component in DNS_CLIENTS]
+    rows += [(MODEL_WRITER, "sources (`models`, and DNS if one has a name)", "theirs")]
     return rows
 
 

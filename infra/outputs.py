@@ -15,8 +15,8 @@ BASE_PATH = "/v1"
 
 def models(settings: Settings) -> list[ModelOutput]:
     """The fleet's models first, in the order of the configuration."""
-    fleet, server = settings.fleet, settings.model_server
-    found = [ModelOutput(id=model, context_length=fleet.context_length) for model in settings.model_names]
+    server = settings.model_server
+    found = [ModelOutput(id=model.name, context_length=settings.context_length(model)) for model in settings.models]
     return [*found, ModelOutput(id=server.model_id, context_length=server.context_length)]
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from infra import constraints, refusals
 from infra.gpu_settings import GpuSettings
+from infra.model_settings import KEEP_ALIVE, DeliverySettings, ModelSettings
 from infra.section import PROJECT, Bytes, Cidr, Cores, DnsLabel, ModelName, Resources, Section, SettingsError, quantity
 
 __all__ = ["IMAGE_NAMES", "PROJECT", "Resources", "Settings", "SettingsError", "Tier", "parse", "quantity"]
@@ -132,26 +133,16 @@ class GovernanceSettings(Section):
     """Sum of what the claims request."""
 
 
-class ModelSettings(Section):
-    name: ModelName
-    """name:tag in the model store, and the model id of the API."""
-    size: Bytes
-    """Size of the weights: of the GGUF file, rounded up."""
-    kv_bytes_per_token: int = Field(ge=1, le=2**26)
-    """Bytes of KV cache for one token: 2 x layers x KV heads x head dimension x bytes per element (2 for f16, Ollama's default).
-    The numbers are in the model's GGUF metadata: block_count, attention.head_count_kv, attention.key_length."""
-
-
 class FleetSettings(Section):
     replicas: int = Field(default=1, ge=1, le=64)
     """Ollama servers."""
     gpus_per_pod: int = Field(default=0, ge=0, le=8)
     """GPUs of one server; at most one where GPUs are shared or partitioned."""
     context_length: int = Field(default=32768, ge=2048, le=1_048_576)
-    """Tokens per request; Ollama's own default depends on the GPU, so it is always set."""
+    """Tokens per request that any model may have; Ollama's own default depends on the GPU, so it is always set."""
     num_parallel: int = Field(default=1, ge=1, le=64)
     """Requests that one model serves at once; memory for context grows with it."""
-    keep_alive: str = Field(default="-1", pattern=r"^(-1|[0-9]{1,6}(ms|s|m|h))$")
+    keep_alive: str = Field(default="-1", pattern=KEEP_ALIVE)
     """How long an idle model stays loaded; -1 is for ever."""
     max_queue: int = Field(default=16, ge=1, le=512)
     """Requests that may wait for a model to load."""
@@ -220,6 +211,7 @@ class Settings(Section):
     governance: GovernanceSettings = GovernanceSettings()
     models: list[ModelSettings] = Field(min_length=1, max_length=32)
     """The models of the fleet, in the order of routes and outputs."""
+    delivery: DeliverySettings = DeliverySettings()
     fleet: FleetSettings
     model_server: ModelServerSettings
     cache: CacheSettings
@@ -229,6 +221,10 @@ class Settings(Section):
     @property
     def model_names(self) -> list[str]:
         return [model.name for model in self.models]
+
+    def context_length(self, model: ModelSettings) -> int:
+        """Tokens that a request to the model may have."""
+        return model.context_length or self.fleet.context_length
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

@@ -1,12 +1,14 @@
 """The composition: which components, from which settings, in which order."""
 
+import dataclasses
+
 import pulumi
 import pulumi_kubernetes as k8s
 
 import components as c
 from components.contract import PORTS
 from components.gpu import device_class
-from infra import certificates, cluster
+from infra import certificates, cluster, delivery
 from infra.gpu_settings import GpuSettings
 from infra.inputs import load, verifier_tls
 from infra.outputs import outputs
@@ -145,6 +147,8 @@ def build(settings: Settings) -> None:
             namespace=namespace,
             client_cidrs=settings.api_server.client_cidrs,
             prometheus_namespace=settings.monitoring.prometheus_namespace,
+            origins=delivery.origins(settings),
+            origins_have_names=delivery.has_names(settings),
         ),
         opts,
     )
@@ -158,12 +162,13 @@ def build(settings: Settings) -> None:
     opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[runtime]))
     written = c.ModelStore(
         "models",
-        c.ModelStoreArgs(
-            namespace=namespace, image=images.refs["models"], claim=store.shared_claim, priority_class=runtime.batch_priority_class
+        dataclasses.replace(
+            delivery.model_store(settings, namespace, images.refs["models"], store.shared_claim),
+            priority_class=runtime.batch_priority_class,
         ),
         opts,
     )
-    readers = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[store, written]))
+    readers = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[store, written.writer]))
     cache = c.CacheServer(
         "cache",
         c.CacheServerArgs(
@@ -185,9 +190,9 @@ def build(settings: Settings) -> None:
             shared_claim=store.shared_claim,
             hot_class=store.hot_class,
             hot_size=storage.hot.size,
+            hot_bytes=int(quantity(storage.hot.size)),
             replicas=settings.fleet.replicas,
             resources=_resources(settings.fleet.resources, settings.fleet.gpus_per_pod, gpu),
-            models=settings.model_names,
             context_length=settings.fleet.context_length,
             num_parallel=settings.fleet.num_parallel,
             keep_alive=settings.fleet.keep_alive,
@@ -210,6 +215,7 @@ def build(settings: Settings) -> None:
             replicas=settings.model_server.replicas,
             resources=_resources(settings.model_server.resources),
             model=settings.model_server.model,
+            model_version=delivery.model_version(settings, images.refs["models"]),
             model_id=settings.model_server.model_id,
             context_length=settings.model_server.context_length,
             parallel=settings.model_server.parallel,
@@ -218,6 +224,7 @@ def build(settings: Settings) -> None:
         ),
         readers,
     )
+    written.clean_after([fleet, server])
     api = c.ApiServer(
         "api-server",
         c.ApiServerArgs(

@@ -1,133 +1,122 @@
-"""`python -m model_sync SOURCE DESTINATION`: make every model of one store available in another, verified.
-
-Order matters, because readers look at the destination meanwhile: a blob appears under its name only after its bytes
-were hashed on the way and flushed to disk; a manifest appears only after all of its blobs.
-"""
+"""Models from their sources into the shared store (`publish`, `clean`), and from there to each replica (`follow`)."""
 
 import argparse
-import fcntl
-import hashlib
 import os
-import shutil
+import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from model_sync.store import CHUNK_BYTES, Blob, StoreError, blobs, display_name, manifests, sha256
+from model_sync import catalog
+from model_sync.fetch import ATTEMPTS, Pace, SourceError
+from model_sync.follow import Replica
+from model_sync.publish import Writer, clean, declared
+from model_sync.store import StoreError
 
 
-@contextmanager
-def _exclusive(store: Path) -> Iterator[None]:
-    """One writer a store; the lock dies with its process."""
-    with (store / ".sync.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _flush_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _copy_blob(source: Path, target: Path, blob: Blob) -> None:
-    """Copy with the hash taken from the bytes that were written. Raises StoreError on damage; leaves nothing then."""
-    fresh = target.with_name(f".{blob.file_name}.partial")
-    digest = hashlib.sha256()
-    try:
-        with source.open("rb") as reader, fresh.open("wb") as writer:
-            while chunk := reader.read(CHUNK_BYTES):
-                digest.update(chunk)
-                writer.write(chunk)
-            writer.flush()
-            os.fsync(writer.fileno())
-        found = f"sha256:{digest.hexdigest()}"
-        if found != blob.digest:
-            raise StoreError(f"{source}: got content {found}, want {blob.digest}; the source is damaged, publish the model again")
-        fresh.chmod(0o644)
-        fresh.replace(target)
-    finally:
-        fresh.unlink(missing_ok=True)
-    _flush_directory(target.parent)
-
-
-def _is_present(target: Path, blob: Blob, *, verify: bool) -> bool:
-    try:
-        size = target.stat().st_size
-    except FileNotFoundError:
-        return False
-    return size == blob.size and (not verify or sha256(target) == blob.digest)
-
-
-def _copy_model(source: Path, destination: Path, manifest: Path, *, verify: bool) -> int:
-    """Returns the bytes that were copied; 0 when the model was there. Raises StoreError."""
-    content = (source / manifest).read_bytes()
-    wanted = [
-        blob
-        for blob in dict.fromkeys(blobs(content, source / manifest))
-        if not _is_present(destination / "blobs" / blob.file_name, blob, verify=verify)
-    ]
-    missing = next((blob for blob in wanted if not (source / "blobs" / blob.file_name).is_file()), None)
-    if missing is not None:
-        raise StoreError(f"{source / manifest}: got no blob {missing.file_name}, want it beside; publish the model again")
-    needed, free = sum(blob.size for blob in wanted), shutil.disk_usage(destination).free
-    if needed > free:
-        raise StoreError(f"{destination}: got {free} bytes free, want {needed} for {display_name(manifest)}; enlarge the volume")
-    for blob in wanted:
-        _copy_blob(source / "blobs" / blob.file_name, destination / "blobs" / blob.file_name, blob)
-    target = destination / manifest
-    if not target.is_file() or target.read_bytes() != content:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Outside manifests/*/*/*/*, or Ollama would read a half-written one.
-        fresh = destination / ".manifest.partial"
-        with fresh.open("wb") as writer:
-            writer.write(content)
-            writer.flush()
-            os.fsync(writer.fileno())
-        fresh.chmod(0o644)
-        fresh.replace(target)
-        _flush_directory(target.parent)
-    return needed
-
-
-def sync(source: Path, destination: Path, *, verify: bool = False) -> list[str]:
-    """Copy every model. Returns the problems; a damaged model is left out, the others are copied.
-
-    `verify` hashes blobs that are there already, too; otherwise a blob of the right size is trusted, because it got its
-    name only after it was verified.
-    """
-    if not (source / "manifests").is_dir():
-        return [f"{source}: got no directory manifests, want a model store; check the source"]
-    for directory in (destination / "blobs", destination / "manifests"):
-        directory.mkdir(parents=True, exist_ok=True)
-    problems: list[str] = []
-    with _exclusive(destination):
-        for manifest in manifests(source):
-            name = display_name(manifest)
-            try:
-                copied = _copy_model(source, destination, manifest, verify=verify)
-            except StoreError as error:
-                problems.append(str(error))
-            except OSError as error:
-                problems.append(f"{destination}: got {error.strerror} for {name}, want to write there; check the volume")
-            else:
-                print(f"{name}: {f'{copied} bytes copied' if copied else 'present'}", flush=True)
-    return problems
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m model_sync", description=__doc__)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("destination", type=Path)
-    parser.add_argument("--verify", action="store_true", help="hash blobs that are already there, too")
-    options = parser.parse_args(arguments)
-    problems = sync(options.source, options.destination, verify=options.verify)
+def _publish(options: argparse.Namespace) -> int:
+    writer = Writer(options.seed, options.store, options.capacity, Pace(options.rate_limit), options.verify, options.attempts)
+    problems = writer.publish(*declared(os.environ.get("MODEL_SYNC_MODELS", "")))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _clean(options: argparse.Namespace) -> int:
+    for name in clean(options.store):
+        print(f"{name}: removed", flush=True)
+    return 0
+
+
+def _follow(options: argparse.Namespace) -> int:
+    """Until SIGTERM. The marker says that the first pass is over: then servers may start."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # The kernel's note that somebody opens a file under our lease, which we give back at once anyhow.
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    replica = Replica(options.shared, options.store, options.ordinal, options.capacity, options.keep_s, options.server)
+    options.marker.unlink(missing_ok=True)
+    seen: bytes | None = None
+    retry_at = 0.0
+    said: list[str] = []
+    while True:
+        content = _content(options.shared / catalog.FILE)
+        if content != seen or time.monotonic() >= retry_at:
+            problems = _pass(replica)
+            if problems != said:
+                for problem in problems:
+                    print(f"error: {problem}", file=sys.stderr, flush=True)
+            seen, said, retry_at = content, problems, time.monotonic() + options.retry_s if problems else float("inf")
+            if _serves(replica, problems):
+                options.marker.touch()
+        replica.evict()
+        if options.once:
+            return 1 if said else 0
+        time.sleep(options.poll_s)
+
+
+def _pass(replica: Replica) -> list[str]:
+    try:
+        return replica.hydrate()
+    except (StoreError, OSError) as error:
+        return [str(error)]
+
+
+def _serves(replica: Replica, problems: Sequence[str]) -> bool:
+    """A replica without one of its models still serves the others; one that has none waits for its first."""
+    held = catalog.read(replica.store)
+    return held is not None and (bool(held.models) or not problems)
+
+
+def _content(path: Path) -> bytes | None:
+    """Not its times: a network file system caches those."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m model_sync", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    publish = commands.add_parser("publish", help="deliver the models of $MODEL_SYNC_MODELS (JSON) and publish the catalog")
+    publish.add_argument("seed", type=Path, help="store of the image, for the source `image`")
+    publish.add_argument("store", type=Path)
+    publish.add_argument("--capacity", type=int, help="bytes of the volume, where it does not hold itself to them")
+    publish.add_argument("--rate-limit", type=int, default=0, help="bytes a second from all sources together; 0 is unlimited")
+    publish.add_argument("--verify", action="store_true", help="hash blobs that are already there, too")
+    publish.add_argument("--attempts", type=int, default=ATTEMPTS, help="without a new byte between them, before a source is given up")
+    publish.set_defaults(run=_publish)
+    cleaner = commands.add_parser("clean", help="remove what the catalog does not name")
+    cleaner.add_argument("store", type=Path)
+    cleaner.set_defaults(run=_clean)
+    follow = commands.add_parser("follow", help="keep a replica's own store equal to what the catalog says it holds")
+    follow.add_argument("shared", type=Path)
+    follow.add_argument("store", type=Path)
+    follow.add_argument("--ordinal", type=int, required=True, help="of this replica")
+    follow.add_argument("--capacity", type=int, help="bytes of the volume, where it does not hold itself to them")
+    follow.add_argument("--marker", type=Path, required=True, help="file that exists once the first pass is over")
+    follow.add_argument("--keep-s", type=float, default=60, help="how long bytes stay that the catalog no longer names")
+    follow.add_argument("--poll-s", type=float, default=2)
+    follow.add_argument("--retry-s", type=float, default=30, help="between attempts at a model that could not be copied")
+    follow.add_argument("--server", default="http://127.0.0.1:11434", help="the Ollama that reads the store")
+    follow.add_argument("--once", action="store_true", help="one pass, then end")
+    follow.set_defaults(run=_follow)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    # Other users read the stores, whatever mask our parent had.
+    os.umask(0o022)
+    try:
+        return options.run(options)
+    except (StoreError, SourceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'store'}: got {error.strerror}, want to read and write there; check the volume", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

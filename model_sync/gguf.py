@@ -4,9 +4,7 @@ The same file and name give the same bytes everywhere, so the digest of a manife
 """
 
 import argparse
-import hashlib
 import json
-import os
 import shutil
 import struct
 import sys
@@ -14,28 +12,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from model_sync.store import StoreError, manifest_path, sha256
+from model_sync.store import MODEL_LAYER, Blob, StoreError, is_present, manifest_path, sha256, write_blob, write_file
 
 # GGUF value types with a fixed width, as struct formats. Source: ggml docs/gguf.md.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _FILE_TYPES = {
-    0: "F32",
-    1: "F16",
-    2: "Q4_0",
-    3: "Q4_1",
-    7: "Q8_0",
-    8: "Q5_0",
-    9: "Q5_1",
-    12: "Q3_K_M",
-    15: "Q4_K_M",
-    17: "Q5_K_M",
-    18: "Q6_K",
+    **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L"},
+    **{14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS"},
+    **{23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M"},
+    **{32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE"},
 }
+"""`general.file_type` to the name of the quantization. Source: llama.cpp, include/llama.h, enum llama_ftype."""
 
 
 def _scalar(file: BinaryIO, code: str) -> Any:
-    return struct.unpack(f"<{code}", file.read(struct.calcsize(f"<{code}")))[0]
+    size = struct.calcsize(f"<{code}")
+    content = file.read(size)
+    if len(content) < size:
+        raise StoreError("GGUF: got the end inside of the metadata, want all of it; the file is cut off")
+    return struct.unpack(f"<{code}", content)[0]
 
 
 def _value(file: BinaryIO, kind: int) -> Any:
@@ -66,46 +62,44 @@ def metadata(path: Path) -> dict[str, Any]:
     return found
 
 
-def _size_label(facts: dict[str, Any]) -> str:
-    return str(facts.get("general.size_label") or "unknown")
+def quantization(facts: dict[str, Any]) -> str:
+    return _FILE_TYPES.get(int(facts.get("general.file_type", -1)), "unknown")
+
+
+def manifest(blob: Blob, facts: dict[str, Any], store: Path) -> dict[str, Any]:
+    """The manifest of a model that is this one file; its config blob is written."""
+    family = str(facts.get("general.architecture", "llama"))
+    config = {
+        "model_format": "gguf",
+        "model_family": family,
+        "model_families": [family],
+        "model_type": str(facts.get("general.size_label") or "unknown"),
+        "file_type": quantization(facts),
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [blob.digest]},
+    }
+    written = write_blob(store, json.dumps(config, separators=(",", ":")).encode())
+    return {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+        "config": {"mediaType": "application/vnd.docker.container.image.v1+json", "digest": written.digest, "size": written.size},
+        "layers": [{"mediaType": MODEL_LAYER, "digest": blob.digest, "size": blob.size}],
+    }
 
 
 def add(name: str, path: Path, store: Path) -> None:
     """Write the blobs and the manifest of model `name`. Raises StoreError."""
     target = store / manifest_path(name)
     facts = metadata(path)
-    family = str(facts.get("general.architecture", "llama"))
-    digest = sha256(path)
+    blob = Blob(sha256(path), path.stat().st_size)
     blobs = store / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
-    blob = blobs / digest.replace(":", "-")
-    if not blob.exists():
-        fresh = blobs / f".{blob.name}.partial"
+    if not is_present(store, blob):
+        fresh = blobs / f".{blob.file_name}.partial"
         shutil.copyfile(path, fresh)
-        fresh.replace(blob)
-    config = {
-        "model_format": "gguf",
-        "model_family": family,
-        "model_families": [family],
-        "model_type": _size_label(facts),
-        "file_type": _FILE_TYPES.get(int(facts.get("general.file_type", -1)), "unknown"),
-        "architecture": "amd64",
-        "os": "linux",
-        "rootfs": {"type": "layers", "diff_ids": [digest]},
-    }
-    encoded = json.dumps(config, separators=(",", ":")).encode()
-    config_digest = f"sha256:{hashlib.sha256(encoded).hexdigest()}"
-    (blobs / config_digest.replace(":", "-")).write_bytes(encoded)
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
-        "config": {"mediaType": "application/vnd.docker.container.image.v1+json", "digest": config_digest, "size": len(encoded)},
-        "layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": digest, "size": path.stat().st_size}],
-    }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = store / f".manifest.{os.getpid()}.partial"
-    fresh.write_text(json.dumps(manifest, separators=(",", ":")))
-    fresh.replace(target)
+        fresh.replace(blobs / blob.file_name)
+    write_file(store, target, json.dumps(manifest(blob, facts, store), separators=(",", ":")).encode())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

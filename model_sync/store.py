@@ -3,9 +3,14 @@
 Source: ollama/ollama v0.32.15, types/model/name.go and manifest/paths.go.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +19,12 @@ DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 CHUNK_BYTES = 1 << 20
+MODEL_LAYER = "application/vnd.ollama.image.model"
+PARAMS_LAYER = "application/vnd.ollama.image.params"
 
 
 class StoreError(Exception):
-    """Something in a store is missing, damaged or malformed; the message says what to do."""
+    """Something in a store or a source is missing, damaged or malformed, and trying again does not help; the message says what does."""
 
 
 @dataclass(frozen=True)
@@ -75,3 +82,79 @@ def sha256(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return f"sha256:{digest.hexdigest()}"
+
+
+def file_digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+@contextmanager
+def exclusive(store: Path) -> Iterator[None]:
+    """One writer a store; the lock dies with its process. The directories that Ollama asks for are there afterwards."""
+    for directory in (store / "blobs", store / "manifests"):
+        directory.mkdir(parents=True, exist_ok=True)
+    with (store / ".sync.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def flush_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_file(store: Path, target: Path, content: bytes) -> None:
+    """Make `target` have this content, whole or not at all; readable for every user, as pods of another user read it too."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # At the top: below manifests/*/*/*/* Ollama would read a half-written file, and below blobs/ it is taken for a blob.
+    fresh = store / ".file.partial"
+    with fresh.open("wb") as writer:
+        writer.write(content)
+        writer.flush()
+        os.fsync(writer.fileno())
+    fresh.chmod(0o644)
+    fresh.replace(target)
+    flush_directory(target.parent)
+
+
+def write_blob(store: Path, content: bytes) -> Blob:
+    """A small blob from memory."""
+    blob = Blob(file_digest(content), len(content))
+    target = store / "blobs" / blob.file_name
+    if not target.is_file() or target.read_bytes() != content:
+        write_file(store, target, content)
+    return blob
+
+
+def is_present(store: Path, blob: Blob, *, verify: bool = False) -> bool:
+    """Whether the blob is there in its full size. It got its name after it was hashed; `verify` hashes it again."""
+    path = store / "blobs" / blob.file_name
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return False
+    return size == blob.size and (not verify or sha256(path) == blob.digest)
+
+
+def room(store: Path, capacity: int | None) -> int:
+    """Bytes that may still be written: of the file system, and of `capacity` where the volume does not hold it to its size itself."""
+    free = shutil.disk_usage(store).free
+    return free if capacity is None else min(free, capacity - used(store))
+
+
+def used(store: Path) -> int:
+    """Bytes of all files in blobs/, also half-written ones."""
+    return sum(path.stat().st_size for path in (store / "blobs").iterdir() if path.is_file())
+
+
+def remove_manifest(store: Path, manifest: Path) -> None:
+    """With the directories that are empty then: one of them would stop a pruning Ollama from starting."""
+    path = store / manifest
+    path.unlink(missing_ok=True)
+    for parent in list(path.parents)[:3]:
+        if any(parent.iterdir()):
+            return
+        parent.rmdir()

@@ -35,8 +35,9 @@ def _requests(container: Mapping[str, Any]) -> Cost:
 
 
 def pod(spec: Mapping[str, Any]) -> Cost:
-    """What the scheduler reserves: the containers together, or the largest init container where that is more."""
-    total = sum((_requests(each) for each in spec.get("containers", [])), Cost())
+    """What the scheduler reserves: containers and sidecars together, or the largest init container where that is more."""
+    sidecars = [each for each in spec.get("initContainers", []) if each.get("restartPolicy") == "Always"]
+    total = sum((_requests(each) for each in [*spec.get("containers", []), *sidecars]), Cost())
     first = [_requests(each) for each in spec.get("initContainers", [])]
     return Cost(**{each.name: max([getattr(total, each.name), *(getattr(one, each.name) for one in first)]) for each in fields(Cost)})
 

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -213,9 +214,9 @@ OLLAMA = c.OllamaFleetArgs(
     shared_claim="shared-models",
     hot_class="local-nvme",
     hot_size="100Gi",
+    hot_bytes=100 * 2**30,
     replicas=3,
     resources=c.ResourceArgs(cpu="8", memory="64Gi", gpus=1),
-    models=["a:1", "b:2"],
     context_length=65536,
     num_parallel=2,
     keep_alive="-1",
@@ -269,10 +270,25 @@ def test_the_fleet_is_a_parallel_stateful_set_behind_a_headless_service() -> Non
     assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
 
 
-def test_a_replica_is_ready_only_with_every_model() -> None:
-    command = ollama().one("StatefulSet")["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["exec"]["command"]
-    assert 'ollama show "a:1"' in command[-1]
-    assert '&& ollama show "b:2"' in command[-1]
+def test_nothing_in_a_replica_depends_on_the_list_of_models() -> None:
+    """So that adding a model restarts nobody: the follower reads the catalog."""
+    assert not [field.name for field in dataclasses.fields(c.OllamaFleetArgs) if "models" in field.name]
+
+
+def test_a_replica_reads_its_own_store_and_a_sidecar_alone_writes_it() -> None:
+    spec = ollama().one("StatefulSet")["spec"]["template"]["spec"]
+    (server,), (follower,) = spec["containers"], spec["initContainers"]
+    modes = {
+        (container["name"], mount["name"]): mount.get("readOnly", False)
+        for container in (server, follower)
+        for mount in container["volumeMounts"]
+        if mount["name"] != "tmp"
+    }
+    assert modes == {("ollama", "models"): True, ("model-sync", "shared"): True, ("model-sync", "models"): False}
+    # A native sidecar: it starts first, and its startup probe holds the server back until the first pass is over.
+    assert follower["restartPolicy"] == "Always"
+    assert follower["startupProbe"]["exec"]["command"] == ["test", "-f", follower["args"][-1].removeprefix("--marker=")]
+    assert f"--capacity={100 * 2**30}" in follower["args"]
 
 
 def test_ollama_never_prunes_the_store_and_always_has_a_context_length() -> None:
@@ -281,11 +297,48 @@ def test_ollama_never_prunes_the_store_and_always_has_a_context_length() -> None
     assert (values["OLLAMA_NOPRUNE"], values["OLLAMA_NO_CLOUD"], values["OLLAMA_CONTEXT_LENGTH"]) == ("1", "1", "65536")
 
 
-def test_the_writer_copies_the_seed_into_the_shared_claim() -> None:
-    recorder = render(lambda: c.ModelStore("m", c.ModelStoreArgs(namespace="ns", image="models@sha256:1", claim="shared-models")))
-    pod = recorder.one("Job")["spec"]["template"]["spec"]
-    assert pod["containers"][0]["args"] == ["/seed", "/shared"]
+MODELS = c.ModelStoreArgs(
+    namespace="ns",
+    image="models@sha256:1",
+    claim="shared-models",
+    capacity_bytes=2**30,
+    models=[{"name": "a:1", "source": "image"}],
+    rate_limit_bytes=1000,
+    verify=True,
+)
+
+
+def test_the_writer_gets_the_declaration_and_the_shared_claim() -> None:
+    recorder = render(lambda: c.ModelStore("m", MODELS))
+    spec = recorder.one("Job")["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["args"] == ["publish", "/seed", "/shared", f"--capacity={2**30}", "--rate-limit=1000", "--verify"]
+    assert json.loads(container["env"][0]["value"]) == {"fleet": 0, "models": [{"name": "a:1", "source": "image"}]}
     assert {"claimName": "shared-models"} in [volume.get("persistentVolumeClaim") for volume in pod["volumes"]]
+
+
+def test_a_writer_that_gives_up_fails_the_job_at_once_and_its_reason_stays() -> None:
+    """Pulumi waits on after any other reason of a failed Job than a used-up backoff limit."""
+    spec = render(lambda: c.ModelStore("m", MODELS)).one("Job")["spec"]
+    assert spec["backoffLimit"] == 0
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert (rule["action"], [each["type"] for each in rule["onPodConditions"]]) == ("Ignore", ["DisruptionTarget"])
+    pod = spec["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"
+    assert pod["containers"][0]["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
+def test_the_writer_may_leave_for_its_sources_alone() -> None:
+    def egress(**changes: Any) -> list[dict[str, Any]]:
+        args = c.NetworkArgs(namespace="ns", client_cidrs=["10.0.0.0/8"], prometheus_namespace="m", **changes)
+        policies = render(lambda: c.Network("n", args)).kind("NetworkPolicy")
+        return next(policy["spec"].get("egress", []) for policy in policies if policy["metadata"]["name"] == "model-sync")
+
+    assert egress() == []
+    (rule,) = egress(origins=[c.OriginArgs(cidr="192.0.2.7/32", port=5000)])
+    assert rule == {"to": [{"ipBlock": {"cidr": "192.0.2.7/32"}}], "ports": [{"port": 5000, "protocol": "TCP"}]}
+    assert len(egress(origins=[c.OriginArgs(cidr="192.0.2.0/24", port=443)], origins_have_names=True)) == 2
 
 
 def test_the_model_server_reads_the_store_and_knows_the_cache() -> None:
@@ -297,6 +350,7 @@ def test_the_model_server_reads_the_store_and_knows_the_cache() -> None:
         replicas=1,
         resources=SMALL,
         model="a:1",
+        model_version="sha256:1",
         model_id="a-server",
         context_length=4096,
         parallel=2,

@@ -41,6 +41,11 @@ def test_an_init_container_counts_only_where_it_is_larger() -> None:
     assert total([workload("Deployment", 1, spec)]) == Cost(cpu=1, memory=2 * GIB)
 
 
+def test_a_sidecar_counts_beside_the_containers() -> None:
+    spec = {"containers": [container("1", "1Gi")], "initContainers": [{**container("100m", "1Gi"), "restartPolicy": "Always"}]}
+    assert total([workload("Deployment", 1, spec)]) == Cost(cpu=1.1, memory=2 * GIB)
+
+
 def test_a_daemon_set_counts_once_and_a_job_not_at_all() -> None:
     spec = {"containers": [container("1", "1Gi")]}
     assert total([workload("DaemonSet", None, spec), workload("Job", None, spec)]) == Cost(cpu=1, memory=GIB)

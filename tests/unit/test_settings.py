@@ -9,6 +9,7 @@ from infra import constraints
 from infra.gpu_settings import GpuSettings
 from infra.preview import stack_config
 from infra.settings import IMAGE_NAMES, Settings, SettingsError, parse, quantity
+from model_sync.catalog import is_held_by
 
 SMALL = {"name": "smollm2:135m", "size": "100M", "kvBytesPerToken": 23040}
 REFS = {name: f"modelfleet/{name}@sha256:{'a' * 64}" for name in IMAGE_NAMES}
@@ -58,7 +59,10 @@ def test_prod_has_the_sizes_of_the_design() -> None:
         ({"stack": "prod", "fleet": {"replicas": 9}}, "modelfleet:fleet: got 9 GPUs (replicas 9 x gpusPerPod 1), want at most"),
         ({"models": [SMALL, SMALL]}, "modelfleet:models: got smollm2:135m, smollm2:135m, want each name once"),
         ({"models": [{**SMALL, "name": "untagged"}]}, "modelfleet:models.0.name: got 'untagged', want"),
-        ({"models": [{**SMALL, "sise": 1}]}, "modelfleet:models.0.sise: got an unknown key, want one of kvBytesPerToken, name, size"),
+        (
+            {"models": [{**SMALL, "sise": 1}]},
+            "modelfleet:models.0.sise: got an unknown key, want one of contextLength, digest, keepAlive, kvBytesPerToken",
+        ),
         ({"models": []}, "modelfleet:models: got [], want "),
         ({"modelServer": {"model": "other:1"}}, "modelfleet:modelServer.model: got other:1, want one of models smollm2:135m"),
         ({"models": [{**SMALL, "size": "1Gi"}]}, "modelfleet:storage.hot.size: got 1Gi, want at least 1.1Gi, the models and a tenth more"),
@@ -71,10 +75,10 @@ def test_prod_has_the_sizes_of_the_design() -> None:
             "modelfleet:fleet.resources.memory: got 1Gi, want at least 8.2Gi (weights 0.1Gi, promptCache 8.0Gi, KV cache 0.1Gi)",
         ),
         ({"governance": {"storage": "1Gi"}}, "modelfleet:governance.storage: got 1Gi, want at least 3.0Gi, the sum of all claims"),
-        ({"stack": "prod", "governance": {"pods": 10}}, "modelfleet:governance.pods: got 10, want at least 12, all replicas and four more"),
+        ({"stack": "prod", "governance": {"pods": 10}}, "modelfleet:governance.pods: got 10, want at least 13, all replicas and five more"),
         (
             {"stack": "prod", "governance": {"ephemeralStorage": "100Mi"}},
-            "modelfleet:governance.ephemeralStorage: got 100Mi, want at least 0.8Gi, 64Mi for each of 12 pods",
+            "modelfleet:governance.ephemeralStorage: got 100Mi, want at least 1.0Gi, 64Mi for each of 16 containers",
         ),
         ({"stack": "prod", "governance": {"claims": 3}}, "modelfleet:governance.claims: got 3, want at least 4"),
         ({"cache": {"maxMemory": "0"}}, "modelfleet:cache.maxMemory: got '0', want at least 1Mi; add a unit"),
@@ -231,3 +235,74 @@ def test_a_missing_section_is_named() -> None:
 @pytest.mark.parametrize(("text", "value"), [("100m", 0.1), ("2", 2), ("1.5Gi", 1.5 * 2**30), ("1k", 1000)])
 def test_quantities(text: str, value: float) -> None:
     assert quantity(text) == pytest.approx(value)
+
+
+DIGEST = "sha256:" + "d" * 64
+NAMED = {**SMALL, "source": "https://files.example.com/small.gguf", "digest": DIGEST}
+
+
+@pytest.mark.parametrize(
+    ("source", "origin"),
+    [
+        ("image", None),
+        ("file:///srv/models/a%20b.gguf", None),
+        ("https://198.51.100.7/small.gguf", ("198.51.100.7", 443)),
+        ("http://198.51.100.7:8000/small.gguf", ("198.51.100.7", 8000)),
+        ("registry://198.51.100.7/team/small:1", ("198.51.100.7", 443)),
+        ("registry+http://198.51.100.7:5000/small:1", ("198.51.100.7", 5000)),
+    ],
+)
+def test_every_kind_of_source_is_taken_and_says_where_the_writer_must_go(source: str, origin: tuple[str, int] | None) -> None:
+    config = document()
+    config["models"] = [{**SMALL, "source": source, "digest": DIGEST}]
+    assert parse(config).models[0].origin == origin
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        ({"source": "ftp://files.example.com/x"}, "models.0.source: got 'ftp://files.example.com/x', want image, registry://"),
+        ({"source": "https://"}, "models.0.source: got 'https://', want image, registry://"),
+        ({"source": "https://h:port/x"}, "models.0.source: got 'https://h:port/x', want image, registry://"),
+        ({"source": "registry://h/small"}, "models.0.source: got 'registry://h/small', want registry://host/namespace/model:tag"),
+        ({"source": "file://host/x"}, "models.0.source: got 'file://host/x', want file:///absolute/path"),
+        ({"source": "https://h/x", "digest": ""}, "models.0.digest: got nothing, want the sha256 of what https://h/x must deliver"),
+        ({"digest": "sha256:12"}, "models.0.digest: got 'sha256:12', want "),
+        ({"contextLength": 8192}, "models.0.contextLength: got 8192, want at most fleet.contextLength 4096; raise that"),
+        ({"replicas": 2}, "models.0.replicas: got 2, want at most fleet.replicas 1"),
+        ({"keepAlive": "soon"}, "models.0.keepAlive: got 'soon', want "),
+        (NAMED, "delivery.networks: got nothing, want the networks of files.example.com, the source of smollm2:135m"),
+    ],
+)
+def test_a_model_that_cannot_be_delivered_is_refused(model: dict[str, Any], line: str) -> None:
+    assert f"modelfleet:{line}" in refusal(models=[{**SMALL, "digest": DIGEST, **model}])
+
+
+@pytest.mark.parametrize("source", ["https://me:hunter2@h/x", "https://h/x?token=hunter2"])
+def test_a_credential_in_a_source_is_refused_and_not_echoed(source: str) -> None:
+    said = refusal(models=[{**SMALL, "source": source, "digest": DIGEST}])
+    assert "models.0.source: got a user, a password or a query, want an address that needs none" in said
+    assert "hunter2" not in said
+
+
+def test_a_named_source_with_its_networks_is_fine() -> None:
+    config = document()
+    config["models"] = [NAMED]
+    config["delivery"] = {"networks": ["198.51.100.0/24"], "rateLimit": "10M"}
+    assert parse(config).delivery.networks == ["198.51.100.0/24"]
+
+
+def test_models_on_some_replicas_need_room_only_there() -> None:
+    """Two of them do not fit on one GPU, but each replica holds one."""
+    config = document("prod")
+    config["models"] = [{**config["models"][0], "name": f"m{index}:1", "replicas": 1} for index in range(2)]
+    config["modelServer"]["model"] = "m0:1"
+    config["fleet"] |= {"contextLength": 16384}
+    settings = parse(config)
+    held = [[model.name for model in settings.models if is_held_by(model.name, 1, 3, ordinal)] for ordinal in range(3)]
+    assert max(len(names) for names in held) == 1, held
+    for model in config["models"]:
+        del model["replicas"]
+    config["fleet"]["contextLength"] = 65536
+    with pytest.raises(SettingsError, match=r"of GPU memory for m0:1, m1:1"):
+        parse(config)

@@ -1,0 +1,75 @@
+"""The catalog: which models a store serves. A model that is not in it is not served, whatever else lies in the store.
+
+`catalog.json` at the top of a store: `{"version": 1, "fleet": …, "models": [{"name", "digest", …}]}`, with the fields of `Entry`.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from model_sync.store import StoreError, write_file
+
+FILE = "catalog.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    name: str
+    digest: str
+    """sha256 of the manifest file: what Ollama shows as the model's digest."""
+    size: int
+    """Bytes of all blobs."""
+    context_length: int
+    replicas: int
+    """How many replicas hold it; 0 is all."""
+    keep_alive: str
+
+
+@dataclass(frozen=True)
+class Catalog:
+    fleet: int = 0
+    """Replicas of the fleet; only counts for models that not all of them hold."""
+    models: tuple[Entry, ...] = ()
+
+    def entry(self, name: str) -> Entry | None:
+        return next((entry for entry in self.models if entry.name == name), None)
+
+
+def parse(content: bytes, path: Path) -> Catalog:
+    """Raises StoreError when it is no catalog of this version."""
+    try:
+        document = json.loads(content)
+        if document["version"] != VERSION:
+            raise StoreError(f"{path}: got version {document['version']!r}, want {VERSION}; use images of one release")
+        return Catalog(int(document["fleet"]), tuple(Entry(**model) for model in document["models"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: got no catalog ({error}), want one of version {VERSION}; run the writer again") from None
+
+
+def read(store: Path) -> Catalog | None:
+    """None before the first publication. Raises StoreError."""
+    path = store / FILE
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return parse(content, path)
+
+
+def write(store: Path, catalog: Catalog) -> None:
+    """In one step, and only when something changed: readers look at it every few seconds."""
+    document = {"version": VERSION, "fleet": catalog.fleet, "models": [asdict(entry) for entry in catalog.models]}
+    content = (json.dumps(document, indent=1) + "\n").encode()
+    path = store / FILE
+    if not path.is_file() or path.read_bytes() != content:
+        write_file(store, path, content)
+
+
+def is_held_by(name: str, replicas: int, fleet: int, ordinal: int) -> bool:
+    """Rendezvous hashing: when the fleet grows or shrinks, only the models of the replicas that came or went move."""
+    if not 0 < replicas < fleet:
+        return True
+    ranked = sorted(range(fleet), key=lambda each: hashlib.sha256(f"{name} {each}".encode()).digest())
+    return ordinal in ranked[:replicas]

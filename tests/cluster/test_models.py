@@ -1,0 +1,101 @@
+"""Models of the running fleet come, are refused and go, and no replica restarts for it."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from infra.cli import CliError
+from tests import tiny_gguf
+from tests.cluster.conftest import MODEL, SCRIPT, Stack
+from tests.cluster.kube import eventually
+from tests.service import origins
+
+pytestmark = pytest.mark.cluster
+ADDED, ADDED_SCRIPT = "added:1", "This one came later."
+
+
+@pytest.fixture(scope="module")
+def origin(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[origins.Origin]:
+    content = tiny_gguf.make(tmp_path_factory.mktemp("origin") / "m.gguf", ADDED_SCRIPT).read_bytes()
+    with origins.serving(content, str(stack.cluster.host_address)) as found:
+        yield found
+
+
+def declared(origin: origins.Origin, digest: str = "") -> dict[str, Any]:
+    found = digest or f"sha256:{hashlib.sha256(origin.content).hexdigest()}"
+    return {"name": ADDED, "size": "2Mi", "kvBytesPerToken": 1024, "source": origin.url, "digest": found, "contextLength": 1024}
+
+
+def with_models(stack: Stack, *more: dict[str, Any]) -> dict[str, Any]:
+    return {**stack.overrides, "models": [*stack.overrides["models"], *more]}
+
+
+def said(stack: Stack, model: str) -> str:
+    body = {"model": model, "messages": [{"role": "user", "content": "Say it."}], "max_tokens": 64, "temperature": 0}
+    headers = {"Authorization": f"Bearer {stack.key}"}
+    response = httpx.post(f"{stack.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+    return response.json()["choices"][0]["message"]["content"] if response.status_code == 200 else response.text
+
+
+def replicas(stack: Stack) -> dict[str, tuple[str, int]]:
+    """UID and restarts of each container together."""
+    items = stack.kube.get("pods", "-n", stack.outputs.namespace, "-l", "app.kubernetes.io/name=ollama")["items"]
+    return {
+        item["metadata"]["uid"]: (item["metadata"]["name"], sum(each["restartCount"] for each in item["status"]["containerStatuses"]))
+        for item in items
+    }
+
+
+def shown(stack: Stack) -> str:
+    return stack.kube.exec(stack.outputs.namespace, "ollama-0", "ollama", "list").stdout
+
+
+def in_sidecar(stack: Stack, *command: str) -> str:
+    return stack.kube.run("exec", "-n", stack.outputs.namespace, "ollama-0", "-c", "model-sync", "--", *command)
+
+
+def test_a_model_is_added_refused_and_removed_while_the_fleet_serves(stack: Stack, origin: origins.Origin) -> None:
+    before = replicas(stack)
+    blob = f"sha256-{hashlib.sha256(origin.content).hexdigest()}"
+
+    # A source that lies: the Job fails with its reason, and the fleet goes on.
+    with pytest.raises(CliError) as refusal:
+        stack.deployment.deploy(with_models(stack, declared(origin, "sha256:" + "0" * 64)))
+    assert "Job" in str(refusal.value)
+    assert f"models.{ADDED}: {origin.url}: got content sha256:" in reasons(stack)
+    assert ADDED not in shown(stack)
+    assert said(stack, MODEL) == SCRIPT
+
+    # The honest one: it answers, nobody was restarted, and it was fetched once for all.
+    origin.sent = 0
+    stack.deployment.deploy(with_models(stack, declared(origin)))
+    eventually(lambda: said(stack, ADDED), lambda text: text == ADDED_SCRIPT, 60, "an answer of the added model")
+    assert origin.sent == len(origin.content)
+    assert replicas(stack) == before
+    assert {each["name"] for each in json.loads(in_sidecar(stack, "cat", "/models/catalog.json"))["models"]} == {MODEL, ADDED}
+
+    # Removed: not shown, and its space is free in both tiers.
+    stack.deployment.deploy(stack.overrides)
+    eventually(lambda: shown(stack), lambda text: ADDED not in text, 60, "the removed model is hidden")
+    assert blob not in in_sidecar(stack, "ls", "/shared/blobs")
+    eventually(lambda: blob in in_sidecar(stack, "ls", "/models/blobs"), lambda there: not there, 120, "space of the removed model")
+    assert replicas(stack) == before
+    assert said(stack, MODEL) == SCRIPT
+
+
+def reasons(stack: Stack) -> str:
+    """What the pods of writers said at their end."""
+    items = stack.kube.get("pods", "-n", stack.outputs.namespace, "-l", "app.kubernetes.io/name=model-sync")["items"]
+    ends = [status["state"].get("terminated", {}) for item in items for status in item["status"].get("containerStatuses", [])]
+    return "\n".join(end.get("message", "") for end in ends)
+
+
+def test_a_replica_cannot_write_the_store_that_it_serves(stack: Stack) -> None:
+    done = stack.kube.exec(stack.outputs.namespace, "ollama-0", "touch", "/models/blobs/x")
+    assert "Read-only file system" in done.stderr
+    with pytest.raises(AssertionError, match="Read-only file system"):
+        in_sidecar(stack, "touch", "/shared/x")
