@@ -7,10 +7,11 @@ GPU memory. All models stay loaded, so one server needs, with what its GPUs must
 where a unit is a whole GPU, an equal share, or a MIG partition (`GpuSettings.unit_memory`).
 """
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from infra.section import GIB, MIB, in_gib, quantity
+from infra.section import GIB, MIB, Resources, in_gib, quantity
 
 if TYPE_CHECKING:
     from infra.settings import ModelSettings, Settings
@@ -24,9 +25,16 @@ HOT_FILL = 0.9
 """Part of the node-local volume that models may fill: a new version arrives beside the old one, and a full disk evicts pods."""
 
 
+AGENT = Resources(cpu="20m", memory="128Mi")
+"""What the agent beside each Ollama server asks for, and the context probe."""
+_ONE_AT_A_TIME = re.compile(r"llama3\.2-vision|qwen3-vl|qwen3\.[56]|qwen3-next|lfm2|nemotron-?(h|3)", re.IGNORECASE)
+"""Names of the families that Ollama 0.32.15 serves one request at a time.
+Source: server/sched.go (mllama, qwen3vl, qwen35, qwen3next, lfm2, nemotron_h)."""
+
+
 def problems(settings: "Settings") -> list[str]:
     """Every rule that the sections break together."""
-    checks = (_models, _gpus, _gpu_memory, _host_memory, _storage, _cache, _quota)
+    checks = (_models, _contexts, _gpus, _gpu_memory, _host_memory, _storage, _cache, _quota)
     found = [line for check in checks for line in check(settings)]
     return found + list(_production(settings)) if settings.governance.production else found
 
@@ -91,6 +99,21 @@ def _host_memory(settings: "Settings") -> Iterator[str]:
         )
 
 
+def _contexts(settings: "Settings") -> Iterator[str]:
+    fleet = settings.fleet
+    if fleet.context_length < fleet.min_context:
+        yield (
+            f"fleet.contextLength: got {fleet.context_length}, want at least fleet.minContext {fleet.min_context}; "
+            "raise it, or say by minContext that less will do"
+        )
+    for model in settings.models if fleet.num_parallel > 1 else []:
+        if _ONE_AT_A_TIME.match(model.name.rpartition("/")[2]):
+            yield (
+                f"fleet.numParallel: got {fleet.num_parallel}, want 1 with model {model.name}: Ollama serves its family one request at a "
+                "time whatever is asked; set it to 1 and raise fleet.replicas"
+            )
+
+
 def _storage(settings: "Settings") -> Iterator[str]:
     hot, shared = settings.storage.hot, settings.storage.shared
     need = sum(quantity(model.size) for model in settings.models)
@@ -114,6 +137,7 @@ def _quota(settings: "Settings") -> Iterator[str]:
     fleet, limits, storage = settings.fleet, settings.governance, settings.storage
     parts = [
         (fleet.replicas, fleet.resources),
+        (fleet.replicas + 1, AGENT),
         (fleet.replicas if fleet.gpus_per_pod else 0, settings.gpu.overhead),
         (settings.model_server.replicas, settings.model_server.resources),
         (1, settings.cache.resources),
@@ -127,10 +151,10 @@ def _quota(settings: "Settings") -> Iterator[str]:
         yield f"governance.cpu: got {limits.cpu}, want at least {cpu:.1f}, the sum of all requests; raise it or lower replicas"
     if memory > quantity(limits.memory):
         yield f"governance.memory: got {limits.memory}, want at least {in_gib(memory)}, the sum of all requests; raise it or lower replicas"
-    # The gateway, model server and fleet, and one each of cache, exporter, writer, and what a rollout adds.
-    count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 4
+    # The gateway, model server and fleet, and one each of cache, exporter, writer, context probe, and what a rollout adds.
+    count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 5
     if count > limits.pods:
-        yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and four more; raise it or lower replicas"
+        yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and five more; raise it or lower replicas"
     if count * EPHEMERAL_DEFAULT > quantity(limits.ephemeral_storage):
         yield (
             f"governance.ephemeralStorage: got {limits.ephemeral_storage}, want at least {in_gib(count * EPHEMERAL_DEFAULT)}, "

@@ -222,6 +222,7 @@ OLLAMA = c.OllamaFleetArgs(
     prompt_cache_bytes=2**30,
     runtime_class="nvidia",
     priority_class="gpu-priority",
+    agent=c.AgentArgs(image="agent@sha256:3", drain_s=600, min_context=16384),
     retain=True,
 )
 
@@ -262,16 +263,10 @@ def test_a_replica_without_a_gpu_is_shown_none() -> None:
 def test_the_fleet_is_a_parallel_stateful_set_behind_a_headless_service() -> None:
     recorder = ollama()
     spec = recorder.one("StatefulSet")["spec"]
-    service = recorder.one("Service")
+    service = next(each for each in recorder.kind("Service") if each["metadata"]["name"] == "ollama")
     assert (spec["replicas"], spec["podManagementPolicy"], spec["serviceName"]) == (3, "Parallel", service["metadata"]["name"])
     assert service["spec"]["clusterIP"] == "None"
     assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
-
-
-def test_a_replica_is_ready_only_with_every_model() -> None:
-    command = ollama().one("StatefulSet")["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["exec"]["command"]
-    assert 'ollama show "a:1"' in command[-1]
-    assert '&& ollama show "b:2"' in command[-1]
 
 
 def test_ollama_never_prunes_the_store_and_always_has_a_context_length() -> None:
@@ -387,7 +382,6 @@ def test_gpu_nodes_get_an_exporter_of_their_own(gpus: bool) -> None:
         namespace="ns",
         image="x@sha256:1",
         cache_secret="cache-auth",
-        ollama_url="http://ollama:11434",
         resources=SMALL,
         gpu_nodes=gpus,
         runtime_class="nvidia" if gpus else None,
@@ -404,7 +398,7 @@ def test_gpu_nodes_get_an_exporter_of_their_own(gpus: bool) -> None:
 def test_prebuilt_images_are_taken_as_they_are(preview: bool) -> None:
     refs = {
         name: f"modelfleet/{name}@sha256:{'a' * 64}"
-        for name in ("ollama", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
+        for name in ("ollama", "ollama-agent", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
     }
     recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(builder="prebuilt", registry="r", refs=refs)), preview=preview)
     assert [resource.typ for resource in recorder.resources] == ["modelfleet:index:RuntimeImages"]
@@ -414,7 +408,7 @@ def test_prebuilt_images_are_taken_as_they_are(preview: bool) -> None:
 def test_images_are_built_under_a_tag_of_their_content(builder: str, kind: str) -> None:
     recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(builder=builder, registry="registry.example.com/x")))
     built = [resource.inputs for resource in recorder.resources if resource.typ == kind]
-    assert len(built) == 9
+    assert len(built) == 10
     tags = {tag for inputs in built for tag in inputs.get("tags", [inputs.get("imageName")])}
     assert all(":src-" in tag for tag in tags)
 
