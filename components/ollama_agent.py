@@ -25,8 +25,6 @@ _LEAST_S = 3600
 """A first deployment copies every model."""
 _GRACE_MARGIN_S = 30
 """Between the end of the longest drain and Kubernetes' kill."""
-_BROKEN = 1
-"""Exit status of a probe that would say the same again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,18 +139,18 @@ def context_probe(
         resources=pods.resources(_PROBE_RESOURCES),
         security_context=pods.container_security(),
     )
-    give_up = k8s.batch.v1.PodFailurePolicyRuleArgs(
-        action="FailJob",
-        on_exit_codes=k8s.batch.v1.PodFailurePolicyOnExitCodesRequirementArgs(
-            container_name=CONTEXT_PROBE, operator="In", values=[_BROKEN]
-        ),
+    # A pod whose node goes away has not said anything.
+    evicted = k8s.batch.v1.PodFailurePolicyRuleArgs(
+        action="Ignore",
+        on_pod_conditions=[k8s.batch.v1.PodFailurePolicyOnPodConditionsPatternArgs(type="DisruptionTarget", status="True")],
     )
     return k8s.batch.v1.Job(
         name,
         metadata=pods.metadata(CONTEXT_PROBE, namespace, named=False),
         spec=k8s.batch.v1.JobSpecArgs(
-            backoff_limit=2,
-            pod_failure_policy=k8s.batch.v1.PodFailurePolicyArgs(rules=[give_up]),
+            # The probe itself waits and asks again; its first failure is the answer.
+            backoff_limit=0,
+            pod_failure_policy=k8s.batch.v1.PodFailurePolicyArgs(rules=[evicted]),
             template=pods.template(CONTEXT_PROBE, pods.spec(CONTEXT_PROBE, [container], [], restart_policy="Never")),
         ),
         opts=pulumi.ResourceOptions.merge(

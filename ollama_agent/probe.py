@@ -14,8 +14,6 @@ from ollama_agent.replica import LOWER_IT
 from ollama_agent.settings import ProbeSettings
 
 log = logging.getLogger("ollama_agent")
-BROKEN, TIMED_OUT = 1, 3
-"""Exit statuses: asking again would give the same answer; it might not."""
 _MESSAGE_BYTES = 4096
 """What Kubernetes keeps of a termination message."""
 _ASK_S = 5.0
@@ -91,14 +89,14 @@ async def probe(settings: ProbeSettings) -> int:
         while True:
             answers = await ask(settings, session)
             if lines := broken(settings, answers):
-                return _failed(settings, lines, BROKEN)
+                return _failed(settings, lines)
             waiting = missing(settings, answers)
             if not waiting:
                 break
             if time.monotonic() > deadline:
                 got = f"{', '.join(waiting)} after {settings.timeout_s:g} s"
                 line = f"fleet: got {got}, want {settings.replicas} ready replicas; run make explain"
-                return _failed(settings, [line], TIMED_OUT)
+                return _failed(settings, [line])
             if waiting[0] != said:
                 said = waiting[0]
                 log.info("waiting for %s", "; ".join(waiting))
@@ -109,8 +107,8 @@ async def probe(settings: ProbeSettings) -> int:
     return 0
 
 
-def _failed(settings: ProbeSettings, lines: list[str], status: int) -> int:
+def _failed(settings: ProbeSettings, lines: list[str]) -> int:
     text = "\n".join(lines)
     settings.result.write_bytes(text.encode()[:_MESSAGE_BYTES])
     print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
-    return status
+    return 1
