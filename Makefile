@@ -36,7 +36,7 @@ lint: .venv/.stamp ## style and types
 
 lock: .venv/.stamp ## resolve the dependencies again into the committed lock files
 	@$(LOCK) pyproject.toml --group pyproject.toml:dev -o requirements.lock
-	@for service in api_server model_server metrics_exporter image_verifier; do $(LOCK) -c requirements.lock $$service/requirements.in -o $$service/requirements.lock; done
+	@for service in api_server model_server metrics_exporter ollama_agent image_verifier; do $(LOCK) -c requirements.lock $$service/requirements.in -o $$service/requirements.lock; done
 	@$(LOCK) -c requirements.lock images/ollama/engine.in -o images/ollama/engine.lock
 
 .venv/.stamp: requirements.lock requirements-bootstrap.lock

@@ -11,10 +11,12 @@ from components.models import ModelStore, ModelStoreArgs
 from components.monitoring import Monitoring, MonitoringArgs
 from components.network import Network, NetworkArgs, OriginArgs
 from components.ollama import OllamaFleet, OllamaFleetArgs
+from components.ollama_agent import AgentArgs
 from components.pods import ResourceArgs
 from components.storage import Storage, StorageArgs, TierArgs
 
 __all__ = [
+    "AgentArgs",
     "ApiServer",
     "ApiServerArgs",
     "CacheServer",

@@ -10,12 +10,19 @@ CACHE_SERVER = "cache-server"
 OLLAMA = "ollama"
 METRICS_EXPORTER = "metrics-exporter"
 MODEL_WRITER = "model-sync"
+CONTEXT_PROBE = "context-probe"
 IMAGE_VERIFIER = "image-verifier"
 """Of a namespace of its own, where it answers the cluster's API server."""
-COMPONENTS = (API_SERVER, MODEL_SERVER, CACHE_SERVER, OLLAMA, METRICS_EXPORTER, MODEL_WRITER)
+COMPONENTS = (API_SERVER, MODEL_SERVER, CACHE_SERVER, OLLAMA, METRICS_EXPORTER, MODEL_WRITER, CONTEXT_PROBE)
 
 PORTS = {API_SERVER: 8000, MODEL_SERVER: 8080, CACHE_SERVER: 6379, OLLAMA: 11434, METRICS_EXPORTER: 9400, IMAGE_VERIFIER: 8443}
 API_METRICS_PORT = 9464
+AGENT_PORT = 9465
+"""Of the agent in each Ollama pod: its metrics, and what the context probe reads."""
+AGENT_CONTROL_PORT = 9466
+"""What the kubelet asks the agent. No policy opens it: who may call /drain takes a replica out of service."""
+OLLAMA_REPLICAS = "ollama-replicas"
+"""Headless Service with every replica's address, ready or not: what a replica lacks is asked of the replica itself."""
 
 HOT_CLASS = "local-nvme"
 SHARED_CLASS = "shared-models"
@@ -58,11 +65,16 @@ EDGES = (
     Edge(API_SERVER, OLLAMA, PORTS[OLLAMA]),
     Edge(MODEL_SERVER, CACHE_SERVER, PORTS[CACHE_SERVER]),
     Edge(METRICS_EXPORTER, CACHE_SERVER, PORTS[CACHE_SERVER]),
-    Edge(METRICS_EXPORTER, OLLAMA, PORTS[OLLAMA]),
+    Edge(CONTEXT_PROBE, OLLAMA, AGENT_PORT),
 )
-DNS_CLIENTS = (API_SERVER, MODEL_SERVER, METRICS_EXPORTER)
+DNS_CLIENTS = (API_SERVER, MODEL_SERVER, METRICS_EXPORTER, CONTEXT_PROBE)
 """Components that look names up; the others need no DNS."""
-SCRAPED = {API_SERVER: API_METRICS_PORT, MODEL_SERVER: PORTS[MODEL_SERVER], METRICS_EXPORTER: PORTS[METRICS_EXPORTER]}
+SCRAPED = {
+    API_SERVER: API_METRICS_PORT,
+    MODEL_SERVER: PORTS[MODEL_SERVER],
+    METRICS_EXPORTER: PORTS[METRICS_EXPORTER],
+    OLLAMA: AGENT_PORT,
+}
 """Component to the port that Prometheus reads."""
 
 DATA_LABEL = "modelfleet.dev/data"

@@ -19,6 +19,7 @@ CONTEXTS: Mapping[str, Sequence[str]] = {
     "cache-server": ("images/cache-server",),
     "api-server": ("images/api-server", "api_server"),
     "metrics-exporter": ("images/metrics-exporter", "metrics_exporter"),
+    "ollama-agent": ("images/ollama-agent", "ollama_agent"),
     "image-verifier": ("images/image-verifier", "image_verifier"),
 }
 """Image name to the paths that its Dockerfile copies from; their content names the tag."""

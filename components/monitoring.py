@@ -1,4 +1,4 @@
-"""Metrics of GPUs, the cache and the models that Ollama holds."""
+"""Metrics of GPUs and the cache. Ollama's come from the agent in each of its pods."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,6 @@ class MonitoringArgs:
     namespace: pulumi.Input[str]
     image: pulumi.Input[str]
     cache_secret: pulumi.Input[str]
-    ollama_url: pulumi.Input[str]
     resources: pods.ResourceArgs
     gpu_nodes: bool
     """Also run one exporter on every GPU node."""
@@ -26,7 +25,7 @@ class MonitoringArgs:
 
 
 class Monitoring(pulumi.ComponentResource):
-    """One exporter for cache and fleet; with GPUs, one more on each GPU node that reads NVML and nothing else.
+    """One exporter for the cache; with GPUs, one more on each GPU node that reads NVML and nothing else.
 
     For example:
 
@@ -94,7 +93,6 @@ def _pod(args: MonitoringArgs, *, gpus: bool) -> core.PodSpecArgs:
         values |= {
             "EXPORTER_CACHE_URL": f"redis://{CACHE_SERVER}:{PORTS[CACHE_SERVER]}/0",
             "EXPORTER_CACHE_PASSWORD_FILE": "/etc/cache-auth/password",
-            "EXPORTER_OLLAMA_URLS": args.ollama_url,
         }
     node_name = core.EnvVarArgs(
         name="NODE_NAME", value_from=core.EnvVarSourceArgs(field_ref=core.ObjectFieldSelectorArgs(field_path="spec.nodeName"))

@@ -1,22 +1,21 @@
 """The Ollama fleet."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 import pulumi
 import pulumi_kubernetes as k8s
 
 from components import pods
-from components.contract import OLLAMA, PORTS, type_token
+from components.contract import AGENT_CONTROL_PORT, OLLAMA, PORTS, type_token
 from components.models import SHARED_PATH, STORE_PATH, follower
+from components.ollama_agent import LOAD_S, AgentArgs, agent_container, context_probe, drain_hook, replicas_service, revision
 
 core = k8s.core.v1
 _MAX_MODELS = 32
 """More than the configuration takes. Nothing in the pod may depend on the list of models, or every change of it would restart the fleet."""
-_NAMES = f"""sed -n 's/^ *"name": "\\(.*\\)",$/\\1/p' {STORE_PATH}/catalog.json"""
-_SHOWS_CATALOG = f'test -f {STORE_PATH}/catalog.json && {_NAMES} | while read -r m; do ollama show "$m" >/dev/null || exit 1; done'
-"""Fails unless the server can show every model of the catalog."""
-_DRAIN_S = 10
-"""Ollama cuts its streams on SIGTERM, so the pod first waits until the gateway has stopped sending (it looks every 2 s)."""
+_NO_AWAIT = {"pulumi.com/waitFor": "jsonpath={.metadata.uid}"}
+"""Pulumi would wait for readiness an hour long and say nothing of a model that does not fit. The context probe waits instead, and does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +44,9 @@ class OllamaFleetArgs:
     priority_class: pulumi.Input[str]
     claim_template: pulumi.Input[str] | None = None
     """ResourceClaimTemplate of a replica's GPUs, where they are claimed."""
+    agent: AgentArgs
+    models: Mapping[str, int]
+    """Model to the number of replicas that hold it. The context probe asks for them; no pod of the fleet knows of it."""
     retain: bool
     """Keep the replicas' volumes when the fleet is deleted or scaled in."""
 
@@ -53,38 +55,44 @@ class OllamaFleet(pulumi.ComponentResource):
     """A StatefulSet of Ollama servers, each with its own node-local copy of the shared models.
 
     The headless Service gives clients every replica's address. Replicas start in parallel: one slow load must not hold
-    the others back. No replica prunes the store or talks to the vendor's cloud.
+    the others back. No replica prunes the store or talks to the vendor's cloud. The agent in each pod says when it is ready,
+    and lets its requests end before it stops; the fleet is there when the context probe has found every model on every replica.
     """
 
     url: pulumi.Output[str]
+    probe: pulumi.Output[str]
+    """Name of the Job that probed the contexts, known when it has completed."""
 
     def __init__(self, name: str, args: OllamaFleetArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("OllamaFleet"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
         service = pods.service(f"{name}-service", OLLAMA, args.namespace, {"http": PORTS[OLLAMA]}, child, headless=True)
         keep = "Retain" if args.retain else "Delete"
-        k8s.apps.v1.StatefulSet(
+        replicas_service(f"{name}-replicas", args.namespace, child)
+        version = _revision(args)
+        servers = k8s.apps.v1.StatefulSet(
             f"{name}-servers",
-            metadata=pods.metadata(OLLAMA, args.namespace),
+            metadata=pods.metadata(OLLAMA, args.namespace, annotations=_NO_AWAIT),
             spec=k8s.apps.v1.StatefulSetSpecArgs(
                 # The Service's name, not its Output: awaiting one from the other would deadlock.
                 service_name=OLLAMA,
                 replicas=args.replicas,
                 pod_management_policy="Parallel",
                 selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(OLLAMA)),
-                template=pods.template(OLLAMA, _pod(args)),
+                template=pods.template(OLLAMA, _pod(args, version)),
                 volume_claim_templates=[_claim(args)],
                 persistent_volume_claim_retention_policy=k8s.apps.v1.StatefulSetPersistentVolumeClaimRetentionPolicyArgs(
                     when_deleted=keep, when_scaled="Retain"
                 ),
             ),
-            opts=pulumi.ResourceOptions.merge(
-                child, pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create="60m", update="60m"))
-            ),
+            opts=child,
         )
+        after = pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(depends_on=[servers]))
+        job = context_probe(f"{name}-contexts", args.agent, args.namespace, args.replicas, args.models, version, after)
+        self.probe = job.metadata.name
         pods.disruption_budget(f"{name}-budget", OLLAMA, args.namespace, child)
         self.url = service.metadata.name.apply(lambda host: f"http://{host}:{PORTS[OLLAMA]}")
-        self.register_outputs({"url": self.url})
+        self.register_outputs({"url": self.url, "probe": self.probe})
 
 
 def _environment(args: OllamaFleetArgs) -> dict[str, str]:
@@ -98,7 +106,7 @@ def _environment(args: OllamaFleetArgs) -> dict[str, str]:
         "OLLAMA_MAX_QUEUE": str(args.max_queue),
         # All of the catalog, which the memory was planned for; never fewer, or a request to one model would unload another.
         "OLLAMA_MAX_LOADED_MODELS": str(_MAX_MODELS),
-        "OLLAMA_LOAD_TIMEOUT": "30m",
+        "OLLAMA_LOAD_TIMEOUT": f"{LOAD_S}s",
         "OLLAMA_NOPRUNE": "1",
         "OLLAMA_NO_CLOUD": "1",
         "LLAMA_ARG_CACHE_RAM": str(args.prompt_cache_bytes // 2**20),
@@ -107,7 +115,13 @@ def _environment(args: OllamaFleetArgs) -> dict[str, str]:
     }
 
 
-def _pod(args: OllamaFleetArgs) -> core.PodSpecArgs:
+def _revision(args: OllamaFleetArgs) -> pulumi.Output[str]:
+    """Of everything in the pods. The list of models is not in them."""
+    parts = _environment(args) | {"drain": str(args.agent.drain_s), "resources": asdict(args.resources)}
+    return revision(parts, [args.image, args.sync_image, args.agent.image])
+
+
+def _pod(args: OllamaFleetArgs, version: pulumi.Input[str]) -> core.PodSpecArgs:
     tmp, tmp_mount = pods.scratch()
     store = core.VolumeMountArgs(name="models", mount_path=STORE_PATH)
     read_only_store = core.VolumeMountArgs(name="models", mount_path=STORE_PATH, read_only=True)
@@ -123,21 +137,24 @@ def _pod(args: OllamaFleetArgs) -> core.PodSpecArgs:
         resources=pods.resources(args.resources),
         security_context=pods.container_security(),
         volume_mounts=[tmp_mount, read_only_store],
-        # `/` answers before any model is there, so readiness asks for the models themselves.
-        readiness_probe=core.ProbeArgs(
-            exec_=core.ExecActionArgs(command=["/bin/sh", "-c", _SHOWS_CATALOG]), period_seconds=5, timeout_seconds=5, failure_threshold=3
-        ),
-        startup_probe=pods.http_probe("/", PORTS[OLLAMA], period_s=2, failures=90),
-        # Loading keeps `/` fast; only a hung process fails twelve times.
-        liveness_probe=pods.http_probe("/", PORTS[OLLAMA], period_s=10, failures=12, timeout_s=5),
-        lifecycle=core.LifecycleArgs(pre_stop=core.LifecycleHandlerArgs(sleep=core.SleepActionArgs(seconds=_DRAIN_S))),
+        # `/` answers before any model is there; the agent knows whether they were loaded. However long a load takes, only readiness waits
+        # for it: neither of the other two would ask for more than the listener, which a load leaves alone.
+        readiness_probe=pods.http_probe("/ready", AGENT_CONTROL_PORT, period_s=2, failures=2),
+        startup_probe=pods.http_probe("/", PORTS[OLLAMA], period_s=2, failures=150),
+        liveness_probe=pods.http_probe("/", PORTS[OLLAMA], period_s=10, failures=30, timeout_s=5),
+        lifecycle=drain_hook(),
     )
     return pods.spec(
         OLLAMA,
         [container],
         [tmp, shared],
-        init_containers=[follower(args.sync_image, args.hot_bytes, [tmp_mount, shared_mount, store])],
-        grace_s=_DRAIN_S + 20,
+        init_containers=[
+            follower(args.sync_image, args.hot_bytes, [tmp_mount, shared_mount, store]),
+            agent_container(args.agent, version),
+        ],
+        grace_s=args.agent.grace_s,
+        gpu_toleration=args.resources.gpus > 0,
+        apart=True,
         runtime_class=args.runtime_class,
         priority_class=args.priority_class,
         claim_template=args.claim_template,

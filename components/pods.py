@@ -81,8 +81,13 @@ def spec(
     priority_class: pulumi.Input[str] | None = None,
     claim_template: pulumi.Input[str] | None = None,
     restart_policy: str = "Always",
+    gpu_toleration: bool = False,
+    apart: bool = False,
 ) -> core.PodSpecArgs:
-    """A hardened pod without a service account token, spread over nodes."""
+    """A hardened pod without a service account token, spread over nodes; `apart` also prefers nodes without another pod of the component.
+
+    Never a must: one node may have GPUs for several replicas, and a laptop is one node.
+    """
     spread = core.TopologySpreadConstraintArgs(
         max_skew=1,
         topology_key="kubernetes.io/hostname",
@@ -102,6 +107,9 @@ def spec(
         if claim_template
         else None,
         restart_policy=restart_policy,
+        affinity=core.AffinityArgs(pod_anti_affinity=_apart(component)) if apart else None,
+        # A RuntimeClass of the cluster's own may lack it.
+        tolerations=[core.TolerationArgs(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")] if gpu_toleration else None,
         topology_spread_constraints=[spread],
         security_context=core.PodSecurityContextArgs(
             run_as_non_root=True,
@@ -112,6 +120,14 @@ def spec(
             fs_group_change_policy="OnRootMismatch",
             seccomp_profile=core.SeccompProfileArgs(type="RuntimeDefault"),
         ),
+    )
+
+
+def _apart(component: str) -> core.PodAntiAffinityArgs:
+    match = k8s.meta.v1.LabelSelectorArgs(match_labels=selector(component))
+    term = core.PodAffinityTermArgs(label_selector=match, topology_key="kubernetes.io/hostname")
+    return core.PodAntiAffinityArgs(
+        preferred_during_scheduling_ignored_during_execution=[core.WeightedPodAffinityTermArgs(weight=100, pod_affinity_term=term)]
     )
 
 

@@ -26,6 +26,7 @@ SERVICES = {
     "api-server": "api_server",
     "model-server": "model_server",
     "metrics-exporter": "metrics_exporter",
+    "ollama-agent": "ollama_agent",
     "image-verifier": "image_verifier",
 }
 """Image name to Python package."""

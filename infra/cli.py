@@ -155,7 +155,8 @@ class PulumiCli:
             changes.refuse_data_loss(rest, allowed)
             plan = changes.Plan([*plan.steps, *rest.steps], rest.recorded, rest.errors)
         if plan.errors:
-            raise CliError("\n".join(message for urn, message in plan.errors if urn or len(plan.errors) == 1))
+            about = [message for urn, message in plan.errors if urn]
+            raise CliError("\n".join(about or [message for _, message in plan.errors]))
         for line in plan.drift():
             print(f"drift: {line}", file=sys.stderr, flush=True)
         return bool(plan.steps)

@@ -7,10 +7,12 @@ GPU memory. All models stay loaded, so one server needs, with what its GPUs must
 where a unit is a whole GPU, an equal share, or a MIG partition (`GpuSettings.unit_memory`).
 """
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from components.models import FOLLOWER_RESOURCES
+from components.ollama_agent import AGENT_RESOURCES, PROBE_RESOURCES
 from infra.model_settings import is_address
 from infra.section import GIB, MIB, in_gib, quantity
 from model_sync.catalog import is_held_by
@@ -24,15 +26,20 @@ GPU_WORKSPACE = 1.5 * GIB
 a batch of 512 (under 1 GiB up to 70B parameters). An estimate on the safe side, not a measurement."""
 EPHEMERAL_DEFAULT = 64 * MIB
 """What the namespace's LimitRange requests for a container that names nothing, as none of ours does."""
-SIDECARS = (FOLLOWER_RESOURCES,)
+SIDECARS = (FOLLOWER_RESOURCES, AGENT_RESOURCES)
 """What stands beside each Ollama server in its pod."""
 HOT_FILL = 0.9
 """Part of the node-local volume that models may fill: a new version arrives beside the old one, and a full disk evicts pods."""
 
 
+_ONE_AT_A_TIME = re.compile(r"llama3\.2-vision|qwen3-vl|qwen3\.[56]|qwen3-next|lfm2|nemotron-?(h|3)", re.IGNORECASE)
+"""Names of the families that Ollama 0.32.15 serves one request at a time.
+Source: server/sched.go (mllama, qwen3vl, qwen35, qwen3next, lfm2, nemotron_h)."""
+
+
 def problems(settings: "Settings") -> list[str]:
     """Every rule that the sections break together."""
-    checks = (_models, _delivery, _gpus, _gpu_memory, _host_memory, _storage, _cache, _quota)
+    checks = (_models, _delivery, _contexts, _gpus, _gpu_memory, _host_memory, _storage, _cache, _quota)
     found = [line for check in checks for line in check(settings)]
     return found + list(_production(settings)) if settings.governance.production else found
 
@@ -121,6 +128,22 @@ def _host_memory(settings: "Settings") -> Iterator[str]:
         )
 
 
+def _contexts(settings: "Settings") -> Iterator[str]:
+    fleet = settings.fleet
+    for index, model in enumerate(settings.models):
+        if settings.context_length(model) < fleet.min_context:
+            yield (
+                f"models.{index}.contextLength: got {settings.context_length(model)}, want at least fleet.minContext {fleet.min_context}; "
+                "raise it, or say by minContext that less will do"
+            )
+    for model in settings.models if fleet.num_parallel > 1 else []:
+        if _ONE_AT_A_TIME.match(model.name.rpartition("/")[2]):
+            yield (
+                f"fleet.numParallel: got {fleet.num_parallel}, want 1 with model {model.name}: Ollama serves its family one request at a "
+                "time whatever is asked; set it to 1 and raise fleet.replicas"
+            )
+
+
 def _storage(settings: "Settings") -> Iterator[str]:
     hot, shared = settings.storage.hot, settings.storage.shared
     held = sum(quantity(model.size) for model in _largest_replica(settings))
@@ -146,6 +169,7 @@ def _quota(settings: "Settings") -> Iterator[str]:
     parts = [
         (fleet.replicas, fleet.resources),
         *((fleet.replicas, each) for each in SIDECARS),
+        (1, PROBE_RESOURCES),
         (fleet.replicas if fleet.gpus_per_pod else 0, settings.gpu.overhead),
         (settings.model_server.replicas, settings.model_server.resources),
         (1, settings.cache.resources),
@@ -159,10 +183,10 @@ def _quota(settings: "Settings") -> Iterator[str]:
         yield f"governance.cpu: got {limits.cpu}, want at least {cpu:.1f}, the sum of all requests; raise it or lower replicas"
     if memory > quantity(limits.memory):
         yield f"governance.memory: got {limits.memory}, want at least {in_gib(memory)}, the sum of all requests; raise it or lower replicas"
-    # The gateway, model server and fleet, and one each of cache, exporter, writer, cleaner, and what a rollout adds.
-    count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 5
+    # The gateway, model server and fleet, and one each of cache, exporter, writer, cleaner, context probe, and what a rollout adds.
+    count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 6
     if count > limits.pods:
-        yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and five more; raise it or lower replicas"
+        yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and six more; raise it or lower replicas"
     containers = count + fleet.replicas * len(SIDECARS)
     if containers * EPHEMERAL_DEFAULT > quantity(limits.ephemeral_storage):
         yield (

@@ -16,7 +16,7 @@ from infra.section import PROJECT, Bytes, Cidr, Cores, DnsLabel, ModelName, Reso
 
 __all__ = ["IMAGE_NAMES", "PROJECT", "Resources", "Settings", "SettingsError", "Tier", "parse", "quantity"]
 
-IMAGE_NAMES = ("ollama", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
+IMAGE_NAMES = ("ollama", "ollama-agent", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
 VERIFIER_IMAGE = "image-verifier"
 """Needed with images.trust alone."""
 BASE_NAMES = ("cuda-base", "python-base")
@@ -140,12 +140,16 @@ class FleetSettings(Section):
     """GPUs of one server; at most one where GPUs are shared or partitioned."""
     context_length: int = Field(default=32768, ge=2048, le=1_048_576)
     """Tokens per request that any model may have; Ollama's own default depends on the GPU, so it is always set."""
+    min_context: int = Field(default=16384, ge=512, le=1_048_576)
+    """Tokens that the running servers must hold for every model, or the deployment fails. OpenHands refuses less than 16384."""
     num_parallel: int = Field(default=1, ge=1, le=64)
     """Requests that one model serves at once; memory for context grows with it."""
     keep_alive: str = Field(default="-1", pattern=KEEP_ALIVE)
     """How long an idle model stays loaded; -1 is for ever."""
     max_queue: int = Field(default=16, ge=1, le=512)
     """Requests that may wait for a model to load."""
+    drain_seconds: int = Field(default=600, ge=30, le=86400)
+    """How long a replica that has to stop waits for its last answers: the longest answer that no rollout cuts."""
     prompt_cache: Bytes = "8Gi"
     """Host memory that each loaded model may keep old prompts in (llama.cpp's own default)."""
     resources: Resources

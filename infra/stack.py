@@ -201,6 +201,10 @@ def build(settings: Settings) -> None:
             runtime_class=runtime.runtime_class if settings.fleet.gpus_per_pod else None,
             priority_class=runtime.priority_class,
             claim_template=runtime.claim_template,
+            agent=c.AgentArgs(
+                image=images.refs["ollama-agent"], drain_s=settings.fleet.drain_seconds, min_context=settings.fleet.min_context
+            ),
+            models={model.name: model.replicas or settings.fleet.replicas for model in settings.models},
             retain=storage.retain,
         ),
         readers,
@@ -247,12 +251,11 @@ def build(settings: Settings) -> None:
             namespace=namespace,
             image=images.refs["metrics-exporter"],
             cache_secret=cache.secret_name,
-            ollama_url=fleet.url,
             resources=_resources(settings.monitoring.resources),
             gpu_nodes=gpu.enabled,
             runtime_class=runtime.runtime_class,
         ),
         opts,
     )
-    pulumi.export("fleet", outputs(settings, api, images.refs))
+    pulumi.export("fleet", outputs(settings, api, fleet, images.refs))
     pulumi.export("apiKeys", pulumi.Output.secret(config.require_secret_object("apiKeys")))

@@ -1,1 +1,1 @@
-"""Prometheus metrics of GPUs (NVML), the cache server and the models that Ollama holds in memory."""
+"""Prometheus metrics of GPUs (NVML) and the cache server."""

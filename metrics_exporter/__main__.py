@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterable
 
-import aiohttp
 import redis.asyncio
 from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
@@ -16,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from metrics_exporter.nvml import Nvml
 from metrics_exporter.settings import Settings, SettingsError
-from metrics_exporter.targets import cache_metrics, ollama_metrics
+from metrics_exporter.targets import cache_metrics
 
 log = logging.getLogger("metrics_exporter")
 
@@ -41,7 +40,6 @@ class Exporter:
             self._cache = redis.asyncio.Redis.from_url(
                 settings.cache_url, password=password_file.read_text().strip() if password_file else None, retry=None
             )
-        self._session: aiohttp.ClientSession | None = None
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -51,11 +49,9 @@ class Exporter:
         return app
 
     async def _run(self, _: web.Application) -> AsyncIterator[None]:
-        async with aiohttp.ClientSession() as session:
-            self._session = session
-            if self._nvml is not None:
-                await asyncio.to_thread(self._nvml.collect)
-            yield
+        if self._nvml is not None:
+            await asyncio.to_thread(self._nvml.collect)
+        yield
         if self._cache is not None:
             await self._cache.aclose()
 
@@ -69,8 +65,6 @@ class Exporter:
             reads.append(asyncio.create_task(asyncio.to_thread(self._nvml.collect)))
         if self._cache is not None:
             reads.append(asyncio.create_task(cache_metrics(self._cache, timeout_s)))
-        if self.settings.ollama and self._session is not None:
-            reads.append(asyncio.create_task(ollama_metrics(self._session, self.settings.ollama, timeout_s)))
         registry = CollectorRegistry()
         registry.register(_Once(family for families in await asyncio.gather(*reads) for family in families))
         return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})

@@ -23,15 +23,9 @@ class Settings(BaseModel):
     """Whether to read GPUs; false on pods that have none by design."""
     cache_url: str = Field(default="", pattern=r"^(rediss?://.*)?$")
     cache_password_file: Path | None = None
-    ollama_urls: str = Field(default="", pattern=r"^(http://[^/:,\s]+:\d+(,http://[^/:,\s]+:\d+)*)?$")
-    """Comma separated; each host is resolved to all of its addresses."""
     timeout_s: float = Field(default=2.0, gt=0, le=10)
     """What one target may take of a scrape; Prometheus itself waits 10 s by default."""
     node: str = ""
-
-    @property
-    def ollama(self) -> list[str]:
-        return [url for url in self.ollama_urls.split(",") if url]
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":

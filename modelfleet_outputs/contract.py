@@ -25,6 +25,8 @@ class ModelOutput(_Contract):
     """What a client puts into the request's `model`."""
     context_length: int
     """Tokens of prompt and answer together that its server was asked to hold."""
+    effective_context: int | None = None
+    """Tokens that its running servers allocated, the smallest of all replicas; null where nobody asked: the model server's, previews."""
 
 
 class StorageClasses(_Contract):

@@ -224,7 +224,9 @@ OLLAMA = c.OllamaFleetArgs(
     prompt_cache_bytes=2**30,
     runtime_class="nvidia",
     priority_class="gpu-priority",
+    agent=c.AgentArgs(image="agent@sha256:3", drain_s=600, min_context=16384),
     retain=True,
+    models={"a:1": 3},
 )
 
 
@@ -264,27 +266,34 @@ def test_a_replica_without_a_gpu_is_shown_none() -> None:
 def test_the_fleet_is_a_parallel_stateful_set_behind_a_headless_service() -> None:
     recorder = ollama()
     spec = recorder.one("StatefulSet")["spec"]
-    service = recorder.one("Service")
+    service = next(each for each in recorder.kind("Service") if each["metadata"]["name"] == "ollama")
     assert (spec["replicas"], spec["podManagementPolicy"], spec["serviceName"]) == (3, "Parallel", service["metadata"]["name"])
     assert service["spec"]["clusterIP"] == "None"
     assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
 
 
 def test_nothing_in_a_replica_depends_on_the_list_of_models() -> None:
-    """So that adding a model restarts nobody: the follower reads the catalog."""
-    assert not [field.name for field in dataclasses.fields(c.OllamaFleetArgs) if "models" in field.name]
+    """So that adding a model restarts nobody: the follower reads the catalog. Only the context probe asks for each by its name."""
+    one, two = (ollama(models=models) for models in ({"a:1": 3}, {"a:1": 3, "b:1": 1}))
+    assert one.one("StatefulSet")["spec"] == two.one("StatefulSet")["spec"]
+    assert one.one("Job")["spec"] != two.one("Job")["spec"]
 
 
 def test_a_replica_reads_its_own_store_and_a_sidecar_alone_writes_it() -> None:
     spec = ollama().one("StatefulSet")["spec"]["template"]["spec"]
-    (server,), (follower,) = spec["containers"], spec["initContainers"]
+    (server,), (follower, agent) = spec["containers"], spec["initContainers"]
     modes = {
         (container["name"], mount["name"]): mount.get("readOnly", False)
-        for container in (server, follower)
+        for container in (server, follower, agent)
         for mount in container["volumeMounts"]
         if mount["name"] != "tmp"
     }
-    assert modes == {("ollama", "models"): True, ("model-sync", "shared"): True, ("model-sync", "models"): False}
+    assert modes == {
+        ("ollama", "models"): True,
+        ("ollama-agent", "models"): True,
+        ("model-sync", "shared"): True,
+        ("model-sync", "models"): False,
+    }
     # A native sidecar: it starts first, and its startup probe holds the server back until the first pass is over.
     assert follower["restartPolicy"] == "Always"
     assert follower["startupProbe"]["exec"]["command"] == ["test", "-f", follower["args"][-1].removeprefix("--marker=")]
@@ -442,7 +451,6 @@ def test_gpu_nodes_get_an_exporter_of_their_own(gpus: bool) -> None:
         namespace="ns",
         image="x@sha256:1",
         cache_secret="cache-auth",
-        ollama_url="http://ollama:11434",
         resources=SMALL,
         gpu_nodes=gpus,
         runtime_class="nvidia" if gpus else None,
@@ -459,7 +467,7 @@ def test_gpu_nodes_get_an_exporter_of_their_own(gpus: bool) -> None:
 def test_prebuilt_images_are_taken_as_they_are(preview: bool) -> None:
     refs = {
         name: f"modelfleet/{name}@sha256:{'a' * 64}"
-        for name in ("ollama", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
+        for name in ("ollama", "ollama-agent", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
     }
     recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(builder="prebuilt", registry="r", refs=refs)), preview=preview)
     assert [resource.typ for resource in recorder.resources] == ["modelfleet:index:RuntimeImages"]
@@ -469,7 +477,7 @@ def test_prebuilt_images_are_taken_as_they_are(preview: bool) -> None:
 def test_images_are_built_under_a_tag_of_their_content(builder: str, kind: str) -> None:
     recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(builder=builder, registry="registry.example.com/x")))
     built = [resource.inputs for resource in recorder.resources if resource.typ == kind]
-    assert len(built) == 9
+    assert len(built) == 10
     tags = {tag for inputs in built for tag in inputs.get("tags", [inputs.get("imageName")])}
     assert all(":src-" in tag for tag in tags)
 

@@ -11,7 +11,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 import components
-from components.contract import COMPONENTS, EDGES, PORTS, SCRAPED
+from components.contract import AGENT_PORT, COMPONENTS, EDGES, OLLAMA, PORTS, SCRAPED
 from images import embedded
 from infra import configuration, diagram
 from infra.cli import PROVIDERS
@@ -83,6 +83,7 @@ OURS = {
     "api_server",
     "model_server",
     "metrics_exporter",
+    "ollama_agent",
     "model_sync",
     "image_verifier",
     "modelfleet_outputs",
@@ -97,6 +98,7 @@ OURS = {
         ("api_server", set()),
         ("model_server", set()),
         ("metrics_exporter", set()),
+        ("ollama_agent", set()),
         ("model_sync", set()),
         ("image_verifier", set()),
         ("components", set()),
@@ -142,20 +144,21 @@ class TestEveryPod:
             if document["kind"] == "StatefulSet"
             for claim in document["spec"]["volumeClaimTemplates"]
         }
-        volumes = {volume["name"] for volume in template["spec"]["volumes"]} | claims
-        mounts = {mount["name"] for container in template["spec"]["containers"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"] for volume in template["spec"].get("volumes", [])} | claims
+        mounts = {mount["name"] for container in template["spec"]["containers"] for mount in container.get("volumeMounts", [])}
         assert mounts <= volumes
 
     def test_has_a_policy_and_the_port_of_the_contract(self, stack: str, name: str, template: dict[str, Any]) -> None:
         component = template["metadata"]["labels"]["app.kubernetes.io/name"]
         assert component in COMPONENTS
-        ports = {port["containerPort"] for container in template["spec"]["containers"] for port in container.get("ports", [])}
+        containers = [*template["spec"]["containers"], *template["spec"].get("initContainers", [])]
+        ports = {port["containerPort"] for container in containers for port in container.get("ports", [])}
         assert not ports or PORTS[component] in ports
         assert component not in SCRAPED or SCRAPED[component] in ports
 
     def test_has_time_to_drain(self, stack: str, name: str, template: dict[str, Any]) -> None:
         """Kubernetes kills at the end of the grace period, which runs during preStop and the service's own drain."""
-        for container in template["spec"]["containers"]:
+        for container in [*template["spec"]["containers"], *template["spec"].get("initContainers", [])]:
             pre_stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
             drains = [int(entry["value"]) for entry in container.get("env", []) if entry["name"].endswith("_DRAIN_S")]
             assert template["spec"]["terminationGracePeriodSeconds"] > pre_stop + sum(drains)
@@ -192,7 +195,7 @@ def test_every_namespaced_object_is_in_the_namespace(stack: str) -> None:
 def test_edges_name_components_and_their_ports() -> None:
     for edge in EDGES:
         assert {edge.source, edge.target} <= set(COMPONENTS)
-        assert edge.port == PORTS[edge.target]
+        assert edge.port == PORTS[edge.target] or (edge.target, edge.port) == (OLLAMA, AGENT_PORT)
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=[path.parent.name for path in DOCKERFILES])

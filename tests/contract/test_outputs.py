@@ -125,7 +125,7 @@ def test_another_version_or_form_is_refused(document: Any, line: str) -> None:
 
 
 def test_the_models_are_those_of_the_settings() -> None:
-    assert [model.model_dump() for model in models(parse_settings(stack_document("prod")))] == EXPORTED["models"]
+    assert [model.model_dump(exclude_none=True) for model in models(parse_settings(stack_document("prod")))] == EXPORTED["models"]
 
 
 def test_the_published_package_stands_alone(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_trap_01_every_replica_downloads_the_model_again(origin: origins.Origin,
 def test_trap_02_one_claim_of_one_node_for_pods_on_several(stack: str) -> None:
     claims = {document["metadata"]["name"]: document for document in documents(stack) if document["kind"] == "PersistentVolumeClaim"}
     for document, pod in pods(stack):
-        for volume in pod["volumes"]:
+        for volume in pod.get("volumes", []):
             claim = volume.get("persistentVolumeClaim")
             if claim:
                 assert claims[claim["claimName"]]["spec"]["accessModes"] == ["ReadWriteMany"], document["metadata"]["name"]
@@ -94,9 +94,9 @@ def test_trap_03_two_servers_that_write_one_store(stack: str) -> None:
     """No server can write: not to the shared store, not to its own."""
     writers: list[str] = []
     for document, pod in pods(stack):
-        shared = {volume["name"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume}
+        shared = {volume["name"] for volume in pod.get("volumes", []) if "persistentVolumeClaim" in volume}
         for container in [*pod["containers"], *pod.get("initContainers", [])]:
-            writable = {mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+            writable = {mount["name"] for mount in container.get("volumeMounts", []) if not mount.get("readOnly")}
             if writable & (shared | {"models"}):
                 writers.append(f"{document['kind']}/{container['name']}")
             if writable & shared:
@@ -137,7 +137,7 @@ def test_trap_05_a_store_that_a_read_only_server_refuses(origin: origins.Origin,
 @pytest.mark.parametrize("stack", ["dev", "prod"])
 def test_trap_06_the_key_pair_is_written_beside_the_models(stack: str) -> None:
     env, container = environment(stack), fleet(stack)["containers"][0]
-    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    mounts = {mount["mountPath"]: mount for mount in container.get("volumeMounts", [])}
     assert not mounts[env["HOME"]].get("readOnly"), "it is written at start"
     assert mounts[env["OLLAMA_MODELS"]]["readOnly"] is True
     assert not Path(env["OLLAMA_MODELS"]).is_relative_to(env["HOME"])

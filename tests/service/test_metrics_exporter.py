@@ -32,7 +32,7 @@ def scrape(service: Service) -> Samples:
     """(name, first distinguishing label) to value."""
     text = httpx.get(f"{service.url}/metrics", timeout=20).text
     return {
-        (sample.name, sample.labels.get("gpu") or sample.labels.get("address") or ""): sample.value
+        (sample.name, sample.labels.get("gpu") or ""): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
@@ -78,13 +78,12 @@ def test_the_cache_is_read_with_its_password(exporter: Callable[..., Service], r
     assert not [name for name, _ in found if name.startswith("nvml")]
 
 
-def test_dead_targets_are_down_and_nothing_else(exporter: Callable[..., Service]) -> None:
-    port = free_port()
-    found = scrape(exporter(NVML="0", CACHE_URL=f"redis://127.0.0.1:{port}/0", OLLAMA_URLS=f"http://127.0.0.1:{port}"))
-    assert found == {("cache_up", ""): 0, ("ollama_up", f"127.0.0.1:{port}"): 0}
+def test_a_dead_target_is_down_and_nothing_else(exporter: Callable[..., Service]) -> None:
+    found = scrape(exporter(NVML="0", CACHE_URL=f"redis://127.0.0.1:{free_port()}/0"))
+    assert found == {("cache_up", ""): 0}
 
 
 def test_bad_settings_are_one_clear_line() -> None:
-    status, errors = refused("metrics_exporter", {"EXPORTER_OLLAMA_URLS": "ollama"})
+    status, errors = refused("metrics_exporter", {"EXPORTER_CACHE_URL": "ollama"})
     assert status == 2
-    assert "error: EXPORTER_OLLAMA_URLS: got 'ollama', want" in errors
+    assert "error: EXPORTER_CACHE_URL: got 'ollama', want" in errors

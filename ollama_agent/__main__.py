@@ -1,0 +1,124 @@
+"""`python -m ollama_agent`: serve until SIGTERM. `python -m ollama_agent probe`: ask every replica for its contexts, and end."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+
+from ollama_agent.catalog import Catalog
+from ollama_agent.metrics import ReplicaCollector
+from ollama_agent.ollama import Ollama
+from ollama_agent.probe import probe
+from ollama_agent.replica import Replica
+from ollama_agent.settings import AgentSettings, ProbeSettings, SettingsError
+
+log = logging.getLogger("ollama_agent")
+
+
+class Agent:
+    """Two servers on the pod's address: one that other pods may read, one for the kubelet alone."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self.settings = settings
+        self.replica = Replica(settings, Catalog(settings.catalog))
+        self._registry = CollectorRegistry()
+        self._registry.register(ReplicaCollector(self.replica))
+        self._drain: asyncio.Task[dict[str, float]] | None = None
+        self._resume: asyncio.Task[None] | None = None
+
+    def public(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/metrics", self.metrics)
+        app.router.add_get("/context", self.context)
+        app.cleanup_ctx.append(self._run)
+        return app
+
+    def control(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/health", self.health)
+        app.router.add_get("/ready", self.ready)
+        app.router.add_get("/drain", self.drain)
+        return app
+
+    async def _run(self, _: web.Application) -> AsyncIterator[None]:
+        async with aiohttp.ClientSession() as session:
+            loop = asyncio.create_task(self.replica.run(Ollama(self.settings.ollama_url, session)))
+            loop.add_done_callback(_end_with)
+            yield
+            for task in (loop, self._drain, self._resume):
+                if task is not None:
+                    task.cancel()
+
+    async def health(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def ready(self, _: web.Request) -> web.Response:
+        reason = self.replica.unready_reason()
+        return web.json_response({"status": reason or "ready"}, status=503 if reason else 200)
+
+    async def context(self, _: web.Request) -> web.Response:
+        return web.json_response(self.replica.context())
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def drain(self, _: web.Request) -> web.Response:
+        """Answers when the server may be stopped. A second call waits for the same drain; a caller that leaves ends nothing."""
+        if self._drain is None or self._drain.done():
+            if self._resume is not None:
+                self._resume.cancel()
+            self._drain = asyncio.create_task(self.replica.drain())
+        result = await asyncio.shield(self._drain)
+        if self._resume is None or self._resume.done():
+            self._resume = asyncio.create_task(self.replica.resume())
+        return web.json_response(result)
+
+
+def _end_with(loop: asyncio.Task[None]) -> None:
+    """A loop that ended by an error of ours must end the process: its last state would be served for ever."""
+    if not loop.cancelled() and (error := loop.exception()) is not None:
+        log.critical("error: %r", error)
+        os.kill(os.getpid(), signal.SIGABRT)
+
+
+async def serve(settings: AgentSettings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    agent = Agent(settings)
+    runners = []
+    for app, port in ((agent.public(), settings.port), (agent.control(), settings.control_port)):
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
+        await runner.setup()
+        await web.TCPSite(runner, settings.host, port).start()
+        runners.append(runner)
+    log.info("metrics on port %d, control on port %d", settings.port, settings.control_port)
+    await stop.wait()
+    for runner in runners:
+        await runner.cleanup()
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        match sys.argv[1:]:
+            case []:
+                asyncio.run(serve(AgentSettings.from_env(os.environ)))
+                return 0
+            case ["probe"]:
+                return asyncio.run(probe(ProbeSettings.from_env(os.environ)))
+            case other:
+                raise SettingsError(f"arguments: got {' '.join(other)!r}, want nothing, or probe; correct them")
+    except (SettingsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
