@@ -93,7 +93,9 @@ def test_every_pod_is_admitted_under_the_standard_the_quota_and_the_classes(appl
 CHANGES: dict[str, dict[str, Callable[[dict[str, Any]], object]]] = {
     "PriorityClass": {
         "value": lambda item: item.update(value=item["value"] + 1),
-        "preemptionPolicy": lambda item: item.update(preemptionPolicy="Never"),
+        "preemptionPolicy": lambda item: item.update(
+            preemptionPolicy="PreemptLowerPriority" if item.get("preemptionPolicy") == "Never" else "Never"
+        ),
     },
     "RuntimeClass": {"handler": lambda item: item.update(handler="other")},
     "StorageClass": {

@@ -120,6 +120,7 @@ def killed(stack: Stack, name: str) -> str:
     return ", ".join(operation["resource"]["urn"].rpartition("::")[2] for operation in state.get("pending_operations") or [])
 
 
+@pytest.mark.timeout(900)
 def test_an_up_that_was_killed_at_ten_points_is_finished_by_the_next(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     """From nothing: the stack was destroyed above."""
     pending = [killed(stack, name) for name in KILLED_AT]
