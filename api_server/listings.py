@@ -1,5 +1,7 @@
 """Read-only lists: the models that clients may use, in OpenAI's and in Ollama's form, as the whole fleet has them."""
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +12,7 @@ from aiohttp import web
 from api_server import errors, requests
 from api_server.proxy import Proxy
 from api_server.settings import Route, Settings
-from api_server.upstreams import Address, Upstream, tagged
+from api_server.upstreams import LATE_OR_STRANGE, Address, Upstream, tagged
 
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 
@@ -38,11 +40,25 @@ class Listings:
         return web.json_response(_openai(model))
 
     async def tags(self, _: web.Request) -> web.Response:
-        return web.json_response({"models": [entry for entry, _ in self._fleet(lambda address: address.store or {})]})
+        await self._look()
+        return web.json_response({"models": list(self._fleet(lambda address: address.store or {}))})
 
     async def ps(self, _: web.Request) -> web.Response:
         """Each loaded model once, from the server that holds the shortest context for it."""
-        return web.json_response({"models": [entry for entry, _ in self._fleet(lambda address: address.loaded)]})
+        await self._look()
+        return web.json_response({"models": list(self._fleet(lambda address: address.loaded))})
+
+    async def _look(self) -> None:
+        """Have the lists as they are now. A server that does not answer keeps its last one."""
+        addresses = [
+            address for upstream in self._upstreams.values() if upstream.engine == "ollama" for address in upstream.addresses.values()
+        ]
+
+        async def look(address: Address) -> None:
+            with contextlib.suppress(*LATE_OR_STRANGE):
+                await address.look(self._session)
+
+        await asyncio.gather(*(look(address) for address in addresses if address.answers))
 
     async def version(self, _: web.Request) -> web.Response:
         return web.json_response(await self._ask("GET", "/api/version"))
@@ -60,14 +76,14 @@ class Listings:
         verbose = {"verbose": bool(payload.get("verbose"))} if isinstance(payload, dict) else {}
         return web.json_response(await self._ask("POST", "/api/show", {"model": route.model or model} | verbose, route, model))
 
-    def _fleet(self, part: Callable[[Address], Any]) -> Iterator[tuple[dict[str, Any], Route]]:
+    def _fleet(self, part: Callable[[Address], Any]) -> Iterator[dict[str, Any]]:
         for model, route in self._routes.items():
             if route.engine != "ollama":
                 continue
             name = tagged(route.model or model)
             entries = [part(address)[name] for address in self._upstreams[route.url].addresses.values() if name in part(address)]
             if entries:
-                yield min(entries, key=lambda entry: entry.get("context_length", 0)) | {"name": model, "model": model}, route
+                yield min(entries, key=lambda entry: entry.get("context_length", 0)) | {"name": model, "model": model}
 
     async def _ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, route: Route | None = None, model: str = ""

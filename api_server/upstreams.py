@@ -26,7 +26,15 @@ _PROBE_S = 1.0
 _PENALTY_S = 2.0
 """How long an address that refused a connection is tried last."""
 
+LATE_OR_STRANGE = (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError)
+
 log = logging.getLogger("api_server")
+
+
+async def _listing(session: aiohttp.ClientSession, url: str) -> dict[str, dict[str, Any]]:
+    async with session.get(url, timeout=aiohttp.ClientTimeout(total=_PROBE_S)) as response:
+        response.raise_for_status()
+        return {entry["name"]: entry for entry in (await response.json())["models"]}
 
 
 @dataclass
@@ -47,6 +55,12 @@ class Address:
     def url(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
+
+    async def look(self, session: aiohttp.ClientSession) -> None:
+        """Ask an Ollama what it has. Raises what a server that is late, or no Ollama, makes of it."""
+        store = await _listing(session, f"{self.url}/api/tags")
+        self.loaded = await _listing(session, f"{self.url}/api/ps")
+        self.store = store
 
     def has(self, name: str, digest: str) -> bool:
         """Whether it has the model, as far as that is known, in the version of the digest where one is given."""
@@ -111,10 +125,8 @@ class Upstream:
             return
         if self.engine == "ollama":
             # A busy server may be late with its lists; what it said before then stays.
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
-                store = await _listing(session, f"{address.url}/api/tags")
-                address.loaded = await _listing(session, f"{address.url}/api/ps")
-                address.store = store
+            with contextlib.suppress(*LATE_OR_STRANGE):
+                await address.look(session)
         address.answers = True
 
     def candidates(self, route: Route, model: str, affinity: bytes = b"") -> list[Address]:
@@ -149,12 +161,6 @@ class Upstream:
     @staticmethod
     def avoid(address: Address) -> None:
         address.avoid_until = time.monotonic() + _PENALTY_S
-
-
-async def _listing(session: aiohttp.ClientSession, url: str) -> dict[str, dict[str, Any]]:
-    async with session.get(url, timeout=aiohttp.ClientTimeout(total=_PROBE_S)) as response:
-        response.raise_for_status()
-        return {entry["name"]: entry for entry in (await response.json())["models"]}
 
 
 async def refresh_forever(upstreams: list[Upstream], session: aiohttp.ClientSession, is_awaited: Callable[[], bool]) -> None:

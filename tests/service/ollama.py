@@ -15,6 +15,26 @@ from devcluster import toolchain
 from tests.service.processes import ROOT, Service, free_port
 
 
+def module() -> Path:
+    """Ollama's source, in the version that we build."""
+    return Path(_go("list", "-mod=readonly", "-m", "-f", "{{.Dir}}", "github.com/ollama/ollama"))
+
+
+def _go(*arguments: str) -> str:
+    """Run go within our module that requires Ollama, with its locked versions."""
+    environment = {**os.environ, "GOWORK": "off", "GOTOOLCHAIN": "local"}
+    return subprocess.run(
+        ["go", *arguments], cwd=ROOT / "tools" / "ollama", env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()  # fmt: skip
+
+
+def integration_tests(target: Path) -> Path:
+    """Ollama's own tests of a running server, compiled from the same module; 15 s once Ollama itself is built."""
+    program = target / "integration.test"
+    _go("test", "-c", "-mod=readonly", "-tags", "integration,fast", "-o", str(program), "github.com/ollama/ollama/integration")
+    return program
+
+
 def install(target: Path) -> Path:
     """Ollama looks for its engine beside itself, so both are put into one tree. Returns the program."""
     program, engine = target / "bin" / "ollama", target / "lib" / "ollama" / "llama-server"

@@ -4,45 +4,15 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.service.conftest import SCRIPT, ModelServerFactory
-from tests.service.processes import Service, free_port, refused, running
+from tests.service.conftest import KEY, SCRIPT, ApiServerFactory, ModelServerFactory
+from tests.service.processes import Service, free_port, refused
 
-KEY = "a-valid-key-for-tests"
 BODY = {"messages": [{"role": "user", "content": "Say it."}], "max_tokens": 64, "temperature": 0}
-ApiServerFactory = Callable[..., Service]
-
-
-@pytest.fixture
-def api_server(tmp_path: Path) -> Iterator[ApiServerFactory]:
-    with ExitStack() as stack:
-
-        def start(routes: dict[str, dict[str, object]], ready: str = "/ready", **env: str) -> Service:
-            keys = tmp_path / "keys"
-            if not keys.exists():
-                keys.write_text(f"{KEY}\n\n")
-            port = free_port()
-            settings = {
-                "HOST": "127.0.0.1",
-                "PORT": str(port),
-                "METRICS_PORT": str(free_port()),
-                "KEYS_FILE": str(keys),
-                "ROUTES": json.dumps(routes),
-                "DRAIN_DELAY_S": "0.5",
-                **env,
-            }
-            log = tmp_path / "api-server.log"
-            return stack.enter_context(
-                running("api_server", port, {f"API_SERVER_{key}": value for key, value in settings.items()}, log, ready)
-            )
-
-        yield start
 
 
 def route(service: Service, model: str, **fields: object) -> dict[str, object]:
