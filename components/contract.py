@@ -10,11 +10,21 @@ CACHE_SERVER = "cache-server"
 OLLAMA = "ollama"
 METRICS_EXPORTER = "metrics-exporter"
 MODEL_WRITER = "model-sync"
+ACTIVATOR = "activator"
+"""Scales the fleet from and to zero; only with fleet.scaleToZero, and with policies of its own."""
 IMAGE_VERIFIER = "image-verifier"
 """Of a namespace of its own, where it answers the cluster's API server."""
 COMPONENTS = (API_SERVER, MODEL_SERVER, CACHE_SERVER, OLLAMA, METRICS_EXPORTER, MODEL_WRITER)
 
-PORTS = {API_SERVER: 8000, MODEL_SERVER: 8080, CACHE_SERVER: 6379, OLLAMA: 11434, METRICS_EXPORTER: 9400, IMAGE_VERIFIER: 8443}
+PORTS = {
+    API_SERVER: 8000,
+    MODEL_SERVER: 8080,
+    CACHE_SERVER: 6379,
+    OLLAMA: 11434,
+    METRICS_EXPORTER: 9400,
+    IMAGE_VERIFIER: 8443,
+    ACTIVATOR: 9466,
+}
 API_METRICS_PORT = 9464
 
 HOT_CLASS = "local-nvme"

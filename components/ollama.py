@@ -27,7 +27,8 @@ class OllamaFleetArgs:
     shared_claim: pulumi.Input[str]
     hot_class: pulumi.Input[str]
     hot_size: str
-    replicas: int
+    replicas: int | None
+    """None: an autoscaler owns the number."""
     resources: pods.ResourceArgs
     models: Sequence[str]
     """A replica is ready when it can show every one of them."""
