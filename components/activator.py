@@ -52,9 +52,7 @@ class Activator(pulumi.ComponentResource):
         role = rbac.Role(
             f"{name}-role",
             metadata=meta,
-            rules=[
-                rbac.PolicyRuleArgs(api_groups=["apps"], resources=["statefulsets/scale"], resource_names=[OLLAMA], verbs=["get", "patch"])
-            ],
+            rules=[scale],
             opts=child,
         )
         rbac.RoleBinding(

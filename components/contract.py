@@ -75,6 +75,8 @@ DNS_CLIENTS = (API_SERVER, MODEL_SERVER, METRICS_EXPORTER)
 SCRAPED = {API_SERVER: API_METRICS_PORT, MODEL_SERVER: PORTS[MODEL_SERVER], METRICS_EXPORTER: PORTS[METRICS_EXPORTER]}
 """Component to the port that Prometheus reads."""
 
+READER_LABEL = "modelfleet.dev/read-by"
+"""Of a ConfigMap that no pod of ours mounts: the program that finds it by its labels."""
 DATA_LABEL = "modelfleet.dev/data"
 """Of the Namespace: `retain` or `disposable`; the policy pack asks for protected claims unless it says disposable."""
 PROTECTED_ANNOTATION = "modelfleet.dev/protected"

@@ -222,6 +222,8 @@ class ApiServerSettings(Section):
 class MonitoringSettings(Section):
     prometheus_namespace: DnsLabel = "monitoring"
     """Only pods of this namespace may scrape."""
+    alert_rules: Literal["config-map", "prometheus-rule"] = "config-map"
+    """Alert rules as a file in a ConfigMap, or as an object of the Prometheus operator, whose CRDs must then be there."""
     resources: Resources
 
 

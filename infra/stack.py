@@ -277,6 +277,7 @@ def build(settings: Settings) -> None:
             resources=_resources(settings.monitoring.resources),
             gpu_nodes=gpu.enabled,
             runtime_class=runtime.runtime_class,
+            alert_rules=settings.monitoring.alert_rules,
         ),
         opts,
     )
