@@ -14,8 +14,8 @@ _SAMPLING = frozenset(
     | {"repeat_last_n", "repeat_penalty", "presence_penalty", "frequency_penalty"}
 )
 """Options of one answer. The others belong to the loaded model: another num_ctx reloads it for everybody."""
-_NATIVE_DROPPED = ("keep_alive", "_debug_render_only")
-"""keep_alive 0 unloads the model for everybody."""
+_NATIVE_DROPPED = ("keep_alive", "shift", "truncate", "_debug_render_only")
+"""keep_alive 0 unloads the model for everybody, and another shift reloads it."""
 _OPENAI_DROPPED = ("options", "keep_alive", "_debug_render_only")
 
 
@@ -57,9 +57,7 @@ def cleaned(path: str, payload: Payload, route: Route, model: str) -> Payload:
     kept = {key: value for key, value in payload.items() if key not in _NATIVE_DROPPED}
     if kept.get("options"):
         kept["options"] = {key: value for key, value in kept["options"].items() if key in _SAMPLING}
-    # Without these Ollama cuts the prompt, or forgets its beginning while it answers.
-    whole = {"truncate": False} if path == NATIVE_EMBED else {"truncate": False, "shift": False}
-    return kept | whole | name
+    return kept | {"truncate": False} | name
 
 
 def stream_kind(path: str, payload: Payload) -> str:

@@ -67,7 +67,7 @@ def running(program: Path, store: Path, work: Path, port: int = 0, **env: str) -
         log.open("ab") as handle,
         subprocess.Popen([str(program), "serve"], env=settings, stdout=handle, stderr=handle, start_new_session=True) as process,
     ):
-        service = Service(process, f"http://127.0.0.1:{port}", log)
+        service = Service(process, f"http://{settings['OLLAMA_HOST']}", log)
         try:
             service.wait_for("/api/version")
             yield service
