@@ -1,7 +1,6 @@
 """What clients may ask, and what of it goes on to a server."""
 
 import json
-from typing import Any
 
 from api_server import errors
 from api_server.context import CHAT, COMPLETIONS, EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, NATIVE_GENERATE, Payload
@@ -72,6 +71,9 @@ def drops_usage(payload: Payload) -> bool:
 
 
 def affinity(payload: Payload) -> bytes:
-    """The same for all requests of a conversation, which starts with the same messages each time."""
-    start: Any = payload["messages"][:2] if isinstance(payload.get("messages"), list) else str(payload.get("prompt"))[:1024]
-    return json.dumps(start, sort_keys=True).encode()
+    """The same for all requests of a conversation: its messages up to the first of the user."""
+    messages = payload.get("messages")
+    if not isinstance(messages, list):
+        return str(payload.get("prompt"))[:1024].encode(errors="replace")
+    users = (index for index, message in enumerate(messages) if isinstance(message, dict) and message.get("role") == "user")
+    return json.dumps(messages[: next(users, 0) + 1], sort_keys=True).encode()

@@ -184,11 +184,10 @@ def test_a_conversation_stays_on_its_server_while_that_is_free(ollama_program: P
     with two_servers(ollama_program, (store, store), tmp_path) as (api, servers):
         for server in servers:
             ollama_process.load(server, "tiny:1")
-        history = [*MESSAGES, {"role": "assistant", "content": SCRIPT}]
         api.wait_for("/ready")
         counts = []
         for turn in range(6):
-            messages = [*history, *[{"role": "user", "content": "And?"}] * turn]
+            messages = [*MESSAGES, *[{"role": "assistant", "content": SCRIPT}, {"role": "user", "content": "And?"}] * turn]
             assert post(api, "/v1/chat/completions", model="tiny:1", messages=messages).status_code == 200
             counts.append(tuple(answered(server) for server in servers))
         assert 0 in counts[-1], counts
