@@ -1,4 +1,4 @@
-"""What the API server costs on the way to Ollama: the same requests straight to it and through us, in turns. Writes bench/results/gateway.json.
+"""What the API server costs on the way to Ollama: the same requests to it and through us, in turns. Writes bench/results/gateway.json.
 
 Loopback only, about a minute, beside nothing else:
     python -m bench.gateway
