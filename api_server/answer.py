@@ -63,11 +63,11 @@ class Answer:
         return self.target
 
     async def relay(self, source: aiohttp.ClientResponse, reader: Reader) -> web.StreamResponse:
-        """Pass a server's body on as it comes. Raises aiohttp.ClientError and TimeoutError of the server's side alone."""
+        """Pass a server's body on as it comes. Raises ApiError on a refusal that comes after the answer's start,
+        and aiohttp.ClientError and TimeoutError of the server's side alone."""
         if self.target is not None and source.status != 200:
             # The status went out with the first sign of life.
-            text = (await source.read()).decode(errors="replace")
-            return await self.fail(errors.upstream_said(source.status, text))
+            raise errors.upstream_said(source.status, (await source.read()).decode(errors="replace"))
         length = source.content_length if not self.stream else None
         while True:
             chunk = await source.content.readany()

@@ -31,7 +31,7 @@ class ApiServer:
             upstream = self.upstreams.setdefault(route.url, Upstream(route.url, route.max_in_flight, route.engine))
             # Two models behind one server share what it can do.
             upstream.max_in_flight = min(upstream.max_in_flight, route.max_in_flight)
-        self.metrics = Metrics(list(self.upstreams.values()), list(settings.routes))
+        self.metrics = Metrics(list(self.upstreams.values()), settings.routes)
         self._session = session
         self._proxy = Proxy(settings, self.upstreams, self.metrics, session)
 

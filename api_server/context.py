@@ -22,6 +22,7 @@ NATIVE_CHAT, NATIVE_GENERATE, NATIVE_EMBED = "/api/chat", "/api/generate", "/api
 _TOOL_WORDS = 1024
 """Tokens that a template says about tools beside the tools themselves. The longest of the families that call tools (gpt-oss, Qwen, Llama)
 needs under 500."""
+_RETRY_S = 2
 _THINK = {"none": False, "minimal": "low", "xhigh": "max", "ultra": "max"}
 """How Ollama's OpenAI layer reads reasoning_effort, where the word is not its own."""
 
@@ -75,6 +76,11 @@ class ContextGuard:
         if numbers is not None:
             return numbers
         reason = str(answer.get("error", "no count"))
+        if response.status == 503:
+            raise errors.too_busy(name, _RETRY_S)
+        if response.status == 404:
+            # The server's list of models was older than its store.
+            raise errors.unavailable(name, _RETRY_S)
         if 400 <= response.status < 500:
             raise errors.bad_request(f"{name}: got {reason} when its prompt was counted, want one that fits the model; correct it")
         raise errors.upstream_failed(name, f"{response.status} {reason}")

@@ -2,12 +2,14 @@
 
 import time
 from collections import Counter as Tally
+from collections.abc import Mapping
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from api_server.settings import Route
 from api_server.upstreams import Upstream
 from api_server.usage import Reader
 
@@ -16,10 +18,11 @@ _RATES = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 400)
 
 
 class Metrics(Collector):
-    def __init__(self, upstreams: list[Upstream], models: list[str]) -> None:
+    def __init__(self, upstreams: list[Upstream], routes: Mapping[str, Route]) -> None:
         self.registry = CollectorRegistry()
         self._upstreams = upstreams
-        self.waiting = Tally(dict.fromkeys(models, 0))
+        self._fleet_models = [model for model, route in routes.items() if route.engine == "ollama"]
+        self.waiting = Tally(dict.fromkeys(routes, 0))
         """Requests, by model, that are held until a server is there."""
         self.requests = Counter("api_server_requests", "Answered requests", ["model", "status"], registry=self.registry)
         self.prompt_tokens = Counter("api_server_prompt_tokens", "Tokens of prompts, as servers count", ["model"], registry=self.registry)
@@ -72,7 +75,7 @@ class Metrics(Collector):
         fleet = [upstream for upstream in self._upstreams if upstream.engine == "ollama"]
         in_flight = sum(address.in_flight for upstream in fleet for address in upstream.addresses.values())
         idle = min((time.monotonic() - upstream.last_used for upstream in fleet), default=0.0)
-        waiting = sum(self.waiting.values())
+        waiting = sum(self.waiting[model] for model in self._fleet_models)
         return {"waiting": waiting, "in_flight": in_flight, "idle_s": 0.0 if waiting or in_flight else round(idle, 1)}
 
     def app(self) -> web.Application:
