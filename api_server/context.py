@@ -14,7 +14,7 @@ import aiohttp
 
 from api_server import errors
 from api_server.settings import Route
-from api_server.upstreams import Address
+from api_server.upstreams import Address, tagged
 
 Payload = dict[str, Any]
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
@@ -51,7 +51,9 @@ class ContextGuard:
         if used is None or used + wanted > limit:
             used, limit = await self._count(path, payload, name, address, limit)
             counted = True
-        if used + (asked or (0 if path in (EMBEDDINGS, NATIVE_EMBED) else 1)) > limit:
+            if path in (EMBEDDINGS, NATIVE_EMBED):
+                return payload, counted  # each input fits; the number is that of all together
+        if used + (1 if asked is None else asked) > limit:
             raise errors.context_exceeded(model, used, asked, limit)
         return (payload if asked is not None else _with_limit(path, payload, max(1, limit - used - 1))), counted
 
@@ -59,7 +61,7 @@ class ContextGuard:
         """Tokens of a prompt of one letter: what the model's template and its default system prompt add. Asked once a version."""
         if path in (EMBEDDINGS, NATIVE_EMBED):
             return 8  # begin, end and separator of the input
-        version = str((address.store or {}).get(name, {}).get("digest", ""))
+        version = str((address.store or {}).get(tagged(name), {}).get("digest", ""))
         if (name, version) not in self._template_tokens:
             message = {"messages": [{"role": "user", "content": "a"}]}
             self._template_tokens[name, version], _ = await self._count(NATIVE_CHAT, message, name, address, 0)
@@ -81,6 +83,8 @@ class ContextGuard:
         if response.status == 404:
             # The server's list of models was older than its store.
             raise errors.unavailable(name, _RETRY_S)
+        if "exceeds the context length" in reason:
+            raise errors.context_exceeded(name, None, None, limit)
         if 400 <= response.status < 500:
             raise errors.bad_request(f"{name}: got {reason} when its prompt was counted, want one that fits the model; correct it")
         raise errors.upstream_failed(name, f"{response.status} {reason}")

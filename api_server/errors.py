@@ -47,9 +47,9 @@ def upstream_failed(model: str, reason: str) -> ApiError:
     return ApiError(502, "server_error", f"{model}: got {reason} from its server, want an answer; try again", "upstream_error")
 
 
-def context_exceeded(model: str, prompt: int, answer: int | None, limit: int) -> ApiError:
-    """`answer`: tokens that the client asked for; None when it named no number."""
-    got = f"{prompt} tokens of prompt" + (f" and {answer} for the answer" if answer else "")
+def context_exceeded(model: str, prompt: int | None, answer: int | None, limit: int) -> ApiError:
+    """`prompt`: None when its server only said that it is too long. `answer`: what the client asked for; None when it named no number."""
+    got = f"{f'more than {limit}' if prompt is None else prompt} tokens of prompt" + (f" and {answer} for the answer" if answer else "")
     message = f"{model}: got {got}, want at most {limit} together, the context of the model; shorten the conversation"
     return ApiError(400, "invalid_request_error", message, "context_length_exceeded")
 

@@ -25,12 +25,15 @@ TOOL = {"name": "get_weather", "arguments": {"location": "Boston"}}
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model store with a model that says SCRIPT, one that calls TOOL, and a slow one that never stops by itself (about 2 ms a token)."""
+    """A model store with a model that says SCRIPT, one that calls TOOL, one for embeddings,
+    and two that never stop by themselves: a quick and a slow one (about 2 ms a token)."""
     work = tmp_path_factory.mktemp("store")
     gguf.add("tiny:1", tiny_gguf.make(work / "tiny.gguf", SCRIPT), work / "models")
     gguf.add("slow:1", tiny_gguf.make(work / "slow.gguf", "tick tock ", loop=True, layers=8, ff=2048), work / "models")
     call = f"<tool_call>\n{json.dumps(TOOL)}\n</tool_call>"
     gguf.add("tool:1", tiny_gguf.make(work / "tool.gguf", call), work / "models")
+    gguf.add("loop:1", tiny_gguf.make(work / "loop.gguf", "tick tock ", loop=True), work / "models")
+    gguf.add("embed:1", tiny_gguf.make(work / "embed.gguf", SCRIPT, embeds=True), work / "models")
     return work / "models"
 
 

@@ -105,7 +105,7 @@ def test_a_stream_whose_server_dies_has_an_error_and_no_done(api_server: ApiServ
 
 
 def test_sigterm_loses_no_request(api_server: ApiServerFactory, model_server: ModelServerFactory) -> None:
-    api = api_server({"slow": route(model_server("slow:1"), "slow:1")})
+    api = api_server({"slow": route(model_server("slow:1"), "slow:1")}, DRAIN_DELAY_S="5")
     body = {**BODY, "model": "slow", "stream": True, "max_tokens": 800}
     with httpx.stream(
         "POST", f"{api.url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60

@@ -20,6 +20,7 @@ from tests.service.conftest import KEY, SCRIPT, TOOL, ApiServerFactory
 from tests.service.processes import Service, free_port
 
 CONTEXT = 2048
+MODELS = ["tiny:1", "tool:1", "loop:1", "embed:1"]
 HEADERS = {"Authorization": f"Bearer {KEY}", "Origin": "https://elsewhere.example"}
 MESSAGES: list[Any] = [{"role": "user", "content": "Say it."}]
 OPEN = {
@@ -56,7 +57,7 @@ def route(url: str, model: str, **fields: object) -> dict[str, object]:
 
 @pytest.fixture
 def gateway(api_server: ApiServerFactory, ollama: Service) -> Service:
-    return api_server({model: route(ollama.url, model) for model in ("tiny:1", "tool:1", "slow:1")})
+    return api_server({model: route(ollama.url, model) for model in MODELS})
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_no_spelling_of_an_administrators_path_gets_through(gateway: Service, ol
             request.url = request.url.copy_with(raw_path=path.encode())
             assert client.send(request).status_code in (404, 405), f"{method} {path}"
     models = httpx.get(f"{ollama.url}/api/tags", timeout=10).json()["models"]
-    assert {model["name"] for model in models} == {"tiny:1", "tool:1", "slow:1"}
+    assert {model["name"] for model in models} == {*MODELS, "slow:1"}
 
 
 def test_nothing_is_said_without_a_key(gateway: Service) -> None:
@@ -189,14 +190,14 @@ class TestContext:
         assert metric(gateway, "api_server_counted_prompts_total", model="tool:1") == 1
 
     def test_an_endless_answer_ends_before_the_context_would_shift(self, gateway: Service) -> None:
-        answer = post(gateway, "/v1/chat/completions", model="slow:1", messages=MESSAGES).json()
+        answer = post(gateway, "/v1/chat/completions", model="loop:1", messages=MESSAGES).json()
         assert answer["choices"][0]["finish_reason"] == "length"
         assert CONTEXT // 2 <= answer["usage"]["total_tokens"] < CONTEXT
 
 
 class TestOpenAiClient:
     def test_it_lists_and_finds_models(self, openai_api: openai.OpenAI) -> None:
-        assert [model.id for model in openai_api.models.list()] == ["tiny:1", "tool:1", "slow:1"]
+        assert [model.id for model in openai_api.models.list()] == MODELS
         assert openai_api.models.retrieve("tiny:1").id == "tiny:1"
         with pytest.raises(openai.NotFoundError):
             openai_api.models.retrieve("none:1")
@@ -234,6 +235,17 @@ class TestOpenAiClient:
         ]
         assert names == ["get_weather"]
 
+    def test_it_embeds_and_long_inputs_are_refused(self, openai_api: openai.OpenAI) -> None:
+        found = openai_api.embeddings.create(model="embed:1", input=["Say it.", "Say more."])
+        assert len(found.data) == 2
+        assert len(found.data[0].embedding) > 100
+        assert found.data[0].embedding != found.data[1].embedding
+        many = openai_api.embeddings.create(model="embed:1", input=["\n\n" * 600 + "x" * 900] * 2)
+        assert len(many.data) == 2, "inputs fit one by one, not together"
+        with pytest.raises(openai.BadRequestError, match="got more than 2048 tokens of prompt") as caught:
+            openai_api.embeddings.create(model="embed:1", input=["short", "x" * 3000])
+        assert caught.value.code == "context_length_exceeded"
+
     def test_its_errors_have_their_types(self, openai_api: openai.OpenAI, gateway: Service) -> None:
         with pytest.raises(openai.NotFoundError, match="want one of tiny:1"):
             openai_api.chat.completions.create(model="none", messages=MESSAGES)
@@ -248,7 +260,7 @@ class TestOpenAiClient:
 class TestOllamaClient:
     def test_it_lists_shows_and_looks(self, ollama_api: ollama_client.Client, ollama: Service) -> None:
         ollama_process.load(ollama, "tiny:1")
-        assert {model.model for model in ollama_api.list().models} == {"tiny:1", "tool:1", "slow:1"}
+        assert {model.model for model in ollama_api.list().models} == set(MODELS)
         assert "tools" in (ollama_api.show("tool:1").capabilities or [])
         deadline = time.monotonic() + 10
         while "tiny:1" not in {model.model for model in ollama_api.ps().models}:
@@ -261,6 +273,7 @@ class TestOllamaClient:
         assert parts[-1].done
         assert ollama_api.generate("tiny:1", "Say it.").response == SCRIPT
         assert ollama_api.chat("tool:1", MESSAGES, tools=TOOLS).message.tool_calls
+        assert len(ollama_api.embed("embed:1", "Say it.").embeddings) == 1
 
     def test_its_errors_can_be_read(self, ollama_api: ollama_client.Client) -> None:
         with pytest.raises(ollama_client.ResponseError, match="want one of tiny:1") as caught:
