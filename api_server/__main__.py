@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 
+import aiohttp
 from aiohttp import web
 
 from api_server.app import ApiServer
@@ -16,7 +17,14 @@ log = logging.getLogger("api_server")
 
 
 async def serve(settings: Settings, keys: Keys) -> None:
-    server = ApiServer(settings, keys)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=settings.request_timeout_s)
+    # An idle connection holds up the drain of a server: it cannot be told from a request that is being thought about.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False) as session:
+        await _serve(ApiServer(settings, keys, session), settings)
+
+
+async def _serve(server: ApiServer, settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

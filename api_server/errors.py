@@ -1,4 +1,4 @@
-"""One error shape, OpenAI's, for everything that this server says itself."""
+"""What this server says itself, in the shape of the API that was asked: OpenAI's object, or Ollama's line of text."""
 
 from collections.abc import Mapping
 
@@ -14,8 +14,9 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "code": code, "param": None}}
         self.headers = dict(headers or {})
 
-    def response(self) -> web.Response:
-        return web.json_response(self.body, status=self.status, headers=self.headers)
+    def response(self, *, native: bool = False) -> web.Response:
+        """`native`: in Ollama's shape, for an endpoint of Ollama's own API."""
+        return web.json_response({"error": str(self)} if native else self.body, status=self.status, headers=self.headers)
 
 
 def unauthorized() -> ApiError:
@@ -44,3 +45,27 @@ def unavailable(model: str, retry_s: int) -> ApiError:
 
 def upstream_failed(model: str, reason: str) -> ApiError:
     return ApiError(502, "server_error", f"{model}: got {reason} from its server, want an answer; try again", "upstream_error")
+
+
+def context_exceeded(model: str, prompt: int | None, answer: int | None, limit: int) -> ApiError:
+    """`prompt`: None when its server only said that it is too long. `answer`: what the client asked for; None when it named no number."""
+    got = f"{f'more than {limit}' if prompt is None else prompt} tokens of prompt" + (f" and {answer} for the answer" if answer else "")
+    message = f"{model}: got {got}, want at most {limit} together, the context of the model; shorten the conversation"
+    return ApiError(400, "invalid_request_error", message, "context_length_exceeded")
+
+
+def not_native(model: str) -> ApiError:
+    message = f"{model}: got Ollama's own API, want POST /v1/chat/completions for this model; no Ollama serves it"
+    return ApiError(400, "invalid_request_error", message, "model_not_supported")
+
+
+def upstream_said(status: int, text: str) -> ApiError:
+    """A server's refusal that came after the answer had begun."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    message = f"the model's server: got {status} {text.strip()[:1000]}, want an answer; correct the request or try again"
+    return ApiError(status, kind, message)
+
+
+def held_too_long(model: str, held_s: float, retry_s: int) -> ApiError:
+    message = f"{model}: got no server within {held_s:g} s, want one; try again after {retry_s} s"
+    return ApiError(503, "server_error", message, "no_upstream", {"Retry-After": str(retry_s)})

@@ -1,48 +1,91 @@
 """The metric catalogue, and the listener that serves it apart from the clients' port."""
 
+import time
+from collections import Counter as Tally
+from collections.abc import Mapping
+
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from api_server.settings import Route
 from api_server.upstreams import Upstream
+from api_server.usage import Reader
 
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
+_RATES = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 400)
 
 
 class Metrics(Collector):
-    def __init__(self, upstreams: list[Upstream]) -> None:
+    def __init__(self, upstreams: list[Upstream], routes: Mapping[str, Route]) -> None:
         self.registry = CollectorRegistry()
         self._upstreams = upstreams
+        self._fleet_models = [model for model, route in routes.items() if route.engine == "ollama"]
+        self.waiting = Tally(dict.fromkeys(routes, 0))
+        """Requests, by model, that are held until a server is there."""
         self.requests = Counter("api_server_requests", "Answered requests", ["model", "status"], registry=self.registry)
-        self.first_byte = Histogram(
-            "api_server_time_to_first_byte_seconds",
-            "From the request's arrival to the first byte of an upstream's body",
-            ["model"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.duration = Histogram(
-            "api_server_request_duration_seconds", "Whole requests", ["model"], buckets=_SECONDS, registry=self.registry
+        self.prompt_tokens = Counter("api_server_prompt_tokens", "Tokens of prompts, as servers count", ["model"], registry=self.registry)
+        self.completion_tokens = Counter(
+            "api_server_completion_tokens", "Tokens of answers, as servers count", ["model"], registry=self.registry
+        )  # fmt: skip
+        self.first_token = self._histogram("api_server_time_to_first_token_seconds", "From arrival to a stream's first event", _SECONDS)
+        self.token_rate = self._histogram("api_server_tokens_per_second", "Tokens of a streamed answer, after its first, by second", _RATES)
+        self.duration = self._histogram("api_server_request_duration_seconds", "Whole requests", _SECONDS)
+        self.held = self._histogram("api_server_held_seconds", "Wait of requests that found no server", _SECONDS)
+        self.counted = Counter(
+            "api_server_counted_prompts", "Prompts that a server had to count", ["model"], registry=self.registry
+        )  # fmt: skip
+        self.too_long = Counter(
+            "api_server_context_refusals", "Requests refused because they do not fit the context", ["model"], registry=self.registry
         )  # fmt: skip
         self.upstream_errors = Counter(
             "api_server_upstream_errors", "Failed attempts by reason", ["upstream", "reason"], registry=self.registry
         )  # fmt: skip
         self.registry.register(self)
 
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, ["model"], buckets=buckets, registry=self.registry)
+
+    def answered(self, model: str, reader: Reader, started: float) -> None:
+        """Count what an answer used, as far as its server said."""
+        self.prompt_tokens.labels(model).inc(reader.prompt_tokens)
+        self.completion_tokens.labels(model).inc(reader.completion_tokens)
+        if reader.first is None:
+            return
+        self.first_token.labels(model).observe(reader.first - started)
+        elapsed = time.monotonic() - reader.first
+        if reader.completion_tokens > 1 and elapsed > 0:
+            self.token_rate.labels(model).observe((reader.completion_tokens - 1) / elapsed)
+
     def collect(self) -> list[Metric]:
         in_flight = GaugeMetricFamily("api_server_in_flight_requests", "Requests that an address works on", labels=["upstream", "address"])
         up = GaugeMetricFamily("api_server_upstream_up", "Whether the address accepts connections", labels=["upstream", "address"])
+        waiting = GaugeMetricFamily("api_server_waiting_requests", "Requests that are held until a server is there", labels=["model"])
         for upstream in self._upstreams:
             for address in upstream.addresses.values():
                 in_flight.add_metric([upstream.url, address.host], address.in_flight)
                 up.add_metric([upstream.url, address.host], float(address.answers))
-        return [in_flight, up]
+        for model, count in self.waiting.items():
+            waiting.add_metric([model], count)
+        return [in_flight, up, waiting]
+
+    def demand(self) -> dict[str, float]:
+        """What an autoscaler of the Ollama fleet has to know: requests that wait, requests in work, seconds without any."""
+        fleet = [upstream for upstream in self._upstreams if upstream.engine == "ollama"]
+        in_flight = sum(address.in_flight for upstream in fleet for address in upstream.addresses.values())
+        idle = min((time.monotonic() - upstream.last_used for upstream in fleet), default=0.0)
+        waiting = sum(self.waiting[model] for model in self._fleet_models)
+        return {"waiting": waiting, "in_flight": in_flight, "idle_s": 0.0 if waiting or in_flight else round(idle, 1)}
 
     def app(self) -> web.Application:
         async def show(_: web.Request) -> web.Response:
             return web.Response(body=generate_latest(self.registry), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
+        async def demand(_: web.Request) -> web.Response:
+            return web.json_response(self.demand())
+
         app = web.Application()
         app.router.add_get("/metrics", show)
+        app.router.add_get("/demand", demand)
         return app

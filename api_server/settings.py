@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, model_validator
 
 PREFIX = "API_SERVER_"
 
@@ -24,6 +24,18 @@ class Route(BaseModel):
     """Name that is sent upstream; the model id when empty."""
     max_in_flight: int = Field(default=4, ge=1, le=10_000)
     """Requests at once to one address."""
+    engine: Literal["openai", "ollama"] = "openai"
+    """What answers there. Ollama also has its own API, and cuts prompts that are too long, so those are refused here."""
+    context_length: int = Field(default=0, ge=0)
+    """Tokens that an Ollama server holds for one request; a server of the other kind refuses longer ones itself."""
+    digest: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    """SHA-256 of the model's manifest; a server that has another one under the same name is not asked. Empty: any."""
+
+    @model_validator(mode="after")
+    def _ollama_has_a_context(self) -> Self:
+        if self.engine == "ollama" and not self.context_length:
+            raise ValueError("context_length above 0 with engine ollama")
+        return self
 
 
 class Settings(BaseModel):
@@ -40,6 +52,10 @@ class Settings(BaseModel):
     request_timeout_s: float = Field(default=900, gt=0)
     """Longest silence of an upstream: agents wait for long answers without a stream."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
+    hold_s: float = Field(default=0, ge=0)
+    """Longest wait of a request for a model that no server has; 0 refuses at once."""
+    max_waiting: int = Field(default=64, ge=1)
+    """Requests of one model that wait so; more get 429."""
     drain_s: float = Field(default=120, ge=0)
     """Longest wait for requests in flight at the end."""
     drain_delay_s: float = Field(default=2, ge=0)
@@ -67,4 +83,5 @@ def _line(error: "Mapping[str, object]", values: Mapping[str, str]) -> str:
         known = ", ".join(PREFIX + field.upper() for field in Settings.model_fields)
         return f"{name}: got an unknown variable, want one of {known}; correct or remove it"
     got = values.get(str(loc[0]), "") if len(loc) == 1 else "a wrong value"
-    return f"{name}: got {got!r}, want {str(error['msg']).removeprefix('Input should be ')}; correct the variable"
+    want = str(error["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{name}: got {got!r}, want {want}; correct the variable"

@@ -1,5 +1,6 @@
 """The deployable parts of a model fleet, as Pulumi ComponentResources. They know no stack and read no configuration."""
 
+from components.activator import Activator, ActivatorArgs
 from components.api_server import ApiServer, ApiServerArgs
 from components.cache import CacheServer, CacheServerArgs
 from components.governance import Governance, GovernanceArgs
@@ -16,6 +17,8 @@ from components.pods import ResourceArgs
 from components.storage import Storage, StorageArgs, TierArgs
 
 __all__ = [
+    "Activator",
+    "ActivatorArgs",
     "AgentArgs",
     "ApiServer",
     "ApiServerArgs",

@@ -25,7 +25,10 @@ class ApiServerArgs:
     """API keys, a Pulumi secret; at least one."""
     routes: Mapping[str, Mapping[str, str | int]]
     """Model id to `{"url", "model", "max_in_flight"}`."""
-    replicas: int
+    replicas: int | None
+    """None: an autoscaler owns the number."""
+    hold_s: int = 0
+    """Longest wait in seconds of a request for a model that no server has; 0 refuses at once."""
     resources: pods.ResourceArgs
     service_type: str
     node_port: int | None
@@ -107,6 +110,7 @@ def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str]) -> core.PodSpecArg
                 "API_SERVER_METRICS_PORT": str(API_METRICS_PORT),
                 "API_SERVER_KEYS_FILE": "/etc/api-keys/keys",
                 "API_SERVER_ROUTES": json.dumps(args.routes, sort_keys=True),
+                "API_SERVER_HOLD_S": str(args.hold_s),
                 "API_SERVER_DRAIN_S": str(_DRAIN_S),
             }
         ),

@@ -11,11 +11,21 @@ OLLAMA = "ollama"
 METRICS_EXPORTER = "metrics-exporter"
 MODEL_WRITER = "model-sync"
 CONTEXT_PROBE = "context-probe"
+ACTIVATOR = "activator"
+"""Scales the fleet from and to zero; only with fleet.scaleToZero, and with policies of its own."""
 IMAGE_VERIFIER = "image-verifier"
 """Of a namespace of its own, where it answers the cluster's API server."""
 COMPONENTS = (API_SERVER, MODEL_SERVER, CACHE_SERVER, OLLAMA, METRICS_EXPORTER, MODEL_WRITER, CONTEXT_PROBE)
 
-PORTS = {API_SERVER: 8000, MODEL_SERVER: 8080, CACHE_SERVER: 6379, OLLAMA: 11434, METRICS_EXPORTER: 9400, IMAGE_VERIFIER: 8443}
+PORTS = {
+    API_SERVER: 8000,
+    MODEL_SERVER: 8080,
+    CACHE_SERVER: 6379,
+    OLLAMA: 11434,
+    METRICS_EXPORTER: 9400,
+    IMAGE_VERIFIER: 8443,
+    ACTIVATOR: 9467,
+}
 API_METRICS_PORT = 9464
 AGENT_PORT = 9465
 """Of the agent in each Ollama pod: its metrics, and what the context probe reads."""
@@ -77,6 +87,8 @@ SCRAPED = {
 }
 """Component to the port that Prometheus reads."""
 
+READER_LABEL = "modelfleet.dev/read-by"
+"""Of a ConfigMap that no pod of ours mounts: the program that finds it by its labels."""
 DATA_LABEL = "modelfleet.dev/data"
 """Of a Namespace: `retain` or `disposable`, and `none` where there are no claims. The policy pack asks for protected claims unless it says
 disposable; `make up` deletes only one that says none without being told to."""

@@ -42,6 +42,7 @@ class ModelServer(pulumi.ComponentResource):
         server = ModelServer("server", ModelServerArgs(namespace="fleet", image="registry.example.com/model-server@sha256:" + 64 * "0",
                                                        shared_claim="shared-models", cache_secret="cache-auth", replicas=2,
                                                        resources=ResourceArgs(cpu="8", memory="24Gi"), model="qwen3-coder:30b",
+                                                       model_version="1",
                                                        model_id="qwen3-coder-30b-cpu", context_length=32768, parallel=2, max_queue=16,
                                                        priority_class="gpu-priority"))
         pulumi.export("url", server.url)

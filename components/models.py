@@ -47,6 +47,12 @@ class ModelStore(pulumi.ComponentResource):
 
     Other models mean a new Job; the store keeps what it has, and only new blobs are fetched. When a source is refused, or stays away,
     the Job fails, the reason is the message of its pod, and what is served stays. The next `pulumi up` goes on where it was.
+
+        model = {"name": "qwen3-coder:30b", "source": "https://models.example.com/qwen3-coder-30b.gguf", "digest": "sha256:" + 64 * "0",
+                 "size": 19 * 2**30, "context_length": 65536, "quantization": "Q4_K_M", "replicas": 0, "keep_alive": "-1"}
+        store = ModelStore("models", ModelStoreArgs(namespace="fleet", image="registry.example.com/models@sha256:" + 64 * "0",
+                                                    claim="shared-models", capacity_bytes=2**40, models=[model]))
+        readers = pulumi.ResourceOptions(depends_on=[store.writer])
     """
 
     writer: pulumi.Resource

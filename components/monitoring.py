@@ -1,12 +1,15 @@
-"""Metrics of GPUs and the cache. Ollama's come from the agent in each of its pods."""
+"""Metrics of GPUs and the cache; alert rules and a dashboard over all metrics. Ollama's come from the agent in each of its pods."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import pulumi
 import pulumi_kubernetes as k8s
+import yaml
 
-from components import pods
-from components.contract import CACHE_SERVER, METRICS_EXPORTER, PORTS, type_token
+from components import alerts, dashboard, pods
+from components.contract import CACHE_SERVER, METRICS_EXPORTER, PORTS, READER_LABEL, labels, type_token
 
 core = k8s.core.v1
 
@@ -22,6 +25,8 @@ class MonitoringArgs:
     gpu_nodes: bool
     """Also run one exporter on every GPU node."""
     runtime_class: pulumi.Input[str] | None
+    alert_rules: Literal["config-map", "prometheus-rule"] = "config-map"
+    """A rule file that your Prometheus mounts or a sidecar finds, or an object of the Prometheus operator."""
 
 
 class Monitoring(pulumi.ComponentResource):
@@ -29,7 +34,7 @@ class Monitoring(pulumi.ComponentResource):
 
     For example:
 
-        Monitoring("monitoring", MonitoringArgs(namespace="fleet", cache_secret="cache-auth", ollama_url="http://ollama:11434",
+        Monitoring("monitoring", MonitoringArgs(namespace="fleet", cache_secret="cache-auth",
                                                 image="registry.example.com/metrics-exporter@sha256:" + 64 * "0",
                                                 resources=ResourceArgs(cpu="100m", memory="256Mi"),
                                                 gpu_nodes=True, runtime_class="nvidia"))
@@ -70,7 +75,39 @@ class Monitoring(pulumi.ComponentResource):
                     child, pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create="10m", update="10m"))
                 ),
             )
+        self._rules(name, args, child)
+        _config_map(f"{name}-dashboard", args, "grafana", {"modelfleet.json": dashboard.text()}, {"grafana_dashboard": "1"}, child)
         self.register_outputs({})
+
+    @staticmethod
+    def _rules(name: str, args: MonitoringArgs, child: pulumi.ResourceOptions) -> None:
+        groups = alerts.rule_groups()
+        if args.alert_rules == "config-map":
+            rules = yaml.safe_dump({"groups": groups}, sort_keys=False, width=200)
+            _config_map(f"{name}-rules", args, "prometheus", {"modelfleet.rules.yaml": rules}, {"prometheus_rules": "1"}, child)
+            return
+        k8s.apiextensions.CustomResource(
+            f"{name}-rules",
+            api_version="monitoring.coreos.com/v1",
+            kind="PrometheusRule",
+            metadata=k8s.meta.v1.ObjectMetaArgs(name="modelfleet", namespace=args.namespace, labels=labels(METRICS_EXPORTER)),
+            spec={"groups": groups},
+            opts=child,
+        )
+
+
+def _config_map(
+    name: str,
+    args: MonitoringArgs,
+    reader: str,
+    data: Mapping[str, str],
+    marks: Mapping[str, str],
+    opts: pulumi.ResourceOptions,
+) -> None:
+    """For a program of the operator's, which finds it by its labels."""
+    all_labels = labels(METRICS_EXPORTER) | {READER_LABEL: reader, **marks}
+    metadata = k8s.meta.v1.ObjectMetaArgs(name=f"modelfleet-{reader}", namespace=args.namespace, labels=all_labels)
+    core.ConfigMap(name, metadata=metadata, data=dict(data), opts=opts)
 
 
 def _labelled(role: str, value: str, pod: core.PodSpecArgs) -> core.PodTemplateSpecArgs:

@@ -31,7 +31,8 @@ class OllamaFleetArgs:
     hot_size: str
     hot_bytes: int
     """The same in bytes."""
-    replicas: int
+    replicas: int | None
+    """None: an autoscaler owns the number."""
     resources: pods.ResourceArgs
     context_length: int
     """Tokens; always set, because Ollama's default depends on the GPU's memory."""
@@ -57,11 +58,20 @@ class OllamaFleet(pulumi.ComponentResource):
     The headless Service gives clients every replica's address. Replicas start in parallel: one slow load must not hold
     the others back. No replica prunes the store or talks to the vendor's cloud. The agent in each pod says when it is ready,
     and lets its requests end before it stops; the fleet is there when the context probe has found every model on every replica.
+
+        images = {name: f"registry.example.com/{name}@sha256:" + 64 * "0" for name in ("ollama", "models", "ollama-agent")}
+        fleet = OllamaFleet("ollama", OllamaFleetArgs(
+            namespace="fleet", image=images["ollama"], sync_image=images["models"], shared_claim="shared-models", hot_class="local-nvme",
+            hot_size="100Gi", hot_bytes=100 * 2**30, replicas=3, resources=ResourceArgs(cpu="8", memory="64Gi", gpus=1),
+            context_length=65536, num_parallel=1, keep_alive="-1", max_queue=16, prompt_cache_bytes=8 * 2**30, runtime_class="nvidia",
+            priority_class="gpu-priority", agent=AgentArgs(image=images["ollama-agent"], drain_s=600, min_context=16384),
+            models={"qwen3-coder:30b": 3}, retain=True))
+        pulumi.export("url", fleet.url)
     """
 
     url: pulumi.Output[str]
-    probe: pulumi.Output[str]
-    """Name of the Job that probed the contexts, known when it has completed."""
+    probe: pulumi.Output[str] | None
+    """Name of the Job that probed the contexts, known when it has completed. None where an autoscaler may have taken the replicas away."""
 
     def __init__(self, name: str, args: OllamaFleetArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("OllamaFleet"), name, {}, opts)
@@ -87,9 +97,11 @@ class OllamaFleet(pulumi.ComponentResource):
             ),
             opts=child,
         )
-        after = pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(depends_on=[servers]))
-        job = context_probe(f"{name}-contexts", args.agent, args.namespace, args.replicas, args.models, version, after)
-        self.probe = job.metadata.name
+        self.probe = None
+        if args.replicas is not None:
+            after = pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(depends_on=[servers]))
+            job = context_probe(f"{name}-contexts", args.agent, args.namespace, args.replicas, args.models, version, after)
+            self.probe = job.metadata.name
         pods.disruption_budget(f"{name}-budget", OLLAMA, args.namespace, child)
         self.url = service.metadata.name.apply(lambda host: f"http://{host}:{PORTS[OLLAMA]}")
         self.register_outputs({"url": self.url, "probe": self.probe})

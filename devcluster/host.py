@@ -104,16 +104,26 @@ def _apt(*arguments: str, cwd: Path | None = None) -> None:
 
 
 def registry_binary() -> Path:
-    """Debian's docker-registry, unpacked beside our tools: installing the package would start a service on every address."""
-    directory = cache_root() / "debian" / "docker-registry"
-    binary = directory / "usr" / "bin" / "docker-registry"
+    """Debian's docker-registry."""
+    return _unpacked("docker-registry", "docker-registry")
+
+
+def promtool() -> Path:
+    """Prometheus' tool for testing alert rules."""
+    return _unpacked("prometheus", "promtool")
+
+
+def _unpacked(package: str, command: str) -> Path:
+    """A command of a package that is unpacked beside our tools: installing it would start a service on every address."""
+    directory = cache_root() / "debian" / package
+    binary = directory / "usr" / "bin" / command
     if binary.exists():
         return binary
-    work = directory.with_name(".docker-registry.partial")
+    work = directory.with_name(f".{package}.partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     # apt drops privileges for downloads, and the user _apt must be able to write here.
-    _unpack(["docker-registry"], work)
+    _unpack([package], work)
     shutil.rmtree(directory, ignore_errors=True)
     (work / "root").rename(directory)
     shutil.rmtree(work, ignore_errors=True)

@@ -39,7 +39,7 @@ Source: server/sched.go (mllama, qwen3vl, qwen35, qwen3next, lfm2, nemotron_h)."
 
 def problems(settings: "Settings") -> list[str]:
     """Every rule that the sections break together."""
-    checks = (_models, _delivery, _contexts, _gpus, _gpu_memory, _host_memory, _storage, _cache, _quota)
+    checks = (_models, _delivery, _contexts, _scale, _gpus, _gpu_memory, _host_memory, _storage, _cache, _quota)
     found = [line for check in checks for line in check(settings)]
     return found + list(_production(settings)) if settings.governance.production else found
 
@@ -51,6 +51,11 @@ def gpu_bytes(model: "ModelSettings", settings: "Settings") -> float:
 
 def _kv_bytes(model: "ModelSettings", settings: "Settings") -> float:
     return model.kv_bytes_per_token * settings.context_length(model) * settings.fleet.num_parallel
+
+
+def _scale(settings: "Settings") -> Iterator[str]:
+    if settings.fleet.autoscaled and settings.fleet.scale_to_zero is not None:
+        yield "fleet.autoscaled: got true with scaleToZero, want one owner of the number of servers; remove one of them"
 
 
 def _models(settings: "Settings") -> Iterator[str]:
@@ -184,7 +189,7 @@ def _quota(settings: "Settings") -> Iterator[str]:
     if memory > quantity(limits.memory):
         yield f"governance.memory: got {limits.memory}, want at least {in_gib(memory)}, the sum of all requests; raise it or lower replicas"
     # The gateway, model server and fleet, and one each of cache, exporter, writer, cleaner, context probe, and what a rollout adds.
-    count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 6
+    count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 6 + int(fleet.scale_to_zero is not None)
     if count > limits.pods:
         yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and six more; raise it or lower replicas"
     containers = count + fleet.replicas * len(SIDECARS)

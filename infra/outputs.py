@@ -33,7 +33,7 @@ def outputs(
         service=api.service_name,
         load_balancer=api.load_balancer,
         images=pulumi.Output.all(**images),
-        effective=effective_contexts(settings, fleet.probe),
+        effective=effective_contexts(settings, fleet.probe) if fleet.probe is not None else {},
     )
     return known.apply(lambda values: _document(settings, **values))
 

@@ -133,9 +133,20 @@ class GovernanceSettings(Section):
     """Sum of what the claims request."""
 
 
+class ScaleToZeroSettings(Section):
+    idle_minutes: int = Field(default=15, ge=1, le=1440)
+    """Without a request for so long, the fleet goes to zero servers; the next request waits for their start."""
+    kubernetes_cidrs: list[Cidr] = Field(min_length=1)
+    """Addresses of the cluster's API server, where the activator scales the fleet: kubectl get endpoints kubernetes."""
+
+
 class FleetSettings(Section):
     replicas: int = Field(default=1, ge=1, le=64)
-    """Ollama servers."""
+    """Ollama servers; with an autoscaler, the most that it may make."""
+    autoscaled: bool = False
+    """An autoscaler of yours sets the number of servers: the stack leaves it alone. docs/gateway.md has the metric."""
+    scale_to_zero: ScaleToZeroSettings | None = None
+    """An activator of ours scales between zero and `replicas`; requests wait at the API server meanwhile."""
     gpus_per_pod: int = Field(default=0, ge=0, le=8)
     """GPUs of one server; at most one where GPUs are shared or partitioned."""
     context_length: int = Field(default=32768, ge=2048, le=1_048_576)
@@ -181,7 +192,11 @@ class CacheSettings(Section):
 
 class ApiServerSettings(Section):
     replicas: int = Field(default=2, ge=1, le=64)
-    """API servers."""
+    """API servers; with an autoscaler, the most that it may make."""
+    autoscaled: bool = False
+    """An autoscaler of yours sets the number of API servers: the stack leaves it alone."""
+    hold_seconds: int = Field(default=0, ge=0, le=3600)
+    """Longest wait of a request while no server has its model; 0 refuses at once, except with fleet.scaleToZero: 600."""
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     """How clients outside the cluster get in."""
     node_port: int | None = Field(default=None, ge=30000, le=32767)
@@ -202,6 +217,8 @@ class ApiServerSettings(Section):
 class MonitoringSettings(Section):
     prometheus_namespace: DnsLabel = "monitoring"
     """Only pods of this namespace may scrape."""
+    alert_rules: Literal["config-map", "prometheus-rule"] = "config-map"
+    """Alert rules as a file in a ConfigMap, or as an object of the Prometheus operator, whose CRDs must then be there."""
     resources: Resources
 
 

@@ -13,9 +13,11 @@ from infra.gpu_settings import GpuSettings
 from infra.inputs import load, verifier_tls
 from infra.outputs import outputs
 from infra.section import PROJECT, Resources, SettingsError, quantity
-from infra.settings import VERIFIER_IMAGE, Settings, Tier, TrustSettings
+from infra.settings import VERIFIER_IMAGE, ScaleToZeroSettings, Settings, Tier, TrustSettings
 
 NO_GPUS = GpuSettings()
+_HOLD_S = 600
+"""Start of a fleet from zero: a node, the copy of the models, their load."""
 
 
 def deploy() -> None:
@@ -82,7 +84,14 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
     server = settings.model_server
     limit = settings.api_server.max_in_flight
     table: dict[str, dict[str, str | int]] = {
-        model: {"url": f"http://ollama:{PORTS['ollama']}", "model": model, "max_in_flight": limit} for model in settings.model_names
+        model.name: {
+            "url": f"http://ollama:{PORTS['ollama']}",
+            "model": model.name,
+            "max_in_flight": limit,
+            "engine": "ollama",
+            "context_length": settings.context_length(model),
+        }
+        for model in settings.models
     }
     table[server.model_id] = {
         "url": f"http://model-server:{PORTS['model-server']}",
@@ -90,6 +99,29 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
         "max_in_flight": server.parallel + server.max_queue,
     }
     return table
+
+
+def _activator(
+    settings: Settings,
+    scale: ScaleToZeroSettings,
+    images: c.RuntimeImages,
+    namespace: pulumi.Output[str],
+    runtime: c.GpuRuntime,
+    opts: pulumi.ResourceOptions,
+) -> None:
+    c.Activator(
+        "activator",
+        c.ActivatorArgs(
+            namespace=namespace,
+            image=images.refs["api-server"],
+            replicas=settings.fleet.replicas,
+            idle_s=60 * scale.idle_minutes,
+            kubernetes_cidrs=scale.kubernetes_cidrs,
+            resources=c.ResourceArgs(cpu="20m", memory="96Mi"),
+            priority_class=runtime.gateway_priority_class,
+        ),
+        opts,
+    )
 
 
 def _image_trust(
@@ -191,7 +223,7 @@ def build(settings: Settings) -> None:
             hot_class=store.hot_class,
             hot_size=storage.hot.size,
             hot_bytes=int(quantity(storage.hot.size)),
-            replicas=settings.fleet.replicas,
+            replicas=None if settings.fleet.autoscaled or settings.fleet.scale_to_zero else settings.fleet.replicas,
             resources=_resources(settings.fleet.resources, settings.fleet.gpus_per_pod, gpu),
             context_length=settings.fleet.context_length,
             num_parallel=settings.fleet.num_parallel,
@@ -236,7 +268,8 @@ def build(settings: Settings) -> None:
             image=images.refs["api-server"],
             keys=config.require_secret_object("apiKeys"),
             routes=routes(settings),
-            replicas=settings.api_server.replicas,
+            replicas=None if settings.api_server.autoscaled else settings.api_server.replicas,
+            hold_s=settings.api_server.hold_seconds or (_HOLD_S if settings.fleet.scale_to_zero else 0),
             resources=_resources(settings.api_server.resources),
             service_type=settings.api_server.service_type,
             node_port=settings.api_server.node_port,
@@ -245,6 +278,8 @@ def build(settings: Settings) -> None:
         # Its first look-up must find both, or the first requests would be refused.
         pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[fleet, server])),
     )
+    if settings.fleet.scale_to_zero is not None:
+        _activator(settings, settings.fleet.scale_to_zero, images, namespace, runtime, opts)
     c.Monitoring(
         "monitoring",
         c.MonitoringArgs(
@@ -254,6 +289,7 @@ def build(settings: Settings) -> None:
             resources=_resources(settings.monitoring.resources),
             gpu_nodes=gpu.enabled,
             runtime_class=runtime.runtime_class,
+            alert_rules=settings.monitoring.alert_rules,
         ),
         opts,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFWriter, LlamaFileType, TokenType
+from gguf import GGUFWriter, LlamaFileType, PoolingType, TokenType
 
 CHATML = (
     "{%- if tools %}<|im_start|>system\n"
@@ -66,9 +66,10 @@ def chunks(text: str, taken: set[str]) -> list[str]:
 
 
 def make(  # noqa: PLR0915 (one file, written from top to bottom)
-    out: Path, say: str, *, loop: bool = False, layers: int = 1, ff: int = 64, context: int = 8192
+    out: Path, say: str, *, loop: bool = False, layers: int = 1, ff: int = 64, context: int = 8192, embeds: bool = False
 ) -> Path:
-    """Write the file and return its path. `layers` and `ff` (feed-forward width) set what a token costs."""
+    """Write the file and return its path. `layers` and `ff` (feed-forward width) set what a token costs.
+    `embeds`: Ollama takes it for a model of embeddings."""
     alpha = byte_alphabet()
 
     def enc(text: str) -> str:
@@ -134,6 +135,8 @@ def make(  # noqa: PLR0915 (one file, written from top to bottom)
     w.add_pad_token_id(bos)
     w.add_add_bos_token(False)
     w.add_chat_template(CHATML)
+    if embeds:
+        w.add_pooling_type(PoolingType.MEAN)
 
     w.add_tensor("token_embd.weight", embd)
     w.add_tensor("output_norm.weight", np.ones(d, np.float32))

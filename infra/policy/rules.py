@@ -19,6 +19,8 @@ from infra.policy.guards import (
 )
 from infra.policy.objects import WORKLOADS, Object, containers, gpus, of, templates, title
 
+_READER_LABEL = "modelfleet.dev/read-by"
+"""Of a ConfigMap that a program outside the stack finds by its labels."""
 Rule = Callable[[Sequence[Object]], list[str]]
 
 _CLUSTER_WIDE = (
@@ -295,7 +297,7 @@ def traffic_stays_near(objects: Sequence[Object]) -> list[str]:
 
 
 def config_maps_are_used(objects: Sequence[Object]) -> list[str]:
-    """Of namespaces with pods of the stack; what is written for an operator is read in the operator's own."""
+    """Of namespaces with pods of the stack; what is written for an operator is read in the operator's own, or says who reads it."""
     namespaces = {item["metadata"].get("namespace") for item in of(objects, *WORKLOADS)}
     used = {
         volume["configMap"]["name"]
@@ -306,7 +308,9 @@ def config_maps_are_used(objects: Sequence[Object]) -> list[str]:
     return [
         f"{title(item)}: got a ConfigMap that nothing mounts, want it read by a program; mount or remove it"
         for item in of(objects, "ConfigMap")
-        if item["metadata"].get("namespace") in namespaces and item["metadata"]["name"] not in used
+        if item["metadata"].get("namespace") in namespaces
+        and item["metadata"]["name"] not in used
+        and _READER_LABEL not in item["metadata"].get("labels", {})
     ]
 
 

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 DOCKERFILES = sorted((ROOT / "images").glob("*/Dockerfile"))
 TYPE_TOKENS = {
+    "Activator",
     "ApiServer",
     "CacheServer",
     "Governance",

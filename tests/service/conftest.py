@@ -1,5 +1,6 @@
 """Real engines with scripted models, a real Redis, and the API server in front of them."""
 
+import json
 import shutil
 import subprocess
 import time
@@ -13,18 +14,26 @@ import redis as redis_client
 from devcluster import host
 from model_sync import gguf
 from tests import tiny_gguf
+from tests.service import ollama as ollama_process
 from tests.service.processes import Service, free_port, running
 
 SCRIPT = "Hello from the tiny model."
 PASSWORD = "a-password-for-tests"
+KEY = "a-valid-key-for-tests"
+TOOL = {"name": "get_weather", "arguments": {"location": "Boston"}}
 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model store with a model that says SCRIPT, and a slow one that never stops by itself (about 2 ms a token)."""
+    """A model store with a model that says SCRIPT, one that calls TOOL, one for embeddings,
+    and two that never stop by themselves: a quick and a slow one (about 2 ms a token)."""
     work = tmp_path_factory.mktemp("store")
     gguf.add("tiny:1", tiny_gguf.make(work / "tiny.gguf", SCRIPT), work / "models")
     gguf.add("slow:1", tiny_gguf.make(work / "slow.gguf", "tick tock ", loop=True, layers=8, ff=2048), work / "models")
+    call = f"<tool_call>\n{json.dumps(TOOL)}\n</tool_call>"
+    gguf.add("tool:1", tiny_gguf.make(work / "tool.gguf", call), work / "models")
+    gguf.add("loop:1", tiny_gguf.make(work / "loop.gguf", "tick tock ", loop=True), work / "models")
+    gguf.add("embed:1", tiny_gguf.make(work / "embed.gguf", SCRIPT, embeds=True), work / "models")
     return work / "models"
 
 
@@ -78,3 +87,46 @@ def model_server(store: Path, tmp_path: Path) -> Iterator[ModelServerFactory]:
             )
 
         yield start
+
+
+ApiServerFactory = Callable[..., Service]
+
+
+@pytest.fixture
+def api_server(tmp_path: Path) -> Iterator[ApiServerFactory]:
+    with ExitStack() as stack:
+
+        def start(routes: dict[str, dict[str, object]], ready: str = "/ready", **env: str) -> Service:
+            keys = tmp_path / "keys"
+            if not keys.exists():
+                keys.write_text(f"{KEY}\n\n")
+            port, metrics_port = free_port(), free_port()
+            settings = {
+                "HOST": "127.0.0.1",
+                "PORT": str(port),
+                "METRICS_PORT": str(metrics_port),
+                "KEYS_FILE": str(keys),
+                "ROUTES": json.dumps(routes),
+                "DRAIN_DELAY_S": "0.5",
+                **env,
+            }
+            log = tmp_path / "api-server.log"
+            service = stack.enter_context(
+                running("api_server", port, {f"API_SERVER_{key}": value for key, value in settings.items()}, log, ready)
+            )
+            service.metrics_url = f"http://127.0.0.1:{metrics_port}"
+            return service
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def ollama_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ollama_process.install(tmp_path_factory.mktemp("ollama"))
+
+
+@pytest.fixture(scope="session")
+def ollama(ollama_program: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One Ollama with the models of `store` and a context of 2048 tokens."""
+    with ollama_process.running(ollama_program, store, tmp_path_factory.mktemp("ollama-home")) as service:
+        yield service

@@ -17,10 +17,22 @@ from tests.service.processes import ROOT, Service, free_port
 
 def module() -> Path:
     """Ollama's source, in the version that we build."""
-    tools = ROOT / "tools" / "ollama"
-    argv = ["go", "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", "github.com/ollama/ollama"]
+    return Path(_go("list", "-mod=readonly", "-m", "-f", "{{.Dir}}", "github.com/ollama/ollama"))
+
+
+def _go(*arguments: str) -> str:
+    """Run go within our module that requires Ollama, with its locked versions."""
     environment = {**os.environ, "GOWORK": "off", "GOTOOLCHAIN": "local"}
-    return Path(subprocess.run(argv, cwd=tools, env=environment, capture_output=True, text=True, check=True).stdout.strip())
+    return subprocess.run(
+        ["go", *arguments], cwd=ROOT / "tools" / "ollama", env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()  # fmt: skip
+
+
+def integration_tests(target: Path) -> Path:
+    """Ollama's own tests of a running server, compiled from the same module; 15 s once Ollama itself is built."""
+    program = target / "integration.test"
+    _go("test", "-c", "-mod=readonly", "-tags", "integration,fast", "-o", str(program), "github.com/ollama/ollama/integration")
+    return program
 
 
 def install(target: Path) -> Path:
@@ -55,7 +67,7 @@ def running(program: Path, store: Path, work: Path, port: int = 0, **env: str) -
         log.open("ab") as handle,
         subprocess.Popen([str(program), "serve"], env=settings, stdout=handle, stderr=handle, start_new_session=True) as process,
     ):
-        service = Service(process, f"http://127.0.0.1:{port}", log)
+        service = Service(process, f"http://{settings['OLLAMA_HOST']}", log)
         try:
             service.wait_for("/api/version")
             yield service

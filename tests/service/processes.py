@@ -1,12 +1,13 @@
 """Our services as real processes on loopback, on ports that the kernel chose."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that nothing listens on, and that the kernel gives to no outgoing connection in the meantime."""
+    while True:
+        port = random.randrange(20000, 32768)  # noqa: S311
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @dataclass
@@ -26,6 +30,8 @@ class Service:
     process: "subprocess.Popen[bytes]"
     url: str
     log: Path
+    metrics_url: str = ""
+    """Where its metrics are, if they have a port of their own."""
 
     def wait_for(self, path: str, status: int = 200, timeout_s: float = 60) -> None:
         deadline = time.monotonic() + timeout_s

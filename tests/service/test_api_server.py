@@ -4,45 +4,15 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.service.conftest import SCRIPT, ModelServerFactory
-from tests.service.processes import Service, free_port, refused, running
+from tests.service.conftest import KEY, SCRIPT, ApiServerFactory, ModelServerFactory
+from tests.service.processes import Service, free_port, refused
 
-KEY = "a-valid-key-for-tests"
 BODY = {"messages": [{"role": "user", "content": "Say it."}], "max_tokens": 64, "temperature": 0}
-ApiServerFactory = Callable[..., Service]
-
-
-@pytest.fixture
-def api_server(tmp_path: Path) -> Iterator[ApiServerFactory]:
-    with ExitStack() as stack:
-
-        def start(routes: dict[str, dict[str, object]], ready: str = "/ready", **env: str) -> Service:
-            keys = tmp_path / "keys"
-            if not keys.exists():
-                keys.write_text(f"{KEY}\n\n")
-            port = free_port()
-            settings = {
-                "HOST": "127.0.0.1",
-                "PORT": str(port),
-                "METRICS_PORT": str(free_port()),
-                "KEYS_FILE": str(keys),
-                "ROUTES": json.dumps(routes),
-                "DRAIN_DELAY_S": "0.5",
-                **env,
-            }
-            log = tmp_path / "api-server.log"
-            return stack.enter_context(
-                running("api_server", port, {f"API_SERVER_{key}": value for key, value in settings.items()}, log, ready)
-            )
-
-        yield start
 
 
 def route(service: Service, model: str, **fields: object) -> dict[str, object]:
@@ -135,7 +105,7 @@ def test_a_stream_whose_server_dies_has_an_error_and_no_done(api_server: ApiServ
 
 
 def test_sigterm_loses_no_request(api_server: ApiServerFactory, model_server: ModelServerFactory) -> None:
-    api = api_server({"slow": route(model_server("slow:1"), "slow:1")})
+    api = api_server({"slow": route(model_server("slow:1"), "slow:1")}, DRAIN_DELAY_S="5")
     body = {**BODY, "model": "slow", "stream": True, "max_tokens": 800}
     with httpx.stream(
         "POST", f"{api.url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60

@@ -46,7 +46,7 @@ def test_prod_has_the_sizes_of_the_design() -> None:
     ("sections", "line"),
     [
         ({"fleet": {"replicas": 0}}, "modelfleet:fleet.replicas: got 0, want greater than or equal to 1; correct it"),
-        ({"fleet": {"replicsa": 1}}, "modelfleet:fleet.replicsa: got an unknown key, want one of contextLength,"),
+        ({"fleet": {"replicsa": 1}}, "modelfleet:fleet.replicsa: got an unknown key, want one of autoscaled, contextLength,"),
         (
             {"fleet": {"resources": {"cpu": "1", "memry": "1Gi"}}},
             "modelfleet:fleet.resources.memry: got an unknown key, want one of cpu, memory",
@@ -55,6 +55,11 @@ def test_prod_has_the_sizes_of_the_design() -> None:
             {"fleet": {"resources": {"cpu": "much", "memory": "1Gi"}}},
             "modelfleet:fleet.resources.cpu: got 'much', want a Kubernetes quantity",
         ),
+        (
+            {"fleet": {"autoscaled": True, "scaleToZero": {"kubernetesCidrs": ["10.0.0.1/32"]}}},
+            "modelfleet:fleet.autoscaled: got true with scaleToZero, want one owner of the number of servers; remove one of them",
+        ),
+        ({"fleet": {"scaleToZero": {}}}, "modelfleet:fleet.scaleToZero.kubernetesCidrs: got nothing, want a value"),
         ({"fleet": {"gpusPerPod": 1}}, "modelfleet:fleet.gpusPerPod: got 1, want 0 while gpu.enabled is false"),
         ({"stack": "prod", "fleet": {"replicas": 9}}, "modelfleet:fleet: got 9 GPUs (replicas 9 x gpusPerPod 1), want at most"),
         ({"models": [SMALL, SMALL]}, "modelfleet:models: got smollm2:135m, smollm2:135m, want each name once"),

@@ -1,0 +1,105 @@
+"""Alert rules: what a person must know, by metrics of docs/metrics.md. tests/service/test_alerts.py fires each of them."""
+
+from typing import Any
+
+_BY_MODEL = "sum by (model) (rate(api_server_requests_total{%s}[5m]))"
+_SHARE = f"{_BY_MODEL} / {_BY_MODEL} > %s"
+
+_RULES = (
+    # name, severity, expression, for, summary, what to do
+    (
+        "ApiServerNotSeen",
+        "critical",
+        "absent(api_server_waiting_requests)",
+        "5m",
+        "No API server is scraped, so clients probably reach none.",
+        "Look at the pods of api-server, and whether Prometheus may scrape their port 9464.",
+    ),
+    (
+        "ModelServerUnreachable",
+        "warning",
+        "api_server_upstream_up == 0",
+        "5m",
+        "{{ $labels.address }} of {{ $labels.upstream }} takes no connections.",
+        "Look at the pod with that address; the others take its requests meanwhile.",
+    ),
+    (
+        "RequestsWaitForServers",
+        "critical",
+        "max by (model) (api_server_waiting_requests) > 0",
+        "10m",
+        "Requests for {{ $labels.model }} wait, and no server has the model.",
+        "The fleet does not come up: look at the pods of ollama, their events, and the activator's log.",
+    ),
+    (
+        "RequestsFail",
+        "critical",
+        _SHARE % ('status=~"5.."', "", "0.05"),
+        "10m",
+        "{{ $value | humanizePercentage }} of the requests for {{ $labels.model }} fail.",
+        "api_server_upstream_errors_total has the reasons by server; then the log of that server.",
+    ),
+    (
+        "FleetIsFull",
+        "warning",
+        _SHARE % ('status="429"', "", "0.1"),
+        "10m",
+        "{{ $value | humanizePercentage }} of the requests for {{ $labels.model }} are refused, because all servers are busy.",
+        "Raise fleet.replicas, or fleet.numParallel where memory allows it.",
+    ),
+    (
+        "FirstTokenIsSlow",
+        "warning",
+        "histogram_quantile(0.95, sum by (model, le) (rate(api_server_time_to_first_token_seconds_bucket[10m]))) > 30",
+        "15m",
+        "One in twenty streams of {{ $labels.model }} waits more than {{ $value | humanizeDuration }} for its first token.",
+        "Long prompts, or a full fleet: compare api_server_prompt_tokens_total and api_server_in_flight_requests.",
+    ),
+    (
+        "PromptsDoNotFit",
+        "info",
+        _SHARE.replace("api_server_requests_total{%s}", "api_server_context_refusals_total", 1) % ("", "0.05"),
+        "30m",
+        "{{ $value | humanizePercentage }} of the requests for {{ $labels.model }} are longer than its context.",
+        "Raise fleet.contextLength, or have clients shorten their conversations.",
+    ),
+    (
+        "ModelServerEngineDown",
+        "warning",
+        "model_server_engine_up == 0",
+        "5m",
+        "A model server is up, but its engine is not.",
+        "Look at the log of model-server.",
+    ),
+    (
+        "CacheDown",
+        "warning",
+        "cache_up == 0",
+        "5m",
+        "The cache server does not answer.",
+        "Answers are computed anew each time until it does.",
+    ),
+    (
+        "GpuHasErrors",
+        "critical",
+        "increase(nvml_ecc_uncorrected_errors_total[1h]) > 0",
+        "0m",
+        "GPU {{ $labels.gpu }} of {{ $labels.node }} had memory errors that could not be corrected.",
+        "Drain the node and have the GPU reset or replaced.",
+    ),
+)
+
+
+def rule_groups() -> list[dict[str, Any]]:
+    """Groups of a Prometheus rule file, which are also those of a PrometheusRule."""
+    rules = [
+        {
+            "alert": name,
+            "expr": expression,
+            "for": duration,
+            "labels": {"severity": severity},
+            "annotations": {"summary": summary, "description": action},
+        }
+        for name, severity, expression, duration, summary, action in _RULES
+    ]
+    return [{"name": "modelfleet", "rules": rules}]

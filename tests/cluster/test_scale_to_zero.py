@@ -1,0 +1,62 @@
+"""The fleet at zero on a real cluster: a request waits, the activator brings the fleet up, and idle time takes it down."""
+
+import json
+import time
+
+import httpx
+import pytest
+
+from tests.cluster.conftest import MODEL, SCRIPT, Stack
+from tests.cluster.kube import eventually
+
+pytestmark = pytest.mark.cluster
+
+
+def replicas(stack: Stack) -> int:
+    return stack.kube.get("statefulset", "ollama", "-n", stack.outputs.namespace)["spec"]["replicas"]
+
+
+@pytest.fixture(scope="module")
+def scaled(stack: Stack) -> Stack:
+    """The stack with an activator, and the fleet at zero."""
+    api = f"{stack.cluster.control_plane.address}/32"
+    fleet = {"scaleToZero": {"idleMinutes": 1, "kubernetesCidrs": [api]}}
+    stack.deployment.deploy({**stack.overrides, "fleet": fleet})
+    return stack
+
+
+def test_an_idle_fleet_goes_to_zero_and_a_streamed_request_brings_it_back(scaled: Stack) -> None:
+    eventually(lambda: replicas(scaled), lambda count: count == 0, 120, "replicas of an idle fleet")
+    gone = lambda: scaled.kube.get("pods", "-n", scaled.outputs.namespace, "-l", "app.kubernetes.io/name=ollama")["items"]  # noqa: E731
+    eventually(gone, lambda items: items == [], 90, "pods of an idle fleet")
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Say it."}], "stream": True, "max_tokens": 64}
+    started = time.monotonic()
+    response = httpx.post(
+        f"{scaled.url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {scaled.key}"}, timeout=180
+    )  # fmt: skip
+    print(f"first answer from zero after {time.monotonic() - started:.1f} s")
+    assert response.status_code == 200, response.text
+    events = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    assert "".join(json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events[:-1]) == SCRIPT
+    assert replicas(scaled) == 1
+
+
+def test_the_stack_leaves_the_number_to_the_activator(scaled: Stack) -> None:
+    scaled.deployment.cli.run("preview", "--expect-no-changes")
+
+
+def test_the_activator_may_do_nothing_else(scaled: Stack) -> None:
+    namespace = scaled.outputs.namespace
+    account = f"--as=system:serviceaccount:{namespace}:activator"
+    can = lambda *what: scaled.kube.run("auth", "can-i", *what, "-n", namespace, account, check=False).strip()  # noqa: E731
+    assert can("patch", "statefulsets/ollama", "--subresource=scale") == "yes"
+    for verb, what in (
+        ("patch", "statefulsets/ollama"),
+        ("delete", "statefulsets/ollama"),
+        ("get", "secrets"),
+        ("list", "pods"),
+        ("create", "pods"),
+    ):
+        assert can(verb, what) == "no", f"{verb} {what}"
+    assert can("patch", "statefulsets/other", "--subresource=scale") == "no"

@@ -1,0 +1,80 @@
+"""Numbers that an autoscaler owns, the activator, and what an operator's programs find."""
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+
+import components as c
+from infra.policy import rules
+from tests.component.harness import Recorder, render
+from tests.component.test_components import API_SERVER, OLLAMA, SMALL
+
+ACTIVATOR = c.ActivatorArgs(
+    namespace="ns", image="x@sha256:1", replicas=3, idle_s=900, kubernetes_cidrs=["10.0.0.1/32"], resources=SMALL
+)  # fmt: skip
+MONITORING = c.MonitoringArgs(
+    namespace="ns",
+    image="x@sha256:1",
+    cache_secret="cache",
+    resources=SMALL,
+    gpu_nodes=False,
+    runtime_class=None,
+)
+
+
+def test_replicas_are_left_to_an_autoscaler() -> None:
+    fleet = render(lambda: c.OllamaFleet("ollama", dataclasses.replace(OLLAMA, replicas=None)))
+    assert "replicas" not in fleet.one("StatefulSet")["spec"]
+    api = render(lambda: c.ApiServer("api", dataclasses.replace(API_SERVER, replicas=None, hold_s=600)))
+    assert "replicas" not in api.one("Deployment")["spec"]
+    env = {entry["name"]: entry.get("value") for entry in api.one("Deployment")["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert env["API_SERVER_HOLD_S"] == "600"
+
+
+@pytest.fixture(scope="module")
+def activator() -> Recorder:
+    return render(lambda: c.Activator("activator", ACTIVATOR))
+
+
+def test_the_activator_may_only_scale_the_fleet(activator: Recorder) -> None:
+    assert activator.one("Role")["rules"] == [
+        {"apiGroups": ["apps"], "resources": ["statefulsets/scale"], "resourceNames": ["ollama"], "verbs": ["get", "patch"]}
+    ]
+    pod = activator.one("Deployment")["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    sources = next(volume["projected"]["sources"] for volume in pod["volumes"] if "projected" in volume)
+    assert sources[0]["serviceAccountToken"]["expirationSeconds"] == 3600
+    assert pod["serviceAccountName"] == activator.one("RoleBinding")["subjects"][0]["name"]
+
+
+def test_the_activator_reaches_the_cluster_and_the_gateways_alone(activator: Recorder) -> None:
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in activator.kind("NetworkPolicy")}
+    own = policies["activator"]
+    assert own["ingress"] == []
+    gateways, cluster, dns = own["egress"]
+    assert gateways["to"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "api-server"}}}]
+    assert cluster["to"] == [{"ipBlock": {"cidr": "10.0.0.1/32"}}]
+    assert {port["port"] for port in dns["ports"]} == {53}
+    assert policies["api-server-demand"]["ingress"][0]["ports"] == [{"port": 9464, "protocol": "TCP"}]
+
+
+def test_the_activator_is_hardened(activator: Recorder) -> None:
+    deployment = {"kind": "Deployment", **activator.one("Deployment")}
+    assert rules.pods_are_restricted([deployment]) == []
+    assert rules.servers_are_probed([deployment]) == []
+    assert rules.containers_ask_for_what_they_need([deployment]) == []
+
+
+def test_alert_rules_come_as_a_file_or_as_an_operators_object() -> None:
+    recorder = render(lambda: c.Monitoring("monitoring", MONITORING))
+    maps = {item["metadata"]["name"]: item for item in recorder.kind("ConfigMap")}
+    groups = yaml.safe_load(maps["modelfleet-prometheus"]["data"]["modelfleet.rules.yaml"])["groups"]
+    board = maps["modelfleet-grafana"]
+    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(board["data"]["modelfleet.json"])["panels"]
+    assert not rules.config_maps_are_used([{"kind": "ConfigMap", **item} for item in maps.values()])
+    operator = render(lambda: c.Monitoring("monitoring", dataclasses.replace(MONITORING, alert_rules="prometheus-rule")))
+    assert operator.one("PrometheusRule")["spec"]["groups"] == groups
+    assert [item["metadata"]["name"] for item in operator.kind("ConfigMap")] == ["modelfleet-grafana"]

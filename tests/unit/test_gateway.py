@@ -1,0 +1,148 @@
+"""Decisions of the API server and the activator that need no server."""
+
+import json
+from typing import Any
+
+import pytest
+
+from api_server import context, errors, requests
+from api_server.activator import Demand, Settings, Unreachable, wanted
+from api_server.settings import Route
+from api_server.usage import Reader
+
+ROUTE = Route(url="http://ollama:11434", model="m:1", engine="ollama", context_length=2048)
+ACTIVATOR = Settings(gateways="api:9464", scale_url="https://k/scale", replicas=3, idle_s=900)
+BUSY, IDLE, FRESH = (
+    Demand(waiting=0, in_flight=1, idle_s=0),
+    Demand(waiting=0, in_flight=0, idle_s=901),
+    Demand(waiting=0, in_flight=0, idle_s=10),
+)
+WAITING = Demand(waiting=1, in_flight=0, idle_s=0)
+
+
+@pytest.mark.parametrize(
+    ("demands", "current", "replicas"),
+    [
+        ([IDLE, WAITING], 0, 3),
+        ([WAITING, Unreachable("a")], 0, 3),
+        ([IDLE], 0, 0),
+        ([], 0, 0),
+        ([IDLE, IDLE], 3, 0),
+        ([IDLE, IDLE], 1, 0),
+        ([IDLE, BUSY], 3, 3),
+        ([IDLE, FRESH], 3, 3),
+        ([IDLE, WAITING], 2, 2),
+        ([IDLE, Unreachable("a")], 3, 3),
+        ([], 3, 3),
+    ],
+)
+def test_the_fleet_comes_up_for_one_and_goes_down_for_all(demands: list[Demand | Unreachable], current: int, replicas: int) -> None:
+    assert wanted(demands, current, ACTIVATOR) == replicas
+
+
+def test_only_options_of_one_answer_reach_ollama() -> None:
+    payload = {
+        "model": "a",
+        "messages": [],
+        "keep_alive": 0,
+        "shift": False,
+        "options": {"num_ctx": 9, "num_gpu": 0, "temperature": 1, "stop": ["a"]},
+    }
+    sent = requests.cleaned("/api/chat", payload, ROUTE, "a")
+    assert sent == {"model": "m:1", "messages": [], "truncate": False, "options": {"temperature": 1, "stop": ["a"]}}
+
+
+def test_the_newer_name_of_the_limit_is_given_to_ollama_as_the_older() -> None:
+    payload = {"model": "a", "messages": [{}], "max_completion_tokens": 5, "stream": True}
+    sent = requests.cleaned("/v1/chat/completions", payload, ROUTE, "a")
+    assert sent == {"model": "m:1", "messages": [{}], "max_tokens": 5, "stream": True, "stream_options": {"include_usage": True}}
+    other = Route(url="http://server:8080")
+    assert requests.cleaned("/v1/chat/completions", payload, other, "a")["max_completion_tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"[]",
+        b'{"model": 1}',
+        b'{"model": "a"}',
+        b'{"model": "a", "messages": [1], "options": 3}',
+        b"[" * 100_000,
+        b'{"model": "a", "messages": [1], "tools": {}}',
+    ],
+)
+def test_what_is_no_request_is_refused(body: bytes) -> None:
+    with pytest.raises(errors.ApiError) as caught:
+        requests.parse("/v1/chat/completions", body)
+    assert caught.value.status == 400
+
+
+def test_openais_messages_are_counted_in_ollamas_form() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    image = "data:image/png;base64,QUJD"
+    messages: list[Any] = [
+        {"role": "user", "content": [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": image}}]},
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning": "hm"},
+        {"role": "tool", "tool_call_id": "c1", "content": "out"},
+    ]
+    path, body = context.counting_request("/v1/chat/completions", {"messages": messages, "reasoning_effort": "none"})
+    assert path == "/api/chat"
+    assert body["think"] is False
+    assert body["messages"] == [
+        {"role": "user", "content": "look"},
+        {"role": "user", "images": ["QUJD"]},
+        {
+            "role": "assistant",
+            "content": "",
+            "thinking": "hm",
+            "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": {"a": 1}}}],
+        },
+        {"role": "tool", "content": "out", "tool_call_id": "c1", "tool_name": "f"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "messages", [["text"], [{"role": "user", "content": [{"type": "video"}]}], [{"role": "assistant", "tool_calls": [{}]}]]
+)
+def test_messages_that_cannot_be_counted_are_refused(messages: list[Any]) -> None:
+    with pytest.raises(errors.ApiError):
+        context.counting_request("/v1/chat/completions", {"messages": messages})
+
+
+def test_size_is_an_upper_bound_but_for_images() -> None:
+    text = "g\u00e4nge \U0001f600 \ud800"
+    assert (context.most_tokens("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}) or 0) > len(
+        text.encode("utf-8", "surrogatepass")
+    )
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": "data:,"}]}]
+    assert context.most_tokens("/v1/chat/completions", {"messages": image}) is None
+    assert context.most_tokens("/api/chat", {"messages": [{"role": "user", "content": "a", "images": ["QUJD"]}]}) is None
+    assert context.most_tokens("/v1/embeddings", {"input": ["a", "abc"]}) == 3
+
+
+class TestReader:
+    USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}\n\n'
+    TEXT = b'data: {"choices":[{"delta":{"content":"the \\"usage\\" of it"}}]}\n\n'
+
+    @pytest.mark.parametrize("size", [1, 7, 1000])
+    @pytest.mark.parametrize("drop", [False, True])
+    def test_a_stream_passes_in_any_pieces(self, size: int, drop: bool) -> None:
+        whole = self.TEXT + self.USAGE + b"data: [DONE]\n\n"
+        reader = Reader("sse", drop_usage=drop)
+        passed = b"".join(reader.feed(whole[start : start + size]) for start in range(0, len(whole), size)) + reader.rest()
+        assert passed == (self.TEXT + b"data: [DONE]\n\n" if drop else whole)
+        assert (reader.prompt_tokens, reader.completion_tokens) == (7, 3)
+
+    def test_ollamas_last_line_has_the_numbers(self) -> None:
+        reader = Reader("ndjson")
+        line = json.dumps({"done": True, "prompt_eval_count": 7, "eval_count": 3}).encode() + b"\n"
+        assert reader.feed(b'{"done": false}\n' + line) == b'{"done": false}\n' + line
+        assert (reader.prompt_tokens, reader.completion_tokens) == (7, 3)
+
+    def test_one_document_passes_at_once_and_is_read_at_its_end(self) -> None:
+        reader = Reader("")
+        parts = [b'{"usage": {"prompt_tokens": 7,', b' "completion_tokens": 3}}']
+        assert [reader.feed(part) for part in parts] == parts
+        assert reader.rest() == b""
+        assert (reader.prompt_tokens, reader.completion_tokens) == (7, 3)
