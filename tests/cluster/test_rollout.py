@@ -149,6 +149,4 @@ def test_trap_08_a_model_with_less_context_than_declared_fails_the_deployment_an
     headers = {"Authorization": f"Bearer {fleet.stack.key}"}
     response = httpx.post(f"{fleet.stack.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
     assert response.json()["choices"][0]["message"]["content"] == SCRIPT
-    # The next deployment is an ordinary one.
-    fleet.stack.deployment.deploy(fleet.overrides)
-    assert all(status["ready"] for pod in fleet.pods().values() for status in pod["status"]["containerStatuses"])
+    # That the next deployment is an ordinary one is seen at the end of the fixture.
