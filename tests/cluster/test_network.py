@@ -152,7 +152,7 @@ def test_names_resolve_for_the_components_that_need_it(stack: Stack, probes: dic
         assert found == stack.kube.get("service", "cache-server", "-n", stack.outputs.namespace)["spec"]["clusterIP"], component
 
 
-def test_prometheus_reads_the_cache_and_the_loaded_models(stack: Stack, probes: dict[str, Probe]) -> None:
+def test_prometheus_reads_the_cache_and_the_loaded_model(stack: Stack, probes: dict[str, Probe]) -> None:
     urls = {
         f"http://{address(stack, 'metrics-exporter')}:9400/metrics": "cache_up 1.0",
         f"http://{address(stack, 'ollama')}:{AGENT_PORT}/metrics": f'ollama_model_resident_bytes{{model="{MODEL}"}}',

@@ -144,8 +144,8 @@ class TestEveryPod:
             if document["kind"] == "StatefulSet"
             for claim in document["spec"]["volumeClaimTemplates"]
         }
-        volumes = {volume["name"] for volume in template["spec"]["volumes"]} | claims
-        mounts = {mount["name"] for container in template["spec"]["containers"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"] for volume in template["spec"].get("volumes", [])} | claims
+        mounts = {mount["name"] for container in template["spec"]["containers"] for mount in container.get("volumeMounts", [])}
         assert mounts <= volumes
 
     def test_has_a_policy_and_the_port_of_the_contract(self, stack: str, name: str, template: dict[str, Any]) -> None:
