@@ -48,10 +48,12 @@ def rollout_s(replicas: int, drain_s: int) -> int:
 
 
 def revision(parts: Mapping[str, Any], images: Sequence[pulumi.Input[str]]) -> pulumi.Output[str]:
-    """A name for what the replicas are made from. It stands in their pods, so the probe knows new ones from old ones."""
-    return pulumi.Output.all(*images).apply(
-        lambda known: hashlib.sha256(json.dumps([parts, known], sort_keys=True).encode()).hexdigest()[:12]
-    )
+    """A name for what the replicas are made from. It stands in their pods, so the probe knows new ones from old ones.
+
+    Images stand in it as they are, and not in the digest, which would change a reviewed rendering with every edit of a service.
+    """
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+    return pulumi.Output.all(*images).apply(lambda known: " ".join([digest, *known]))
 
 
 def agent_container(args: AgentArgs, version: pulumi.Input[str]) -> core.ContainerArgs:

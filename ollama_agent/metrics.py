@@ -1,4 +1,4 @@
-"""Prometheus metrics of one Ollama server, made from the agent's last look; docs/metrics.md lists them."""
+"""Prometheus metrics of one Ollama server, made from the agent's last look."""
 
 import os
 from collections.abc import Iterator

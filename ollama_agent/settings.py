@@ -35,8 +35,8 @@ class _Environment(BaseModel):
         if error["type"] == "extra_forbidden":
             known = ", ".join(prefix + field.upper() for field in cls.model_fields)
             return f"{name}: got an unknown variable, want one of {known}; correct or remove it"
-        got = values.get(str(loc[0]), "") if len(loc) == 1 else "a wrong value"
-        return f"{name}: got {got!r}, want {str(error['msg']).removeprefix('Input should be ')}; correct the variable"
+        got = repr(values.get(str(loc[0]), "")) if len(loc) == 1 else "a wrong value"
+        return f"{name}: got {got}, want {str(error['msg']).removeprefix('Input should be ')}; correct the variable"
 
 
 class AgentSettings(_Environment):

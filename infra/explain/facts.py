@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from components.contract import API_SERVER, CACHE_SERVER, METRICS_EXPORTER, MODEL_SERVER, MODEL_WRITER, OLLAMA
+from components.contract import API_SERVER, CACHE_SERVER, CONTEXT_PROBE, METRICS_EXPORTER, MODEL_SERVER, MODEL_WRITER, OLLAMA
 from infra.explain.snapshot import Object, Snapshot
 
 _SECTIONS = {
@@ -17,6 +17,8 @@ _SECTIONS = {
     METRICS_EXPORTER: "monitoring",
 }
 _IMAGES = {OLLAMA: "ollama", MODEL_WRITER: "models"}
+_CONTAINER_IMAGES = {MODEL_WRITER: "models", "ollama-agent": "ollama-agent", CONTEXT_PROBE: "ollama-agent"}
+"""Containers whose image is not that of their pod's component."""
 _RECENT_S = 600
 
 
@@ -172,7 +174,9 @@ class Facts:
         return f"modelfleet:{section}.{field}" if section else f"spec.containers[].{field}"
 
     def image_setting(self, container: Container) -> str:
-        component = MODEL_WRITER if container.name == MODEL_WRITER else self.component(container.pod)
+        component = self.component(container.pod)
+        if component in {*_SECTIONS, MODEL_WRITER, CONTEXT_PROBE} and container.name in _CONTAINER_IMAGES:
+            return f"modelfleet:images.refs.{_CONTAINER_IMAGES[container.name]}"
         if component not in {*_SECTIONS, MODEL_WRITER}:
             return "the image's name in the pod"
         return f"modelfleet:images.refs.{_IMAGES.get(component, component)}"

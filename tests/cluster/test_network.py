@@ -8,16 +8,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import httpx
 import pytest
 
-from components.contract import API_METRICS_PORT, API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, PORTS, SCRAPED
+from components.contract import AGENT_CONTROL_PORT, AGENT_PORT, API_METRICS_PORT, API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, PORTS, SCRAPED
 from tests.cluster.conftest import MODEL, Stack
 from tests.cluster.kube import eventually
 
 pytestmark = pytest.mark.cluster
 UNUSED_PORT = 9999
-ALL_PORTS = (*sorted(PORTS.values()), API_METRICS_PORT, UNUSED_PORT)
+ALL_PORTS = (*sorted(PORTS.values()), API_METRICS_PORT, AGENT_PORT, AGENT_CONTROL_PORT, UNUSED_PORT)
 STRANGER, OUTSIDER, PROMETHEUS = "stranger", "outsider", "prometheus"
 SOURCES = (*COMPONENTS, STRANGER, OUTSIDER, PROMETHEUS)
 LISTEN = """
@@ -154,17 +153,13 @@ def test_names_resolve_for_the_components_that_need_it(stack: Stack, probes: dic
 
 
 def test_prometheus_reads_the_cache_and_the_loaded_model(stack: Stack, probes: dict[str, Probe]) -> None:
-    httpx.post(
-        f"{stack.url}/v1/chat/completions",
-        json={"model": MODEL, "messages": [{"role": "user", "content": "Say it."}]},
-        headers={"Authorization": f"Bearer {stack.key}"},
-        timeout=60,
-    ).raise_for_status()
-    url = f"http://{address(stack, 'metrics-exporter')}:9400/metrics"
-    text = eventually(
-        lambda: stack.kube.exec("monitoring", probes[PROMETHEUS].name, "python3", "-c", READ, url).stdout,
-        lambda found: "cache_up 1.0" in found and "ollama_model_resident_bytes{" in found,
-        40,
-        "metrics of cache and fleet",
-    )
-    assert f'model="{MODEL}"' in text
+    urls = {
+        f"http://{address(stack, 'metrics-exporter')}:9400/metrics": "cache_up 1.0",
+        f"http://{address(stack, 'ollama')}:{AGENT_PORT}/metrics": f'ollama_model_resident_bytes{{model="{MODEL}"}}',
+    }
+    for url, sample in urls.items():
+
+        def read(url: str = url) -> str:
+            return stack.kube.exec("monitoring", probes[PROMETHEUS].name, "python3", "-c", READ, url).stdout
+
+        eventually(read, lambda found, sample=sample: sample in found, 40, f"{sample} at {url}")

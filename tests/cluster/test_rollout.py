@@ -19,7 +19,7 @@ from tests.cluster.conftest import MODEL, SCRIPT, SERVER_ID, Stack
 
 pytestmark = pytest.mark.cluster
 SLOW, SHORT = "slow:loop", "short:2k"
-TOKENS = 600
+TOKENS = 150
 """Of one stream; a few seconds, so that streams run whenever a replica has to go."""
 CLIENTS = 3
 
@@ -42,7 +42,7 @@ def fleet(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
     work = tmp_path_factory.mktemp("models")
     ggufs = {
         MODEL: tiny_gguf.make(work / "tiny.gguf", SCRIPT),
-        SLOW: tiny_gguf.make(work / "slow.gguf", "tick tock ", loop=True, layers=8, ff=2048),
+        SLOW: tiny_gguf.make(work / "slow.gguf", "tick tock ", loop=True, layers=6, ff=1024),
     }
     overrides = json.loads(json.dumps(stack.overrides))
     overrides["models"].append({"name": SLOW, "size": "40Mi", "kvBytesPerToken": 1024})
@@ -149,6 +149,4 @@ def test_trap_08_a_model_with_less_context_than_declared_fails_the_deployment_an
     headers = {"Authorization": f"Bearer {fleet.stack.key}"}
     response = httpx.post(f"{fleet.stack.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
     assert response.json()["choices"][0]["message"]["content"] == SCRIPT
-    # The next deployment is an ordinary one.
-    fleet.stack.deployment.deploy(fleet.overrides)
-    assert all(status["ready"] for pod in fleet.pods().values() for status in pod["status"]["containerStatuses"])
+    # That the next deployment is an ordinary one is seen at the end of the fixture.

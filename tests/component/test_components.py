@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import components as c
-from components.contract import COMPONENTS, DNS_CLIENTS, EDGES, PORTS
+from components.contract import AGENT_CONTROL_PORT, AGENT_PORT, COMPONENTS, DNS_CLIENTS, EDGES, PORTS
 from infra.constraints import EPHEMERAL_DEFAULT
 from infra.policy import rules
 from infra.section import quantity
@@ -226,7 +226,7 @@ OLLAMA = c.OllamaFleetArgs(
     priority_class="gpu-priority",
     agent=c.AgentArgs(image="agent@sha256:3", drain_s=600, min_context=16384),
     retain=True,
-    models={"a:1": 3},
+    models={"a:1": 3, "b:2": 3},
 )
 
 
@@ -298,6 +298,73 @@ def test_a_replica_reads_its_own_store_and_a_sidecar_alone_writes_it() -> None:
     assert follower["restartPolicy"] == "Always"
     assert follower["startupProbe"]["exec"]["command"] == ["test", "-f", follower["args"][-1].removeprefix("--marker=")]
     assert f"--capacity={100 * 2**30}" in follower["args"]
+
+
+def container(recorder: Recorder, name: str) -> dict[str, Any]:
+    pod = recorder.one("StatefulSet")["spec"]["template"]["spec"]
+    return next(each for each in [*pod["containers"], *pod["initContainers"]] if each["name"] == name)
+
+
+def test_a_replica_is_ready_by_the_word_of_its_agent() -> None:
+    recorder = ollama()
+    assert container(recorder, "ollama")["readinessProbe"]["httpGet"] == {"path": "/ready", "port": 9466}
+    agent = container(recorder, "ollama-agent")
+    assert agent["restartPolicy"] == "Always", "a sidecar: it starts before Ollama and stops after it"
+    assert agent["startupProbe"]["httpGet"]["path"] == "/health"
+    assert next(mount for mount in agent["volumeMounts"] if mount["name"] == "models")["readOnly"] is True
+
+
+def test_a_replica_drains_before_it_is_stopped_and_has_the_time_for_it() -> None:
+    recorder = ollama(agent=dataclasses.replace(OLLAMA.agent, drain_s=900))
+    assert container(recorder, "ollama")["lifecycle"]["preStop"]["httpGet"] == {"path": "/drain", "port": 9466}
+    values = {entry["name"]: entry.get("value") for entry in container(recorder, "ollama-agent")["env"]}
+    assert values["OLLAMA_AGENT_DRAIN_S"] == "900"
+    assert recorder.one("StatefulSet")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 900
+
+
+def test_the_drain_is_open_to_the_kubelet_alone() -> None:
+    ports = {port["port"] for spec in network().values() for rule in spec.get("ingress", []) for port in rule["ports"]}
+    assert AGENT_PORT in ports
+    assert AGENT_CONTROL_PORT not in ports
+
+
+def test_a_gpu_replica_tolerates_gpu_nodes_and_likes_one_of_its_own() -> None:
+    pod = ollama().one("StatefulSet")["spec"]["template"]["spec"]
+    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pod["tolerations"]
+    (term,) = pod["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert term["podAffinityTerm"]["topologyKey"] == "kubernetes.io/hostname"
+    assert "tolerations" not in ollama(resources=SMALL, runtime_class=None).one("StatefulSet")["spec"]["template"]["spec"]
+
+
+def test_the_probe_asks_every_replica_of_the_new_revision_for_every_model() -> None:
+    recorder = ollama()
+    pod = recorder.one("Job")["spec"]["template"]["spec"]
+    values = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
+    assert (values["OLLAMA_PROBE_REPLICAS"], values["OLLAMA_PROBE_MIN_CONTEXT"]) == ("3", "16384")
+    assert values["OLLAMA_PROBE_MODELS"] == '{"a:1": 3, "b:2": 3}'
+    agent = {entry["name"]: entry.get("value") for entry in container(recorder, "ollama-agent")["env"]}
+    assert values["OLLAMA_PROBE_REVISION"] == agent["OLLAMA_AGENT_REVISION"]
+    replicas = next(each for each in recorder.kind("Service") if each["metadata"]["name"] == values["OLLAMA_PROBE_HOST"])
+    assert replicas["spec"]["publishNotReadyAddresses"] is True, "an unready replica is asked what it lacks"
+    assert (pod["restartPolicy"], recorder.one("Job")["spec"]["backoffLimit"]) == ("Never", 0), "the first answer ends the deployment"
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"models": {"a:1": 3, "c:3": 1}}, True),
+        ({"context_length": 32768}, False),
+        ({"image": "ollama@sha256:9"}, False),
+        ({"agent": c.AgentArgs(image="agent@sha256:9", drain_s=600, min_context=16384)}, False),
+        ({"resources": c.ResourceArgs(cpu="8", memory="65Gi", gpus=1)}, False),
+    ],
+)
+def test_a_revision_is_all_but_the_models(changes: dict[str, Any], same: bool) -> None:
+    def revision(recorder: Recorder) -> str:
+        return next(entry["value"] for entry in container(recorder, "ollama-agent")["env"] if entry["name"] == "OLLAMA_AGENT_REVISION")
+
+    assert (revision(ollama(**changes)) == revision(ollama())) is same
 
 
 def test_ollama_never_prunes_the_store_and_always_has_a_context_length() -> None:

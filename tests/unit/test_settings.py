@@ -60,6 +60,14 @@ def test_prod_has_the_sizes_of_the_design() -> None:
             "modelfleet:fleet.autoscaled: got true with scaleToZero, want one owner of the number of servers; remove one of them",
         ),
         ({"fleet": {"scaleToZero": {}}}, "modelfleet:fleet.scaleToZero.kubernetesCidrs: got nothing, want a value"),
+        (
+            {"fleet": {"minContext": 16384}},
+            "modelfleet:models.0.contextLength: got 4096, want at least fleet.minContext 16384; raise it, or say by minContext that less will do",
+        ),
+        (
+            {"models": [{**SMALL, "name": "qwen3.5:4b"}], "fleet": {"numParallel": 2}},
+            "modelfleet:fleet.numParallel: got 2, want 1 with model qwen3.5:4b: Ollama serves its family one request at a time",
+        ),
         ({"fleet": {"gpusPerPod": 1}}, "modelfleet:fleet.gpusPerPod: got 1, want 0 while gpu.enabled is false"),
         ({"stack": "prod", "fleet": {"replicas": 9}}, "modelfleet:fleet: got 9 GPUs (replicas 9 x gpusPerPod 1), want at most"),
         ({"models": [SMALL, SMALL]}, "modelfleet:models: got smollm2:135m, smollm2:135m, want each name once"),

@@ -1,0 +1,217 @@
+"""The agent beside a real Ollama: ready when the models can answer, drained when nobody is connected, and honest about contexts."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from model_sync.store import manifest_path, sha256
+from tests.service.ollama_pod import AGENT, CONTROL, OLLAMA, Pod, pod
+from tests.service.processes import refused
+
+TINY, SLOW = "tiny:1", "slow:1"
+TOKENS = 300
+
+
+@pytest.fixture
+def server(tmp_path: Path, store: Path) -> Iterator[Pod]:
+    with pod(tmp_path, store) as made:
+        yield made
+
+
+def write_catalog(server: Pod, *models: dict[str, Any]) -> None:
+    entries = [{"digest": "", "context_length": 4096, "size": 1, "replicas": 1, "keep_alive": "-1"} | model for model in models]
+    fresh = server.work / "catalog.partial"
+    fresh.write_text(json.dumps({"version": 1, "models": entries}))
+    fresh.replace(server.work / "catalog.json")
+
+
+def digest(server: Pod, name: str) -> str:
+    return sha256(server.store / manifest_path(name))
+
+
+def scrape(server: Pod) -> dict[tuple[str, str], float]:
+    text = server.get(f"{AGENT}/metrics").text
+    return {
+        (each.name, each.labels.get("model", "")): each.value for family in text_string_to_metric_families(text) for each in family.samples
+    }
+
+
+def stream() -> tuple[str, bool]:
+    """Text of one streamed answer, and whether it is whole."""
+    text, done = "", False
+    body = {"model": SLOW, "prompt": "Go.", "options": {"num_predict": TOKENS, "temperature": 0}}
+    try:
+        with httpx.stream("POST", f"{OLLAMA}/api/generate", json=body, timeout=120, trust_env=False) as response:
+            for line in response.iter_lines():
+                event = json.loads(line)
+                text += event.get("response", "")
+                done = done or event.get("done", False)
+    except httpx.HTTPError:
+        pass
+    return text, done
+
+
+def test_trap_16_a_server_that_answers_is_not_ready_before_its_models_are(server: Pod) -> None:
+    server.ollama()
+    server.agent()
+    assert server.get(f"{OLLAMA}/").text == "Ollama is running"
+    assert server.status(f"{CONTROL}/ready") == 503
+    assert server.reason() == f"no catalog at {server.work / 'catalog.json'} yet"
+    write_catalog(server, {"name": TINY, "digest": "sha256:" + "0" * 64})
+    server.until(lambda: server.reason().startswith(f"models.{TINY}: got digest"), "the wrong digest is named")
+    write_catalog(server, {"name": TINY, "digest": digest(server, TINY)}, {"name": SLOW, "digest": digest(server, SLOW)})
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready")
+    loaded = {model["name"]: model for model in server.get(f"{OLLAMA}/api/ps").json()["models"]}
+    assert loaded.keys() == {TINY, SLOW}
+    # Loaded for ever, as the catalog says: its `-1` is no duration in Ollama's form.
+    assert all(model["expires_at"] > "2200" for model in loaded.values())
+
+
+def test_a_model_that_comes_later_leaves_the_others_ready(server: Pod) -> None:
+    server.ollama()
+    server.agent()
+    write_catalog(server, {"name": TINY})
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready")
+    write_catalog(server, {"name": TINY}, {"name": "missing:1"})
+    problem = "models.missing:1: got no such model in the store, want it; wait for the writer, or look at its log"
+    server.until(lambda: problem in server.get(f"{AGENT}/context").text, "the model is missed")
+    assert server.status(f"{CONTROL}/ready") == 200
+    write_catalog(server, {"name": TINY}, {"name": SLOW})
+    server.until(lambda: scrape(server).get(("ollama_model_proven", SLOW)) == 1, "the added model is loaded")
+    assert server.status(f"{CONTROL}/ready") == 200
+    (server.work / "catalog.json").write_text("{")
+    server.until(lambda: "want a catalog of version 1" in server.log("agent"), "the broken catalog is named")
+    assert server.status(f"{CONTROL}/ready") == 200
+
+
+def test_trap_08_and_09_what_counts_is_the_context_that_the_server_allocated(server: Pod) -> None:
+    # The model was trained for 8192 tokens; Ollama takes the smaller number and says nothing.
+    server.ollama(OLLAMA_CONTEXT_LENGTH="16384")
+    server.agent()
+    write_catalog(server, {"name": TINY, "context_length": 16384})
+    refusal = (
+        f"models.{TINY}: got effective context 8192, want 16384; lower its contextLength, or give it a model and memory that hold more"
+    )
+    server.until(lambda: server.reason() == refusal, "the short context is named")
+    assert server.status(f"{CONTROL}/ready") == 503
+    status, result = server.probe(MODELS=json.dumps({TINY: 1}))
+    assert (status, result) == (1, refusal.replace("8192, want 16384", "8192 on ollama-0, want >= 16384"))
+    write_catalog(server, {"name": TINY, "context_length": 8192})
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready with what it has")
+    assert server.probe(MODELS=json.dumps({TINY: 1})) == (0, f'{{"models": {{"{TINY}": 8192}}}}')
+    status, result = server.probe(MODELS=json.dumps({TINY: 1}), MIN_CONTEXT="16384")
+    assert (status, result) == (1, refusal.replace("8192, want 16384", "8192 on ollama-0, want >= 16384"))
+
+
+def test_the_probe_waits_for_its_own_revision_and_says_what_is_missing(server: Pod) -> None:
+    server.ollama()
+    server.agent(REVISION="old")
+    write_catalog(server, {"name": TINY})
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready")
+    status, result = server.probe(MODELS=json.dumps({TINY: 1}), REVISION="new", TIMEOUT_S="0.5")
+    assert (status, result) == (
+        1,
+        "fleet: got 0 of 1 replicas of this revision answer after 0.5 s, want 1 ready replicas; run make explain",
+    )
+    status, result = server.probe(MODELS=json.dumps({TINY: 1, SLOW: 1}), REVISION="old", TIMEOUT_S="0.5")
+    assert (status, result) == (1, f"fleet: got models.{SLOW} on 0 of 1 replicas after 0.5 s, want 1 ready replicas; run make explain")
+
+
+def test_trap_18_sigterm_cuts_a_stream_and_a_drain_before_it_does_not(server: Pod) -> None:
+    process = server.ollama()
+    server.agent()
+    write_catalog(server, {"name": SLOW})
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready")
+    cut = server.submit(stream)
+    server.until(lambda: scrape(server)["ollama_connections", ""] == 1, "the stream runs")
+    process.send_signal(signal.SIGTERM)
+    assert cut.result()[1] is False, "Ollama ends its streams on SIGTERM"
+    process.wait(10)
+
+    process = server.ollama()
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready again")
+    whole = server.submit(stream)
+    server.until(lambda: scrape(server)["ollama_connections", ""] == 1, "the stream runs")
+    drain = server.submit(lambda: httpx.get(f"{CONTROL}/drain", timeout=120, trust_env=False).json())
+    server.until(lambda: server.reason() == "draining", "it is unready at once")
+    assert not whole.done()
+    assert scrape(server)["ollama_draining", ""] == 1
+    assert drain.result()["left"] == 0
+    process.send_signal(signal.SIGTERM)
+    text, done = whole.result()
+    assert done
+    assert len(text.split()) == TOKENS
+
+
+def test_a_drain_has_an_end(server: Pod) -> None:
+    server.ollama()
+    server.agent(DRAIN_S="1")
+    write_catalog(server, {"name": SLOW})
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready")
+    running = server.submit(stream)
+    server.until(lambda: scrape(server)["ollama_connections", ""] == 1, "the stream runs")
+    assert server.get(f"{CONTROL}/drain").json()["left"] == 1
+    assert "1 connections left" in server.log("agent")
+    assert running.result()[1]
+
+
+def test_a_server_that_was_started_anew_is_loaded_anew(server: Pod) -> None:
+    first = server.ollama()
+    server.agent()
+    write_catalog(server, {"name": TINY})
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready")
+    first.kill()
+    first.wait()
+    server.until(lambda: server.reason() == "ollama does not answer", "it is unready")
+    server.ollama()
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready again")
+    assert [model["name"] for model in server.get(f"{OLLAMA}/api/ps").json()["models"]] == [TINY]
+    assert scrape(server)["ollama_model_evictions_total", TINY] == 0
+
+
+def test_trap_19_metrics_of_a_server_that_has_none(server: Pod) -> None:
+    server.ollama()
+    server.agent()
+    assert server.status(f"{OLLAMA}/metrics") == 404
+    write_catalog(server, {"name": TINY})
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready")
+    found = scrape(server)
+    assert (found["ollama_up", ""], found["ollama_ready", ""], found["ollama_catalog_models", ""]) == (1, 1, 1)
+    assert found["ollama_model_context_length", TINY] == 4096
+    assert found["ollama_model_resident_bytes", TINY] > 0
+    assert found["ollama_model_resident_vram_bytes", TINY] == 0
+    assert found["ollama_model_load_seconds", TINY] > 0
+    assert found["ollama_store_bytes", ""] == sum(path.stat().st_size for path in (server.store / "blobs").iterdir())
+    assert found["ollama_store_free_bytes", ""] > 0
+    assert found["ollama_model_evictions_total", TINY] == 0
+
+
+def test_trap_14_an_eviction_by_a_client_is_counted(server: Pod) -> None:
+    server.ollama()
+    server.agent()
+    write_catalog(server, {"name": TINY})
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready")
+    assert server.post(f"{OLLAMA}/api/generate", model=TINY, keep_alive=0).json()["done_reason"] == "unload"
+    server.until(lambda: scrape(server)["ollama_model_evictions_total", TINY] == 1, "the eviction is counted")
+    assert "evicted before its keep-alive ended" in server.log("agent")
+    # It can still answer, after a load; loading it again by ourselves would fight with whoever pushed it out.
+    assert server.status(f"{CONTROL}/ready") == 200
+
+
+@pytest.mark.parametrize(
+    ("env", "line"),
+    [
+        ({"OLLAMA_AGENT_PORT": "high"}, "error: OLLAMA_AGENT_PORT: got 'high', want a valid integer"),
+        ({"OLLAMA_AGENT_PROT": "1"}, "error: OLLAMA_AGENT_PROT: got an unknown variable, want one of OLLAMA_AGENT_HOST,"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(env: dict[str, str], line: str) -> None:
+    status, errors = refused("ollama_agent", env)
+    assert status == 2
+    assert line in errors
