@@ -42,10 +42,10 @@ def scrape(server: Pod) -> dict[tuple[str, str], float]:
     }
 
 
-def stream() -> tuple[str, bool]:
+def stream(tokens: int = TOKENS) -> tuple[str, bool]:
     """Text of one streamed answer, and whether it is whole."""
     text, done = "", False
-    body = {"model": SLOW, "prompt": "Go.", "options": {"num_predict": TOKENS, "temperature": 0}}
+    body = {"model": SLOW, "prompt": "Go.", "options": {"num_predict": tokens, "temperature": 0}}
     try:
         with httpx.stream("POST", f"{OLLAMA}/api/generate", json=body, timeout=120, trust_env=False) as response:
             for line in response.iter_lines():
@@ -154,7 +154,8 @@ def test_a_drain_has_an_end(server: Pod) -> None:
     server.agent(DRAIN_S="1")
     write_catalog(server, {"name": SLOW})
     server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready")
-    running = server.submit(stream)
+    # Long enough to outlast every look at it on a slow machine.
+    running = server.submit(lambda: stream(8 * TOKENS))
     server.until(lambda: scrape(server)["ollama_connections", ""] == 1, "the stream runs")
     assert server.get(f"{CONTROL}/drain").json()["left"] == 1
     assert "1 connections left" in server.log("agent")
