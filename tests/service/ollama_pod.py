@@ -6,6 +6,7 @@ Requests of clients go to an address that is not loopback, as in a pod, since th
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -112,6 +113,18 @@ def _enter(namespace: str) -> None:
         assert ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _NEW_NETWORK) == 0, os.strerror(ctypes.get_errno())
 
 
+def _kill_inside(holder: int) -> None:
+    """What is left in the pod's network but the process that holds it: engines of a server that was killed outlive it."""
+    namespace = Path(f"/proc/{holder}/ns/net").stat().st_ino
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            inside = (process / "ns" / "net").stat().st_ino == namespace
+        except OSError:
+            continue
+        if inside and int(process.name) != holder:
+            os.kill(int(process.name), signal.SIGKILL)
+
+
 @contextmanager
 def pod(work: Path, store: Path) -> Iterator[Pod]:
     """Needs root, as the embedded cluster does. Everything in it is gone at the end."""
@@ -140,4 +153,5 @@ def pod(work: Path, store: Path) -> Iterator[Pod]:
                     except subprocess.TimeoutExpired:
                         process.kill()
                         process.wait()
+                _kill_inside(holder.pid)
                 holder.kill()
