@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from components.contract import API_SERVER, DNS_CLIENTS, EDGES, PART_OF, SCRAPED
+from components.contract import API_SERVER, CONTEXT_PROBE, DNS_CLIENTS, EDGES, PART_OF, SCRAPED
 from infra.explain.facts import Facts, Finding, key, labels, selects
 from infra.explain.snapshot import Object
 
@@ -157,7 +157,8 @@ def missing(facts: Facts) -> Iterator[Finding]:
     if not facts.all("Namespace") or labels(facts.all("Namespace")[0]).get("app.kubernetes.io/part-of") != PART_OF:
         return
     there = {facts.component(item) for kind in _SCALED for item in facts.all(kind)}
-    for component in sorted({each.target for each in EDGES} | {each.source for each in EDGES} | set(SCRAPED)):
+    # The context probe is a Job, and gone when it has said what it found.
+    for component in sorted(({each.target for each in EDGES} | {each.source for each in EDGES} | set(SCRAPED)) - {CONTEXT_PROBE}):
         if component not in there:
             kind = "StatefulSet" if component == "ollama" else "Deployment"
             yield Finding(
