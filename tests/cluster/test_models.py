@@ -27,7 +27,7 @@ def origin(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[o
 
 def declared(origin: origins.Origin, digest: str = "") -> dict[str, Any]:
     found = digest or f"sha256:{hashlib.sha256(origin.content).hexdigest()}"
-    return {"name": ADDED, "size": "2Mi", "kvBytesPerToken": 1024, "source": origin.url, "digest": found, "contextLength": 1024}
+    return {"name": ADDED, "size": "2Mi", "kvBytesPerToken": 1024, "source": origin.url, "digest": found, "contextLength": 4096}
 
 
 def with_models(stack: Stack, *more: dict[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,9 @@ def test_every_pod_is_admitted_under_the_standard_the_quota_and_the_classes(appl
         template = copy.deepcopy(item["spec"]["template"])
         # The controller adds these.
         claims = [each["metadata"]["name"] for each in item["spec"].get("volumeClaimTemplates", [])]
-        template["spec"]["volumes"] += [{"name": claim, "persistentVolumeClaim": {"claimName": claim}} for claim in claims]
+        template["spec"].setdefault("volumes", []).extend(
+            {"name": claim, "persistentVolumeClaim": {"claimName": claim}} for claim in claims
+        )
         metadata = {**template["metadata"], "name": f"{item['metadata']['name']}-0", "namespace": "modelfleet"}
         pods.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]})
     assert len(apply(kube, pods, "--dry-run=server")) == len(pods) >= 6
