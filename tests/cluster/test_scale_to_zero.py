@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -17,12 +18,13 @@ def replicas(stack: Stack) -> int:
 
 
 @pytest.fixture(scope="module")
-def scaled(stack: Stack) -> Stack:
-    """The stack with an activator, and the fleet at zero."""
+def scaled(stack: Stack) -> Iterator[Stack]:
+    """The stack with an activator, and the fleet at zero; without one again for the files that follow."""
     api = f"{stack.cluster.control_plane.address}/32"
     fleet = {"scaleToZero": {"idleMinutes": 1, "kubernetesCidrs": [api]}}
     stack.deployment.deploy({**stack.overrides, "fleet": fleet})
-    return stack
+    yield stack
+    stack.deployment.deploy(stack.overrides)
 
 
 def test_an_idle_fleet_goes_to_zero_and_a_streamed_request_brings_it_back(scaled: Stack) -> None:
