@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from devcluster import cgroups, processes, toolchain
 from devcluster import cluster as embedded
-from devcluster import node, processes, toolchain
 from devcluster.layout import Cluster, load
 from infra import up
 
@@ -35,7 +35,7 @@ def memory_bytes(cluster: Cluster) -> int:
     """Proportional set size of every process of the cluster, those in its containers too."""
     pids = {pid for name in processes.recorded(cluster) if (pid := processes.running_pid(cluster, name))}
     for each in cluster.nodes:
-        pids |= node.cgroup_pids(each)
+        pids |= cgroups.pids(each)
         pids |= embedded.shims(each)
     total = 0
     for pid in pids:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from devcluster import addons, controlplane, host, network, node, oci, pki, processes, system_images, toolchain
+from devcluster import addons, cgroups, controlplane, host, network, node, oci, pki, processes, system_images, toolchain
 from devcluster.layout import Cluster, ClusterError, create, load
 from devcluster.oci import Image
 
@@ -48,7 +48,7 @@ def up(name: str, node_count: int, timeout_s: float = 180.0) -> Cluster:
 
     start(controlplane.processes(cluster, tools))
     for each in cluster.nodes:
-        node.ensure_cgroup(each)
+        cgroups.ensure(each)
         if node.ensure_mount_namespace(each):
             _stop_node_processes(cluster, each.name)
         node.write_config(each)
@@ -162,23 +162,19 @@ def down(cluster: Cluster) -> None:
             list(pool.map(lambda name: processes.stop(cluster, name), [name for name in names if name.startswith(prefix)]))
     for each in cluster.nodes:
         _end_containers(each)
-        node.remove_cgroup(each)
+        cgroups.remove(each)
     node.remove_mounts(cluster)
     network.remove(cluster)
-    left = [*network.leftovers(cluster), *(f"cgroup {each.cgroup}" for each in cluster.nodes if _cgroup_exists(each))]
+    left = [*network.leftovers(cluster), *(f"cgroup {each.cgroup}" for each in cluster.nodes if cgroups.exists(each))]
     if left:
         raise ClusterError(f"{cluster.name}: got {', '.join(left)} left over, want nothing; end what holds it and run down again")
     shutil.rmtree(cluster.state_dir)
 
 
-def _cgroup_exists(each: node.Node) -> bool:
-    return any((hierarchy / each.cgroup).exists() for hierarchy in node.hierarchies())
-
-
 def _end_containers(each: node.Node, timeout_s: float = 10.0) -> None:
     """Shims outlive containerd by design, and containers their shims; both are found through our cgroups and our paths."""
     deadline = time.monotonic() + timeout_s
-    while victims := node.cgroup_pids(each) | shims(each):
+    while victims := cgroups.pids(each) | shims(each):
         for pid in victims:
             try:
                 os.kill(pid, signal.SIGKILL)

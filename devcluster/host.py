@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from devcluster import cgroups
 from devcluster.layout import ClusterError
 from devcluster.toolchain import cache_root
 
@@ -28,7 +29,6 @@ _COMMANDS = {
 _FILES = {"/usr/lib/cni/bridge": "containernetworking-plugins"}
 _INOTIFY_PER_NODE = 12
 """Counted on a running node: kubelet 6, containerd 2, kube-proxy 1, and the control plane's on the first."""
-_V1_CONTROLLERS = ("cpu", "cpuset", "memory", "pids", "devices", "freezer", "blkio")
 
 
 def check() -> None:
@@ -37,14 +37,24 @@ def check() -> None:
         raise ClusterError(f"platform: got {sys.platform}, want linux; use your own cluster: make up CONTEXT=name")
     if os.geteuid() != 0:
         raise ClusterError("user: got no root, want root for namespaces; run with sudo, or use your own cluster: make up CONTEXT=name")
-    missing = [name for name in _V1_CONTROLLERS if not os.path.ismount(f"/sys/fs/cgroup/{name}") and not _comounted(name)]
-    if missing:
+    if absent := cgroups.missing():
         raise ClusterError(
-            f"/sys/fs/cgroup: got no version 1 controllers {', '.join(missing)}, want all of {', '.join(_V1_CONTROLLERS)}; "
-            "the embedded cluster is proven on cgroup v1 only, use your own cluster: make up CONTEXT=name"
+            f"{cgroups.ROOT}: got no controllers {', '.join(absent)}, want them for the nodes' limits; "
+            "run where the whole of a control group hierarchy is to be had, or use your own cluster: make up CONTEXT=name"
         )
-    if not Path("/proc/sys/net/bridge/bridge-nf-call-iptables").exists():
-        raise ClusterError("kernel: got no br_netfilter, want it for network policies; run modprobe br_netfilter")
+    _ensure_bridge_filter()
+
+
+def _ensure_bridge_filter() -> None:
+    """Policies must see what only crosses a bridge. The machine's own bridges stay as they were before the module came."""
+    settings = Path("/proc/sys/net/bridge")
+    if settings.exists():
+        return
+    subprocess.run(["modprobe", "br_netfilter"], capture_output=True)
+    if not settings.exists():
+        raise ClusterError("kernel: got no br_netfilter, want it for network policies; run a kernel that has the module")
+    for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables"):
+        (settings / name).write_text("0")
 
 
 def check_watches(node_count: int) -> None:
@@ -60,11 +70,6 @@ def check_watches(node_count: int) -> None:
             f"fs.inotify.max_user_instances: got {limit} with {len(got)} free, want {wanted} free for {node_count} nodes; "
             "end other clusters, or run sysctl -w fs.inotify.max_user_instances=1024"
         )
-
-
-def _comounted(controller: str) -> bool:
-    lines = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
-    return any(fields[2] == "cgroup" and controller in fields[3].split(",") for fields in lines)
 
 
 def missing_packages() -> list[str]:

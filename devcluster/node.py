@@ -1,4 +1,4 @@
-"""One node: its mount namespace, cgroups, containerd, kubelet, kube-proxy and the policy firewall."""
+"""One node: its mount namespace, containerd, kubelet, kube-proxy and the policy firewall."""
 
 import json
 import shutil
@@ -11,7 +11,6 @@ from devcluster.layout import CLUSTER_DOMAIN, POD_CIDR, SERVICE_DNS, Cluster, Cl
 from devcluster.processes import Process
 
 PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
-_CGROUPS = Path("/sys/fs/cgroup")
 _PRIVATE = {"kubelet": "/var/lib/kubelet", "run-containerd": "/run/containerd", "cni": "/var/lib/cni", "pod-logs": "/var/log/pods"}
 """Node directory to the path that runtime and kubelet hard-code; each node sees its own there."""
 
@@ -29,45 +28,6 @@ umount -l "$aside"
 while [ $# -gt 0 ]; do mount --bind "$1" "$2"; shift 2; done
 mount --make-rshared /
 """
-
-
-def hierarchies() -> list[Path]:
-    """The version 1 cgroup hierarchies that are mounted below /sys/fs/cgroup."""
-    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    return sorted({Path(fields[1]) for fields in lines if fields[2] == "cgroup" and fields[1].startswith(str(_CGROUPS) + "/")})
-
-
-def ensure_cgroup(node: Node) -> None:
-    for hierarchy in hierarchies():
-        group = hierarchy / node.cgroup
-        group.mkdir(exist_ok=True)
-        # An empty cpuset accepts no process; the kubelet does not seed its root.
-        for name in ("cpuset.cpus", "cpuset.mems"):
-            if (group / name).exists() and not (group / name).read_text().strip():
-                (group / name).write_text((hierarchy / name).read_text())
-
-
-def cgroup_pids(node: Node) -> set[int]:
-    """Every process that runs in the node's cgroups: containers whose shim was killed are found here too."""
-    pids: set[int] = set()
-    for hierarchy in hierarchies():
-        for path in (hierarchy / node.cgroup).rglob("cgroup.procs"):
-            try:
-                pids.update(int(line) for line in path.read_text().split())
-            except OSError:
-                continue
-    return pids
-
-
-def remove_cgroup(node: Node) -> None:
-    for hierarchy in hierarchies():
-        root = hierarchy / node.cgroup
-        groups = sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True) if root.exists() else []
-        for group in [*groups, root]:
-            try:
-                group.rmdir()
-            except OSError:
-                continue
 
 
 def ensure_mount_namespace(node: Node) -> bool:

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from devcluster import cgroups, processes
 from devcluster import cluster as embedded
-from devcluster import node, processes
 from infra.cli import ROOT
 from tests.cluster.conftest import MODEL, NAME, SCRIPT, Stack
 from tests.cluster.kube import eventually
@@ -35,7 +35,7 @@ def lost_node(stack: Stack) -> Iterator[str]:
         pid = processes.running_pid(stack.cluster, component)
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-    for pid in embedded.shims(lost) | node.cgroup_pids(lost):
+    for pid in embedded.shims(lost) | cgroups.pids(lost):
         os.kill(pid, signal.SIGKILL)
     yield name
     embedded.up(NAME, 2)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from devcluster import cgroups, node, processes
 from devcluster import cluster as embedded
-from devcluster import node, processes
 from devcluster.layout import DEFAULT_NAME, Cluster, load
 from infra import up
 from infra.cli import ROOT
@@ -29,7 +29,7 @@ def ours(cluster: Cluster) -> list[str]:
     found += [name for name in os.listdir("/sys/class/net") if name.startswith(f"mf{cluster.slot}-")]
     if Path("/run/netns").exists():
         found += [name for name in os.listdir("/run/netns") if name.startswith(f"mf{cluster.slot}-")]
-    for hierarchy in node.hierarchies():
+    for hierarchy in cgroups.hierarchies():
         found += [str(path) for path in hierarchy.glob(f"{cluster.cgroup_prefix}n[0-9]")]
     for process in Path("/proc").glob("[0-9]*"):
         try:

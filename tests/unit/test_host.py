@@ -1,19 +1,32 @@
 """Where a cluster cannot run, one line says why and what to do."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from devcluster import host
+from devcluster import cgroups, host
 from devcluster.layout import ClusterError
 
 
 def test_a_machine_without_the_cgroups_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(host, "_comounted", lambda name: name != "memory")
+    v1 = [["/sys/fs/cgroup/all", "cgroup", "rw,cpu,cpuset,pids,devices,freezer,blkio"]]
+    monkeypatch.setattr(cgroups, "_mounts", lambda: v1)
     monkeypatch.setattr(os.path, "ismount", lambda path: False)
-    with pytest.raises(ClusterError, match=r"/sys/fs/cgroup: got no version 1 controllers memory, want all of cpu.*use your own cluster"):
+    with pytest.raises(
+        ClusterError, match=r"/sys/fs/cgroup: got no controllers memory, want them for the nodes' limits; .*use your own cluster"
+    ):
         host.check()
+
+
+def test_of_the_unified_hierarchy_only_what_the_kubelet_wants_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    monkeypatch.setattr(cgroups, "_mounts", lambda: [[str(tmp_path), "cgroup2", "rw,nsdelegate"]])
+    (tmp_path / "cgroup.controllers").write_text("cpuset cpu io memory hugetlb pids\n")
+    assert cgroups.missing() == []
+    (tmp_path / "cgroup.controllers").write_text("cpu\n")
+    assert cgroups.missing() == ["cpuset", "memory", "pids"]
 
 
 def test_another_system_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
