@@ -8,7 +8,7 @@ from devcluster.layout import Node
 ROOT = Path("/sys/fs/cgroup")
 _V1 = ("cpu", "cpuset", "memory", "pids", "devices", "freezer", "blkio")
 _V2 = ("cpu", "cpuset", "memory", "pids")
-"""What the kubelet wants of its root; devices and freezing need no controller of their own there."""
+"""Devices and freezing need no controller of their own there."""
 
 
 def _mounts() -> list[list[str]]:
@@ -27,11 +27,14 @@ def hierarchies() -> list[Path]:
     return sorted({Path(target) for target, kind, _ in _mounts() if kind == "cgroup" and target.startswith(f"{ROOT}/")})
 
 
+def _offered() -> list[str]:
+    return (ROOT / "cgroup.controllers").read_text().split()
+
+
 def missing() -> list[str]:
     """Controllers that a node needs and the machine does not offer."""
     if unified():
-        offered = set((ROOT / "cgroup.controllers").read_text().split())
-        return [name for name in _V2 if name not in offered]
+        return [name for name in _V2 if name not in _offered()]
     comounted = {option for _, kind, options in _mounts() if kind == "cgroup" for option in options.split(",")}
     return [name for name in _V1 if name not in comounted and not os.path.ismount(ROOT / name)]
 
@@ -39,8 +42,8 @@ def missing() -> list[str]:
 def ensure(node: Node) -> None:
     for hierarchy in hierarchies():
         if hierarchy == ROOT:
-            # Passed on to the node's group; the kubelet and runc pass them on from there.
-            (ROOT / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in _V2))
+            # The kubelet wants of its root whatever it knows and the machine has, such as hugetlb; below, it passes them on by itself.
+            (ROOT / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in _offered()))
         group = hierarchy / node.cgroup
         group.mkdir(exist_ok=True)
         # An empty cpuset of version 1 accepts no process; the kubelet does not seed its root.
