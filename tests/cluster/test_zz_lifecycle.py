@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
@@ -92,7 +93,10 @@ def killed(stack: Stack, name: str) -> str:
     """Deploy in a process tree of its own, and kill all of it when `name` comes. Returns what was pending in the state then."""
     place = dataclasses.asdict(stack.deployment) | {"state_dir": str(stack.deployment.state_dir)}
     checkpoint = stack.deployment.state_dir / "state" / ".pulumi" / "stacks" / "modelfleet" / "dev.json"
-    with subprocess.Popen([sys.executable, "-c", DEPLOY], cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with (
+        TemporaryFile("w+") as said,
+        subprocess.Popen([sys.executable, "-c", DEPLOY], cwd=ROOT, stdin=subprocess.PIPE, stderr=said, text=True) as process,
+    ):
         assert process.stdin is not None
         json.dump({"deployment": place, "overrides": stack.overrides}, process.stdin)
         process.stdin.close()
@@ -112,7 +116,9 @@ def killed(stack: Stack, name: str) -> str:
 
         while not come():
             time.sleep(0.01)
-        assert process.poll() is None, f"the update ended before {name}"
+        if process.poll() is not None:
+            said.seek(0)
+            pytest.fail(f"the update ended before {name}: {said.read()}")
         # The language host has a process group of its own and would outlive Pulumi.
         for pid in descendants(process.pid):
             os.kill(pid, signal.SIGKILL)
