@@ -5,6 +5,8 @@ STACK ?= dev
 NODES ?= 2
 LOCK := $(VENV)/uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 export CONTEXT BASE ALLOW_DATA_LOSS
+# The cluster tier, and the others beside it.
+WORKERS := $(if $(TIER),,-n 2 --dist loadgroup --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
 .PHONY: help up down status explain preview test lint lock
@@ -29,7 +31,7 @@ preview: .venv/.stamp ## render and check dev and prod without a cluster, say wh
 
 test: .venv/.stamp ## run every tier of tests; TIER=unit (component, contract, golden, service, cluster) runs one
 	@$(if $(filter unit component contract service,$(TIER)),,$(VENV)/python -m devcluster.toolchain >/dev/null)
-	@$(VENV)/python -m pytest tests/$(TIER)
+	@$(VENV)/python -m pytest $(WORKERS) tests/$(TIER)
 
 lint: .venv/.stamp ## style and types
 	@$(VENV)/ruff check . && $(VENV)/ruff format --check . && $(VENV)/basedpyright
