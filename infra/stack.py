@@ -1,21 +1,24 @@
 """The composition: which components, from which settings, in which order."""
 
 import dataclasses
+from pathlib import Path
 
 import pulumi
 import pulumi_kubernetes as k8s
 
-import components as c
-from components.contract import PORTS
-from components.gpu import device_class
+import modelfleet_components as c
 from infra import certificates, cluster, delivery
 from infra.gpu_settings import GpuSettings
 from infra.inputs import load, verifier_tls
 from infra.outputs import outputs
 from infra.section import PROJECT, Resources, SettingsError, quantity
 from infra.settings import VERIFIER_IMAGE, ScaleToZeroSettings, Settings, Tier, TrustSettings
+from modelfleet_components.contract import PORTS
+from modelfleet_components.gpu import device_class
 
 NO_GPUS = GpuSettings()
+_ROOT = Path(__file__).resolve().parent.parent
+"""The repository: what images are built from."""
 _HOLD_S = 600
 """Start of a fleet from zero: a node, the copy of the models, their load."""
 
@@ -161,6 +164,7 @@ def build(settings: Settings) -> None:
         c.RuntimeImagesArgs(
             builder=settings.images.builder,
             registry=settings.images.registry,
+            source=_ROOT,
             refs=settings.images.refs,
             platform=settings.images.platform,
             builder_name=settings.images.builder_name,

@@ -6,7 +6,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 import pytest
 
-import components
+import modelfleet_components as components
 from tests.component.harness import render
 
 COMPONENTS = sorted(name for name in components.__all__ if not name.endswith("Args"))

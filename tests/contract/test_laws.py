@@ -10,12 +10,12 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-import components
-from components.contract import AGENT_PORT, COMPONENTS, EDGES, OLLAMA, PORTS, SCRAPED
+import modelfleet_components as components
 from images import embedded
 from infra import configuration, diagram
 from infra.cli import PROVIDERS
 from infra.settings import BASE_NAMES, IMAGE_NAMES, VERIFIER_IMAGE
+from modelfleet_components.contract import AGENT_PORT, COMPONENTS, EDGES, OLLAMA, PORTS, SCRAPED
 from modelfleet_outputs import __main__ as outputs_page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +55,7 @@ PODS = [(stack, name, template) for stack in ("dev", "prod") for name, template 
 
 
 def test_type_tokens_are_those_of_the_table() -> None:
-    written = re.findall(r'type_token\("(\w+)"\)', "".join(path.read_text() for path in (ROOT / "components").glob("*.py")))
+    written = re.findall(r'type_token\("(\w+)"\)', "".join(path.read_text() for path in (ROOT / "modelfleet_components").glob("*.py")))
     assert sorted(written) == sorted(TYPE_TOKENS)
     assert {name for name in components.__all__ if not name.endswith("Args")} == TYPE_TOKENS
 
@@ -78,7 +78,7 @@ def imports(path: Path) -> set[str]:
 
 OURS = {
     "infra",
-    "components",
+    "modelfleet_components",
     "devcluster",
     "images",
     "api_server",
@@ -102,12 +102,12 @@ OURS = {
         ("ollama_agent", set()),
         ("model_sync", set()),
         ("image_verifier", set()),
-        ("components", set()),
+        ("modelfleet_components", set()),
         ("devcluster", set()),
         ("images", {"devcluster"}),
         ("modelfleet_outputs", set()),
         ("examples", {"modelfleet_outputs"}),
-        ("infra", {"components", "devcluster", "images", "modelfleet_outputs", "model_sync"}),
+        ("infra", {"modelfleet_components", "devcluster", "images", "modelfleet_outputs", "model_sync"}),
     ],
 )
 def test_packages_import_only_what_is_below_them(package: str, allowed: set[str]) -> None:

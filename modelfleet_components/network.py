@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components.contract import API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, MODEL_WRITER, PORTS, SCRAPED, labels, selector, type_token
+from .contract import API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, MODEL_WRITER, PORTS, SCRAPED, labels, selector, type_token
 
 net = k8s.networking.v1
 

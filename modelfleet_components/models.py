@@ -8,8 +8,8 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components import pods
-from components.contract import MODEL_WRITER, type_token
+from . import pods
+from .contract import MODEL_WRITER, type_token
 
 core = k8s.core.v1
 SHARED_PATH = "/shared"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components.contract import EXPOSED_ANNOTATION, USER_ID, labels, selector
+from .contract import EXPOSED_ANNOTATION, USER_ID, labels, selector
 
 core = k8s.core.v1
 GPU_CLAIM = "gpu"

@@ -8,8 +8,8 @@ import pulumi
 import pulumi_kubernetes as k8s
 import yaml
 
-from components import alerts, dashboard, pods
-from components.contract import CACHE_SERVER, METRICS_EXPORTER, PORTS, READER_LABEL, labels, type_token
+from . import alerts, dashboard, pods
+from .contract import CACHE_SERVER, METRICS_EXPORTER, PORTS, READER_LABEL, labels, type_token
 
 core = k8s.core.v1
 
@@ -22,9 +22,9 @@ class MonitoringArgs:
     image: pulumi.Input[str]
     cache_secret: pulumi.Input[str]
     resources: pods.ResourceArgs
-    gpu_nodes: bool
+    gpu_nodes: bool = False
     """Also run one exporter on every GPU node."""
-    runtime_class: pulumi.Input[str] | None
+    runtime_class: pulumi.Input[str] | None = None
     alert_rules: Literal["config-map", "prometheus-rule"] = "config-map"
     """A rule file that your Prometheus mounts or a sidecar finds, or an object of the Prometheus operator."""
 

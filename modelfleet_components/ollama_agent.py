@@ -9,9 +9,9 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components import pods
-from components.contract import AGENT_CONTROL_PORT, AGENT_PORT, CONTEXT_PROBE, OLLAMA, OLLAMA_REPLICAS
-from components.models import STORE_PATH
+from . import pods
+from .contract import AGENT_CONTROL_PORT, AGENT_PORT, CONTEXT_PROBE, OLLAMA, OLLAMA_REPLICAS
+from .models import STORE_PATH
 
 core = k8s.core.v1
 AGENT = "ollama-agent"

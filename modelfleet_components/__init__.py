@@ -1,0 +1,52 @@
+"""The deployable parts of a model fleet, as Pulumi ComponentResources. They know no stack and read no configuration."""
+
+from .activator import Activator, ActivatorArgs
+from .api_server import ApiServer, ApiServerArgs
+from .cache import CacheServer, CacheServerArgs
+from .governance import Governance, GovernanceArgs
+from .gpu import ClaimArgs, GpuRuntime, GpuRuntimeArgs, SharingArgs
+from .image_trust import ImageTrust, ImageTrustArgs
+from .images import RuntimeImages, RuntimeImagesArgs
+from .model_server import ModelServer, ModelServerArgs
+from .models import ModelStore, ModelStoreArgs
+from .monitoring import Monitoring, MonitoringArgs
+from .network import Network, NetworkArgs, OriginArgs
+from .ollama import OllamaFleet, OllamaFleetArgs
+from .ollama_agent import AgentArgs
+from .pods import ResourceArgs
+from .storage import Storage, StorageArgs, TierArgs
+
+__all__ = [
+    "Activator",
+    "ActivatorArgs",
+    "AgentArgs",
+    "ApiServer",
+    "ApiServerArgs",
+    "CacheServer",
+    "CacheServerArgs",
+    "ClaimArgs",
+    "Governance",
+    "GovernanceArgs",
+    "GpuRuntime",
+    "GpuRuntimeArgs",
+    "ImageTrust",
+    "ImageTrustArgs",
+    "ModelServer",
+    "ModelServerArgs",
+    "ModelStore",
+    "ModelStoreArgs",
+    "Monitoring",
+    "MonitoringArgs",
+    "Network",
+    "NetworkArgs",
+    "OllamaFleet",
+    "OllamaFleetArgs",
+    "OriginArgs",
+    "ResourceArgs",
+    "RuntimeImages",
+    "RuntimeImagesArgs",
+    "SharingArgs",
+    "Storage",
+    "StorageArgs",
+    "TierArgs",
+]
