@@ -7,8 +7,8 @@ from typing import Any, Literal
 import pulumi
 import pulumi_kubernetes as k8s
 
-from . import node_runtime
-from .contract import BATCH_PRIORITY, GATEWAY_PRIORITY, GPU_MEMORY_ANNOTATION, PRIORITY_CLASS, labels, type_token
+from . import node_runtime, pods
+from .contract import BATCH_PRIORITY, GATEWAY_PRIORITY, GPU_MEMORY_ANNOTATION, GPU_NODES, PRIORITY_CLASS, labels, type_token
 
 meta = k8s.meta.v1
 SHARING_CONFIG = "modelfleet-gpu-sharing"
@@ -118,13 +118,12 @@ def _runtime_class(name: str, args: GpuRuntimeArgs, opts: pulumi.ResourceOptions
     """The class's name, as a plain value: see `_name`."""
     if not args.create_runtime_class:
         return _name(args.runtime_class)
-    toleration = k8s.core.v1.TolerationArgs(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
     k8s.node.v1.RuntimeClass(
         name,
         metadata=meta.ObjectMetaArgs(name=args.runtime_class, labels=labels("gpu-runtime")),
         handler=args.handler,
         overhead=k8s.node.v1.OverheadArgs(pod_fixed=dict(args.overhead)),
-        scheduling=k8s.node.v1.SchedulingArgs(node_selector={"nvidia.com/gpu.present": "true"}, tolerations=[toleration]),
+        scheduling=k8s.node.v1.SchedulingArgs(node_selector=GPU_NODES, tolerations=[pods.tolerate_gpu_nodes()]),
         opts=_replaced(opts, "handler"),
     )
     return _name(args.runtime_class)

@@ -8,7 +8,7 @@ import pulumi_kubernetes as k8s
 
 from . import pods
 from .contract import DATA_LABEL, IMAGE_VERIFIER, PORTS, RESTRICTED, labels, type_token
-from .network import dns_egress
+from .network import default_deny, dns_egress
 
 admission = k8s.admissionregistration.v1
 core = k8s.core.v1
@@ -100,12 +100,7 @@ class ImageTrust(pulumi.ComponentResource):
     @staticmethod
     def _policies(name: str, namespace: pulumi.Input[str], child: pulumi.ResourceOptions) -> None:
         """The API server comes from a node, registries are anywhere: a port is all that can be said of either."""
-        net.NetworkPolicy(
-            f"{name}-default-deny",
-            metadata=k8s.meta.v1.ObjectMetaArgs(name="default-deny", namespace=namespace, labels=labels("network")),
-            spec=net.NetworkPolicySpecArgs(pod_selector=k8s.meta.v1.LabelSelectorArgs(), policy_types=["Ingress", "Egress"]),
-            opts=child,
-        )
+        default_deny(f"{name}-default-deny", namespace, child)
         port = net.NetworkPolicyPortArgs(port=PORTS[IMAGE_VERIFIER], protocol="TCP")
         anywhere = net.NetworkPolicyPeerArgs(ip_block=net.IPBlockArgs(cidr="0.0.0.0/0"))
         net.NetworkPolicy(

@@ -140,18 +140,13 @@ def context_probe(
         resources=pods.resources(PROBE_RESOURCES),
         security_context=pods.container_security(),
     )
-    # A pod whose node goes away has not said anything.
-    evicted = k8s.batch.v1.PodFailurePolicyRuleArgs(
-        action="Ignore",
-        on_pod_conditions=[k8s.batch.v1.PodFailurePolicyOnPodConditionsPatternArgs(type="DisruptionTarget", status="True")],
-    )
     return k8s.batch.v1.Job(
         name,
         metadata=pods.metadata(CONTEXT_PROBE, namespace, named=False),
         spec=k8s.batch.v1.JobSpecArgs(
             # The probe itself waits and asks again; its first failure is the answer.
             backoff_limit=0,
-            pod_failure_policy=k8s.batch.v1.PodFailurePolicyArgs(rules=[evicted]),
+            pod_failure_policy=pods.disruptions_are_no_failures(),
             template=pods.template(CONTEXT_PROBE, pods.spec(CONTEXT_PROBE, [container], [], restart_policy="Never")),
         ),
         opts=pulumi.ResourceOptions.merge(

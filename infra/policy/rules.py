@@ -18,9 +18,8 @@ from infra.policy.guards import (
     secrets_are_masked,
 )
 from infra.policy.objects import WORKLOADS, Object, containers, gpus, of, templates, title
+from modelfleet_components.contract import READER_LABEL
 
-_READER_LABEL = "modelfleet.dev/read-by"
-"""Of a ConfigMap that a program outside the stack finds by its labels."""
 Rule = Callable[[Sequence[Object]], list[str]]
 
 _CLUSTER_WIDE = (
@@ -310,7 +309,7 @@ def config_maps_are_used(objects: Sequence[Object]) -> list[str]:
         for item in of(objects, "ConfigMap")
         if item["metadata"].get("namespace") in namespaces
         and item["metadata"]["name"] not in used
-        and _READER_LABEL not in item["metadata"].get("labels", {})
+        and READER_LABEL not in item["metadata"].get("labels", {})
     ]
 
 
