@@ -195,6 +195,20 @@ class TestEveryDockerfile:
             assert "--require-hashes" in line
 
 
+_OWN = re.compile(r"^LABEL .*|^ +org\.opencontainers.*|^EXPOSE .*|^# llama.*|^RUN apt-get .*", re.MULTILINE)
+"""What a service's Dockerfile may have that others have not: what it is, its ports, its Debian packages."""
+
+
+def test_services_are_built_alike() -> None:
+    """Each has a Dockerfile of its own, so that an edit of one rebuilds one image; this keeps them from drifting apart."""
+    texts = {name: (ROOT / "images" / name / "Dockerfile").read_text() for name in embedded.SERVICES}
+    forms = {
+        re.sub(r"\n+", "\n", _OWN.sub("", text)).replace(name, "<image>").replace(embedded.SERVICES[name], "<package>")
+        for name, text in texts.items()
+    }
+    assert len(forms) == 1, "\n\n".join(sorted(forms))
+
+
 def test_every_image_of_the_settings_has_a_dockerfile() -> None:
     assert {*IMAGE_NAMES, *BASE_NAMES, VERIFIER_IMAGE} == {path.parent.name for path in DOCKERFILES}
 
