@@ -26,8 +26,8 @@ pip install ./modelfleet_components                    # from a checkout, or by 
 pip install './modelfleet_components[docker-build]'    # only to build images: [docker-build], or [docker] for a Docker daemon
 ```
 
-Who takes images by digest, the default of `RuntimeImages`, needs nothing else. Who builds them passes a checkout of this repository as
-its `source`.
+Who takes images by digest, the default of `RuntimeImages`, needs nothing else; a fleet's own references are in its output `images`
+([outputs.md](outputs.md)). Who builds them passes a checkout of this repository, of the same release, as the argument `source`.
 
 Within a major version names, arguments, outputs and type tokens stay, and new arguments are optional.
 `tests/contract/components-v1.json` is that promise, and a test holds the code against it; to add something, write it there with
