@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from modelfleet_components.contract import DATA_LABEL
+from components.contract import DATA_LABEL
 
 _REMOVING = ("delete", "replace", "delete-replaced")
 

@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from components.models import FOLLOWER_RESOURCES
+from components.ollama_agent import AGENT_RESOURCES, PROBE_RESOURCES
 from infra.model_settings import is_address
 from infra.section import GIB, MIB, in_gib, quantity
 from model_sync.catalog import is_held_by
-from modelfleet_components.models import FOLLOWER_RESOURCES
-from modelfleet_components.ollama_agent import AGENT_RESOURCES, PROBE_RESOURCES
 
 if TYPE_CHECKING:
     from infra.model_settings import ModelSettings

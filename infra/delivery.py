@@ -4,7 +4,7 @@ import ipaddress
 
 import pulumi
 
-import modelfleet_components as c
+import components as c
 from infra.model_settings import is_address
 from infra.section import quantity
 from infra.settings import Settings

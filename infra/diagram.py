@@ -1,11 +1,11 @@
 """docs/network.md, drawn from the table of allowed connections: `python -m infra.diagram > docs/network.md`."""
 
-from modelfleet_components.contract import API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, MODEL_WRITER, PORTS, SCRAPED
+from components.contract import API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, MODEL_WRITER, PORTS, SCRAPED
 
 _INTRODUCTION = """# Who may talk to whom
 
-Drawn from `EDGES`, `DNS_CLIENTS` and `SCRAPED` of `modelfleet_components/contract.py` by `python -m infra.diagram`; a test compares
-the two. `modelfleet_components/network.py` makes the NetworkPolicies from the same table: everything is denied in both directions, then
+Drawn from `EDGES`, `DNS_CLIENTS` and `SCRAPED` of `components/contract.py` by `python -m infra.diagram`; a test compares
+the two. `components/network.py` makes the NetworkPolicies from the same table: everything is denied in both directions, then
 each of these is allowed at both of its ends. `tests/cluster/test_network.py` tries every pair of pods on every port and compares with
 the table.
 

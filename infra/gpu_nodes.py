@@ -12,12 +12,12 @@ from typing import get_args
 
 from pydantic import ValidationError
 
+from components import node_runtime
 from infra import refusals
 from infra.cli import ROOT
 from infra.gpu_settings import GpuSettings
 from infra.preview import stack_config
 from infra.section import Section, SettingsError
-from modelfleet_components import node_runtime
 
 
 class _GpuAlone(Section):

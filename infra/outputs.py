@@ -5,10 +5,10 @@ from typing import Any
 
 import pulumi
 
-import modelfleet_components as c
+import components as c
+from components.contract import HOT_CLASS, METRICS_EXPORTER, MODEL_SERVER, PORTS, SHARED_CLASS
 from infra.effective_context import effective_contexts
 from infra.settings import Settings
-from modelfleet_components.contract import HOT_CLASS, METRICS_EXPORTER, MODEL_SERVER, PORTS, SHARED_CLASS
 from modelfleet_outputs import VERSION, FleetOutputs, ModelOutput, StorageClasses
 
 BASE_PATH = "/v1"

@@ -20,13 +20,13 @@ from typing import Any
 
 import yaml
 
+from components.images import CONTEXTS
 from devcluster.toolchain import ToolchainError
 from infra.cli import ROOT, CliError, PulumiCli, pulumi_binaries
 from infra.manifests import report, schema
 from infra.policy import rules
 from infra.policy.guards import MASK
 from infra.settings import IMAGE_NAMES
-from modelfleet_components.images import CONTEXTS
 
 STACKS = ("dev", "prod")
 OUTPUT = ROOT / "build" / "preview"

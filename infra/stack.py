@@ -6,15 +6,15 @@ from pathlib import Path
 import pulumi
 import pulumi_kubernetes as k8s
 
-import modelfleet_components as c
+import components as c
+from components.contract import PORTS
+from components.gpu import device_class
 from infra import certificates, cluster, delivery
 from infra.gpu_settings import GpuSettings
 from infra.inputs import load, verifier_tls
 from infra.outputs import outputs
 from infra.section import PROJECT, Resources, SettingsError, quantity
 from infra.settings import VERIFIER_IMAGE, ScaleToZeroSettings, Settings, Tier, TrustSettings
-from modelfleet_components.contract import PORTS
-from modelfleet_components.gpu import device_class
 
 NO_GPUS = GpuSettings()
 _ROOT = Path(__file__).resolve().parent.parent

@@ -16,7 +16,7 @@ def build(package: str, work: Path) -> Path:
             (source / path.name).write_bytes(path.read_bytes())
     options = ("-q", "--no-deps", "--no-build-isolation", "--no-index")
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options, "-w", str(work), str(source)], check=True, capture_output=True)
-    (wheel,) = work.glob(f"{package}-*.whl")
+    (wheel,) = work.glob("*.whl")
     return wheel
 
 

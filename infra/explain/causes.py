@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
+from components.contract import EDGES, MODEL_SERVER, MODEL_WRITER, OLLAMA
 from infra.explain import admission, containers, network, placement
 from infra.explain.facts import Facts, Finding, labels
 from infra.explain.snapshot import Snapshot
-from modelfleet_components.contract import EDGES, MODEL_SERVER, MODEL_WRITER, OLLAMA
 
 RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     admission.namespace,

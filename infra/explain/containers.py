@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 
+from components.contract import MODEL_WRITER, OLLAMA
 from infra.explain.facts import Container, Facts, Finding, key, one_line
 from infra.explain.snapshot import Object
-from modelfleet_components.contract import MODEL_WRITER, OLLAMA
 
 _PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable", "ImageInspectError")
 _UNREACHABLE = r"dial tcp|no such host|connection refused|i/o timeout|deadline exceeded|x509|EOF|server misbehaving|\b50[0234]\b"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from components.contract import API_SERVER, CACHE_SERVER, CONTEXT_PROBE, METRICS_EXPORTER, MODEL_SERVER, MODEL_WRITER, OLLAMA
 from infra.explain.snapshot import Object, Snapshot
-from modelfleet_components.contract import API_SERVER, CACHE_SERVER, CONTEXT_PROBE, METRICS_EXPORTER, MODEL_SERVER, MODEL_WRITER, OLLAMA
 
 _SECTIONS = {
     OLLAMA: "fleet",

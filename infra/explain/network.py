@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from components.contract import API_SERVER, CONTEXT_PROBE, DNS_CLIENTS, EDGES, PART_OF, SCRAPED
 from infra.explain.facts import Facts, Finding, key, labels, selects
 from infra.explain.snapshot import Object
-from modelfleet_components.contract import API_SERVER, CONTEXT_PROBE, DNS_CLIENTS, EDGES, PART_OF, SCRAPED
 
 _DNS_NAMESPACE = {"kubernetes.io/metadata.name": "kube-system"}
 _DNS_LABELS = {"k8s-app": "kube-dns"}

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable, Iterator
 
+from components.contract import SHARED_CLASS
 from infra.explain.facts import Facts, Finding, key, labels, one_line
 from infra.explain.snapshot import Object
 from infra.settings import quantity
-from modelfleet_components.contract import SHARED_CLASS
 
 _GRACE_S = 10
 """A claim or a pod younger than this is only on its way."""

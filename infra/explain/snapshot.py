@@ -14,7 +14,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 from kubernetes.stream import portforward
 
-from modelfleet_components.contract import API_SERVER, PORTS
+from components.contract import API_SERVER, PORTS
 
 Object = dict[str, Any]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from modelfleet_components.contract import DATA_LABEL, PROTECTED_ANNOTATION
+from components.contract import DATA_LABEL, PROTECTED_ANNOTATION
 
 Object = Mapping[str, Any]
 Action = Literal["deleted", "replaced", "refused", "changed", "created"]

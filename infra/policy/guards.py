@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import yaml
 
+from components.contract import DATA_LABEL, EXPOSED_ANNOTATION, GPU_MEMORY_ANNOTATION, PROTECTED_ANNOTATION
 from infra.policy.objects import Object, annotation, containers, of, templates, title
-from modelfleet_components.contract import DATA_LABEL, EXPOSED_ANNOTATION, GPU_MEMORY_ANNOTATION, PROTECTED_ANNOTATION
 
 MASK = "REDACTED"
 """Stands for every value of a Secret in a rendering that is kept. It happens to be base64, so that an API server takes it."""

@@ -10,9 +10,9 @@ from typing import Any
 from pulumi_policy import EnforcementLevel, Policy, PolicyResource, ReportViolation, StackValidationArgs, StackValidationPolicy
 from pulumi_policy.proxy import UnknownValueError
 
+from components.contract import PROTECTED_ANNOTATION
 from infra.policy.objects import title
 from infra.policy.rules import RULES, Rule
-from modelfleet_components.contract import PROTECTED_ANNOTATION
 
 
 class Unknown(str):

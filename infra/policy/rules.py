@@ -8,6 +8,7 @@ the policy pack (__main__.py).
 import re
 from collections.abc import Callable, Sequence
 
+from components.contract import READER_LABEL
 from infra.policy.guards import (
     claims_are_protected,
     gpu_shares_have_a_memory_limit,
@@ -18,7 +19,6 @@ from infra.policy.guards import (
     secrets_are_masked,
 )
 from infra.policy.objects import WORKLOADS, Object, containers, gpus, of, templates, title
-from modelfleet_components.contract import READER_LABEL
 
 Rule = Callable[[Sequence[Object]], list[str]]
 

@@ -50,7 +50,7 @@ def admitted(stack: Stack) -> Iterator[None]:
 
 @pytest.fixture
 def door(stack: Stack, admitted: None, tmp_path: Path) -> Iterator[PulumiCli]:
-    wheel.install(wheel.build("modelfleet_components", tmp_path), tmp_path / "installed")
+    wheel.install(wheel.build("components", tmp_path), tmp_path / "installed")
     cli = PulumiCli(
         stack="prod",
         state_dir=tmp_path / "stack",

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-import modelfleet_components as c
-from modelfleet_components import gpu
+import components as c
+from components import gpu
 from tests.cluster.conftest import Stack
 from tests.cluster.kube import Kube, eventually
 from tests.component.harness import Recorder, render

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from modelfleet_components.contract import (
+from components.contract import (
     AGENT_CONTROL_PORT,
     AGENT_PORT,
     API_METRICS_PORT,

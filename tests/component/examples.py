@@ -12,7 +12,10 @@ import textwrap
 import pulumi
 import pulumi_kubernetes as k8s
 
-import modelfleet_components as components
+try:
+    import modelfleet_components as components  # as it is installed
+except ModuleNotFoundError:
+    import components
 from tests.component.harness import Recorder, render
 
 COMPONENTS = sorted(name for name in components.__all__ if not name.endswith("Args"))

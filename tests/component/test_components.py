@@ -10,11 +10,11 @@ import pulumi
 import pytest
 import yaml
 
-import modelfleet_components as c
+import components as c
+from components.contract import AGENT_CONTROL_PORT, AGENT_PORT, COMPONENTS, DNS_CLIENTS, EDGES, PORTS
 from infra.constraints import EPHEMERAL_DEFAULT
 from infra.policy import rules
 from infra.section import quantity
-from modelfleet_components.contract import AGENT_CONTROL_PORT, AGENT_PORT, COMPONENTS, DNS_CLIENTS, EDGES, PORTS
 from tests.component.harness import Recorder, render
 
 ROOT = Path(__file__).resolve().parents[2]

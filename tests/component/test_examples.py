@@ -18,11 +18,11 @@ def test_the_example_of_a_component_runs(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return wheel.build("modelfleet_components", tmp_path_factory.mktemp("wheel"))
+    return wheel.build("components", tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_package_has_every_module_and_nothing_else(built: Path) -> None:
-    modules = {path.name for path in (wheel.ROOT / "modelfleet_components").glob("*.py")}
+    modules = {path.name for path in (wheel.ROOT / "components").glob("*.py")}
     found = {name.removeprefix("modelfleet_components/") for name in zipfile.ZipFile(built).namelist() if ".dist-info/" not in name}
     assert found == modules | {"py.typed"}
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import yaml
 
-import modelfleet_components as c
+import components as c
 from infra.policy import rules
 from tests.component.harness import Recorder, render
 from tests.component.test_components import API_SERVER, OLLAMA, SMALL

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from modelfleet_components import __main__ as page
+from components import __main__ as page
 from tests.wheel import ROOT
 
-PROJECT = tomllib.loads((ROOT / "modelfleet_components" / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "components" / "pyproject.toml").read_text())["project"]
 VERSION = PROJECT["version"].partition(".")[0]
 STORED = Path(__file__).parent / f"components-v{VERSION}.json"
 PUBLISHED: dict[str, Any] = json.loads(STORED.read_text())
@@ -60,11 +60,11 @@ def _component(name: str, old: dict[str, Any], new: dict[str, Any] | None) -> li
 
 
 def test_the_package_keeps_what_its_version_published() -> None:
-    assert breaking(PUBLISHED, page.interface()) == [], "keep it, or raise the major version in modelfleet_components/pyproject.toml"
+    assert breaking(PUBLISHED, page.interface()) == [], "keep it, or raise the major version in components/pyproject.toml"
 
 
 def test_what_was_added_is_promised_too() -> None:
-    added = f"python -m modelfleet_components --json > {STORED.relative_to(ROOT)}"
+    added = f"python -m components --json > {STORED.relative_to(ROOT)}"
     assert STORED.read_text() == page.promise(), f"when nothing is broken: {added}"
 
 
@@ -125,7 +125,7 @@ def test_every_component_has_documented_arguments() -> None:
 
 
 def test_type_tokens_are_those_that_are_written() -> None:
-    sources = "".join(path.read_text() for path in (ROOT / "modelfleet_components").glob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "components").glob("*.py"))
     assert sorted(re.findall(r'type_token\("(\w+)"\)', sources)) == sorted(PUBLISHED["components"])
 
 
@@ -146,11 +146,11 @@ def test_the_package_asks_for_what_it_imports_within_bounds_that_hold_here() -> 
     assert len(bounds) == len(matches), "every dependency has a lower and an upper bound"
     imported = {
         module.partition(".")[0]
-        for path in (ROOT / "modelfleet_components").glob("*.py")
+        for path in (ROOT / "components").glob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         for module in _modules(node)
     }
-    theirs = imported - set(sys.stdlib_module_names) - {"modelfleet_components"}
+    theirs = imported - set(sys.stdlib_module_names)
     distributions = {"yaml": "pyyaml"}
     assert {distributions.get(name, name.replace("_", "-")) for name in theirs} == set(bounds)
     locked = dict(re.findall(r"^([a-z0-9-]+)==([\d.]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))

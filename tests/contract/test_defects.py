@@ -13,12 +13,12 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+from components import node_runtime
 from infra import gpu_nodes
 from infra.policy import dockerfiles, rules
 from infra.preview import stack_config
 from infra.section import SettingsError
 from infra.settings import parse
-from modelfleet_components import node_runtime
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {

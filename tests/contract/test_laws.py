@@ -10,11 +10,11 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from components.contract import AGENT_PORT, COMPONENTS, EDGES, OLLAMA, PORTS, SCRAPED
 from images import embedded
 from infra import configuration, diagram
 from infra.cli import PROVIDERS
 from infra.settings import BASE_NAMES, IMAGE_NAMES, VERIFIER_IMAGE
-from modelfleet_components.contract import AGENT_PORT, COMPONENTS, EDGES, OLLAMA, PORTS, SCRAPED
 from modelfleet_outputs import __main__ as outputs_page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ def imports(path: Path) -> set[str]:
 
 OURS = {
     "infra",
-    "modelfleet_components",
+    "components",
     "devcluster",
     "images",
     "api_server",
@@ -73,12 +73,12 @@ OURS = {
         ("ollama_agent", set()),
         ("model_sync", set()),
         ("image_verifier", set()),
-        ("modelfleet_components", set()),
+        ("components", set()),
         ("devcluster", set()),
         ("images", {"devcluster"}),
         ("modelfleet_outputs", set()),
-        ("examples", {"modelfleet_components", "modelfleet_outputs"}),
-        ("infra", {"modelfleet_components", "devcluster", "images", "modelfleet_outputs", "model_sync"}),
+        ("examples", {"modelfleet_outputs"}),
+        ("infra", {"components", "devcluster", "images", "modelfleet_outputs", "model_sync"}),
     ],
 )
 def test_packages_import_only_what_is_below_them(package: str, allowed: set[str]) -> None:

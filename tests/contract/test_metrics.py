@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry
 
 from api_server.metrics import Metrics as ApiServerMetrics
 from api_server.settings import Route
+from components import alerts, dashboard
 from model_server.metrics import Metrics as ModelServerMetrics
-from modelfleet_components import alerts, dashboard
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = re.compile(r"^\| `(\w+)` \| (counter|gauge|histogram) \|([\w, ]*)\|", re.MULTILINE)

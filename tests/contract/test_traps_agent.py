@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from components.contract import DNS_CLIENTS, EDGES, OLLAMA
 from infra import constraints
 from infra.policy import rules
 from infra.section import quantity
 from infra.settings import parse
-from modelfleet_components.contract import DNS_CLIENTS, EDGES, OLLAMA
 from tests.contract.test_laws import documents
 from tests.unit.test_settings import document, refusal
 

@@ -120,14 +120,14 @@ PROGRAM = """
 import os
 import pulumi
 import pulumi_kubernetes as k8s
-import modelfleet_components.storage
-from modelfleet_components import Storage, StorageArgs, TierArgs
+import components.storage
+from components import Storage, StorageArgs, TierArgs
 
 name = os.environ["FLEET_STORAGE"]
 aliases = []
 if name != "storage":
     # What a rename of the component in a release looks like: another type, another name, and both old ones as an alias.
-    modelfleet_components.storage.type_token = lambda _: "modelfleet:index:Vault"
+    components.storage.type_token = lambda _: "modelfleet:index:Vault"
     if os.environ.get("FLEET_ALIAS"):
         aliases = [pulumi.Alias(name="storage", type_="modelfleet:index:Storage")]
 provider = k8s.Provider("cluster", render_yaml_to_directory=os.environ["FLEET_TARGET"])

@@ -24,7 +24,7 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("components")
-    wheel.install(wheel.build("modelfleet_components", work), work / "installed")
+    wheel.install(wheel.build("components", work), work / "installed")
     return work / "installed"
 
 

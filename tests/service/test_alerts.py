@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from components import alerts
 from devcluster import host
-from modelfleet_components import alerts
 
 UPSTREAM = {"upstream": "http://ollama:11434", "address": "10.0.0.1"}
 

@@ -7,9 +7,9 @@ import pulumi
 import pytest
 from pulumi import automation
 
+from components import RuntimeImages, RuntimeImagesArgs
 from images import embedded
 from infra.cli import ROOT, PulumiCli
-from modelfleet_components import RuntimeImages, RuntimeImagesArgs
 from tests.service.buildkit import BUILDER, Builder, builder
 
 IMAGES = ("ollama", "api-server", "metrics-exporter")

@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import pytest
 
+from components import node_runtime
+from components.node_runtime import Mode
 from devcluster import toolchain
-from modelfleet_components import node_runtime
-from modelfleet_components.node_runtime import Mode
 
 MAIN_FILES = {
     ("containerd", False): "version = 3\n",

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from components import node_runtime
 from infra import gpu_nodes
-from modelfleet_components import node_runtime
 
 
 def test_the_files_lie_at_their_paths_on_the_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`python -m modelfleet_components`: docs/components.md. With `--json`: the interface that a major version keeps."""
+"""`python -m components`: docs/components.md. With `--json`: the interface that a major version keeps."""
 
 import dataclasses
 import inspect
@@ -9,21 +9,21 @@ from typing import Any, ForwardRef, Literal, Union, get_args, get_origin
 
 import pulumi
 
-import modelfleet_components as package
-
 from .contract import type_token
+
+package = sys.modules[__package__ or "components"]
 
 _INTRODUCTION = """# Components
 
-Made from the docstrings and types of `modelfleet_components/` by `python -m modelfleet_components`; a test compares the two.
+Made from the docstrings and types of `components/` by `python -m components`; a test compares the two.
 
 Each component stands alone: it reads no configuration, knows no stack, and takes names and references of what others made as arguments.
-Another team installs the package and composes what it needs; [examples/components](../examples/components) is such a program, and every
-component's docstring has an example that runs.
+Another team installs the package, imports `modelfleet_components`, and composes what it needs;
+[examples/components](../examples/components) is such a program, and every component's docstring has an example that runs.
 
 ```
-pip install ./modelfleet_components                    # from a checkout, or by its git address with #subdirectory=modelfleet_components
-pip install './modelfleet_components[docker-build]'    # only to build images: [docker-build], or [docker] for a Docker daemon
+pip install ./components                    # from a checkout, or by its git address with #subdirectory=components
+pip install './components[docker-build]'    # only to build images: [docker-build], or [docker] for a Docker daemon
 ```
 
 Who takes images by digest, the default of `RuntimeImages`, needs nothing else; a fleet's own references are in its output `images`
@@ -31,7 +31,7 @@ Who takes images by digest, the default of `RuntimeImages`, needs nothing else; 
 
 Within a major version names, arguments, outputs and type tokens stay, and new arguments are optional.
 `tests/contract/components-v1.json` is that promise, and a test holds the code against it; to add something, write it there with
-`python -m modelfleet_components --json`. Names of Kubernetes objects are constants (`contract.py`), because pods find each other by
+`python -m components --json`. Names of Kubernetes objects are constants (`contract.py`), because pods find each other by
 them: two of one component need two namespaces, and what is cluster-wide (GpuRuntime, Storage, ImageTrust) exists once in a cluster.
 
 | component | what | required arguments | outputs | type token |
