@@ -1,20 +1,20 @@
 """The deployable parts of a model fleet, as Pulumi ComponentResources. They know no stack and read no configuration."""
 
-from components.activator import Activator, ActivatorArgs
-from components.api_server import ApiServer, ApiServerArgs
-from components.cache import CacheServer, CacheServerArgs
-from components.governance import Governance, GovernanceArgs
-from components.gpu import ClaimArgs, GpuRuntime, GpuRuntimeArgs, SharingArgs
-from components.image_trust import ImageTrust, ImageTrustArgs
-from components.images import RuntimeImages, RuntimeImagesArgs
-from components.model_server import ModelServer, ModelServerArgs
-from components.models import ModelStore, ModelStoreArgs
-from components.monitoring import Monitoring, MonitoringArgs
-from components.network import Network, NetworkArgs, OriginArgs
-from components.ollama import OllamaFleet, OllamaFleetArgs
-from components.ollama_agent import AgentArgs
-from components.pods import ResourceArgs
-from components.storage import Storage, StorageArgs, TierArgs
+from .activator import Activator, ActivatorArgs
+from .api_server import ApiServer, ApiServerArgs
+from .cache import CacheServer, CacheServerArgs
+from .governance import Governance, GovernanceArgs
+from .gpu import ClaimArgs, GpuRuntime, GpuRuntimeArgs, SharingArgs
+from .image_trust import ImageTrust, ImageTrustArgs
+from .images import RuntimeImages, RuntimeImagesArgs
+from .model_server import ModelServer, ModelServerArgs
+from .models import ModelStore, ModelStoreArgs
+from .monitoring import Monitoring, MonitoringArgs
+from .network import Network, NetworkArgs, OriginArgs
+from .ollama import OllamaFleet, OllamaFleetArgs
+from .ollama_agent import AgentArgs
+from .pods import ResourceArgs
+from .storage import Storage, StorageArgs, TierArgs
 
 __all__ = [
     "Activator",

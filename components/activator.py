@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components import pods
-from components.contract import ACTIVATOR, API_METRICS_PORT, API_SERVER, OLLAMA, PORTS, labels, type_token
-from components.network import dns_egress
+from . import pods
+from .contract import ACTIVATOR, API_METRICS_PORT, API_SERVER, OLLAMA, PORTS, labels, type_token
+from .network import dns_egress
 
 core = k8s.core.v1
 net = k8s.networking.v1

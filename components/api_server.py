@@ -3,12 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components import pods
-from components.contract import API_METRICS_PORT, API_SERVER, PORTS, type_token
+from . import pods
+from .contract import API_METRICS_PORT, API_SERVER, PORTS, type_token
 
 core = k8s.core.v1
 _DRAIN_S = 600
@@ -30,8 +31,8 @@ class ApiServerArgs:
     hold_s: int = 0
     """Longest wait in seconds of a request for a model that no server has; 0 refuses at once."""
     resources: pods.ResourceArgs
-    service_type: str
-    node_port: int | None
+    service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
+    node_port: int | None = None
     priority_class: pulumi.Input[str] | None = None
 
 
@@ -43,7 +44,7 @@ class ApiServer(pulumi.ComponentResource):
         route = {"url": "http://ollama:11434", "model": "qwen3-coder:30b", "max_in_flight": 4}
         api = ApiServer("api", ApiServerArgs(namespace="fleet", image="registry.example.com/api-server@sha256:" + 64 * "0",
                                              keys=pulumi.Output.secret(["sixteen-or-more-characters"]),
-                                             routes={"qwen3-coder:30b": route}, replicas=2, service_type="ClusterIP", node_port=None,
+                                             routes={"qwen3-coder:30b": route}, replicas=2,
                                              resources=ResourceArgs(cpu="1", memory="512Mi"), priority_class="gateway-priority"))
         pulumi.export("service", api.service_name)
     """

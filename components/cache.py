@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components import pods
-from components.contract import CACHE_SERVER, PORTS, type_token
+from . import pods
+from .contract import CACHE_SERVER, PORTS, type_token
 
 core = k8s.core.v1
 
@@ -20,7 +20,7 @@ class CacheServerArgs:
     password: pulumi.Input[str]
     """A Pulumi secret."""
     max_memory_bytes: int
-    eviction_policy: str
+    eviction_policy: str = "allkeys-lru"
     """A `maxmemory-policy` of Redis."""
     resources: pods.ResourceArgs
 

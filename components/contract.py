@@ -40,6 +40,8 @@ SHARED_CLAIM = "shared-models"
 PRIORITY_CLASS = "gpu-priority"
 GATEWAY_PRIORITY = "gateway-priority"
 BATCH_PRIORITY = "gpu-batch-priority"
+GPU_NODES = {"nvidia.com/gpu.present": "true"}
+"""Label of nodes with GPUs; GPU feature discovery sets it."""
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
 """Labels of a namespace that takes pods under the Pod Security Standard `restricted` alone."""
 USER_ID = 10001
@@ -97,6 +99,6 @@ PROTECTED_ANNOTATION = "modelfleet.dev/protected"
 GPU_MEMORY_ANNOTATION = "modelfleet.dev/gpu-memory"
 """On the configuration of time-slicing: `not-isolated`, since nothing keeps one share from the memory of another."""
 EXPOSED_ANNOTATION = "modelfleet.dev/exposed"
-"""Of a Service: the type that the configuration asks for."""
+"""Of a Service: the type that the configuration asks for. Components set it from the setting, never by themselves."""
 MODEL_VERSION_ANNOTATION = "modelfleet.dev/model-version"
 """Of a pod that keeps a model's file open."""

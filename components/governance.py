@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components.contract import BATCH_PRIORITY, DATA_LABEL, RESTRICTED, labels, type_token
+from .contract import BATCH_PRIORITY, DATA_LABEL, RESTRICTED, labels, type_token
 
 core = k8s.core.v1
 
@@ -15,8 +15,8 @@ class GovernanceArgs:
     """Inputs of Governance. Sums are over the whole namespace."""
 
     namespace: str
-    gpu_quota: int
-    gpu_resource: str
+    gpu_quota: int = 0
+    gpu_resource: str = "nvidia.com/gpu"
     """Extended resource that pods ask for."""
     gpu_device_class: str | None = None
     """DeviceClass of claims, where pods ask by claims instead; the quota then counts devices of it."""

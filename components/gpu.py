@@ -7,8 +7,8 @@ from typing import Any, Literal
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components import node_runtime
-from components.contract import BATCH_PRIORITY, GATEWAY_PRIORITY, GPU_MEMORY_ANNOTATION, PRIORITY_CLASS, labels, type_token
+from . import node_runtime, pods
+from .contract import BATCH_PRIORITY, GATEWAY_PRIORITY, GPU_MEMORY_ANNOTATION, GPU_NODES, PRIORITY_CLASS, labels, type_token
 
 meta = k8s.meta.v1
 SHARING_CONFIG = "modelfleet-gpu-sharing"
@@ -41,14 +41,14 @@ class ClaimArgs:
 class GpuRuntimeArgs:
     """Inputs of GpuRuntime."""
 
-    enabled: bool
+    enabled: bool = True
     """Whether any node has a GPU; without one there is no RuntimeClass, but the priorities stay."""
-    create_runtime_class: bool
+    create_runtime_class: bool = True
     """False where the GPU operator owns the RuntimeClass of this name."""
-    runtime_class: str
-    handler: str
+    runtime_class: str = "nvidia"
+    handler: str = "nvidia"
     """Handler in the node's container runtime; a RuntimeClass names one, it installs none."""
-    priority: int
+    priority: int = 1_000_000
     """Of serving, 1000..999,000,000."""
     overhead: Mapping[str, str] = field(default_factory=lambda: {"cpu": "10m", "memory": "16Mi"})
     """What a pod costs beyond its containers."""
@@ -64,8 +64,7 @@ class GpuRuntime(pulumi.ComponentResource):
     Nodes are found by the label `nvidia.com/gpu.present=true`, which GPU feature discovery sets, and their usual taint is tolerated.
     The gateway comes before serving: without it no replica is reached. Serving evicts batch work; batch work evicts nothing.
 
-        runtime = GpuRuntime("gpu", GpuRuntimeArgs(enabled=True, create_runtime_class=True, runtime_class="nvidia",
-                                                   handler="nvidia", priority=1_000_000))
+        runtime = GpuRuntime("gpu", GpuRuntimeArgs())
         pod = k8s.core.v1.PodSpecArgs(containers=[], runtime_class_name=runtime.runtime_class, priority_class_name=runtime.priority_class)
         k8s.core.v1.Pod("pod", spec=pod, opts=pulumi.ResourceOptions(depends_on=[runtime]))
     """
@@ -119,13 +118,12 @@ def _runtime_class(name: str, args: GpuRuntimeArgs, opts: pulumi.ResourceOptions
     """The class's name, as a plain value: see `_name`."""
     if not args.create_runtime_class:
         return _name(args.runtime_class)
-    toleration = k8s.core.v1.TolerationArgs(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
     k8s.node.v1.RuntimeClass(
         name,
         metadata=meta.ObjectMetaArgs(name=args.runtime_class, labels=labels("gpu-runtime")),
         handler=args.handler,
         overhead=k8s.node.v1.OverheadArgs(pod_fixed=dict(args.overhead)),
-        scheduling=k8s.node.v1.SchedulingArgs(node_selector={"nvidia.com/gpu.present": "true"}, tolerations=[toleration]),
+        scheduling=k8s.node.v1.SchedulingArgs(node_selector=GPU_NODES, tolerations=[pods.tolerate_gpu_nodes()]),
         opts=_replaced(opts, "handler"),
     )
     return _name(args.runtime_class)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components import pods
-from components.contract import DATA_LABEL, IMAGE_VERIFIER, PORTS, RESTRICTED, labels, type_token
-from components.network import dns_egress
+from . import pods
+from .contract import DATA_LABEL, IMAGE_VERIFIER, PORTS, RESTRICTED, labels, type_token
+from .network import default_deny, dns_egress
 
 admission = k8s.admissionregistration.v1
 core = k8s.core.v1
@@ -32,9 +32,9 @@ class ImageTrustArgs:
     """Serving certificate for `image-verifier.<namespace>.svc`, PEM, self-signed: also what the API server trusts."""
     private_key: pulumi.Input[str]
     """Its key, a Pulumi secret."""
-    mirror: str
+    mirror: str = ""
     """Registry that is asked for every signature; empty: the host in the image's own name."""
-    replicas: int
+    replicas: int = 2
     resources: pods.ResourceArgs
 
 
@@ -44,7 +44,7 @@ class ImageTrust(pulumi.ComponentResource):
     Fails closed: while no verifier answers, no new pod starts in the protected namespace; running ones stay. Whatever makes
     pods there should depend on this component, or it could be too early to be checked.
 
-        trust = ImageTrust("trust", ImageTrustArgs(protected_namespace="fleet", namespace="fleet-admission", replicas=2, mirror="",
+        trust = ImageTrust("trust", ImageTrustArgs(protected_namespace="fleet", namespace="fleet-admission",
                                                    image="registry.example.com/image-verifier@sha256:" + 64 * "0",
                                                    public_keys="-----BEGIN PUBLIC KEY-----...",
                                                    certificate="-----BEGIN CERTIFICATE-----...",
@@ -100,12 +100,7 @@ class ImageTrust(pulumi.ComponentResource):
     @staticmethod
     def _policies(name: str, namespace: pulumi.Input[str], child: pulumi.ResourceOptions) -> None:
         """The API server comes from a node, registries are anywhere: a port is all that can be said of either."""
-        net.NetworkPolicy(
-            f"{name}-default-deny",
-            metadata=k8s.meta.v1.ObjectMetaArgs(name="default-deny", namespace=namespace, labels=labels("network")),
-            spec=net.NetworkPolicySpecArgs(pod_selector=k8s.meta.v1.LabelSelectorArgs(), policy_types=["Ingress", "Egress"]),
-            opts=child,
-        )
+        default_deny(f"{name}-default-deny", namespace, child)
         port = net.NetworkPolicyPortArgs(port=PORTS[IMAGE_VERIFIER], protocol="TCP")
         anywhere = net.NetworkPolicyPeerArgs(ip_block=net.IPBlockArgs(cidr="0.0.0.0/0"))
         net.NetworkPolicy(

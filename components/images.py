@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pulumi
 
-from components.contract import type_token
+from .contract import type_token
 
-ROOT = Path(__file__).resolve().parent.parent
 CONTEXTS: Mapping[str, Sequence[str]] = {
     "cuda-base": ("images/cuda-base",),
     "python-base": ("images/python-base",),
@@ -22,7 +22,7 @@ CONTEXTS: Mapping[str, Sequence[str]] = {
     "ollama-agent": ("images/ollama-agent", "ollama_agent"),
     "image-verifier": ("images/image-verifier", "image_verifier"),
 }
-"""Image name to the paths that its Dockerfile copies from; their content names the tag."""
+"""Image name to the paths below RuntimeImagesArgs.source that its Dockerfile copies from; their content names the tag."""
 _EPOCH = "1764000000"
 """Time of every file of a built image, in seconds since 1970: a constant, so that the same sources give the same digest."""
 
@@ -31,10 +31,12 @@ _EPOCH = "1764000000"
 class RuntimeImagesArgs:
     """Inputs of RuntimeImages."""
 
-    builder: str
+    builder: Literal["prebuilt", "docker-build", "docker"] = "prebuilt"
     """`prebuilt`: take `refs`. `docker-build`: buildx through pulumi-docker-build. `docker`: a Docker daemon through pulumi-docker."""
-    registry: str
-    """Prefix of the repositories that are pushed to."""
+    registry: str = ""
+    """Prefix of the repositories that a builder pushes to."""
+    source: Path | str | None = None
+    """What a builder builds from: a checkout of the modelfleet repository. `prebuilt` needs none."""
     refs: Mapping[str, str] = field(default_factory=dict)
     """Image name to `repository@sha256:…`."""
     images: Sequence[str] | None = None
@@ -50,9 +52,12 @@ class RuntimeImages(pulumi.ComponentResource):
 
     For example:
 
-        images = RuntimeImages("images", RuntimeImagesArgs(builder="docker-build", registry="registry.example.com/fleet",
-                                                           builder_name="remote", images=["python-base", "cuda-base"]))
-        pulumi.export("python_base", images.refs["python-base"])
+        digest = "sha256:" + 64 * "0"
+        images = RuntimeImages("images", RuntimeImagesArgs(builder="prebuilt",
+                                                           refs={"cache-server": f"registry.example.com/cache-server@{digest}"}))
+        pulumi.export("cache_server", images.refs["cache-server"])
+
+    To build them instead, pass `builder="docker-build"`, the `registry`, and a checkout of the repository as `source`.
     """
 
     refs: Mapping[str, pulumi.Output[str]]
@@ -65,11 +70,19 @@ class RuntimeImages(pulumi.ComponentResource):
 
     def _reference(self, name: str, image: str, args: RuntimeImagesArgs) -> pulumi.Output[str]:
         if args.builder == "prebuilt":
+            if image not in args.refs:
+                raise pulumi.RunError(f"{name}: got no reference for {image}, want repository@sha256:…; add it to refs")
             return pulumi.Output.from_input(args.refs[image])
-        tag = f"{args.registry}/{image}:{content_tag(image)}"
+        if args.source is None or not args.registry:
+            got = f"source={args.source!s}, registry={args.registry!r}"
+            raise pulumi.RunError(
+                f"{name}: got {got} with builder={args.builder}, want both; pass a checkout of the repository and a registry"
+            )
+        source = Path(args.source).resolve()
+        tag = f"{args.registry}/{image}:{content_tag(source, image)}"
         if not args.build:
             return pulumi.Output.from_input(tag)
-        dockerfile = str(ROOT / "images" / image / "Dockerfile")
+        dockerfile = str(source / "images" / image / "Dockerfile")
         child = pulumi.ResourceOptions(parent=self, retain_on_delete=True)
         if args.builder == "docker-build":
             import pulumi_docker_build as docker_build  # noqa: PLC0415 (a second to import, and not installed by every user)
@@ -83,7 +96,7 @@ class RuntimeImages(pulumi.ComponentResource):
                 build_args={"SOURCE_DATE_EPOCH": _EPOCH},
                 # A preview must not need a builder.
                 build_on_preview=False,
-                context=docker_build.BuildContextArgs(location=str(ROOT)),
+                context=docker_build.BuildContextArgs(location=str(source)),
                 dockerfile=docker_build.DockerfileArgs(location=dockerfile),
                 platforms=[docker_build.Platform(args.platform)],
                 builder=docker_build.BuilderConfigArgs(name=args.builder_name) if args.builder_name else None,
@@ -92,15 +105,18 @@ class RuntimeImages(pulumi.ComponentResource):
             return built.ref
         import pulumi_docker as docker  # noqa: PLC0415
 
-        build = docker.DockerBuildArgs(context=str(ROOT), dockerfile=dockerfile, platform=args.platform)
+        build = docker.DockerBuildArgs(context=str(source), dockerfile=dockerfile, platform=args.platform)
         return docker.Image(f"{name}-{image}", image_name=tag, build=build, opts=child).repo_digest
 
 
-def content_tag(image: str) -> str:
-    """`src-` and twelve hex digits of everything that the image's build copies from the repository."""
+def content_tag(source: Path, image: str) -> str:
+    """`src-` and twelve hex digits of everything that the image's build copies from `source`."""
     digest = hashlib.sha256()
     for context in CONTEXTS[image]:
-        for path in sorted((ROOT / context).rglob("*")):
+        found = sorted((source / context).rglob("*"))
+        if not found:
+            raise pulumi.RunError(f"source: got {source} without {context}, want a checkout of the modelfleet repository; correct the path")
+        for path in found:
             if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+                digest.update(f"{path.relative_to(source)}\0".encode() + path.read_bytes())
     return f"src-{digest.hexdigest()[:12]}"

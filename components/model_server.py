@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components import pods
-from components.contract import CACHE_SERVER, MODEL_SERVER, MODEL_VERSION_ANNOTATION, PORTS, type_token
-from components.models import STORE_PATH
+from . import pods
+from .contract import CACHE_SERVER, MODEL_SERVER, MODEL_VERSION_ANNOTATION, PORTS, type_token
+from .models import STORE_PATH
 
 core = k8s.core.v1
 _DRAIN_S = 120
@@ -31,7 +31,7 @@ class ModelServerArgs:
     context_length: int
     parallel: int
     max_queue: int
-    priority_class: pulumi.Input[str]
+    priority_class: pulumi.Input[str] | None = None
 
 
 class ModelServer(pulumi.ComponentResource):

@@ -8,8 +8,8 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components import pods
-from components.contract import MODEL_WRITER, type_token
+from . import pods
+from .contract import MODEL_WRITER, type_token
 
 core = k8s.core.v1
 SHARED_PATH = "/shared"
@@ -90,18 +90,13 @@ class ModelStore(pulumi.ComponentResource):
         )
         # A pod that failed stays, with its reason; what it fetched is in the claim, and the next one goes on from there.
         pod = pods.spec(MODEL_WRITER, [container], [tmp, shared], restart_policy="Never", priority_class=args.priority_class)
-        # A drained or lost node is no failure of the source: the pod is made again.
-        disrupted = k8s.batch.v1.PodFailurePolicyRuleArgs(
-            action="Ignore",
-            on_pod_conditions=[k8s.batch.v1.PodFailurePolicyOnPodConditionsPatternArgs(type="DisruptionTarget", status="True")],
-        )
         return k8s.batch.v1.Job(
             f"{self._name}-{role}",
             metadata=pods.metadata(MODEL_WRITER, args.namespace, named=False),
             spec=k8s.batch.v1.JobSpecArgs(
                 # The writer itself asks again; what it gives up on is told at once.
                 backoff_limit=0,
-                pod_failure_policy=k8s.batch.v1.PodFailurePolicyArgs(rules=[disrupted]),
+                pod_failure_policy=pods.disruptions_are_no_failures(),
                 template=pods.template(MODEL_WRITER, pod),
             ),
             # A failed Job is not reused: the next `pulumi up` makes another.

@@ -8,8 +8,8 @@ import pulumi
 import pulumi_kubernetes as k8s
 import yaml
 
-from components import alerts, dashboard, pods
-from components.contract import CACHE_SERVER, METRICS_EXPORTER, PORTS, READER_LABEL, labels, type_token
+from . import alerts, dashboard, pods
+from .contract import CACHE_SERVER, GPU_NODES, METRICS_EXPORTER, PORTS, READER_LABEL, labels, type_token
 
 core = k8s.core.v1
 
@@ -22,9 +22,9 @@ class MonitoringArgs:
     image: pulumi.Input[str]
     cache_secret: pulumi.Input[str]
     resources: pods.ResourceArgs
-    gpu_nodes: bool
+    gpu_nodes: bool = False
     """Also run one exporter on every GPU node."""
-    runtime_class: pulumi.Input[str] | None
+    runtime_class: pulumi.Input[str] | None = None
     alert_rules: Literal["config-map", "prometheus-rule"] = "config-map"
     """A rule file that your Prometheus mounts or a sidecar finds, or an object of the Prometheus operator."""
 
@@ -59,8 +59,8 @@ class Monitoring(pulumi.ComponentResource):
         if args.gpu_nodes:
             gpu_pod = _pod(args, gpus=True)
             # Said here too, not by the RuntimeClass alone: the DaemonSet controller looks at the template when it chooses nodes.
-            gpu_pod.node_selector = {"nvidia.com/gpu.present": "true"}
-            gpu_pod.tolerations = [core.TolerationArgs(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")]
+            gpu_pod.node_selector = dict(GPU_NODES)
+            gpu_pod.tolerations = [pods.tolerate_gpu_nodes()]
             k8s.apps.v1.DaemonSet(
                 f"{name}-gpus",
                 metadata=k8s.meta.v1.ObjectMetaArgs(

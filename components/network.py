@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components.contract import API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, MODEL_WRITER, PORTS, SCRAPED, labels, selector, type_token
+from .contract import API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, MODEL_WRITER, PORTS, SCRAPED, labels, selector, type_token
 
 net = k8s.networking.v1
 
@@ -45,12 +45,7 @@ class Network(pulumi.ComponentResource):
     def __init__(self, name: str, args: NetworkArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("Network"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        net.NetworkPolicy(
-            f"{name}-default-deny",
-            metadata=k8s.meta.v1.ObjectMetaArgs(name="default-deny", namespace=args.namespace, labels=labels("network")),
-            spec=net.NetworkPolicySpecArgs(pod_selector=k8s.meta.v1.LabelSelectorArgs(), policy_types=["Ingress", "Egress"]),
-            opts=child,
-        )
+        default_deny(f"{name}-default-deny", args.namespace, child)
         for component in COMPONENTS:
             net.NetworkPolicy(
                 f"{name}-{component}",
@@ -91,6 +86,16 @@ def _policy(component: str, args: NetworkArgs) -> net.NetworkPolicySpecArgs:
         policy_types=["Ingress", "Egress"],
         ingress=ingress,
         egress=egress,
+    )
+
+
+def default_deny(name: str, namespace: pulumi.Input[str], opts: pulumi.ResourceOptions) -> None:
+    """What no other policy of the namespace allows is denied, in both directions."""
+    net.NetworkPolicy(
+        name,
+        metadata=k8s.meta.v1.ObjectMetaArgs(name="default-deny", namespace=namespace, labels=labels("network")),
+        spec=net.NetworkPolicySpecArgs(pod_selector=k8s.meta.v1.LabelSelectorArgs(), policy_types=["Ingress", "Egress"]),
+        opts=opts,
     )
 
 

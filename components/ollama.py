@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components import pods
-from components.contract import AGENT_CONTROL_PORT, OLLAMA, PORTS, type_token
-from components.models import SHARED_PATH, STORE_PATH, follower
-from components.ollama_agent import LOAD_S, AgentArgs, agent_container, context_probe, drain_hook, replicas_service, revision
+from . import pods
+from .contract import AGENT_CONTROL_PORT, OLLAMA, PORTS, type_token
+from .models import SHARED_PATH, STORE_PATH, follower
+from .ollama_agent import LOAD_S, AgentArgs, agent_container, context_probe, drain_hook, replicas_service, revision
 
 core = k8s.core.v1
 _MAX_MODELS = 32
@@ -36,13 +36,13 @@ class OllamaFleetArgs:
     resources: pods.ResourceArgs
     context_length: int
     """Tokens; always set, because Ollama's default depends on the GPU's memory."""
-    num_parallel: int
-    keep_alive: str
-    max_queue: int
-    prompt_cache_bytes: int
+    num_parallel: int = 1
+    keep_alive: str = "-1"
+    max_queue: int = 16
+    prompt_cache_bytes: int = 8 * 2**30
     """Host memory that each loaded model keeps old prompts in."""
-    runtime_class: pulumi.Input[str] | None
-    priority_class: pulumi.Input[str]
+    runtime_class: pulumi.Input[str] | None = None
+    priority_class: pulumi.Input[str] | None = None
     claim_template: pulumi.Input[str] | None = None
     """ResourceClaimTemplate of a replica's GPUs, where they are claimed."""
     agent: AgentArgs
@@ -63,7 +63,7 @@ class OllamaFleet(pulumi.ComponentResource):
         fleet = OllamaFleet("ollama", OllamaFleetArgs(
             namespace="fleet", image=images["ollama"], sync_image=images["models"], shared_claim="shared-models", hot_class="local-nvme",
             hot_size="100Gi", hot_bytes=100 * 2**30, replicas=3, resources=ResourceArgs(cpu="8", memory="64Gi", gpus=1),
-            context_length=65536, num_parallel=1, keep_alive="-1", max_queue=16, prompt_cache_bytes=8 * 2**30, runtime_class="nvidia",
+            context_length=65536, runtime_class="nvidia",
             priority_class="gpu-priority", agent=AgentArgs(image=images["ollama-agent"], drain_s=600, min_context=16384),
             models={"qwen3-coder:30b": 3}, retain=True))
         pulumi.export("url", fleet.url)

@@ -9,9 +9,9 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components import pods
-from components.contract import AGENT_CONTROL_PORT, AGENT_PORT, CONTEXT_PROBE, OLLAMA, OLLAMA_REPLICAS
-from components.models import STORE_PATH
+from . import pods
+from .contract import AGENT_CONTROL_PORT, AGENT_PORT, CONTEXT_PROBE, OLLAMA, OLLAMA_REPLICAS
+from .models import STORE_PATH
 
 core = k8s.core.v1
 AGENT = "ollama-agent"
@@ -140,18 +140,13 @@ def context_probe(
         resources=pods.resources(PROBE_RESOURCES),
         security_context=pods.container_security(),
     )
-    # A pod whose node goes away has not said anything.
-    evicted = k8s.batch.v1.PodFailurePolicyRuleArgs(
-        action="Ignore",
-        on_pod_conditions=[k8s.batch.v1.PodFailurePolicyOnPodConditionsPatternArgs(type="DisruptionTarget", status="True")],
-    )
     return k8s.batch.v1.Job(
         name,
         metadata=pods.metadata(CONTEXT_PROBE, namespace, named=False),
         spec=k8s.batch.v1.JobSpecArgs(
             # The probe itself waits and asks again; its first failure is the answer.
             backoff_limit=0,
-            pod_failure_policy=k8s.batch.v1.PodFailurePolicyArgs(rules=[evicted]),
+            pod_failure_policy=pods.disruptions_are_no_failures(),
             template=pods.template(CONTEXT_PROBE, pods.spec(CONTEXT_PROBE, [container], [], restart_policy="Never")),
         ),
         opts=pulumi.ResourceOptions.merge(

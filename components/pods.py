@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components.contract import EXPOSED_ANNOTATION, USER_ID, labels, selector
+from .contract import EXPOSED_ANNOTATION, USER_ID, labels, selector
 
 core = k8s.core.v1
 GPU_CLAIM = "gpu"
@@ -34,6 +34,11 @@ def resources(args: ResourceArgs) -> core.ResourceRequirementsArgs:
         limits={"memory": args.memory, **gpu},
         claims=[core.ResourceClaimArgs(name=GPU_CLAIM)] if claimed else None,
     )
+
+
+def tolerate_gpu_nodes() -> core.TolerationArgs:
+    """Of the taint that GPU nodes usually have."""
+    return core.TolerationArgs(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
 
 
 def container_security() -> core.SecurityContextArgs:
@@ -109,7 +114,7 @@ def spec(
         restart_policy=restart_policy,
         affinity=core.AffinityArgs(pod_anti_affinity=_apart(component)) if apart else None,
         # A RuntimeClass of the cluster's own may lack it.
-        tolerations=[core.TolerationArgs(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")] if gpu_toleration else None,
+        tolerations=[tolerate_gpu_nodes()] if gpu_toleration else None,
         topology_spread_constraints=[spread],
         security_context=core.PodSecurityContextArgs(
             run_as_non_root=True,
@@ -129,6 +134,12 @@ def _apart(component: str) -> core.PodAntiAffinityArgs:
     return core.PodAntiAffinityArgs(
         preferred_during_scheduling_ignored_during_execution=[core.WeightedPodAffinityTermArgs(weight=100, pod_affinity_term=term)]
     )
+
+
+def disruptions_are_no_failures() -> k8s.batch.v1.PodFailurePolicyArgs:
+    """For a Job that ends at its first failure: a pod whose node was drained or lost has not failed, and is made again."""
+    disrupted = k8s.batch.v1.PodFailurePolicyOnPodConditionsPatternArgs(type="DisruptionTarget", status="True")
+    return k8s.batch.v1.PodFailurePolicyArgs(rules=[k8s.batch.v1.PodFailurePolicyRuleArgs(action="Ignore", on_pod_conditions=[disrupted])])
 
 
 def template(component: str, pod: core.PodSpecArgs, annotations: Mapping[str, pulumi.Input[str]] | None = None) -> core.PodTemplateSpecArgs:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components.contract import HOT_CLASS, MODEL_WRITER, PROTECTED_ANNOTATION, SHARED_CLAIM, SHARED_CLASS, labels, type_token
-from components.pods import metadata
+from .contract import HOT_CLASS, MODEL_WRITER, PROTECTED_ANNOTATION, SHARED_CLAIM, SHARED_CLASS, labels, type_token
+from .pods import metadata
 
 
 @dataclass(frozen=True, kw_only=True)

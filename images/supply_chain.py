@@ -22,7 +22,7 @@ from devcluster.toolchain import ToolchainError
 SEVERITIES = ("negligible", "low", "medium", "high", "critical")
 _TOOLS = {"syft": "grype", "grype": "grype", "cosign": "cosign"}
 """Command to the module of `tools/` that it is built in."""
-_NO_LOG = ("--use-signing-config=false", "--tlog-upload=false")
+NO_LOG = ("--use-signing-config=false", "--tlog-upload=false")
 """Keys of one's own need no public log, and a private registry's names do not belong in one."""
 
 
@@ -70,7 +70,7 @@ class Publisher:
 
     def _cosign(self, command: str, *arguments: str) -> None:
         plain = ["--allow-http-registry"] if self.plain_http else []
-        self._run("cosign", command, "--key", str(self.key), "--yes", *_NO_LOG, *plain, *arguments)
+        self._run("cosign", command, "--key", str(self.key), "--yes", *NO_LOG, *plain, *arguments)
 
     def _run(self, command: str, *arguments: str) -> None:
         plain = {"SYFT_REGISTRY_INSECURE_USE_HTTP": "true"} if self.plain_http else {}

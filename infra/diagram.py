@@ -4,9 +4,10 @@ from components.contract import API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, MODE
 
 _INTRODUCTION = """# Who may talk to whom
 
-Drawn from `EDGES`, `DNS_CLIENTS` and `SCRAPED` of `components/contract.py` by `python -m infra.diagram`; a test compares the two.
-`components/network.py` makes the NetworkPolicies from the same table: everything is denied in both directions, then each of these is
-allowed at both of its ends. `tests/cluster/test_network.py` tries every pair of pods on every port and compares with the table.
+Drawn from `EDGES`, `DNS_CLIENTS` and `SCRAPED` of `components/contract.py` by `python -m infra.diagram`; a test compares
+the two. `components/network.py` makes the NetworkPolicies from the same table: everything is denied in both directions, then
+each of these is allowed at both of its ends. `tests/cluster/test_network.py` tries every pair of pods on every port and compares with
+the table.
 
 Policies hold only where the cluster's network plugin enforces them (Calico, Cilium, kube-router, ...); flannel alone does not.
 """

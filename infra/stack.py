@@ -1,6 +1,7 @@
 """The composition: which components, from which settings, in which order."""
 
 import dataclasses
+from pathlib import Path
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -16,6 +17,8 @@ from infra.section import PROJECT, Resources, SettingsError, quantity
 from infra.settings import VERIFIER_IMAGE, ScaleToZeroSettings, Settings, Tier, TrustSettings
 
 NO_GPUS = GpuSettings()
+_ROOT = Path(__file__).resolve().parent.parent
+"""The repository: what images are built from."""
 _HOLD_S = 600
 """Start of a fleet from zero: a node, the copy of the models, their load."""
 
@@ -161,6 +164,7 @@ def build(settings: Settings) -> None:
         c.RuntimeImagesArgs(
             builder=settings.images.builder,
             registry=settings.images.registry,
+            source=_ROOT,
             refs=settings.images.refs,
             platform=settings.images.platform,
             builder_name=settings.images.builder_name,

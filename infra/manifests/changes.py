@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from components.contract import DATA_LABEL, PROTECTED_ANNOTATION
+
 Object = Mapping[str, Any]
 Action = Literal["deleted", "replaced", "refused", "changed", "created"]
 ACTIONS: tuple[Action, ...] = ("deleted", "replaced", "refused", "changed", "created")
@@ -34,9 +36,11 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     "StorageClass": ("reclaimPolicy", "volumeBindingMode"),
 }
 """Fields that the API server calls immutable and Pulumi does not replace for. Source: validation of Kubernetes 1.36; a test asks it."""
+_RETAINED = f"metadata.labels.{DATA_LABEL}"
+_PROTECTED = f"metadata.annotations.{PROTECTED_ANNOTATION}"
 _GUARDS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
-    "Namespace": (("metadata.labels.modelfleet.dev/data", "retain", "nothing"),),
-    "PersistentVolumeClaim": (("metadata.annotations.modelfleet.dev/protected", "true", "false"),),
+    "Namespace": ((_RETAINED, "retain", "nothing"),),
+    "PersistentVolumeClaim": ((_PROTECTED, "true", "false"),),
     "StatefulSet": (
         ("spec.persistentVolumeClaimRetentionPolicy.whenDeleted", "Retain", "Retain"),
         ("spec.persistentVolumeClaimRetentionPolicy.whenScaled", "Retain", "Retain"),
@@ -117,10 +121,7 @@ def _loss(old: Object, new: Object | None, action: Action) -> str:
     if action not in ("deleted", "replaced"):
         return ""
     if kind in ("PersistentVolumeClaim", "PersistentVolume", "Namespace"):
-        kept = (
-            _at(old, "metadata.annotations.modelfleet.dev/protected") == "true"
-            or _at(old, "metadata.labels.modelfleet.dev/data") == "retain"
-        )
+        kept = _at(old, _PROTECTED) == "true" or _at(old, _RETAINED) == "retain"
         return "what it holds goes with it" + ("; it is protected, so that Pulumi refuses or leaves it" if kept else "")
     if kind == "StatefulSet" and "Delete" in _at(old, "spec.persistentVolumeClaimRetentionPolicy", {}).values():
         return "its claims go with it"

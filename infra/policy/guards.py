@@ -8,18 +8,11 @@ from collections.abc import Iterator, Sequence
 
 import yaml
 
+from components.contract import DATA_LABEL, EXPOSED_ANNOTATION, GPU_MEMORY_ANNOTATION, PROTECTED_ANNOTATION
 from infra.policy.objects import Object, annotation, containers, of, templates, title
 
-EXPOSED = "modelfleet.dev/exposed"
-"""Annotation of a Service: the type that the configuration asks for. Components set it from the setting, never by themselves."""
-PROTECTED = "modelfleet.dev/protected"
-"""Annotation of a claim that Pulumi refuses to delete."""
-DATA = "modelfleet.dev/data"
-"""Label of a Namespace: `retain`, or `disposable` where a stack may lose its data."""
 MASK = "REDACTED"
 """Stands for every value of a Secret in a rendering that is kept. It happens to be base64, so that an API server takes it."""
-GPU_MEMORY = "modelfleet.dev/gpu-memory"
-"""Annotation of the ConfigMap that configures time-slicing: `not-isolated`, where the configuration acknowledges it."""
 MPS_LIMIT = "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"
 """Source: NVIDIA's documentation of the Multi-Process Service; the MPS server enforces it for each client."""
 
@@ -75,9 +68,10 @@ def nothing_is_exposed_unasked(objects: Sequence[Object]) -> list[str]:
     found: list[str] = []
     for item in of(objects, "Service"):
         kind = item.get("spec", {}).get("type", "ClusterIP")
-        if kind == "LoadBalancer" and annotation(item, EXPOSED) != kind:
+        if kind == "LoadBalancer" and annotation(item, EXPOSED_ANNOTATION) != kind:
             found.append(
-                f"{title(item)}: got type LoadBalancer, want ClusterIP unless asked for; set apiServer.serviceType, or annotate {EXPOSED}"
+                f"{title(item)}: got type LoadBalancer, want ClusterIP unless asked for; "
+                f"set apiServer.serviceType, or annotate {EXPOSED_ANNOTATION}"
             )
         if item.get("spec", {}).get("externalIPs"):
             found.append(f"{title(item)}: got externalIPs, want none; use apiServer.serviceType")
@@ -91,7 +85,7 @@ def _limited_shares(objects: Sequence[Object]) -> bool:
             if "sharing:" not in str(text):
                 continue
             sharing = (yaml.safe_load(str(text)) or {}).get("sharing") or {}
-            if "mps" in sharing or ("timeSlicing" in sharing and annotation(item, GPU_MEMORY) == "not-isolated"):
+            if "mps" in sharing or ("timeSlicing" in sharing and annotation(item, GPU_MEMORY_ANNOTATION) == "not-isolated"):
                 return True
     return False
 
@@ -139,7 +133,7 @@ def no_secret_is_in_plaintext(objects: Sequence[Object]) -> list[str]:
 
 def claims_are_protected(objects: Sequence[Object]) -> list[str]:
     """Models outlive the stack, unless its Namespace says that they are disposable."""
-    purposes = [(item.get("metadata", {}).get("labels") or {}).get(DATA) for item in of(objects, "Namespace")]
+    purposes = [(item.get("metadata", {}).get("labels") or {}).get(DATA_LABEL) for item in of(objects, "Namespace")]
     if purposes and all(purpose in ("disposable", "none") for purpose in purposes):
         return []
     remedy = "set storage.retain"
@@ -155,7 +149,7 @@ def claims_are_protected(objects: Sequence[Object]) -> list[str]:
     found += [
         f"{title(item)}: got a claim that can be deleted, want it protected; {remedy}"
         for item in of(objects, "PersistentVolumeClaim")
-        if annotation(item, PROTECTED) != "true"
+        if annotation(item, PROTECTED_ANNOTATION) != "true"
     ]
     return found
 

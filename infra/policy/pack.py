@@ -10,7 +10,7 @@ from typing import Any
 from pulumi_policy import EnforcementLevel, Policy, PolicyResource, ReportViolation, StackValidationArgs, StackValidationPolicy
 from pulumi_policy.proxy import UnknownValueError
 
-from infra.policy.guards import PROTECTED
+from components.contract import PROTECTED_ANNOTATION
 from infra.policy.objects import title
 from infra.policy.rules import RULES, Rule
 
@@ -68,7 +68,7 @@ def kubernetes_objects(resources: Sequence[PolicyResource], unknowns: list[Unkno
         item = known(resource.props, unknowns)
         if item.get("kind") == "PersistentVolumeClaim":
             metadata = item.setdefault("metadata", {})
-            metadata["annotations"] = {**(metadata.get("annotations") or {}), PROTECTED: str(resource.opts.protect).lower()}
+            metadata["annotations"] = {**(metadata.get("annotations") or {}), PROTECTED_ANNOTATION: str(resource.opts.protect).lower()}
         yield resource.urn, item
 
 

@@ -8,6 +8,7 @@ the policy pack (__main__.py).
 import re
 from collections.abc import Callable, Sequence
 
+from components.contract import READER_LABEL
 from infra.policy.guards import (
     claims_are_protected,
     gpu_shares_have_a_memory_limit,
@@ -19,8 +20,6 @@ from infra.policy.guards import (
 )
 from infra.policy.objects import WORKLOADS, Object, containers, gpus, of, templates, title
 
-_READER_LABEL = "modelfleet.dev/read-by"
-"""Of a ConfigMap that a program outside the stack finds by its labels."""
 Rule = Callable[[Sequence[Object]], list[str]]
 
 _CLUSTER_WIDE = (
@@ -310,7 +309,7 @@ def config_maps_are_used(objects: Sequence[Object]) -> list[str]:
         for item in of(objects, "ConfigMap")
         if item["metadata"].get("namespace") in namespaces
         and item["metadata"]["name"] not in used
-        and _READER_LABEL not in item["metadata"].get("labels", {})
+        and READER_LABEL not in item["metadata"].get("labels", {})
     ]
 
 

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 
 import pytest
 
-from components.contract import AGENT_CONTROL_PORT, AGENT_PORT, API_METRICS_PORT, API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, PORTS, SCRAPED
+from components.contract import (
+    AGENT_CONTROL_PORT,
+    AGENT_PORT,
+    API_METRICS_PORT,
+    API_SERVER,
+    COMPONENTS,
+    DNS_CLIENTS,
+    EDGES,
+    PORTS,
+    SCRAPED,
+)
 from tests.cluster.conftest import MODEL, Stack
 from tests.cluster.kube import eventually
 

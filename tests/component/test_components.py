@@ -3,8 +3,10 @@
 import base64
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
+import pulumi
 import pytest
 import yaml
 
@@ -15,6 +17,7 @@ from infra.policy import rules
 from infra.section import quantity
 from tests.component.harness import Recorder, render
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = c.ResourceArgs(cpu="100m", memory="128Mi")
 TIER = c.TierArgs(provisioner="example.org/disk", size="1Gi")
 
@@ -536,17 +539,38 @@ def test_prebuilt_images_are_taken_as_they_are(preview: bool) -> None:
         name: f"modelfleet/{name}@sha256:{'a' * 64}"
         for name in ("ollama", "ollama-agent", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
     }
-    recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(builder="prebuilt", registry="r", refs=refs)), preview=preview)
+    recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(refs=refs)), preview=preview)
     assert [resource.typ for resource in recorder.resources] == ["modelfleet:index:RuntimeImages"]
 
 
 @pytest.mark.parametrize(("builder", "kind"), [("docker-build", "docker-build:index:Image"), ("docker", "docker:index/image:Image")])
 def test_images_are_built_under_a_tag_of_their_content(builder: str, kind: str) -> None:
-    recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(builder=builder, registry="registry.example.com/x")))
+    recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(builder=builder, registry="registry.example.com/x", source=ROOT)))
     built = [resource.inputs for resource in recorder.resources if resource.typ == kind]
     assert len(built) == 10
     tags = {tag for inputs in built for tag in inputs.get("tags", [inputs.get("imageName")])}
     assert all(":src-" in tag for tag in tags)
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (c.RuntimeImagesArgs(images=["ollama"]), "i: got no reference for ollama, want repository@sha256:"),
+        (
+            c.RuntimeImagesArgs(builder="docker-build", registry="r"),
+            "i: got source=None, registry='r' with builder=docker-build, want both; pass",
+        ),
+        (c.RuntimeImagesArgs(builder="docker", source=ROOT), "i: got source="),
+        (
+            c.RuntimeImagesArgs(builder="docker", registry="r", source=ROOT / "docs"),
+            f"source: got {ROOT / 'docs'} without images/cuda-base, want",
+        ),
+    ],
+)
+def test_images_without_a_reference_or_a_source_are_refused(args: c.RuntimeImagesArgs, line: str) -> None:
+    with pytest.raises(pulumi.RunError) as refusal:
+        render(lambda: c.RuntimeImages("i", args))
+    assert str(refusal.value).startswith(line)
 
 
 def test_unsigned_images_are_refused_by_a_webhook_that_fails_closed() -> None:

@@ -1,27 +1,45 @@
-"""The example in each component's docstring runs as it stands: what another team would copy."""
+"""The example of each component, in this repository and from the installed package alone."""
 
-import textwrap
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
 
-import pulumi
-import pulumi_kubernetes as k8s
 import pytest
 
-import components
-from tests.component.harness import render
-
-COMPONENTS = sorted(name for name in components.__all__ if not name.endswith("Args"))
+from tests import wheel
+from tests.component import examples
 
 
-def example(name: str) -> str:
-    """The lines that stand four columns further in than the docstring itself."""
-    lines = (getattr(components, name).__doc__ or "").splitlines()
-    return textwrap.dedent("\n".join(line for line in lines if line.startswith(" " * 8)))
-
-
-@pytest.mark.parametrize("name", COMPONENTS)
+@pytest.mark.parametrize("name", examples.COMPONENTS)
 def test_the_example_of_a_component_runs(name: str) -> None:
-    code = example(name)
-    assert f"{name}(" in code, f"{name} has no example in its docstring"
-    scope = {**{each: getattr(components, each) for each in components.__all__}, "pulumi": pulumi, "k8s": k8s}
-    recorder = render(lambda: exec(compile(code, name, "exec"), scope))  # noqa: S102 (our own docstrings)
-    assert [resource.typ for resource in recorder.resources if resource.typ == f"modelfleet:index:{name}"]
+    examples.run(name)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wheel.build("components", tmp_path_factory.mktemp("wheel"))
+
+
+def test_the_package_has_every_module_and_nothing_else(built: Path) -> None:
+    modules = {path.name for path in (wheel.ROOT / "components").glob("*.py")}
+    found = {name.removeprefix("modelfleet_components/") for name in zipfile.ZipFile(built).namelist() if ".dist-info/" not in name}
+    assert found == modules | {"py.typed"}
+
+
+def test_the_examples_run_from_the_installed_package_alone(built: Path, tmp_path: Path) -> None:
+    """In a directory from which nothing of this repository can be imported but the two files that run them."""
+    installed, outside = tmp_path / "installed", tmp_path / "outside"
+    wheel.install(built, installed)
+    for module in ("harness.py", "examples.py"):
+        target = outside / "tests" / "component" / module
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((Path(__file__).parent / module).read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.component.examples"],
+        cwd=outside,
+        env={"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == [str(installed / "modelfleet_components" / "__init__.py"), *examples.COMPONENTS], done.stderr

@@ -15,6 +15,7 @@ from infra.outputs import models
 from infra.settings import parse as parse_settings
 from modelfleet_outputs import VERSION, FleetOutputs, OutputsError, parse
 from tests.unit.test_settings import document as stack_document
+from tests.wheel import build as build_wheel
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -130,26 +131,7 @@ def test_the_models_are_those_of_the_settings() -> None:
 
 def test_the_published_package_stands_alone(tmp_path: Path) -> None:
     """Built as it is published, and imported where this repository is not."""
-    source = tmp_path / "source"
-    source.mkdir()
-    for path in (ROOT / "modelfleet_outputs").iterdir():
-        if path.is_file():
-            (source / path.name).write_bytes(path.read_bytes())
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-w",
-        str(tmp_path),
-        str(source),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = build_wheel("modelfleet_outputs", tmp_path)
     assert wheel.name.startswith(f"modelfleet_outputs-{VERSION}."), "the package's major version is the contract's"
     assert {"modelfleet_outputs/contract.py", "modelfleet_outputs/py.typed"} <= set(zipfile.ZipFile(wheel).namelist())
     program = "import sys, modelfleet_outputs.stack; print(modelfleet_outputs.__file__); assert 'infra' not in sys.modules"

@@ -9,7 +9,7 @@ from pulumi import automation
 
 from components import RuntimeImages, RuntimeImagesArgs
 from images import embedded
-from infra.cli import PulumiCli
+from infra.cli import ROOT, PulumiCli
 from tests.service.buildkit import BUILDER, Builder, builder
 
 IMAGES = ("ollama", "api-server", "metrics-exporter")
@@ -20,7 +20,9 @@ def build(where: Builder, work: Path) -> dict[str, str]:
     """References of one `pulumi up` of its own state."""
 
     def program() -> None:
-        args = RuntimeImagesArgs(builder="docker-build", registry=f"{where.registry}/test", builder_name=BUILDER, images=IMAGES)
+        args = RuntimeImagesArgs(
+            builder="docker-build", registry=f"{where.registry}/test", builder_name=BUILDER, source=ROOT, images=IMAGES
+        )
         images = RuntimeImages("images", args)
         pulumi.export("refs", dict(images.refs))
 

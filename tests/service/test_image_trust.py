@@ -18,7 +18,7 @@ from spdx_tools.spdx.validation.document_validator import validate_full_spdx_doc
 from devcluster import oci, toolchain
 from devcluster.oci import Image, RuntimeConfig
 from images import signing, supply_chain
-from images.supply_chain import Publisher, SupplyChainError
+from images.supply_chain import NO_LOG, Publisher, SupplyChainError
 from infra.certificates import verifier_tls
 from tests.service.buildkit import registry
 from tests.service.processes import Service, free_port, refused, running
@@ -47,7 +47,7 @@ class Trust:
         return image
 
     def sign(self, image: Image, *options: str, key: Path | None = None) -> None:
-        argv = [self.cosign, "sign", "--key", str(key or self.key), "--yes", "--use-signing-config=false", "--tlog-upload=false"]
+        argv = [self.cosign, "sign", "--key", str(key or self.key), "--yes", *NO_LOG]
         self.run(*argv, "--allow-http-registry", *options, image.reference)
 
     @staticmethod
@@ -147,7 +147,7 @@ def test_a_signature_by_another_key_does_not_count(trust: Trust) -> None:
 def test_an_sbom_is_no_permission_to_run(trust: Trust, tmp_path: Path) -> None:
     image = trust.image("described")
     (tmp_path / "predicate.json").write_text("{}")
-    argv = [trust.cosign, "attest", "--key", str(trust.key), "--yes", "--use-signing-config=false", "--tlog-upload=false"]
+    argv = [trust.cosign, "attest", "--key", str(trust.key), "--yes", *NO_LOG]
     trust.run(*argv, "--allow-http-registry", "--type", "spdxjson", "--predicate", str(tmp_path / "predicate.json"), image.reference)
     assert "want a signature" in trust.refusal(image.reference)
 
