@@ -14,7 +14,6 @@ Configuration (`pulumi config set door:<key>`):
 
 import pulumi
 import pulumi_kubernetes as k8s
-
 from modelfleet_components import ApiServer, ApiServerArgs, Governance, GovernanceArgs, ResourceArgs, RuntimeImages, RuntimeImagesArgs
 
 NAMESPACE = "door"
