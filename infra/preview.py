@@ -33,6 +33,12 @@ OUTPUT = ROOT / "build" / "preview"
 _PLACEHOLDER_DIGEST = "0" * 64
 """Stands in the rendering of a stack whose images are named at deployment; no image has it."""
 
+_MASKS: dict[str, Any] = {
+    "modelfleet:registryAuth": {"auths": {"registry.example.com": {"username": "masked", "password": "masked"}}},
+    "modelfleet:verifierTls": {"certificate": "masked", "privateKey": "masked"},
+}
+"""What stands for the secrets that a stack may have: nobody else can decrypt them."""
+
 
 def stack_config(stack: str) -> dict[str, Any]:
     """The committed configuration of a stack, section by section."""
@@ -51,6 +57,9 @@ def render(stack: str, target: Path, work: Path, *options: str) -> str:
     config.setdefault("modelfleet:images", {"builder": "prebuilt", "refs": refs})
     config["modelfleet:apiKeys"] = json.dumps(["masked-in-the-rendering"])
     config["modelfleet:cachePassword"] = "maskedintherendering"
+    for name, mask in _MASKS.items():
+        if name in config:
+            config[name] = json.dumps(mask)
     # No cluster of the user may be looked at, even if there is one.
     cli = PulumiCli(stack=stack, state_dir=work / stack, env={"HOME": str(work)})
     cli.ensure_stack()
