@@ -23,7 +23,7 @@ from devcluster.layout import DEFAULT_NAME, Cluster, ClusterError, load
 from devcluster.oci import Image, RegistryError
 from devcluster.toolchain import ToolchainError
 from images import embedded as images
-from infra.changes import DataLossError
+from infra.changes import RefusedError
 from infra.cli import TOOLS, CliError, PulumiCli, needs_own_tools
 from infra.cluster import identity as cluster_identity
 from infra.explain.causes import explain
@@ -92,7 +92,7 @@ class Deployment:
             cli.run("config", "set", "--secret", "modelfleet:cachePassword", stdin=secrets.token_hex(16))
 
     def deploy(self, overrides: Mapping[str, Any], allow_data_loss: Collection[str] = ()) -> FleetOutputs:
-        """`pulumi up`. Raises CliError with Pulumi's message, or DataLossError for data that `allow_data_loss` does not name."""
+        """`pulumi up`. Raises CliError with Pulumi's message, or RefusedError, also for data that `allow_data_loss` does not name."""
         self.configure(overrides)
         self.cli.update("up", allow_data_loss)
         return self.outputs()
@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             down(options.stack, options.context)
         else:
             return status(options.stack, options.context)
-    except (ClusterError, ToolchainError, RegistryError, images.ImageError, DataLossError, SettingsError, OutputsError) as error:
+    except (ClusterError, ToolchainError, RegistryError, images.ImageError, RefusedError, SettingsError, OutputsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except CliError as error:
