@@ -72,7 +72,8 @@ class Deployment:
         cli = self.cli
         cli.ensure_stack()
         before = cli.read_config()
-        config = stack_config(self.stack)
+        # What the committed file has encrypted is for the key of that file, which is not ours.
+        config = {key: value for key, value in stack_config(self.stack).items() if not _is_encrypted(value)}
         config["modelfleet:cluster"] = {
             **config.get("modelfleet:cluster", {}),
             "context": self.context,
@@ -81,7 +82,7 @@ class Deployment:
         for section, values in overrides.items():
             key = f"modelfleet:{section}"
             config[key] = {**config.get(key, {}), **values} if isinstance(values, Mapping) else values
-        kept = {name: value for name, value in before.items() if isinstance(value, dict) and "secure" in value}
+        kept = {name: value for name, value in before.items() if _is_encrypted(value)}
         cli.write_config(config | kept)
         if "modelfleet:apiKeys" not in kept:
             key = secrets.token_urlsafe(24)
@@ -90,6 +91,15 @@ class Deployment:
             cli.run("config", "set", "--secret", "modelfleet:apiKeys", stdin=json.dumps([key]))
         if "modelfleet:cachePassword" not in kept:
             cli.run("config", "set", "--secret", "modelfleet:cachePassword", stdin=secrets.token_hex(16))
+
+    def take_registry_auth(self, overrides: Mapping[str, Any], file: str) -> None:
+        """Keep the logins of a dockerconfigjson in the private configuration, encrypted. Raises SettingsError."""
+        try:
+            text = Path(file).read_text()
+        except OSError as error:
+            raise SettingsError(f"REGISTRY_AUTH: got {file!r} ({error.strerror}), want a dockerconfigjson; see docs/images.md") from None
+        self.configure(overrides)
+        self.cli.run("config", "set", "--secret", "modelfleet:registryAuth", stdin=text)
 
     def deploy(self, overrides: Mapping[str, Any], allow_data_loss: Collection[str] = ()) -> FleetOutputs:
         """`pulumi up`. Raises CliError with Pulumi's message, or RefusedError, also for data that `allow_data_loss` does not name."""
@@ -102,6 +112,10 @@ class Deployment:
 
     def destroy(self) -> None:
         self.cli.update("destroy")
+
+
+def _is_encrypted(value: Any) -> bool:
+    return isinstance(value, dict) and "secure" in value
 
 
 def on_embedded(cluster: Cluster, stack: str) -> Deployment:
@@ -190,10 +204,12 @@ def _show(deployment: Deployment, outputs: FleetOutputs, url: str, *, forwarded:
     print("stop:      make down" + (f" CONTEXT={deployment.context}" if forwarded else ""))
 
 
-def up(stack: str, nodes: int, context: str, allow_data_loss: Collection[str]) -> None:
+def up(stack: str, nodes: int, context: str, allow_data_loss: Collection[str], registry_auth: str) -> None:
     started = time.monotonic()
     if context:
         deployment = on_context(context, stack)
+        if registry_auth:
+            deployment.take_registry_auth({}, registry_auth)
         outputs = deployment.deploy({}, allow_data_loss)
         reach: AbstractContextManager[str] = port_forward(deployment, outputs)
     else:
@@ -264,10 +280,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--context", default=os.environ.get("CONTEXT", ""))
     parser.add_argument("--allow-data-loss", default=os.environ.get("ALLOW_DATA_LOSS", ""), help="objects (Kind/name) whose data may go")
+    parser.add_argument(
+        "--registry-auth", default=os.environ.get("REGISTRY_AUTH", ""), help="with a context: file with the logins of private registries"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.command == "up":
-            up(options.stack, options.nodes, options.context, options.allow_data_loss.split())
+            up(options.stack, options.nodes, options.context, options.allow_data_loss.split(), options.registry_auth)
         elif options.command == "down":
             down(options.stack, options.context)
         else:
