@@ -1,22 +1,23 @@
 """Pods pull from a registry that asks for a password, with the real kubelet and containerd; `explain` names credentials that do not do."""
 
-import copy
+import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import httpx
 import pytest
 
 from devcluster import oci
+from infra.cli import ROOT, PulumiCli
 from infra.explain.causes import explain
 from infra.explain.facts import Finding
 from infra.explain.snapshot import collect
-from tests.cluster.conftest import MODEL, SCRIPT, Stack
+from tests.cluster.conftest import Stack
 from tests.cluster.faults import Object, container, pod
 from tests.cluster.kube import eventually
 from tests.cluster.test_image_trust import unsigned
-from tests.service.private_registry import PrivateRegistry, serving
+from tests.service.private_registry import PASSWORD, PrivateRegistry, serving
 from tests.service.processes import free_port
 
 pytestmark = pytest.mark.cluster
@@ -74,36 +75,65 @@ def test_a_pull_is_as_good_as_its_credentials(stack: Stack, registry: PrivateReg
         stack.kube.run("delete", "namespace", namespace, "--wait=false")
 
 
-def test_the_stack_pulls_with_the_logins_of_its_configuration(stack: Stack, registry: PrivateRegistry, tmp_path: Path) -> None:
-    namespace, cli = stack.outputs.namespace, stack.deployment.cli
-    image = stack.images["api-server"]
-    reference = f"{registry.address}/{oci.repository(image.name)}@{image.digest}"
-    overrides = copy.deepcopy(stack.overrides)
-    overrides["images"]["refs"]["api-server"] = reference
-    stack.deployment.configure(overrides)
-    cli.run("config", "set", "--secret", "modelfleet:registryAuth", stdin=registry.auth())
-    try:
-        stack.deployment.deploy(overrides)
-        pods = stack.kube.get("pods", "-n", namespace)["items"]
-        made = [each for each in pods if "deletionTimestamp" not in each["metadata"] and each["status"]["phase"] in ("Pending", "Running")]
-        assert {json.dumps(each["spec"].get("imagePullSecrets")) for each in made} == {'[{"name": "registry-auth"}]'}
-        (server,) = (each for each in made if each["metadata"]["labels"]["app.kubernetes.io/name"] == "api-server")
-        assert server["spec"]["containers"][0]["image"] == reference
-        body = {"model": MODEL, "messages": [{"role": "user", "content": "Say it."}]}
-        answer = httpx.post(
-            f"{stack.url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {stack.key}"}, timeout=30, trust_env=False
-        )
-        assert SCRIPT in answer.raise_for_status().text
-        # Another password is taken without a new pod.
-        uids = {each["metadata"]["uid"] for each in made}
-        cli.run("config", "set", "--secret", "modelfleet:registryAuth", stdin=registry.auth("of-tomorrow"))
-        stack.deployment.deploy(overrides)
-        assert uids <= {each["metadata"]["uid"] for each in stack.kube.get("pods", "-n", namespace)["items"]}
-        exported = cli.run("stack", "export")
-        assert registry.auth() not in exported
-        assert "of-tomorrow" not in exported
-    finally:
-        # A secret of this stack cannot be read by those that other tests make from its configuration.
-        cli.run("config", "rm", "modelfleet:registryAuth")
-        stack.deployment.deploy(stack.overrides)
-    assert "registry-auth" not in stack.kube.run("get", "secrets", "-n", namespace)
+PROGRAM = """
+import os
+import pulumi
+import pulumi_kubernetes as k8s
+from components import CacheServer, CacheServerArgs, Governance, GovernanceArgs, ResourceArgs
+from components.registry_auth import pulls
+
+config = pulumi.Config("tiny")
+opts = pulumi.ResourceOptions(providers=[k8s.Provider("cluster", context=os.environ["TINY_CONTEXT"])])
+limits = {"gpu_quota": 0, "gpu_resource": "nvidia.com/gpu", "cpu": "2", "memory": "2Gi", "pods": 10, "retain": False}
+auth = config.require_secret("auth")
+governance = Governance("governance", GovernanceArgs(namespace="private-fleet", registry_auth=auth, **limits), opts)
+CacheServer(
+    "cache",
+    CacheServerArgs(
+        namespace=governance.namespace,
+        image=config.require("image"),
+        password=pulumi.Output.secret("sufficientlylong1"),
+        max_memory_bytes=2**24,
+        eviction_policy="allkeys-lru",
+        resources=ResourceArgs(cpu="20m", memory="64Mi"),
+    ),
+    pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[governance], transformations=[pulls])),
+)
+"""
+
+
+@pytest.fixture
+def tiny(stack: Stack, registry: PrivateRegistry, tmp_path: Path) -> Iterator[PulumiCli]:
+    """Two components of ours, whose image is in the private registry alone as far as their pods know."""
+    program, image = tmp_path / "program", stack.images["cache-server"]
+    program.mkdir()
+    runtime = {"name": "python", "options": {"toolchain": "pip", "virtualenv": str(ROOT / ".venv")}}
+    (program / "Pulumi.yaml").write_text(json.dumps({"name": "tiny", "runtime": runtime}))
+    (program / "__main__.py").write_text(PROGRAM)
+    environment = {"KUBECONFIG": stack.deployment.kubeconfig, "TINY_CONTEXT": stack.deployment.context, "PYTHONPATH": str(ROOT)}
+    cli = PulumiCli(stack="test", state_dir=tmp_path / "state", program=program, env=environment)
+    cli.ensure_stack()
+    cli.write_config({"tiny:image": f"{registry.address}/{oci.repository(image.name)}@{image.digest}"})
+    yield cli
+    cli.run("destroy", "--yes", "--skip-preview")
+
+
+def test_components_pull_with_the_login_and_a_new_password_replaces_no_pod(
+    stack: Stack, registry: PrivateRegistry, tiny: PulumiCli
+) -> None:
+    def deployed(password: str) -> dict[str, Any]:
+        tiny.run("config", "set", "--secret", "auth", stdin=registry.auth(password))
+        tiny.run("up", "--yes", "--skip-preview")
+        (found,) = stack.kube.get("pods", "-n", "private-fleet")["items"]
+        return found
+
+    first = deployed(PASSWORD)
+    assert first["spec"]["imagePullSecrets"] == [{"name": "registry-auth"}]
+    assert first["spec"]["containers"][0]["image"].startswith(registry.address)
+    assert first["status"]["containerStatuses"][0]["ready"]
+    assert deployed("of-tomorrow")["metadata"]["uid"] == first["metadata"]["uid"]
+    kept = stack.kube.get("secret", "registry-auth", "-n", "private-fleet")["data"][".dockerconfigjson"]
+    assert base64.b64decode(kept).decode() == registry.auth("of-tomorrow")
+    exported = tiny.run("stack", "export")
+    assert "of-tomorrow" not in exported
+    assert kept not in exported
