@@ -5,10 +5,10 @@ Defaults live here alone; `Pulumi.<stack>.yaml` holds what differs. docs/configu
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from cryptography import x509
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from infra import constraints, refusals
 from infra.gpu_settings import GpuSettings
@@ -50,26 +50,29 @@ class ClusterSettings(Section):
         return self
 
 
-def _certificates(text: str) -> str:
-    try:
-        found = x509.load_pem_x509_certificates(text.encode())
-    except ValueError:
-        found = []
-    if text and (len(found) != text.count("-----BEGIN ") or not found):
-        raise ValueError("want certificates in PEM and nothing else; take those of the authorities that signed your registries'")
-    return text
-
-
 class TrustSettings(Section):
     public_keys: str = Field(pattern=r"-----BEGIN PUBLIC KEY-----")
     """Public keys in PEM, as cosign generate-key-pair writes them; a signature by any of them counts."""
     mirror: str = Field(default="", pattern=r"^(https?://[^/\s]+)?$")
     """Registry that has the signatures of every image; empty: the one in the image's name."""
-    ca_bundle: Annotated[str, AfterValidator(_certificates)] = ""
+    ca_bundle: str = ""
     """Authorities of your registries' certificates in PEM, beside the public ones, for reading signatures. Nodes have their own."""
     replicas: int = Field(default=2, ge=1, le=16)
     """Verifiers; while none answers, no pod starts."""
     resources: Resources = Resources(cpu="50m", memory="128Mi")
+
+    @model_validator(mode="after")
+    def _authorities_are_certificates(self) -> Self:
+        """A rule of the section, so that what stands there instead, such as a private key, is not shown."""
+        try:
+            found = x509.load_pem_x509_certificates(self.ca_bundle.encode()) if self.ca_bundle else []
+        except ValueError:
+            found = []
+        if self.ca_bundle and (not found or len(found) != self.ca_bundle.count("-----BEGIN ")):
+            raise ValueError(
+                "caBundle: got something else, want certificates in PEM; take those of the authorities that your registries have"
+            )
+        return self
 
 
 class ImagesSettings(Section):

@@ -10,6 +10,7 @@ import pytest
 import components as c
 from components.registry_auth import login_for, logins
 from infra import stack
+from infra.certificates import verifier_tls
 from infra.policy import rules
 from infra.settings import VERIFIER_IMAGE, parse
 from tests.component.harness import Recorder, render
@@ -18,13 +19,14 @@ from tests.unit.test_settings_fuzz import GOOD, with_config
 
 PASSWORD = "a-password-of-the-registry"
 AUTH = json.dumps({"auths": {"registry.example.com:5000": {"username": "puller", "password": PASSWORD}}})
+CERTIFICATE = str(json.loads(verifier_tls("x"))["certificate"])
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 
 
 @functools.cache
 def recorded(*, private: bool) -> Recorder:
     """The prod stack with everything that makes pods."""
-    trust = {"publicKeys": "-----BEGIN PUBLIC KEY-----"}
+    trust = {"publicKeys": "-----BEGIN PUBLIC KEY-----", "caBundle": CERTIFICATE}
     config = document("prod") | {"images": {"refs": {**REFS, VERIFIER_IMAGE: REFS["ollama"]}, "trust": trust}}
     config["fleet"]["scaleToZero"] = {"kubernetesCidrs": ["10.0.0.1/32"]}
     secrets = GOOD | {"verifierTls": json.dumps({"certificate": "c", "privateKey": "k"})} | ({"registryAuth": AUTH} if private else {})
@@ -89,6 +91,9 @@ def test_the_verifier_reads_the_logins_from_a_file() -> None:
     env = {each["name"]: each.get("value") for each in pod["containers"][0]["env"]}
     mount = next(each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "registry-auth")
     assert env["VERIFIER_REGISTRY_AUTH_FILE"] == f"{mount['mountPath']}/.dockerconfigjson"
+    assert env["VERIFIER_CA_FILE"] == "/etc/keys/ca.pem"
+    (keys,) = (item["data"] for item in recorded(private=True).kind("ConfigMap") if "cosign.pub" in item["data"])
+    assert keys["ca.pem"] == CERTIFICATE
     assert next(each for each in pod["volumes"] if each["name"] == "registry-auth")["secret"]["secretName"] == "registry-auth"
 
 
