@@ -78,7 +78,8 @@ def tidy(directory: Path) -> None:
     random = {document["metadata"]["name"] for _, document in documents if re.search(r"-[0-9a-f]{8}$", document["metadata"]["name"])}
     for child in directory.iterdir():
         shutil.rmtree(child)
-    for _, document in documents:
+    # Two namespaces may have an object of one name: the verifier's, whose name is longer, comes second.
+    for _, document in sorted(documents, key=lambda found: len(found[1]["metadata"].get("namespace", ""))):
         if document["kind"] == "Secret":
             for field in ("data", "stringData"):
                 if field in document:
@@ -86,8 +87,11 @@ def tidy(directory: Path) -> None:
         text = yaml.safe_dump(document)
         for name in random:
             text = text.replace(name, name[:-9])
-        name = yaml.safe_load(text)["metadata"]["name"]
-        (directory / f"{document['kind'].lower()}-{name}.yaml").write_text(text)
+        metadata = yaml.safe_load(text)["metadata"]
+        path = directory / f"{document['kind'].lower()}-{metadata['name']}.yaml"
+        if path.exists():
+            path = path.with_stem(f"{document['kind'].lower()}-{metadata['namespace']}-{metadata['name']}")
+        path.write_text(text)
 
 
 def base_ref(wanted: str) -> str | None:
