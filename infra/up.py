@@ -207,18 +207,18 @@ def _show(deployment: Deployment, outputs: FleetOutputs, url: str, *, forwarded:
 def up(stack: str, nodes: int, context: str, allow_data_loss: Collection[str], registry_auth: str) -> None:
     started = time.monotonic()
     if context:
-        deployment = on_context(context, stack)
-        if registry_auth:
-            deployment.take_registry_auth({}, registry_auth)
-        outputs = deployment.deploy({}, allow_data_loss)
-        reach: AbstractContextManager[str] = port_forward(deployment, outputs)
+        cluster, deployment, overrides = None, on_context(context, stack), {}
     else:
         cluster, built = start_embedded(DEFAULT_NAME, nodes)
-        deployment = on_embedded(cluster, stack)
-        deployed = time.monotonic()
-        outputs = deployment.deploy(image_overrides(built), allow_data_loss)
-        say(f"up: stack {stack} deployed in {time.monotonic() - deployed:.0f} s")
-        reach = nullcontext(f"http://{cluster.control_plane.address}:{outputs.node_port}")
+        deployment, overrides = on_embedded(cluster, stack), image_overrides(built)
+    if registry_auth:
+        deployment.take_registry_auth(overrides, registry_auth)
+    deployed = time.monotonic()
+    outputs = deployment.deploy(overrides, allow_data_loss)
+    say(f"up: stack {stack} deployed in {time.monotonic() - deployed:.0f} s")
+    reach: AbstractContextManager[str] = (
+        port_forward(deployment, outputs) if cluster is None else nullcontext(f"http://{cluster.control_plane.address}:{outputs.node_port}")
+    )
     with reach as url:
         _show(deployment, outputs, url, forwarded=bool(context))
     say(f"up: done in {time.monotonic() - started:.0f} s")
@@ -280,9 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--context", default=os.environ.get("CONTEXT", ""))
     parser.add_argument("--allow-data-loss", default=os.environ.get("ALLOW_DATA_LOSS", ""), help="objects (Kind/name) whose data may go")
-    parser.add_argument(
-        "--registry-auth", default=os.environ.get("REGISTRY_AUTH", ""), help="with a context: file with the logins of private registries"
-    )
+    parser.add_argument("--registry-auth", default=os.environ.get("REGISTRY_AUTH", ""), help="file with the logins of private registries")
     options = parser.parse_args(arguments)
     try:
         if options.command == "up":
