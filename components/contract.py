@@ -37,6 +37,8 @@ OLLAMA_REPLICAS = "ollama-replicas"
 HOT_CLASS = "local-nvme"
 SHARED_CLASS = "shared-models"
 SHARED_CLAIM = "shared-models"
+PULL_SECRET = "registry-auth"  # noqa: S105 (a name)
+"""Of each namespace with pods, where images come from a registry that asks for a login."""
 PRIORITY_CLASS = "gpu-priority"
 GATEWAY_PRIORITY = "gateway-priority"
 BATCH_PRIORITY = "gpu-batch-priority"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
+from . import registry_auth
 from .contract import BATCH_PRIORITY, DATA_LABEL, RESTRICTED, labels, type_token
 
 core = k8s.core.v1
@@ -38,6 +39,8 @@ class GovernanceArgs:
     load_balancers: int = 0
     retain: bool
     """Leave the namespace, and so the model claims in it, when the stack is destroyed."""
+    registry_auth: pulumi.Input[str] | None = None
+    """dockerconfigjson with the logins of private registries; pods use it that are made with the transformation `registry_auth.pulls`."""
 
 
 class Governance(pulumi.ComponentResource):
@@ -68,6 +71,8 @@ class Governance(pulumi.ComponentResource):
         if args.gpus_per_container and args.gpu_device_class is None:
             core.ResourceQuota(f"{name}-batch", metadata=metadata, spec=_batch(args), opts=child)
         core.LimitRange(f"{name}-defaults", metadata=metadata, spec=core.LimitRangeSpecArgs(limits=[_limits(args)]), opts=child)
+        if args.registry_auth is not None:
+            registry_auth.pull_secret(f"{name}-registry-auth", self.namespace, args.registry_auth, child)
         self.register_outputs({"namespace": self.namespace})
 
 

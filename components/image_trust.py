@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from . import pods
-from .contract import DATA_LABEL, IMAGE_VERIFIER, PORTS, RESTRICTED, labels, type_token
+from . import pods, registry_auth
+from .contract import DATA_LABEL, IMAGE_VERIFIER, PORTS, PULL_SECRET, RESTRICTED, labels, type_token
 from .network import default_deny, dns_egress
 
 admission = k8s.admissionregistration.v1
@@ -34,6 +34,10 @@ class ImageTrustArgs:
     """Its key, a Pulumi secret."""
     mirror: str = ""
     """Registry that is asked for every signature; empty: the host in the image's own name."""
+    registry_auth: pulumi.Input[str] | None = None
+    """dockerconfigjson with the logins of private registries, which signatures are read with."""
+    ca_bundle: str = ""
+    """Authorities of registries beside the public ones, PEM."""
     replicas: int = 2
     resources: pods.ResourceArgs
 
@@ -72,9 +76,13 @@ class ImageTrust(pulumi.ComponentResource):
         keys = core.ConfigMap(
             f"{name}-keys",
             metadata=pods.metadata(IMAGE_VERIFIER, namespace, named=False),
-            data={"cosign.pub": args.public_keys},
+            data={"cosign.pub": args.public_keys, **({"ca.pem": args.ca_bundle} if args.ca_bundle else {})},
             opts=child,
         )
+        before = child
+        if args.registry_auth is not None:
+            logins = registry_auth.pull_secret(f"{name}-registry-auth", namespace, args.registry_auth, child)
+            before = pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(depends_on=[logins]))
         service = pods.service(f"{name}-service", IMAGE_VERIFIER, namespace, {"https": PORTS[IMAGE_VERIFIER]}, child)
         servers = k8s.apps.v1.Deployment(
             f"{name}-servers",
@@ -84,7 +92,7 @@ class ImageTrust(pulumi.ComponentResource):
                 selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(IMAGE_VERIFIER)),
                 template=pods.template(IMAGE_VERIFIER, _pod(args, tls.metadata.name, keys.metadata.name)),
             ),
-            opts=child,
+            opts=before,
         )
         pods.disruption_budget(f"{name}-budget", IMAGE_VERIFIER, namespace, child)
         webhook = admission.ValidatingWebhookConfiguration(
@@ -147,6 +155,13 @@ def _pod(args: ImageTrustArgs, tls: pulumi.Input[str], keys: pulumi.Input[str]) 
     tmp, tmp_mount = pods.scratch()
     secret, secret_mount = pods.secret_file("tls", tls, "/etc/tls")
     config = core.VolumeArgs(name="keys", config_map=core.ConfigMapVolumeSourceArgs(name=keys))
+    volumes = [tmp, secret, config]
+    mounts = [tmp_mount, secret_mount, core.VolumeMountArgs(name="keys", mount_path="/etc/keys", read_only=True)]
+    optional: dict[str, pulumi.Input[str]] = {"VERIFIER_CA_FILE": "/etc/keys/ca.pem"} if args.ca_bundle else {}
+    if args.registry_auth is not None:
+        logins, logins_mount = pods.secret_file("registry-auth", PULL_SECRET, "/etc/registry-auth")
+        volumes, mounts = [*volumes, logins], [*mounts, logins_mount]
+        optional["VERIFIER_REGISTRY_AUTH_FILE"] = f"/etc/registry-auth/{registry_auth.FILE}"
     port = PORTS[IMAGE_VERIFIER]
     probe = core.HTTPGetActionArgs(path="/health", port=port, scheme="HTTPS")
     container = core.ContainerArgs(
@@ -161,13 +176,14 @@ def _pod(args: ImageTrustArgs, tls: pulumi.Input[str], keys: pulumi.Input[str]) 
                 "VERIFIER_PUBLIC_KEYS_FILE": "/etc/keys/cosign.pub",
                 "VERIFIER_MIRROR": args.mirror,
                 "VERIFIER_TIMEOUT_S": str(_TIMEOUT_S / 2),
+                **optional,
             }
         ),
         ports=[core.ContainerPortArgs(name="https", container_port=port)],
         resources=pods.resources(args.resources),
         security_context=pods.container_security(),
-        volume_mounts=[tmp_mount, secret_mount, core.VolumeMountArgs(name="keys", mount_path="/etc/keys", read_only=True)],
+        volume_mounts=mounts,
         readiness_probe=core.ProbeArgs(http_get=probe, period_seconds=2, timeout_seconds=3),
         liveness_probe=core.ProbeArgs(http_get=probe, period_seconds=10, failure_threshold=6, timeout_seconds=5),
     )
-    return pods.spec(IMAGE_VERIFIER, [container], [tmp, secret, config])
+    return pods.spec(IMAGE_VERIFIER, [container], volumes)

@@ -1,14 +1,15 @@
 """Where each container image comes from."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pulumi
 
 from .contract import type_token
+from .registry_auth import Login, login_for, logins
 
 CONTEXTS: Mapping[str, Sequence[str]] = {
     "cuda-base": ("images/cuda-base",),
@@ -45,6 +46,8 @@ class RuntimeImagesArgs:
     builder_name: str | None = None
     build: bool = True
     """False where nothing may be built (rendering): the tag that a build would push is named instead of its digest."""
+    registry_auth: pulumi.Input[str] | None = None
+    """dockerconfigjson with the builders' logins; None: those of your own Docker configuration."""
 
 
 class RuntimeImages(pulumi.ComponentResource):
@@ -100,13 +103,28 @@ class RuntimeImages(pulumi.ComponentResource):
                 dockerfile=docker_build.DockerfileArgs(location=dockerfile),
                 platforms=[docker_build.Platform(args.platform)],
                 builder=docker_build.BuilderConfigArgs(name=args.builder_name) if args.builder_name else None,
+                registries=_from(args.registry_auth, lambda found: [_registry(each) for each in found]),
                 opts=child,
             )
             return built.ref
         import pulumi_docker as docker  # noqa: PLC0415
 
         build = docker.DockerBuildArgs(context=str(source), dockerfile=dockerfile, platform=args.platform)
-        return docker.Image(f"{name}-{image}", image_name=tag, build=build, opts=child).repo_digest
+        login = _from(args.registry_auth, lambda found: _server(login_for(args.registry, found)))
+        return docker.Image(f"{name}-{image}", image_name=tag, build=build, registry=login, opts=child).repo_digest
+
+
+def _from(auth: pulumi.Input[str] | None, made: Callable[[list[Login]], Any]) -> pulumi.Output[Any] | None:
+    """What `made` makes of the logins, a secret like them."""
+    return None if auth is None else pulumi.Output.secret(auth).apply(lambda text: made(logins(text)))
+
+
+def _registry(login: Login) -> dict[str, str]:
+    return {"address": login.host, "username": login.username, "password": login.password}
+
+
+def _server(login: Login | None) -> dict[str, str] | None:
+    return None if login is None else {"server": login.host, "username": login.username, "password": login.password}
 
 
 def content_tag(source: Path, image: str) -> str:

@@ -85,5 +85,5 @@ class Storage(pulumi.ComponentResource):
             volume_binding_mode=binding,
             allow_volume_expansion=True,
             # The class of a name cannot change in place; the old one goes first, volumes do not depend on it.
-            opts=pulumi.ResourceOptions(parent=self, delete_before_replace=True),
+            opts=pulumi.ResourceOptions(parent=self, delete_before_replace=True, replace_on_changes=["reclaimPolicy", "volumeBindingMode"]),
         )

@@ -9,6 +9,7 @@ import sys
 
 from aiohttp import web
 
+from image_verifier.access import AccessError
 from image_verifier.app import Verifier
 from image_verifier.settings import Settings, SettingsError
 from image_verifier.signatures import KeysError, read_keys
@@ -36,7 +37,7 @@ def main() -> int:
         settings = Settings.from_env(os.environ)
         verifier = Verifier(settings, read_keys(settings.public_keys_file))
         asyncio.run(serve(settings, verifier))
-    except (SettingsError, KeysError) as error:
+    except (SettingsError, KeysError, AccessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -8,7 +8,8 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from image_verifier.registry import Reference, Registries, RegistryError
+from image_verifier.access import Logins, authorities
+from image_verifier.registry import DeniedError, Reference, Registries, RegistryError
 from image_verifier.settings import Settings
 from image_verifier.signatures import PublicKey, is_signed
 
@@ -22,8 +23,12 @@ class Verifier:
     """State of one process."""
 
     def __init__(self, settings: Settings, keys: list[PublicKey]) -> None:
+        """Raises AccessError."""
         self.settings = settings
         self.keys = keys
+        self._logins = Logins(settings.registry_auth_file)
+        self._logins.read()
+        self._authorities = authorities(settings.ca_file)
         self._signed: set[str] = set()
         self._registries: Registries | None = None
 
@@ -35,8 +40,9 @@ class Verifier:
         return app
 
     async def _run(self, _: web.Application) -> AsyncIterator[None]:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self.settings.timeout_s)) as session:
-            self._registries = Registries(session, self.settings.mirror)
+        connector = aiohttp.TCPConnector(ssl=self._authorities)
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=self.settings.timeout_s)) as session:
+            self._registries = Registries(session, self.settings.mirror, self._logins)
             yield
 
     async def health(self, _: web.Request) -> web.Response:
@@ -75,6 +81,8 @@ class Verifier:
         try:
             async with asyncio.timeout(self.settings.timeout_s):
                 signed = await is_signed(self._registries, reference, self.keys)
+        except DeniedError as error:
+            return f"{path}: got {image}, which {error}, {error.remedy}"
         except (RegistryError, TimeoutError) as error:
             return f"{path}: got {image}, whose signature cannot be read ({error or 'timeout'}), want a registry that answers; try again"
         if not signed:

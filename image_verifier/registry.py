@@ -6,13 +6,27 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from image_verifier.access import AccessError, Logins
+
 _INDEX = "application/vnd.oci.image.index.v1+json"
 _ACCEPT = f"application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, {_INDEX}"
 _DEFAULT_HOST = "registry-1.docker.io"
+_CACHED = 1_000
+"""Repositories whose authorization is remembered; a process forgets all of them when it has seen so many."""
 
 
 class RegistryError(Exception):
     """The registry did not answer as it should; the message says how."""
+
+
+class DeniedError(RegistryError):
+    """The registry refuses the login, or wants one."""
+
+    def __init__(self, host: str, status: int, *, known: bool) -> None:
+        """`known`: whether there was a login for it."""
+        who = "the login of modelfleet:registryAuth" if known else "anyone without a login"
+        super().__init__(f"{host} does not let {who} read (status {status})")
+        self.remedy = "want one that may; correct modelfleet:registryAuth" if known else "want one; set modelfleet:registryAuth"
 
 
 @dataclass(frozen=True)
@@ -40,12 +54,22 @@ class Reference:
         return cls(_DEFAULT_HOST if docker_hub else first, repository, digest)
 
 
-class Registries:
-    """A client for all registries; `mirror` is asked instead of an image's own host when given."""
+def _host(registry: str) -> str:
+    return registry.partition("://")[2]
 
-    def __init__(self, session: aiohttp.ClientSession, mirror: str = "") -> None:
+
+class Registries:
+    """A client for all registries; `mirror` is asked instead of an image's own host when given.
+
+    A login goes to the host that it is for, and to the token server that this host names; over HTTPS, unless `mirror` itself is HTTP.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, mirror: str = "", logins: Logins | None = None) -> None:
         self._session = session
         self._mirror = mirror
+        self._logins = logins or Logins(None)
+        self._granted: dict[tuple[str, str], str] = {}
+        """Registry and repository to the `Authorization` that was good there last."""
 
     async def manifest(self, image: Reference, tag: str) -> bytes | None:
         """None when there is no such tag. Raises RegistryError."""
@@ -60,32 +84,63 @@ class Registries:
         return await self._get(image, f"blobs/{digest}", {})
 
     async def _get(self, image: Reference, path: str, headers: Mapping[str, str]) -> bytes | None:
-        url = f"{self._mirror or f'https://{image.host}'}/v2/{image.repository}/{path}"
+        registry = self._mirror or f"https://{image.host}"
+        url = f"{registry}/v2/{image.repository}/{path}"
+        granted = self._granted.get((registry, image.repository))
         try:
-            status, body, challenge = await self._fetch(url, headers)
+            status, body, challenge = await self._fetch(url, headers, granted)
             if status == 401 and challenge:
-                status, body, _ = await self._fetch(url, {**headers, "Authorization": await self._authorize(image.host, challenge)})
-        except aiohttp.ClientError as error:
+                granted = await self._authorize(registry, image.repository, challenge)
+                status, body, _ = await self._fetch(url, headers, granted)
+        except (aiohttp.ClientError, ValueError) as error:
+            # The class alone: a message may hold an address with a token in it.
             raise RegistryError(f"{url}: {type(error).__name__}") from None
+        if status in (401, 403):
+            raise DeniedError(_host(registry), status, known=self._login(registry, image.repository) is not None)
+        if granted is not None:
+            self._remember((registry, image.repository), granted)
         if status == 404:
             return None
         if status != 200:
             raise RegistryError(f"{url}: status {status}")
         return body
 
-    async def _fetch(self, url: str, headers: Mapping[str, str]) -> tuple[int, bytes, str]:
-        async with self._session.get(url, headers=headers) as response:
+    def _remember(self, place: tuple[str, str], granted: str) -> None:
+        if len(self._granted) >= _CACHED:
+            self._granted.clear()
+        self._granted[place] = granted
+
+    async def _fetch(self, url: str, headers: Mapping[str, str], authorization: str | None) -> tuple[int, bytes, str]:
+        # A redirect to another host, as to a store of blobs, goes without the authorization: aiohttp drops it.
+        sent = {**headers, **({"Authorization": authorization} if authorization else {})}
+        async with self._session.get(url, headers=sent) as response:
             return response.status, await response.read(), response.headers.get("WWW-Authenticate", "")
 
-    async def _authorize(self, host: str, challenge: str) -> str:
-        """An anonymous token, as public repositories give. Raises RegistryError where the registry wants a login."""
+    def _login(self, registry: str, repository: str) -> str | None:
+        try:
+            return self._logins.basic(_host(registry), repository)
+        except AccessError as error:
+            raise RegistryError(str(error)) from None
+
+    async def _authorize(self, registry: str, repository: str, challenge: str) -> str | None:
+        """`Authorization` as the challenge wants it: the login itself, or a token, anonymous without a login. Raises RegistryError."""
         scheme, _, rest = challenge.partition(" ")
+        login = self._login(registry, repository)
+        if scheme.lower() == "basic":
+            return login
         fields = dict(re.findall(r'(\w+)="([^"]*)"', rest))
-        if scheme.lower() != "bearer" or not fields.get("realm", "").startswith("https://"):
-            raise RegistryError(f"{host}: it wants a login")
+        realm = fields.get("realm", "")
+        if scheme.lower() != "bearer" or not realm.startswith(("https://", registry.partition("//")[0] + "//")):
+            raise RegistryError(f"{registry}: got the challenge {challenge[:100]!r}, want Basic, or Bearer with a realm over HTTPS")
         query = {name: fields[name] for name in ("service", "scope") if name in fields}
-        async with self._session.get(fields["realm"], params=query) as response:
+        headers = {"Authorization": login} if login else {}
+        async with self._session.get(realm, params=query, headers=headers) as response:
+            if response.status in (401, 403):
+                raise DeniedError(_host(registry), response.status, known=login is not None)
             if response.status != 200:
-                raise RegistryError(f"{host}: its token server answered with status {response.status}")
+                raise RegistryError(f"{realm}: status {response.status}")
             token = await response.json(content_type=None)
-        return f"Bearer {token.get('token') or token.get('access_token')}"
+        found = (token.get("token") or token.get("access_token")) if isinstance(token, dict) else None
+        if not isinstance(found, str):
+            raise RegistryError(f"{realm}: got an answer without a token")
+        return f"Bearer {found}"

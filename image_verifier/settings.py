@@ -27,6 +27,10 @@ class Settings(BaseModel):
     """One or more public keys, PEM; a signature by any of them counts."""
     mirror: str = Field(default="", pattern=r"^(https?://[^/\s]+)?$")
     """Registry that is asked for every image, whatever host its name has: the embedded cluster's, or a pull-through cache."""
+    registry_auth_file: Path | None = None
+    """dockerconfigjson with logins for reading; without it only what registries show to everyone is read."""
+    ca_file: Path | None = None
+    """Authorities of registries beside the public ones, PEM."""
     timeout_s: float = Field(default=5.0, gt=0, le=30)
     """For all look-ups of one pod; the API server's own patience must be longer."""
 

@@ -1,7 +1,7 @@
 """What is attached to an image once it is pushed: SBOM, vulnerability report, signature. `python -m images.supply_chain --help`.
 
 syft reads the image, grype compares the SBOM with its database, cosign signs the image and the two documents: the tools
-on the PATH, or the pinned ones of `tools/`. All of it lands beside the image in its registry.
+on the PATH, or the pinned ones of `tools/`. All of it lands beside the image in its registry, with the login of your Docker configuration.
 """
 
 import argparse
@@ -50,8 +50,8 @@ class Publisher:
             raise SupplyChainError(f"{reference}: got a tag, want a digest, since a tag can move; write repository@sha256:…")
         with tempfile.TemporaryDirectory(prefix="modelfleet-supply-chain-") as work:
             sbom, report = Path(work, "sbom.spdx.json"), Path(work, "vulnerabilities.json")
-            self._run("syft", "scan", f"registry:{reference}", "--quiet", "--output", f"spdx-json={sbom}")
-            self._run("grype", f"sbom:{sbom}", "--quiet", "--output", "json", "--file", str(report))
+            self._run("syft", "scan", f"registry:{reference}", "--output", f"spdx-json={sbom}")
+            self._run("grype", f"sbom:{sbom}", "--output", "json", "--file", str(report))
             found = _severities(report)
             refused = [name for name in SEVERITIES[SEVERITIES.index(self.fail_on) :] if found[name]]
             if refused:
@@ -74,7 +74,7 @@ class Publisher:
 
     def _run(self, command: str, *arguments: str) -> None:
         plain = {"SYFT_REGISTRY_INSECURE_USE_HTTP": "true"} if self.plain_http else {}
-        quiet = {"SYFT_CHECK_FOR_APP_UPDATE": "false", "GRYPE_CHECK_FOR_APP_UPDATE": "false"}
+        quiet = {"NO_COLOR": "1", "SYFT_CHECK_FOR_APP_UPDATE": "false", "GRYPE_CHECK_FOR_APP_UPDATE": "false"}
         done = subprocess.run(
             [_binary(command), *arguments],
             env=os.environ | quiet | plain | self.env,

@@ -6,12 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.contract import DATA_LABEL
+from infra.section import quantity
 
 _REMOVING = ("delete", "replace", "delete-replaced")
 
 
-class DataLossError(Exception):
-    """The update would delete data that nobody said may go. One line an object: `<Kind/name>: got X, want Y; do Z`."""
+class RefusedError(Exception):
+    """An update that is not begun. One line an object: `<Kind/name>: got X, want Y; do Z`."""
+
+
+class DataLossError(RefusedError):
+    """It would delete data that nobody said may go."""
+
+
+class ImpossibleError(RefusedError):
+    """The cluster would refuse it halfway, or it would not do what it says."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +39,18 @@ class Step:
         return self.urn.split("::")[2].rpartition(":")[2]
 
     @property
+    def inputs(self) -> Mapping[str, Any]:
+        """What the object is now; after a refresh, as the cluster has it."""
+        return self.old.get("inputs") or {}
+
+    @property
+    def wanted(self) -> Mapping[str, Any]:
+        return self.new.get("inputs") or {}
+
+    @property
     def object(self) -> str:
         """`Kind/name`, as kubectl says it; the logical name where there is no object."""
-        inputs = self.old.get("inputs") or self.new.get("inputs") or {}
+        inputs = self.inputs or self.wanted
         return f"{self.kind}/{(inputs.get('metadata') or {}).get('name', self.urn.rpartition('::')[2])}"
 
 
@@ -95,10 +113,10 @@ def _loss(step: Step) -> str | None:
     if step.kind == "PersistentVolumeClaim":
         return "the models on its volume"
     if step.kind == "Namespace":
-        labels = ((step.old.get("inputs") or {}).get("metadata") or {}).get("labels") or {}
+        labels = (step.inputs.get("metadata") or {}).get("labels") or {}
         return None if labels.get(DATA_LABEL) == "none" else "everything in it"
     if step.kind == "StatefulSet":
-        spec = (step.old.get("inputs") or {}).get("spec") or {}
+        spec = step.inputs.get("spec") or {}
         policy = spec.get("persistentVolumeClaimRetentionPolicy") or {}
         return "its replicas' volumes" if spec.get("volumeClaimTemplates") and policy.get("whenDeleted") == "Delete" else None
     return None
@@ -117,3 +135,40 @@ def refuse_data_loss(plan: Plan, allowed: Collection[str]) -> None:
             )
     if lines:
         raise DataLossError("\n".join(lines.values()))
+
+
+def refuse_the_impossible(plan: Plan, allowed: Collection[str]) -> None:
+    """Raise ImpossibleError for every claim that cannot get its size. `allowed` (`Kind/name`): those whose claims are seen to."""
+    lines = {step.object: line for step in plan.steps if (line := _impossible(step, plan)) and step.object not in allowed}
+    if lines:
+        raise ImpossibleError("\n".join(lines.values()))
+
+
+def _impossible(step: Step, plan: Plan) -> str | None:
+    if step.kind == "PersistentVolumeClaim" and step.op == "update":
+        have, want = _size(step.inputs), _size(step.wanted)
+        name = (step.wanted.get("spec") or {}).get("storageClassName")
+        if quantity(want) < quantity(have):
+            return f"{step.object}: got {want}, want at least the {have} that it has: no claim shrinks; set its size back"
+        if quantity(want) > quantity(have) and any(_forbids_growth(each, name) for each in plan.steps):
+            return (
+                f"{step.object}: got {want} after {have} in a StorageClass without allowVolumeExpansion, want one that has it; "
+                f"run kubectl patch storageclass {name} -p '{{\"allowVolumeExpansion\":true}}', then make up again"
+            )
+    kept = ((step.inputs.get("spec") or {}).get("persistentVolumeClaimRetentionPolicy") or {}).get("whenDeleted") == "Retain"
+    if step.kind == "StatefulSet" and step.op in _REMOVING and kept and any("volumeClaimTemplates" in each for each in step.reasons):
+        return (
+            f"{step.object}: got other volumeClaimTemplates, which stop all its replicas and leave their claims as they are, want the "
+            f"claims changed first; grow them with kubectl edit pvc, then run make up ALLOW_DATA_LOSS={step.object}, or undo the change"
+        )
+    return None
+
+
+def _size(claim: Mapping[str, Any]) -> str:
+    return str((((claim.get("spec") or {}).get("resources") or {}).get("requests") or {}).get("storage", "0"))
+
+
+def _forbids_growth(step: Step, name: str | None) -> bool:
+    """Whether the step is of that class, and the class as it is in the cluster lets no claim grow."""
+    inputs = step.inputs
+    return step.kind == "StorageClass" and (inputs.get("metadata") or {}).get("name") == name and not inputs.get("allowVolumeExpansion")

@@ -129,7 +129,7 @@ class PulumiCli:
         """`pulumi up` or `destroy`, also after one that was killed, and against what the cluster holds now.
 
         `up` is previewed first, and refused when data would go that `allow_data_loss` (`Kind/name`) does not name. Raises CliError
-        or DataLossError.
+        or RefusedError.
         """
         self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self.state_dir / "lock").open("w") as lock:
@@ -144,15 +144,17 @@ class PulumiCli:
             self.run(command, *options, progress=True)
 
     def _check(self, allowed: Collection[str]) -> bool:
-        """Preview `up`, refuse a loss of data, name drift. Returns whether an object would change. Raises CliError or DataLossError."""
+        """Preview `up`, refuse a loss of data, name drift. Returns whether an object would change. Raises CliError or RefusedError."""
         plan = self._plan()
         changes.refuse_data_loss(plan, allowed)
+        changes.refuse_the_impossible(plan, allowed)
         gone = plan.removed(allowed)
         if plan.errors and {urn for urn, _ in plan.errors if urn} <= gone:
             # The API server is asked what it would say while the object to be replaced is still there: it says no, and the preview ends.
             # So the rest is looked at by itself.
             rest = self._plan(*(f"--exclude={urn}" for urn in gone))
             changes.refuse_data_loss(rest, allowed)
+            changes.refuse_the_impossible(rest, allowed)
             plan = changes.Plan([*plan.steps, *rest.steps], rest.recorded, rest.errors)
         if plan.errors:
             about = [message for urn, message in plan.errors if urn]

@@ -22,6 +22,7 @@ _MADE_AT_DEPLOYMENT = ("cluster", "images")
 _SECRETS = {
     "apiKeys": "a JSON list of keys for clients, each of 16 or more characters",
     "cachePassword": "16 or more letters and digits",
+    "registryAuth": "logins of private registries as a dockerconfigjson, in [images.md](images.md)",
     "verifierTls": "with images.trust: what `python -m infra.certificates NAMESPACE` prints",
 }
 

@@ -2,15 +2,18 @@
 
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pulumi
 from pulumi.runtime import config as runtime_config
 
+from components.registry_auth import logins
 from infra.section import PROJECT, SettingsError
 from infra.settings import Settings, parse
 
 _VERIFIER_TLS = "verifierTls"
+_REGISTRY_AUTH = "registryAuth"
 _SECRETS = {
     "apiKeys": "a JSON list of keys of 16 or more printable characters; run pulumi config set --secret apiKeys '[\"…\"]'",
     "cachePassword": "16 or more letters and digits; run pulumi config set --secret cachePassword",
@@ -22,7 +25,7 @@ def load() -> Settings:
     document: dict[str, Any] = {}
     hidden: set[str] = set()
     for name in _configured_keys():
-        if name not in _SECRETS and name != _VERIFIER_TLS:
+        if name not in (*_SECRETS, _VERIFIER_TLS, _REGISTRY_AUTH):
             document[name] = _decoded(pulumi.Config(PROJECT).get(name) or "")
             if _is_secret(name):
                 hidden.add(name)
@@ -32,7 +35,8 @@ def load() -> Settings:
         settings = parse(document, hidden)
     except SettingsError as error:
         problems.append(str(error))
-    problems += _secret_problems(encrypted=settings is not None and _must_be_encrypted(settings))
+    encrypted = settings is not None and _must_be_encrypted(settings)
+    problems += [*_secret_problems(encrypted=encrypted), *_registry_auth_problems(encrypted=encrypted)]
     if settings is not None and settings.images.trust is not None and not verifier_tls():
         problems.append(
             f"{PROJECT}:{_VERIFIER_TLS}: got nothing, want certificate and key of the image verifier; "
@@ -47,6 +51,25 @@ def verifier_tls() -> dict[str, str]:
     """Certificate and private key of the image verifier in PEM; nothing when they are not there as they should be."""
     pair = _decoded(pulumi.Config(PROJECT).get(_VERIFIER_TLS) or "")
     return pair if isinstance(pair, dict) and set(pair) == {"certificate", "privateKey"} else {}
+
+
+def registry_auth() -> pulumi.Output[str] | None:
+    """dockerconfigjson with the logins of private registries, a secret; None where there is none."""
+    text = pulumi.Config(PROJECT).get(_REGISTRY_AUTH)
+    return pulumi.Output.secret(text) if text else None
+
+
+def _registry_auth_problems(*, encrypted: bool) -> Iterator[str]:
+    path, text = f"{PROJECT}:{_REGISTRY_AUTH}", pulumi.Config(PROJECT).get(_REGISTRY_AUTH)
+    if text is None:
+        return
+    try:
+        logins(text)
+    except ValueError as error:
+        want = '{"auths": {"registry.example.com": {"username": "…", "password": "…"}}} or its base64 as "auth"'
+        yield f"{path}: got {error}, want {want}; make it as docs/images.md shows"
+    if encrypted and not _is_secret(_REGISTRY_AUTH):
+        yield f"{path}: got plain text, want it encrypted with governance.production; set it with --secret"
 
 
 def _decoded(text: str) -> Any:

@@ -33,6 +33,12 @@ OUTPUT = ROOT / "build" / "preview"
 _PLACEHOLDER_DIGEST = "0" * 64
 """Stands in the rendering of a stack whose images are named at deployment; no image has it."""
 
+_MASKS: dict[str, Any] = {
+    "modelfleet:registryAuth": {"auths": {"registry.example.com": {"username": "masked", "password": "masked"}}},
+    "modelfleet:verifierTls": {"certificate": "masked", "privateKey": "masked"},
+}
+"""What stands for the secrets that a stack may have: nobody else can decrypt them."""
+
 
 def stack_config(stack: str) -> dict[str, Any]:
     """The committed configuration of a stack, section by section."""
@@ -51,6 +57,9 @@ def render(stack: str, target: Path, work: Path, *options: str) -> str:
     config.setdefault("modelfleet:images", {"builder": "prebuilt", "refs": refs})
     config["modelfleet:apiKeys"] = json.dumps(["masked-in-the-rendering"])
     config["modelfleet:cachePassword"] = "maskedintherendering"
+    for name, mask in _MASKS.items():
+        if name in config:
+            config[name] = json.dumps(mask)
     # No cluster of the user may be looked at, even if there is one.
     cli = PulumiCli(stack=stack, state_dir=work / stack, env={"HOME": str(work)})
     cli.ensure_stack()
@@ -69,7 +78,8 @@ def tidy(directory: Path) -> None:
     random = {document["metadata"]["name"] for _, document in documents if re.search(r"-[0-9a-f]{8}$", document["metadata"]["name"])}
     for child in directory.iterdir():
         shutil.rmtree(child)
-    for _, document in documents:
+    # Two namespaces may have an object of one name: the verifier's, whose name is longer, comes second.
+    for _, document in sorted(documents, key=lambda found: len(found[1]["metadata"].get("namespace", ""))):
         if document["kind"] == "Secret":
             for field in ("data", "stringData"):
                 if field in document:
@@ -77,8 +87,11 @@ def tidy(directory: Path) -> None:
         text = yaml.safe_dump(document)
         for name in random:
             text = text.replace(name, name[:-9])
-        name = yaml.safe_load(text)["metadata"]["name"]
-        (directory / f"{document['kind'].lower()}-{name}.yaml").write_text(text)
+        metadata = yaml.safe_load(text)["metadata"]
+        path = directory / f"{document['kind'].lower()}-{metadata['name']}.yaml"
+        if path.exists():
+            path = path.with_stem(f"{document['kind'].lower()}-{metadata['namespace']}-{metadata['name']}")
+        path.write_text(text)
 
 
 def base_ref(wanted: str) -> str | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, Self
 
+from cryptography import x509
 from pydantic import Field, ValidationError, model_validator
 
 from infra import constraints, refusals
@@ -54,9 +55,24 @@ class TrustSettings(Section):
     """Public keys in PEM, as cosign generate-key-pair writes them; a signature by any of them counts."""
     mirror: str = Field(default="", pattern=r"^(https?://[^/\s]+)?$")
     """Registry that has the signatures of every image; empty: the one in the image's name."""
+    ca_bundle: str = ""
+    """Authorities of your registries' certificates in PEM, beside the public ones, for reading signatures. Nodes have their own."""
     replicas: int = Field(default=2, ge=1, le=16)
     """Verifiers; while none answers, no pod starts."""
     resources: Resources = Resources(cpu="50m", memory="128Mi")
+
+    @model_validator(mode="after")
+    def _authorities_are_certificates(self) -> Self:
+        """A rule of the section, so that what stands there instead, such as a private key, is not shown."""
+        try:
+            found = x509.load_pem_x509_certificates(self.ca_bundle.encode()) if self.ca_bundle else []
+        except ValueError:
+            found = []
+        if self.ca_bundle and (not found or len(found) != self.ca_bundle.count("-----BEGIN ")):
+            raise ValueError(
+                "caBundle: got something else, want certificates in PEM; take those of the authorities that your registries have"
+            )
+        return self
 
 
 class ImagesSettings(Section):

@@ -9,9 +9,10 @@ import pulumi_kubernetes as k8s
 import components as c
 from components.contract import PORTS
 from components.gpu import device_class
+from components.registry_auth import pulls
 from infra import certificates, cluster, delivery
 from infra.gpu_settings import GpuSettings
-from infra.inputs import load, verifier_tls
+from infra.inputs import load, registry_auth, verifier_tls
 from infra.outputs import outputs
 from infra.section import PROJECT, Resources, SettingsError, quantity
 from infra.settings import VERIFIER_IMAGE, ScaleToZeroSettings, Settings, Tier, TrustSettings
@@ -60,6 +61,7 @@ def _governance(settings: Settings) -> c.GovernanceArgs:
         storage=limits.storage,
         load_balancers=int(settings.api_server.service_type == "LoadBalancer"),
         retain=settings.storage.retain,
+        registry_auth=registry_auth(),
     )
 
 
@@ -141,6 +143,8 @@ def _image_trust(
             certificate=pair["certificate"],
             private_key=pulumi.Output.secret(pair["privateKey"]),
             mirror=trust.mirror,
+            registry_auth=registry_auth(),
+            ca_bundle=trust.ca_bundle,
             replicas=trust.replicas,
             resources=_resources(trust.resources),
         ),
@@ -169,10 +173,13 @@ def build(settings: Settings) -> None:
             platform=settings.images.platform,
             builder_name=settings.images.builder_name,
             build=target.render_to is None,
+            registry_auth=registry_auth(),
         ),
     )
     governance = c.Governance("governance", _governance(settings), opts)
     namespace = governance.namespace
+    if registry_auth() is not None:
+        opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[governance], transformations=[pulls]))
     if settings.images.trust is not None:
         trust = _image_trust(settings, settings.images.trust, images, namespace, opts)
         # A pod that is made before the webhook would not be checked.

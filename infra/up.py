@@ -23,7 +23,7 @@ from devcluster.layout import DEFAULT_NAME, Cluster, ClusterError, load
 from devcluster.oci import Image, RegistryError
 from devcluster.toolchain import ToolchainError
 from images import embedded as images
-from infra.changes import DataLossError
+from infra.changes import RefusedError
 from infra.cli import TOOLS, CliError, PulumiCli, needs_own_tools
 from infra.cluster import identity as cluster_identity
 from infra.explain.causes import explain
@@ -72,7 +72,8 @@ class Deployment:
         cli = self.cli
         cli.ensure_stack()
         before = cli.read_config()
-        config = stack_config(self.stack)
+        # What the committed file has encrypted is for the key of that file, which is not ours.
+        config = {key: value for key, value in stack_config(self.stack).items() if not _is_encrypted(value)}
         config["modelfleet:cluster"] = {
             **config.get("modelfleet:cluster", {}),
             "context": self.context,
@@ -81,7 +82,7 @@ class Deployment:
         for section, values in overrides.items():
             key = f"modelfleet:{section}"
             config[key] = {**config.get(key, {}), **values} if isinstance(values, Mapping) else values
-        kept = {name: value for name, value in before.items() if isinstance(value, dict) and "secure" in value}
+        kept = {name: value for name, value in before.items() if _is_encrypted(value)}
         cli.write_config(config | kept)
         if "modelfleet:apiKeys" not in kept:
             key = secrets.token_urlsafe(24)
@@ -91,8 +92,17 @@ class Deployment:
         if "modelfleet:cachePassword" not in kept:
             cli.run("config", "set", "--secret", "modelfleet:cachePassword", stdin=secrets.token_hex(16))
 
+    def take_registry_auth(self, overrides: Mapping[str, Any], file: str) -> None:
+        """Keep the logins of a dockerconfigjson in the private configuration, encrypted. Raises SettingsError."""
+        try:
+            text = Path(file).read_text()
+        except OSError as error:
+            raise SettingsError(f"REGISTRY_AUTH: got {file!r} ({error.strerror}), want a dockerconfigjson; see docs/images.md") from None
+        self.configure(overrides)
+        self.cli.run("config", "set", "--secret", "modelfleet:registryAuth", stdin=text)
+
     def deploy(self, overrides: Mapping[str, Any], allow_data_loss: Collection[str] = ()) -> FleetOutputs:
-        """`pulumi up`. Raises CliError with Pulumi's message, or DataLossError for data that `allow_data_loss` does not name."""
+        """`pulumi up`. Raises CliError with Pulumi's message, or RefusedError, also for data that `allow_data_loss` does not name."""
         self.configure(overrides)
         self.cli.update("up", allow_data_loss)
         return self.outputs()
@@ -102,6 +112,10 @@ class Deployment:
 
     def destroy(self) -> None:
         self.cli.update("destroy")
+
+
+def _is_encrypted(value: Any) -> bool:
+    return isinstance(value, dict) and "secure" in value
 
 
 def on_embedded(cluster: Cluster, stack: str) -> Deployment:
@@ -190,19 +204,21 @@ def _show(deployment: Deployment, outputs: FleetOutputs, url: str, *, forwarded:
     print("stop:      make down" + (f" CONTEXT={deployment.context}" if forwarded else ""))
 
 
-def up(stack: str, nodes: int, context: str, allow_data_loss: Collection[str]) -> None:
+def up(stack: str, nodes: int, context: str, allow_data_loss: Collection[str], registry_auth: str) -> None:
     started = time.monotonic()
     if context:
-        deployment = on_context(context, stack)
-        outputs = deployment.deploy({}, allow_data_loss)
-        reach: AbstractContextManager[str] = port_forward(deployment, outputs)
+        cluster, deployment, overrides = None, on_context(context, stack), {}
     else:
         cluster, built = start_embedded(DEFAULT_NAME, nodes)
-        deployment = on_embedded(cluster, stack)
-        deployed = time.monotonic()
-        outputs = deployment.deploy(image_overrides(built), allow_data_loss)
-        say(f"up: stack {stack} deployed in {time.monotonic() - deployed:.0f} s")
-        reach = nullcontext(f"http://{cluster.control_plane.address}:{outputs.node_port}")
+        deployment, overrides = on_embedded(cluster, stack), image_overrides(built)
+    if registry_auth:
+        deployment.take_registry_auth(overrides, registry_auth)
+    deployed = time.monotonic()
+    outputs = deployment.deploy(overrides, allow_data_loss)
+    say(f"up: stack {stack} deployed in {time.monotonic() - deployed:.0f} s")
+    reach: AbstractContextManager[str] = (
+        port_forward(deployment, outputs) if cluster is None else nullcontext(f"http://{cluster.control_plane.address}:{outputs.node_port}")
+    )
     with reach as url:
         _show(deployment, outputs, url, forwarded=bool(context))
     say(f"up: done in {time.monotonic() - started:.0f} s")
@@ -264,15 +280,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--context", default=os.environ.get("CONTEXT", ""))
     parser.add_argument("--allow-data-loss", default=os.environ.get("ALLOW_DATA_LOSS", ""), help="objects (Kind/name) whose data may go")
+    parser.add_argument("--registry-auth", default=os.environ.get("REGISTRY_AUTH", ""), help="file with the logins of private registries")
     options = parser.parse_args(arguments)
     try:
         if options.command == "up":
-            up(options.stack, options.nodes, options.context, options.allow_data_loss.split())
+            up(options.stack, options.nodes, options.context, options.allow_data_loss.split(), options.registry_auth)
         elif options.command == "down":
             down(options.stack, options.context)
         else:
             return status(options.stack, options.context)
-    except (ClusterError, ToolchainError, RegistryError, images.ImageError, DataLossError, SettingsError, OutputsError) as error:
+    except (ClusterError, ToolchainError, RegistryError, images.ImageError, RefusedError, SettingsError, OutputsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except CliError as error:

@@ -109,12 +109,27 @@ def images(facts: Facts) -> Iterator[Finding]:
             cause, want = "registry-unreachable", "a registry that the node reaches"
             do = f"see that the registry runs and the node reaches it, or name another in {setting}"
         elif re.search(_DENIED, message):
-            cause, got, want = "image-denied", f"{where} refusing {image}", "leave to pull it"
-            do = "give the namespace's default service account an imagePullSecret for that registry"
+            cause, (got, want, do) = "image-denied", _denied(facts, container, where)
         else:
             cause, got, want = "image-missing", f"no image {image} at {where}", "it there"
             do = f"push it, or correct {setting}"
         yield _of(container, facts, cause, got, want, do)
+
+
+def _denied(facts: Facts, container: Container, where: str) -> tuple[str, str, str]:
+    """Got, want, do of a pull that the registry refuses: by the credentials that the pod names, or for want of any."""
+    pod, image = container.pod, container.spec["image"]
+    ours = bool(facts.component(pod))
+    names = [each["name"] for each in pod["spec"].get("imagePullSecrets", [])]
+    if missing := [name for name in names if facts.find("Secret", name) is None]:
+        got = f"no Secret/{missing[0]}, and {where} refusing {image} without its credentials"
+        return got, "it there", "run make up, which makes it again" if ours else "create it, of type kubernetes.io/dockerconfigjson"
+    if names:
+        got = f"{where} refusing the credentials of Secret/{names[0]} for {image}"
+        do = "correct modelfleet:registryAuth and run make up" if ours else f"correct Secret/{names[0]}"
+        return got, "credentials that may pull it", do
+    do = "set modelfleet:registryAuth" if ours else "give the pod an imagePullSecret for that registry"
+    return f"{where} refusing {image} without credentials", "some that may pull it", do
 
 
 def _of(container: Container, facts: Facts, cause: str, got: str, want: str, do: str, covers: frozenset[str] = frozenset()) -> Finding:

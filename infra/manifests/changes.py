@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from components.contract import DATA_LABEL, PROTECTED_ANNOTATION
+from infra.section import quantity
 
 Object = Mapping[str, Any]
 Action = Literal["deleted", "replaced", "refused", "changed", "created"]
@@ -30,12 +31,13 @@ REPLACED: Mapping[str, tuple[str, ...]] = {
     "StorageClass": ("parameters", "provisioner"),
 }
 """Fields whose change makes Pulumi replace the object. Source: forceNew in diff.go of pulumi-kubernetes 4.25.0."""
-REFUSED: Mapping[str, tuple[str, ...]] = {
+IMMUTABLE: Mapping[str, tuple[str, ...]] = {
     "PriorityClass": ("value", "preemptionPolicy"),
     "RuntimeClass": ("handler",),
     "StorageClass": ("reclaimPolicy", "volumeBindingMode"),
 }
-"""Fields that the API server calls immutable and Pulumi does not replace for. Source: validation of Kubernetes 1.36; a test asks it."""
+"""Fields that the API server calls immutable and that our components replace the object for (`replace_on_changes`).
+Source: validation of Kubernetes 1.36; a test asks it."""
 _RETAINED = f"metadata.labels.{DATA_LABEL}"
 _PROTECTED = f"metadata.annotations.{PROTECTED_ANNOTATION}"
 _GUARDS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
@@ -98,6 +100,14 @@ def _below(path: str, prefixes: Sequence[str]) -> bool:
     return any(path == prefix or path.startswith((f"{prefix}.", f"{prefix}[")) for prefix in prefixes)
 
 
+def _shrinks(kind: str, difference: Difference) -> bool:
+    """Whether a claim would get smaller; the API server lets none."""
+    sizes = difference.old, difference.new
+    if (kind, difference.path) != ("PersistentVolumeClaim", "spec.resources.requests.storage") or None in sizes:
+        return False
+    return quantity(str(difference.new)) < quantity(str(difference.old))
+
+
 def _identity(item: Object) -> tuple[str, str, str]:
     metadata = item.get("metadata", {})
     return str(item.get("kind")), str(metadata.get("namespace", "")), str(metadata.get("name"))
@@ -136,10 +146,10 @@ def _compare(old: Object, new: Object) -> Change | None:
         return None
     kind = str(old.get("kind"))
     action: Action = "changed"
-    if any(_below(each.path, REFUSED.get(kind, ())) for each in found):
-        action = "refused"
-    if any(_below(each.path, REPLACED.get(kind, ())) for each in found):
+    if any(_below(each.path, (*REPLACED.get(kind, ()), *IMMUTABLE.get(kind, ()))) for each in found):
         action = "replaced"
+    elif any(_shrinks(kind, each) for each in found):
+        action = "refused"
     return Change(title=_title(old), action=action, loses_data=_loss(old, new, action), differences=found)
 
 

@@ -15,7 +15,7 @@ _MOST_FIELDS = 20
 _MEANING = {
     "deleted": "deleted",
     "replaced": "REPLACED",
-    "refused": "REFUSED by the cluster: the field cannot change",
+    "refused": "REFUSED by the cluster: no claim gets smaller",
     "changed": "changed",
     "created": "created",
 }

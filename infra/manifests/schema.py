@@ -1,7 +1,8 @@
 """Strict validation of rendered objects: an unknown field, a wrong type or a missing field is an error, without a cluster.
 
-kubernetes.schema.json holds the schemas of KINDS, made from the OpenAPI v3 document of the embedded cluster's API server:
-`make up`, then `python -m infra.manifests.schema`. A test of the cluster tier compares the two.
+An object of a kind without a schema is an error, too. kubernetes.schema.json holds the schemas of KINDS, made from the OpenAPI v3
+document of the embedded cluster's API server: `make up`, then `python -m infra.manifests.schema`. A test of the cluster tier compares
+the two.
 """
 
 import functools
@@ -41,6 +42,36 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "storage.k8s.io/v1": ("StorageClass",),
 }
 """What the stack renders, and what it may soon. A kind that is not here is an error of the rendering."""
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+_META = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
+
+
+def _fields(required: str, **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "required": required.split(), "properties": properties}
+
+
+_RULE = _fields(
+    "alert expr",
+    alert={"type": "string", "minLength": 1},
+    expr={"type": "string", "minLength": 1},
+    labels=_TEXTS,
+    annotations=_TEXTS,
+    **{"for": {"type": "string", "pattern": r"^(0|([0-9]+(ms|[ywdhms]))+)$"}},
+)
+CUSTOM: Mapping[str, dict[str, Any]] = {
+    "monitoring.coreos.com/v1/PrometheusRule": _fields(
+        "apiVersion kind metadata spec",
+        apiVersion={"type": "string"},
+        kind={"type": "string"},
+        metadata={"$ref": f"#/$defs/{_META}"},
+        spec=_fields(
+            "groups",
+            groups={"type": "array", "items": _fields("name rules", name={"type": "string"}, rules={"type": "array", "items": _RULE})},
+        ),
+    ),
+}
+"""Kinds of operators, which the embedded API server does not know: of their fields only those that we render.
+Source: API reference of the Prometheus operator; durations as Prometheus' documentation has them."""
 _REFERENCE = "#/components/schemas/"
 _KEPT = ("type", "properties", "items", "additionalProperties", "required", "enum", "oneOf", "anyOf")
 
@@ -108,13 +139,15 @@ def dump(document: dict[str, Any]) -> str:
 
 @functools.cache
 def document() -> dict[str, Any]:
-    """The stored schemas."""
-    return json.loads(SCHEMAS.read_text())
+    """Every schema: those that are stored, and CUSTOM."""
+    stored = json.loads(SCHEMAS.read_text())
+    return {"kinds": {**stored["kinds"], **{kind: kind for kind in CUSTOM}}, "$defs": {**stored["$defs"], **CUSTOM}}
 
 
 @functools.cache
 def _validator(definition: str) -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator({"$ref": f"#/$defs/{definition}", "$defs": document()["$defs"]})
+    # A kind with slashes in its name is escaped as JSON Pointer wants it.
+    return jsonschema.Draft202012Validator({"$ref": f"#/$defs/{definition.replace('/', '~1')}", "$defs": document()["$defs"]})
 
 
 def problems(item: Mapping[str, Any]) -> list[str]:
@@ -123,7 +156,7 @@ def problems(item: Mapping[str, Any]) -> list[str]:
     kind = f"{item.get('apiVersion')}/{item.get('kind')}"
     definition = document()["kinds"].get(kind)
     if definition is None:
-        return [f"{title}: got {kind}, want a kind with a schema; add it to KINDS of infra/manifests/schema.py"]
+        return [f"{title}: got {kind}, want a kind with a schema; add it to KINDS or CUSTOM of infra/manifests/schema.py"]
     errors = sorted(_validator(definition).iter_errors(item), key=lambda error: error.json_path)
     return [f"{title}: {_line(error)}" for error in errors]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.changes import DataLossError, read
+from infra.changes import DataLossError, ImpossibleError, read
 from tests.cluster.conftest import Stack
 from tests.golden.test_golden import GOLDEN
 
@@ -107,3 +107,36 @@ def test_an_update_that_would_lose_data_is_refused_before_anything_changes(stack
     assert new["spec"]["resources"]["requests"]["storage"] == "3Gi"
     stack.deployment.deploy(stack.overrides, ["StatefulSet/ollama"])
     assert read(cli.run("preview", "--json")).steps == []
+
+
+def resized(stack: Stack, size: str) -> dict[str, Any]:
+    return {**stack.overrides, "storage": {"shared": {"provisioner": "modelfleet.dev/shared", "size": size}}}
+
+
+def server_says(stack: Stack, size: str) -> str:
+    patch = json.dumps({"spec": {"resources": {"requests": {"storage": size}}}})
+    return stack.kube.refused("patch", "pvc", "shared-models", "-n", stack.outputs.namespace, "-p", patch, "--dry-run=server")
+
+
+def test_a_claim_that_would_shrink_is_refused_before_anything_changes(stack: Stack) -> None:
+    assert "less than status.capacity" in server_says(stack, "1Gi")
+    before = stack.deployment.cli.run("stack", "export")
+    with pytest.raises(ImpossibleError, match=r"^PersistentVolumeClaim/shared-models: got 1Gi, want at least the 2Gi that it has"):
+        stack.deployment.deploy(resized(stack, "1Gi"))
+    assert (
+        json.loads(stack.deployment.cli.run("stack", "export"))["deployment"]["resources"] == json.loads(before)["deployment"]["resources"]
+    )
+
+
+def test_a_claim_that_cannot_grow_in_its_class_is_refused_before_anything_changes(stack: Stack) -> None:
+    def allow(value: bool) -> None:
+        stack.kube.run("patch", "storageclass", "shared-models", "-p", json.dumps({"allowVolumeExpansion": value}))
+
+    allow(False)
+    try:
+        assert "must support resize" in server_says(stack, "3Gi")
+        with pytest.raises(ImpossibleError, match=r"^PersistentVolumeClaim/shared-models: got 3Gi after 2Gi in a StorageClass without"):
+            stack.deployment.deploy(resized(stack, "3Gi"))
+    finally:
+        allow(True)
+        stack.deployment.configure(stack.overrides)

@@ -14,7 +14,7 @@ from devcluster import controlplane, layout
 from infra import preview
 from infra.cli import ROOT
 from infra.manifests import schema
-from infra.manifests.changes import REFUSED, REPLACED
+from infra.manifests.changes import IMMUTABLE, REPLACED
 from tests.cluster.conftest import NAME, Stack
 from tests.cluster.kube import Kube
 
@@ -109,9 +109,9 @@ CHANGES: dict[str, dict[str, Callable[[dict[str, Any]], object]]] = {
 }
 
 
-def test_what_the_report_calls_refused_is_refused(applied: tuple[str, Kube]) -> None:
+def test_what_components_replace_an_object_for_cannot_change_in_place(applied: tuple[str, Kube]) -> None:
     name, kube = applied
-    assert {kind: tuple(changes) for kind, changes in CHANGES.items()} == dict(REFUSED)
+    assert {kind: tuple(changes) for kind, changes in CHANGES.items()} == dict(IMMUTABLE)
     for item in documents(name):
         for path, change in CHANGES.get(item["kind"], {}).items():
             changed = copy.deepcopy(item)

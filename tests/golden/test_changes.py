@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from infra import preview
-from infra.changes import DataLossError, Plan, read, refuse_data_loss
+from infra.changes import DataLossError, ImpossibleError, Plan, read, refuse_data_loss, refuse_the_impossible
 from infra.cli import ROOT, CliError, PulumiCli
 from tests.golden.engine import Engine
 
@@ -18,6 +18,7 @@ DIRECTORY = "/rendered"
 """Stands for the rendering's directory in these files."""
 LARGER = {"dev": {"shared": "3Gi", "hot": "2Gi"}, "prod": {"shared": "1400Gi", "hot": "200Gi"}}
 """Sizes that the quota of the stack allows, too."""
+SMALLER = {"dev": "1Gi", "prod": "500Gi"}
 
 
 @pytest.fixture(scope="module", params=preview.STACKS)
@@ -48,14 +49,47 @@ def test_a_larger_shared_claim_grows_in_place(engine: Engine) -> None:
     planned = engine.planned(with_tier(engine.stack, "shared", size=LARGER[engine.stack]["shared"]))
     assert changed(planned) == {"PersistentVolumeClaim/shared-models": "update"}
     refuse_data_loss(planned, ())
+    refuse_the_impossible(planned, ())
+
+
+def test_a_smaller_shared_claim_is_refused(engine: Engine) -> None:
+    planned = engine.planned(with_tier(engine.stack, "shared", size=SMALLER[engine.stack]))
+    size = preview.stack_config(engine.stack)["modelfleet:storage"]["shared"]["size"]
+    with pytest.raises(ImpossibleError) as refusal:
+        refuse_the_impossible(planned, ())
+    assert str(refusal.value) == (
+        f"PersistentVolumeClaim/shared-models: got {SMALLER[engine.stack]}, want at least the {size} that it has: no claim shrinks; "
+        "set its size back"
+    )
+
+
+def test_classes_whose_fields_cannot_change_are_replaced_and_nothing_else_is(engine: Engine) -> None:
+    if engine.stack == "prod":
+        planned = engine.planned({"gpu": {"handler": "other", "priority": 2_000_000}})
+        assert changed(planned) == {
+            "RuntimeClass/nvidia": "replace",
+            "PriorityClass/gpu-priority": "replace",
+            "PriorityClass/gateway-priority": "replace",
+            "PriorityClass/gpu-batch-priority": "replace",
+        }
+    else:
+        planned = engine.planned({"storage": {"retain": True}})
+        classes = {name: op for name, op in changed(planned).items() if name.startswith("StorageClass/")}
+        assert classes == {"StorageClass/shared-models": "replace", "StorageClass/local-nvme": "replace"}
+        assert {name for name, op in changed(planned).items() if op != "update"} == set(classes)
+    refuse_data_loss(planned, ())
+    refuse_the_impossible(planned, ())
 
 
 def test_another_size_of_the_local_copies_is_refused_where_they_would_go(engine: Engine) -> None:
     planned = engine.planned(with_tier(engine.stack, "hot", size=LARGER[engine.stack]["hot"]))
     assert changed(planned) == {"StatefulSet/ollama": "replace"}
     if engine.stack == "prod":
-        # Retained claims stay when their StatefulSet goes.
+        # Retained claims stay when their StatefulSet goes, and keep their size.
         refuse_data_loss(planned, ())
+        with pytest.raises(ImpossibleError, match=r"^StatefulSet/ollama: got other volumeClaimTemplates, which stop all its replicas"):
+            refuse_the_impossible(planned, ())
+        refuse_the_impossible(planned, ["StatefulSet/ollama"])
         return
     with pytest.raises(DataLossError) as refusal:
         refuse_data_loss(planned, ())

@@ -79,3 +79,24 @@ def test_a_violation_fails_the_preview_and_stands_in_the_summary(
     line = "StorageClass/shared-models: got provisioner kubernetes.io/nfs, want a CSI driver that makes volumes; name one"
     assert f"error: dev: {line}" in capsys.readouterr().err
     assert f"- {line}" in (tmp_path / "summary.md").read_text()
+
+
+def test_what_a_stack_may_add_is_valid_and_masked_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Objects that neither committed stack has: signatures, a private registry, an operator's rules; secrets encrypted for another key."""
+
+    def with_options(stack: str) -> dict[str, Any]:
+        config = yaml.safe_load((ROOT / f"Pulumi.{stack}.yaml").read_text())["config"]
+        config["modelfleet:images"]["trust"] = {"publicKeys": "-----BEGIN PUBLIC KEY-----"}
+        config["modelfleet:monitoring"]["alertRules"] = "prometheus-rule"
+        return config | {f"modelfleet:{name}": {"secure": "v1:for-another-key"} for name in ("registryAuth", "verifierTls", "apiKeys")}
+
+    monkeypatch.setattr(preview, "stack_config", with_options)
+    text, errors = preview._preview("prod", tmp_path / "out", None)
+    assert errors == [], text
+    objects = [document for _, document in preview.manifests(tmp_path / "out")]
+    assert {"PrometheusRule", "ValidatingWebhookConfiguration"} <= {item["kind"] for item in objects}
+    logins = [item for item in objects if item.get("type") == "kubernetes.io/dockerconfigjson"]
+    assert len(logins) == 2, "one for each namespace, under one name"
+    assert all(set(item["data"].values()) == {"REDACTED"} for item in logins)
+    pods = [item["spec"]["template"]["spec"] for item in objects if "template" in item.get("spec", {})]
+    assert all(pod["imagePullSecrets"] == [{"name": "registry-auth"}] for pod in pods)

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from infra import up
 from infra.cli import CliError, PulumiCli
 from infra.preview import stack_config
+from infra.settings import SettingsError
 
-VALUES = {"apiKeys": json.dumps(["a-key-of-sufficient-length"]), "cachePassword": "sufficientlylong1"}
+AUTH = json.dumps({"auths": {"registry.example.com": {"username": "fleet", "password": "of-the-registry"}}})
+VALUES = {"apiKeys": json.dumps(["a-key-of-sufficient-length"]), "cachePassword": "sufficientlylong1", "registryAuth": AUTH}
 
 
 @pytest.fixture
@@ -41,3 +44,20 @@ def test_production_takes_secrets_encrypted_only(cli: PulumiCli) -> None:
     text = refusal(cli)
     assert "plain text" not in text
     assert "modelfleet:cluster.context: got 'elsewhere'" in text
+
+
+def test_the_logins_of_a_file_are_kept_encrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    committed = stack_config("dev") | {"modelfleet:verifierTls": {"secure": "v1:for-another-key"}}
+    monkeypatch.setattr(up, "stack_config", lambda _: dict(committed))
+    monkeypatch.setattr(up, "cluster_identity", lambda *_: "3f1c")
+    deployment = up.Deployment(stack="dev", context="elsewhere", kubeconfig=str(tmp_path / "none"), state_dir=tmp_path / "state")
+    (tmp_path / "auth.json").write_text(AUTH)
+    deployment.take_registry_auth({}, str(tmp_path / "auth.json"))
+    deployment.configure({})
+    config = deployment.cli.read_config()
+    assert set(config["modelfleet:registryAuth"]) == {"secure"}
+    assert "modelfleet:verifierTls" not in config, "it is for the key of the committed file"
+    assert "of-the-registry" not in deployment.cli.config_file.read_text()
+    assert deployment.cli.run("config", "get", "modelfleet:registryAuth").strip() == AUTH
+    with pytest.raises(SettingsError, match=r"REGISTRY_AUTH: got '.*nowhere' \(No such file or directory\), want a dockerconfigjson; see"):
+        deployment.take_registry_auth({}, str(tmp_path / "nowhere"))

@@ -102,11 +102,11 @@ def trust(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trust]:
         }
         with running("image_verifier", port, env, work / "verifier.log", ready="") as verifier:
             made = Trust(address, key, work, verifier, context, cosign)
-            _wait(made)
+            wait(made)
             yield made
 
 
-def _wait(trust: Trust) -> None:
+def wait(trust: Trust) -> None:
     for _ in range(200):
         try:
             with httpx.Client(verify=trust.context, trust_env=False) as client:
@@ -191,7 +191,7 @@ def test_a_registry_that_does_not_answer_lets_nothing_pass(trust: Trust, tmp_pat
     trust.sign(image)
     with running("image_verifier", port, environment, tmp_path / "log", ready="") as verifier:
         blind = replace(trust, verifier=verifier)
-        _wait(blind)
+        wait(blind)
         assert "whose signature cannot be read" in blind.refusal(image.reference)
 
 

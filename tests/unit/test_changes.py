@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from infra import interrupted
-from infra.changes import DataLossError, read, refuse_data_loss
+from infra.changes import DataLossError, ImpossibleError, read, refuse_data_loss, refuse_the_impossible
 
 URN = "urn:pulumi:dev::modelfleet::modelfleet:index:Storage${}::{}"
 CLAIM = URN.format("kubernetes:core/v1:PersistentVolumeClaim", "storage-claim")
@@ -60,6 +60,54 @@ def test_a_stateful_set_is_no_loss_while_its_claims_stay() -> None:
     refuse_data_loss(read(json.dumps({"steps": [kept]})), ())
     spec["persistentVolumeClaimRetentionPolicy"] = {"whenDeleted": "Delete"}
     assert refusal(kept).startswith("StatefulSet/ollama: got")
+
+
+def resized(have: str, want: str, *others: dict[str, Any], allowed: tuple[str, ...] = ()) -> None:
+    def claim(size: str) -> dict[str, Any]:
+        return {"metadata": {"name": "c"}, "spec": {"storageClassName": "models", "resources": {"requests": {"storage": size}}}}
+
+    update = {"op": "update", "urn": CLAIM, "oldState": {"inputs": claim(have)}, "newState": {"inputs": claim(want)}}
+    refuse_the_impossible(read(json.dumps({"steps": [update, *others]})), allowed)
+
+
+def storage_class(name: str, **fields: Any) -> dict[str, Any]:
+    urn = URN.format("kubernetes:storage.k8s.io/v1:StorageClass", "storage-class")
+    return {"op": "update", "urn": urn, "oldState": {"inputs": {"metadata": {"name": name}, **fields}}}
+
+
+@pytest.mark.parametrize("want", ["2Gi", "3Gi", "2048Mi"])
+def test_a_claim_may_stay_or_grow(want: str) -> None:
+    resized("2Gi", want, storage_class("models", allowVolumeExpansion=True), storage_class("other"))
+
+
+def test_a_claim_that_would_shrink_is_refused() -> None:
+    with pytest.raises(ImpossibleError) as error:
+        resized("2Gi", "2000Mi")
+    assert str(error.value) == (
+        "PersistentVolumeClaim/c: got 2000Mi, want at least the 2Gi that it has: no claim shrinks; set its size back"
+    )
+
+
+@pytest.mark.parametrize("fields", [{}, {"allowVolumeExpansion": False}])
+def test_a_claim_that_would_grow_in_a_class_without_expansion_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(
+        ImpossibleError, match=r"^PersistentVolumeClaim/c: got 3Gi after 2Gi in a StorageClass without allowVolumeExpansion"
+    ):
+        resized("2Gi", "3Gi", storage_class("models", **fields))
+
+
+@pytest.mark.parametrize("policy", ["Retain", "Delete"])
+def test_kept_claims_of_a_stateful_set_do_not_change_with_it(policy: str) -> None:
+    spec = {"volumeClaimTemplates": [{}], "persistentVolumeClaimRetentionPolicy": {"whenDeleted": policy}}
+    urn = URN.format("kubernetes:apps/v1:StatefulSet", "ollama-servers")
+    reason = "spec.volumeClaimTemplates[0].spec.resources.requests.storage"
+    plan = read(json.dumps({"steps": [step("replace", urn, reasons=[reason], inputs={"metadata": {"name": "ollama"}, "spec": spec})]}))
+    if policy == "Delete":
+        refuse_the_impossible(plan, ())
+        return
+    with pytest.raises(ImpossibleError, match=r"^StatefulSet/ollama: got other volumeClaimTemplates.*ALLOW_DATA_LOSS=StatefulSet/ollama"):
+        refuse_the_impossible(plan, ())
+    refuse_the_impossible(plan, ["StatefulSet/ollama"])
 
 
 def pending(kind: str, resource: dict[str, Any], resources: list[dict[str, Any]] | None = None) -> dict[str, Any]:

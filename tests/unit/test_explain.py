@@ -144,6 +144,33 @@ def test_a_refused_pull_is_told_from_a_missing_image() -> None:
     assert named(snapshot(Pod=[pod("a", status=status)])) == [("image-denied", "Pod/a")]
 
 
+REFUSED = "got its registry refusing the credentials of Secret/auth for x@sha256:0, want credentials that may pull it; correct"
+ABSENT = "got no Secret/auth, and its registry refusing x@sha256:0 without its credentials, want it there;"
+WITHOUT = "got its registry refusing x@sha256:0 without credentials, want some that may pull it;"
+
+
+@pytest.mark.parametrize(
+    ("secret", "component", "sentence"),
+    [
+        (True, "api-server", f"{REFUSED} modelfleet:registryAuth and run make up"),
+        (True, "", f"{REFUSED} Secret/auth"),
+        (False, "api-server", f"{ABSENT} run make up"),
+        (False, "", f"{ABSENT} create it"),
+        (None, "api-server", f"{WITHOUT} set modelfleet:registryAuth"),
+        (None, "", f"{WITHOUT} give the pod an imagePullSecret"),
+    ],
+)
+def test_a_refused_pull_says_whose_credentials_were_refused(secret: bool | None, component: str, sentence: str) -> None:
+    waiting = {"reason": "ErrImagePull", "message": "unexpected status: 401 Unauthorized"}
+    status = {"phase": "Pending", "containerStatuses": [{"name": "main", "ready": False, "state": {"waiting": waiting}}]}
+    refused = pod("a", component, status=status)
+    if secret is not None:
+        refused["spec"]["imagePullSecrets"] = [{"name": "auth"}]
+    taken = snapshot(Pod=[refused], Secret=[{"metadata": metadata("auth")}] if secret else [])
+    (finding,) = (each for each in explain(taken) if each.cause == "image-denied")
+    assert sentence in str(finding)
+
+
 @pytest.mark.parametrize(("status", "cause"), [(401, "wrong-key"), (503, "no-answer"), (0, "no-answer")])
 def test_the_api_servers_answer_is_read(status: int, cause: str) -> None:
     taken = snapshot()

@@ -20,6 +20,10 @@ def altered(kind: str, name: str, change: Callable[[dict[str, Any]], object]) ->
     return compare(PROD, after)
 
 
+def size(claim: dict[str, Any], value: str) -> None:
+    claim["spec"]["resources"]["requests"]["storage"] = value
+
+
 def without(kind: str) -> list[Change]:
     return compare(PROD, [item for item in PROD if item["kind"] != kind])
 
@@ -47,9 +51,11 @@ def test_equal_renderings_have_no_change() -> None:
         ("Service", "api-server", lambda item: item["spec"].update(clusterIP="None"), "replaced", "spec.clusterIP"),
         ("Service", "api-server", lambda item: item["spec"].update(type="NodePort"), "changed", "spec.type"),
         ("StorageClass", "shared-models", lambda item: item["parameters"].update(share="/x"), "replaced", "parameters.share"),
-        ("StorageClass", "shared-models", lambda item: item.update(volumeBindingMode="WaitForFirstConsumer"), "refused", "volumeBindingMode"),
-        ("PriorityClass", "gpu-priority", lambda item: item.update(value=7), "refused", "value"),
-        ("RuntimeClass", "nvidia", lambda item: item.update(handler="nvidia-cdi"), "refused", "handler"),
+        ("StorageClass", "shared-models", lambda item: item.update(volumeBindingMode="WaitForFirstConsumer"), "replaced", "volumeBindingMode"),
+        ("PriorityClass", "gpu-priority", lambda item: item.update(value=7), "replaced", "value"),
+        ("RuntimeClass", "nvidia", lambda item: item.update(handler="nvidia-cdi"), "replaced", "handler"),
+        ("PersistentVolumeClaim", "shared-models", lambda item: size(item, "1Gi"), "refused", "spec.resources.requests.storage"),
+        ("PersistentVolumeClaim", "shared-models", lambda item: size(item, "2Ti"), "changed", "spec.resources.requests.storage"),
     ],
 )  # fmt: skip
 def test_a_change_is_named_with_what_it_does(

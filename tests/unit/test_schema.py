@@ -1,6 +1,7 @@
 """Objects are held against the schemas of the API server, and nothing unknown passes."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+import components as c
 from infra.manifests import schema
+from tests.component.harness import render
+from tests.component.test_scale import MONITORING
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SET = yaml.safe_load((GOLDEN / "dev" / "statefulset-ollama.yaml").read_text())
@@ -88,4 +92,37 @@ def test_the_generator_follows_references_and_drops_prose_defaults_and_status() 
 
 def test_every_kind_of_the_table_has_its_schema() -> None:
     wanted = {f"{version}/{kind}" for version, kinds in schema.KINDS.items() for kind in kinds}
-    assert schema.document()["kinds"].keys() == wanted
+    assert schema.document()["kinds"].keys() == wanted | schema.CUSTOM.keys()
+
+
+def prometheus_rule() -> dict[str, Any]:
+    """What monitoring.alertRules: prometheus-rule renders."""
+    recorder = render(lambda: c.Monitoring("m", dataclasses.replace(MONITORING, alert_rules="prometheus-rule")))
+    return recorder.one("PrometheusRule")
+
+
+def test_our_prometheus_rule_is_valid() -> None:
+    assert schema.problems(prometheus_rule()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda rule: rule.update(exprr=rule.pop("expr")), "got the unknown field exprr in spec.groups.0.rules.0"),
+        (lambda rule: rule.pop("alert"), "'alert' is a required property"),
+        (lambda rule: rule.update({"for": "5 minutes"}), "got '5 minutes' at spec.groups.0.rules.0.for"),
+        (lambda rule: rule["labels"].update(severity=1), "got '1' at spec.groups.0.rules.0.labels.severity, want string"),
+    ],
+)
+def test_a_mistake_in_a_prometheus_rule_is_named(change: Callable[[dict[str, Any]], object], text: str) -> None:
+    item = copy.deepcopy(prometheus_rule())
+    change(item["spec"]["groups"][0]["rules"][0])
+    assert text in "\n".join(schema.problems(item))
+
+
+def test_a_kind_of_another_operator_does_not_pass_unread() -> None:
+    item = {"apiVersion": "monitoring.coreos.com/v1", "kind": "ServiceMonitor", "metadata": {"name": "x"}, "spec": {}}
+    assert schema.problems(item) == [
+        "ServiceMonitor/x: got monitoring.coreos.com/v1/ServiceMonitor, want a kind with a schema; "
+        "add it to KINDS or CUSTOM of infra/manifests/schema.py"
+    ]

@@ -1,14 +1,16 @@
 """The configuration is checked as a whole, and every refusal says what to do."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
 
 from infra import constraints
+from infra.certificates import verifier_tls
 from infra.gpu_settings import GpuSettings
 from infra.preview import stack_config
-from infra.settings import IMAGE_NAMES, Settings, SettingsError, parse, quantity
+from infra.settings import IMAGE_NAMES, VERIFIER_IMAGE, Settings, SettingsError, parse, quantity
 from model_sync.catalog import is_held_by
 
 SMALL = {"name": "smollm2:135m", "size": "100M", "kvBytesPerToken": 23040}
@@ -122,6 +124,25 @@ def test_prod_has_the_sizes_of_the_design() -> None:
 )
 def test_a_wrong_value_is_refused_with_its_path_and_the_remedy(sections: dict[str, Any], line: str) -> None:
     assert line in refusal(**sections)
+
+
+CERTIFICATE = str(json.loads(verifier_tls("x"))["certificate"])
+KEY = "-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["certificates", KEY, CERTIFICATE + KEY, CERTIFICATE.replace("M", "N", 1)], ids=["words", "key", "both", "torn"]
+)
+def test_authorities_of_registries_are_certificates_alone(text: str) -> None:
+    trust = {"publicKeys": "-----BEGIN PUBLIC KEY-----", "caBundle": text}
+    lines = refusal(images={"refs": {**REFS, VERIFIER_IMAGE: REFS["ollama"]}, "trust": trust})
+    assert lines.startswith("modelfleet:images.trust.caBundle: got something else, want certificates in PEM; take those of")
+    assert "BEGIN" not in lines
+
+
+def test_authorities_of_registries_may_be_several() -> None:
+    trust = {"publicKeys": "-----BEGIN PUBLIC KEY-----", "caBundle": CERTIFICATE * 2}
+    assert parse(document() | {"images": {"refs": {**REFS, VERIFIER_IMAGE: REFS["ollama"]}, "trust": trust}}).images.trust is not None
 
 
 L40S = "46068Mi"
