@@ -27,6 +27,8 @@ class ModelStoreArgs:
     namespace: pulumi.Input[str]
     image: pulumi.Input[str]
     """Carries `model_sync` and a model store at /seed."""
+    sync_image: pulumi.Input[str]
+    """Carries `model_sync` alone."""
     claim: pulumi.Input[str]
     """ReadWriteMany claim that is written here and read everywhere else."""
     capacity_bytes: int
@@ -51,6 +53,7 @@ class ModelStore(pulumi.ComponentResource):
         model = {"name": "qwen3-coder:30b", "source": "https://models.example.com/qwen3-coder-30b.gguf", "digest": "sha256:" + 64 * "0",
                  "size": 19 * 2**30, "context_length": 65536, "quantization": "Q4_K_M", "replicas": 0, "keep_alive": "-1"}
         store = ModelStore("models", ModelStoreArgs(namespace="fleet", image="registry.example.com/models@sha256:" + 64 * "0",
+                                                    sync_image="registry.example.com/model-sync@sha256:" + 64 * "0",
                                                     claim="shared-models", capacity_bytes=2**40, models=[model]))
         readers = pulumi.ResourceOptions(depends_on=[store.writer])
     """
@@ -64,14 +67,15 @@ class ModelStore(pulumi.ComponentResource):
         command = ["publish", "/seed", SHARED_PATH, f"--capacity={args.capacity_bytes}"]
         command += [f"--rate-limit={args.rate_limit_bytes}"] if args.rate_limit_bytes else []
         command += ["--verify"] if args.verify else []
-        self.writer = self._job("writer", command, pulumi.ResourceOptions(parent=self))
+        self.writer = self._job("writer", args.image, command, pulumi.ResourceOptions(parent=self))
         self.register_outputs({})
 
     def clean_after(self, readers: Sequence[pulumi.Resource]) -> None:
         """Once every reader has moved on to what is published now, a second Job removes what is not."""
-        self._job("cleaner", ["clean", SHARED_PATH], pulumi.ResourceOptions(parent=self, depends_on=[self.writer, *readers]))
+        after = pulumi.ResourceOptions(parent=self, depends_on=[self.writer, *readers])
+        self._job("cleaner", self._args.sync_image, ["clean", SHARED_PATH], after)
 
-    def _job(self, role: str, command: list[str], opts: pulumi.ResourceOptions) -> k8s.batch.v1.Job:
+    def _job(self, role: str, image: pulumi.Input[str], command: list[str], opts: pulumi.ResourceOptions) -> k8s.batch.v1.Job:
         args = self._args
         tmp, tmp_mount = pods.scratch()
         shared = core.VolumeArgs(
@@ -79,10 +83,15 @@ class ModelStore(pulumi.ComponentResource):
         )  # fmt: skip
         container = core.ContainerArgs(
             name="model-sync",
-            image=args.image,
+            image=image,
             args=command,
-            # The cleaner has it too: what it removes follows from it, so another declaration is another Job.
-            env=pods.env({"MODEL_SYNC_MODELS": json.dumps({"fleet": args.fleet, "models": [dict(model) for model in args.models]})}),
+            # The cleaner has them too: what it removes follows from them, so another declaration or another store is another Job.
+            env=pods.env(
+                {
+                    "MODEL_SYNC_MODELS": json.dumps({"fleet": args.fleet, "models": [dict(model) for model in args.models]}),
+                    "MODEL_SYNC_SEED": args.image,
+                }
+            ),
             resources=pods.resources(pods.ResourceArgs(cpu="50m", memory="128Mi")),
             security_context=pods.container_security(),
             termination_message_policy="FallbackToLogsOnError",

@@ -16,7 +16,7 @@ from infra.section import PROJECT, Bytes, Cidr, Cores, DnsLabel, ModelName, Reso
 
 __all__ = ["IMAGE_NAMES", "PROJECT", "Resources", "Settings", "SettingsError", "Tier", "parse", "quantity"]
 
-IMAGE_NAMES = ("ollama", "ollama-agent", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
+IMAGE_NAMES = ("ollama", "ollama-agent", "model-sync", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
 VERIFIER_IMAGE = "image-verifier"
 """Needed with images.trust alone."""
 BASE_NAMES = ("cuda-base", "python-base")

@@ -195,7 +195,7 @@ def build(settings: Settings) -> None:
     written = c.ModelStore(
         "models",
         dataclasses.replace(
-            delivery.model_store(settings, namespace, images.refs["models"], store.shared_claim),
+            delivery.model_store(settings, namespace, images.refs, store.shared_claim),
             priority_class=runtime.batch_priority_class,
         ),
         opts,
@@ -218,7 +218,7 @@ def build(settings: Settings) -> None:
         c.OllamaFleetArgs(
             namespace=namespace,
             image=images.refs["ollama"],
-            sync_image=images.refs["models"],
+            sync_image=images.refs["model-sync"],
             shared_claim=store.shared_claim,
             hot_class=store.hot_class,
             hot_size=storage.hot.size,

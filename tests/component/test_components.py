@@ -376,6 +376,7 @@ def test_ollama_never_prunes_the_store_and_always_has_a_context_length() -> None
 MODELS = c.ModelStoreArgs(
     namespace="ns",
     image="models@sha256:1",
+    sync_image="model-sync@sha256:1",
     claim="shared-models",
     capacity_bytes=2**30,
     models=[{"name": "a:1", "source": "image"}],
@@ -534,7 +535,7 @@ def test_gpu_nodes_get_an_exporter_of_their_own(gpus: bool) -> None:
 def test_prebuilt_images_are_taken_as_they_are(preview: bool) -> None:
     refs = {
         name: f"modelfleet/{name}@sha256:{'a' * 64}"
-        for name in ("ollama", "ollama-agent", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
+        for name in ("ollama", "ollama-agent", "model-sync", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
     }
     recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(builder="prebuilt", registry="r", refs=refs)), preview=preview)
     assert [resource.typ for resource in recorder.resources] == ["modelfleet:index:RuntimeImages"]
@@ -544,7 +545,7 @@ def test_prebuilt_images_are_taken_as_they_are(preview: bool) -> None:
 def test_images_are_built_under_a_tag_of_their_content(builder: str, kind: str) -> None:
     recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(builder=builder, registry="registry.example.com/x")))
     built = [resource.inputs for resource in recorder.resources if resource.typ == kind]
-    assert len(built) == 10
+    assert len(built) == 11
     tags = {tag for inputs in built for tag in inputs.get("tags", [inputs.get("imageName")])}
     assert all(":src-" in tag for tag in tags)
 

@@ -114,7 +114,7 @@ def test_prod_has_the_sizes_of_the_design() -> None:
             {"images": {"refs": {**REFS, "ollama": "ollama/ollama:latest"}}},
             "modelfleet:images.refs.ollama: got 'ollama/ollama:latest', want repository@",
         ),
-        ({"images": {"refs": {}}}, "modelfleet:images.refs.ollama: got nothing, want a reference for ollama, ollama-agent, models"),
+        ({"images": {"refs": {}}}, "modelfleet:images.refs.ollama: got nothing, want a reference for ollama, ollama-agent, model-sync, models"),
         ({"images": {"builder": "docker-build"}}, "modelfleet:images.refs: got references, want none with builder docker-build"),
         ({"images": {"builder": "podman"}}, "modelfleet:images.builder: got 'podman', want 'prebuilt', 'docker-build' or 'docker'"),
         ({"flete": {}}, "modelfleet:flete: got an unknown key, want one of apiServer, cache,"),
