@@ -22,6 +22,7 @@ _MADE_AT_DEPLOYMENT = ("cluster", "images")
 _SECRETS = {
     "apiKeys": "a JSON list of keys for clients, each of 16 or more characters",
     "cachePassword": "16 or more letters and digits",
+    "sourceTokens": "where a source of models asks for a credential: a JSON map of `host` or `host:port` to a token or `user:password`",
     "verifierTls": "with images.trust: what `python -m infra.certificates NAMESPACE` prints",
 }
 

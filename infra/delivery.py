@@ -54,6 +54,7 @@ def model_store(
         models=models,
         rate_limit_bytes=int(quantity(limits.rate_limit or "0")),
         verify=limits.verify,
+        ca_bundle=limits.ca_bundle,
     )
 
 

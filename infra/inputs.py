@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from typing import Any
+from urllib.parse import urlsplit
 
 import pulumi
 from pulumi.runtime import config as runtime_config
@@ -11,6 +13,8 @@ from infra.section import PROJECT, SettingsError
 from infra.settings import Settings, parse
 
 _VERIFIER_TLS = "verifierTls"
+_SOURCE_TOKENS = "sourceTokens"
+_HOST = r"([a-z0-9][a-z0-9.-]{0,252}|\[[0-9a-f:]+\])(:[0-9]{1,5})?"
 _SECRETS = {
     "apiKeys": "a JSON list of keys of 16 or more printable characters; run pulumi config set --secret apiKeys '[\"…\"]'",
     "cachePassword": "16 or more letters and digits; run pulumi config set --secret cachePassword",
@@ -22,7 +26,7 @@ def load() -> Settings:
     document: dict[str, Any] = {}
     hidden: set[str] = set()
     for name in _configured_keys():
-        if name not in _SECRETS and name != _VERIFIER_TLS:
+        if name not in (*_SECRETS, _VERIFIER_TLS, _SOURCE_TOKENS):
             document[name] = _decoded(pulumi.Config(PROJECT).get(name) or "")
             if _is_secret(name):
                 hidden.add(name)
@@ -33,6 +37,7 @@ def load() -> Settings:
     except SettingsError as error:
         problems.append(str(error))
     problems += _secret_problems(encrypted=settings is not None and _must_be_encrypted(settings))
+    problems += _token_problems(settings)
     if settings is not None and settings.images.trust is not None and not verifier_tls():
         problems.append(
             f"{PROJECT}:{_VERIFIER_TLS}: got nothing, want certificate and key of the image verifier; "
@@ -47,6 +52,35 @@ def verifier_tls() -> dict[str, str]:
     """Certificate and private key of the image verifier in PEM; nothing when they are not there as they should be."""
     pair = _decoded(pulumi.Config(PROJECT).get(_VERIFIER_TLS) or "")
     return pair if isinstance(pair, dict) and set(pair) == {"certificate", "privateKey"} else {}
+
+
+def _token_problems(settings: Settings | None) -> list[str]:
+    path = f"{PROJECT}:{_SOURCE_TOKENS}"
+    text = pulumi.Config(PROJECT).get(_SOURCE_TOKENS)
+    if text is None:
+        return []
+    tokens = _decoded(text)
+    if not isinstance(tokens, dict) or not all(re.fullmatch(_HOST, host) and _is_credential(value) for host, value in tokens.items()):
+        want = "a JSON map of host or host:port to a token or user:password"
+        return [f"{path}: got another form, want {want}; run pulumi config set --secret {_SOURCE_TOKENS} with the map on its input"]
+    if settings is None:
+        return []
+    problems: list[str] = []
+    if _must_be_encrypted(settings) and not _is_secret(_SOURCE_TOKENS):
+        problems.append(f"{path}: got plain text, want it encrypted with governance.production; set it with --secret")
+    for index, model in enumerate(settings.models):
+        scheme, (host, port) = urlsplit(model.source).scheme, model.origin or ("", 0)
+        if scheme in ("http", "registry+http") and {host, f"{host}:{port}"} & tokens.keys():
+            problems.append(
+                f"{PROJECT}:models.{index}.source: got {scheme}:// and a credential for {host} in {_SOURCE_TOKENS}, "
+                "want TLS, or everybody on the way could read it; use https:// or registry://, or remove the credential"
+            )
+    return problems
+
+
+def _is_credential(value: Any) -> bool:
+    """A token goes into a header as it is; user and password are encoded."""
+    return isinstance(value, str) and bool(re.fullmatch(r"[!-~]{1,16384}", value) or (":" in value and value.isprintable()))
 
 
 def _decoded(text: str) -> Any:

@@ -51,6 +51,8 @@ def render(stack: str, target: Path, work: Path, *options: str) -> str:
     config.setdefault("modelfleet:images", {"builder": "prebuilt", "refs": refs})
     config["modelfleet:apiKeys"] = json.dumps(["masked-in-the-rendering"])
     config["modelfleet:cachePassword"] = "maskedintherendering"
+    if "modelfleet:sourceTokens" in config:
+        config["modelfleet:sourceTokens"] = json.dumps({"masked": "in-the-rendering"})
     # No cluster of the user may be looked at, even if there is one.
     cli = PulumiCli(stack=stack, state_dir=work / stack, env={"HOME": str(work)})
     cli.ensure_stack()

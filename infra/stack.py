@@ -197,6 +197,7 @@ def build(settings: Settings) -> None:
         dataclasses.replace(
             delivery.model_store(settings, namespace, images.refs, store.shared_claim),
             priority_class=runtime.batch_priority_class,
+            credentials=config.get_secret("sourceTokens"),
         ),
         opts,
     )

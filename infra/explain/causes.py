@@ -19,6 +19,7 @@ RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     containers.configuration,
     containers.ended,
     containers.models,
+    containers.sources,
     network.policies,
     network.missing,
     network.scaled,

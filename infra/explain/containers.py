@@ -180,6 +180,16 @@ def models(facts: Facts) -> Iterator[Finding]:
             yield _of(container, facts, "model-missing", f"({got})", "the model in its store", do)
 
 
+def sources(facts: Facts) -> Iterator[Finding]:
+    """Sources of models that do not let the writer in; it says itself what is wrong and what to do."""
+    for container in facts.containers():
+        if facts.component(container.pod) != MODEL_WRITER:
+            continue
+        match = re.search(r"^error: models\.(\S+)\.source: got (.+), want (.+?); (.+)$", facts.log(container), re.MULTILINE)
+        if match:
+            yield _of(container, facts, "source-refused", f"{match[2]} for model {match[1]}", match[3], f"{match[4]}, and run make up")
+
+
 def crashes(facts: Facts) -> Iterator[Finding]:
     """Containers that end by themselves, with their exit code and last words."""
     for container in facts.containers():

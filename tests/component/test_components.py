@@ -395,6 +395,30 @@ def test_the_writer_gets_the_declaration_and_the_shared_claim() -> None:
     assert {"claimName": "shared-models"} in [volume.get("persistentVolumeClaim") for volume in pod["volumes"]]
 
 
+def test_the_writer_alone_has_the_credentials_and_no_text_of_the_pods_shows_them() -> None:
+    secret, bundle = '{"models.example.com": "hunter2"}', "-----BEGIN CERTIFICATE-----"
+
+    def construct() -> None:
+        c.ModelStore("m", dataclasses.replace(MODELS, credentials=secret, ca_bundle=bundle)).clean_after([])
+
+    recorder = render(construct)
+    writer, cleaner = (job["spec"]["template"]["spec"] for job in recorder.kind("Job"))
+    (container,) = writer["containers"]
+    assert container["args"][-2:] == [
+        "--credentials=/etc/model-sync/credentials/credentials.json",
+        "--ca-bundle=/etc/model-sync/authorities/ca.crt",
+    ]
+    files = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert files["/etc/model-sync/credentials"]["readOnly"] is files["/etc/model-sync/authorities"]["readOnly"] is True
+    # Wrapped: so it is encrypted in the state.
+    assert recorder.one("Secret")["stringData"]["value"] == {"credentials.json": secret}
+    assert recorder.one("ConfigMap")["data"] == {"ca.crt": bundle}
+    assert "hunter2" not in str([writer, cleaner])
+    assert {volume["name"] for volume in cleaner["volumes"]} == {"tmp", "shared"}
+    # Another credential is another name, so another Job asks again.
+    assert "name" not in recorder.one("Secret")["metadata"]
+
+
 def test_a_writer_that_gives_up_fails_the_job_at_once_and_its_reason_stays() -> None:
     """Pulumi waits on after any other reason of a failed Job than a used-up backoff limit."""
     spec = render(lambda: c.ModelStore("m", MODELS)).one("Job")["spec"]
