@@ -315,6 +315,27 @@ def fleet_of_one(program: Path, shared: Path, tmp_path: Path) -> Iterator[tuple[
             assert follower.wait(10) == 0
 
 
+def test_a_blob_that_rots_on_the_replicas_disk_is_not_served_after_a_restart(
+    program: Path, origin: origins.Origin, file: bytes, shared: Path, tmp_path: Path
+) -> None:
+    assert publish(shared, model(origin.url, file)) == (0, "")
+    with fleet_of_one(program, shared, tmp_path) as (server, hot):
+        assert said(server, "tiny:1") == SCRIPT
+    rotten = blob(hot, file)
+    before = rotten.stat()
+    # In the text of a token, so that the answer would tell.
+    rotten.write_bytes(file.replace(b"Hello", b"Jello"))
+    os.utime(rotten, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert rotten.read_bytes() != file
+    assert rotten.stat().st_size == before.st_size
+    with ollama.running(program, hot, tmp_path) as server:
+        assert said(server, "tiny:1").startswith("Jello"), "Ollama itself does not look"
+    with fleet_of_one(program, shared, tmp_path) as (server, hot):
+        assert said(server, "tiny:1") == SCRIPT
+    assert "got content" in (tmp_path / "follow.log").read_text()
+    assert rotten.read_bytes() == file
+
+
 def said(server: Any, name: str) -> str:
     answer = httpx.post(f"{server.url}/api/generate", json={"model": name, "prompt": "?", "stream": False}, timeout=60, trust_env=False)
     return answer.json().get("response") or answer.text
