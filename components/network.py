@@ -6,7 +6,20 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from components.contract import API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, MODEL_WRITER, PORTS, SCRAPED, labels, selector, type_token
+from components.contract import (
+    ACTIVATOR,
+    API_SERVER,
+    COMPONENTS,
+    DNS_CLIENTS,
+    EDGES,
+    KUBERNETES_PORTS,
+    MODEL_WRITER,
+    PORTS,
+    SCRAPED,
+    labels,
+    selector,
+    type_token,
+)
 
 net = k8s.networking.v1
 
@@ -32,6 +45,8 @@ class NetworkArgs:
     """Sources of models."""
     origins_have_names: bool = False
     """The writer looks names up."""
+    kubernetes_cidrs: Sequence[str] = ()
+    """Addresses of the cluster's API server, for the activator; without them there is none."""
 
 
 class Network(pulumi.ComponentResource):
@@ -51,20 +66,22 @@ class Network(pulumi.ComponentResource):
             spec=net.NetworkPolicySpecArgs(pod_selector=k8s.meta.v1.LabelSelectorArgs(), policy_types=["Ingress", "Egress"]),
             opts=child,
         )
-        for component in COMPONENTS:
+        deployed = (*COMPONENTS, ACTIVATOR) if args.kubernetes_cidrs else COMPONENTS
+        for component in deployed:
             net.NetworkPolicy(
                 f"{name}-{component}",
                 metadata=k8s.meta.v1.ObjectMetaArgs(name=component, namespace=args.namespace, labels=labels("network")),
-                spec=_policy(component, args),
+                spec=_policy(component, args, deployed),
                 opts=child,
             )
         self.register_outputs({})
 
 
-def _policy(component: str, args: NetworkArgs) -> net.NetworkPolicySpecArgs:
+def _policy(component: str, args: NetworkArgs, deployed: Sequence[str]) -> net.NetworkPolicySpecArgs:
+    edges = [edge for edge in EDGES if edge.source in deployed and edge.target in deployed]
     ingress = [
         net.NetworkPolicyIngressRuleArgs(from_=[_pods(edge.source)], ports=[_port(edge.port)])
-        for edge in EDGES
+        for edge in edges
         if edge.target == component
     ]  # fmt: skip
     if component == API_SERVER:
@@ -74,7 +91,7 @@ def _policy(component: str, args: NetworkArgs) -> net.NetworkPolicySpecArgs:
         ingress.append(net.NetworkPolicyIngressRuleArgs(from_=[_namespace(args.prometheus_namespace)], ports=[_port(SCRAPED[component])]))
     egress = [
         net.NetworkPolicyEgressRuleArgs(to=[_pods(edge.target)], ports=[_port(edge.port)])
-        for edge in EDGES
+        for edge in edges
         if edge.source == component
     ]  # fmt: skip
     if component == MODEL_WRITER:
@@ -84,6 +101,9 @@ def _policy(component: str, args: NetworkArgs) -> net.NetworkPolicySpecArgs:
             )
             for origin in args.origins
         ]
+    if component == ACTIVATOR:
+        cluster = [net.NetworkPolicyPeerArgs(ip_block=net.IPBlockArgs(cidr=cidr)) for cidr in args.kubernetes_cidrs]
+        egress.append(net.NetworkPolicyEgressRuleArgs(to=cluster, ports=[_port(number) for number in KUBERNETES_PORTS]))
     if component in DNS_CLIENTS or (component == MODEL_WRITER and args.origins_have_names):
         egress.append(dns_egress())
     return net.NetworkPolicySpecArgs(

@@ -116,7 +116,6 @@ def _activator(
             image=images.refs["api-server"],
             replicas=settings.fleet.replicas,
             idle_s=60 * scale.idle_minutes,
-            kubernetes_cidrs=scale.kubernetes_cidrs,
             resources=c.ResourceArgs(cpu="20m", memory="96Mi"),
             priority_class=runtime.gateway_priority_class,
         ),
@@ -181,6 +180,7 @@ def build(settings: Settings) -> None:
             prometheus_namespace=settings.monitoring.prometheus_namespace,
             origins=delivery.origins(settings),
             origins_have_names=delivery.has_names(settings),
+            kubernetes_cidrs=settings.fleet.scale_to_zero.kubernetes_cidrs if settings.fleet.scale_to_zero else (),
         ),
         opts,
     )

@@ -25,6 +25,7 @@ RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     network.scaled,
     containers.crashes,
     containers.jobs,
+    containers.replicas,
     containers.probes,
     containers.leaving,
     network.services,

@@ -146,7 +146,11 @@ class Facts:
                     yield container
 
     def log(self, container: Container) -> str:
-        return self.snapshot.logs.get(f"{container.pod['metadata']['name']}/{container.name}", "")
+        return self.log_of(container.pod, container.name)
+
+    def log_of(self, pod: Object, container: str) -> str:
+        """Last lines of a container that is in trouble itself, or says why another one is."""
+        return self.snapshot.logs.get(f"{pod['metadata']['name']}/{container}", "")
 
     def log_line(self, container: Container) -> str:
         """The last line that says why, of a container's log; empty without one."""

@@ -105,6 +105,11 @@ WRITER_SAYS = (
     "error: models.a:1.source: got 401 from models.example.com, want leave to read; "
     "set modelfleet:sourceTokens for models.example.com, or correct the source"
 )
+AGENT_SAYS = """
+echo "2026-11-25 01:00:00,000 INFO unready: models.a:1: loading"
+echo "2026-11-25 01:00:09,000 INFO unready: models.a:1: got effective context 2048, want 4096; lower its contextLength"
+sleep 3600
+"""
 MOUNTED = container(volumeMounts=[{"name": "v", "mountPath": "/v"}])
 """The kubelet sets up only volumes that a container mounts."""
 GPU = {"requests": {"nvidia.com/gpu": "1", **SMALL["requests"]}, "limits": {"nvidia.com/gpu": "1", **SMALL["limits"]}}
@@ -263,6 +268,18 @@ FAULTS: dict[str, Fault] = {
         "readiness",
         "Deployment/d",
         r"not ready for \d+ s \(Readiness probe failed",
+    ),
+    "replica-unready": Fault(
+        [
+            pod(
+                container(name="ollama", readinessProbe=NEVER),
+                labels=_component("ollama"),
+                initContainers=[container(name="ollama-agent", restartPolicy="Always", command=["sh", "-c", AGENT_SAYS])],
+            )
+        ],
+        "replica-unready",
+        "Pod/p",
+        r"got models.a:1 with effective context 2048, want 4096; lower its contextLength",
     ),
     "job-lost": Fault([job("OnFailure", 5)], "job-failed", "Job/j", r"BackoffLimitExceeded"),
     "job-crash": Fault([job("Never", 5)], "crash", "Job/j", r"exit code 5: no luck"),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import components as c
-from components.contract import AGENT_CONTROL_PORT, AGENT_PORT, COMPONENTS, DNS_CLIENTS, EDGES, PORTS
+from components.contract import ACTIVATOR, AGENT_CONTROL_PORT, AGENT_PORT, COMPONENTS, DNS_CLIENTS, EDGES, PORTS
 from infra.constraints import EPHEMERAL_DEFAULT
 from infra.policy import rules
 from infra.section import quantity
@@ -165,8 +165,9 @@ def test_storage_has_two_classes_and_one_shared_claim(retain: bool, policy: str)
     assert claim["spec"]["storageClassName"] == "shared-models"
 
 
-def network() -> dict[str, dict[str, Any]]:
-    recorder = render(lambda: c.Network("n", c.NetworkArgs(namespace="ns", client_cidrs=["10.0.0.0/8"], prometheus_namespace="monitoring")))
+def network(**changes: Any) -> dict[str, dict[str, Any]]:
+    args = c.NetworkArgs(namespace="ns", client_cidrs=["10.0.0.0/8"], prometheus_namespace="monitoring", **changes)
+    recorder = render(lambda: c.Network("n", args))
     return {item["metadata"]["name"]: item["spec"] for item in recorder.kind("NetworkPolicy")}
 
 
@@ -178,9 +179,11 @@ def test_everything_is_denied_by_default() -> None:
     assert "egress" not in default
 
 
-def test_every_component_has_a_policy_and_only_its_edges() -> None:
-    policies = network()
-    assert set(policies) == {"default-deny", *COMPONENTS}
+@pytest.mark.parametrize(("cidrs", "deployed"), [((), COMPONENTS), (("10.0.0.1/32",), (*COMPONENTS, ACTIVATOR))])
+def test_every_component_has_a_policy_and_only_its_edges(cidrs: tuple[str, ...], deployed: tuple[str, ...]) -> None:
+    policies = network(kubernetes_cidrs=cidrs)
+    assert set(policies) == {"default-deny", *deployed}
+    edges = [edge for edge in EDGES if {edge.source, edge.target} <= set(deployed)]
 
     def peers(component: str, direction: str, key: str) -> set[tuple[str, int]]:
         return {
@@ -191,9 +194,9 @@ def test_every_component_has_a_policy_and_only_its_edges() -> None:
             for port in rule["ports"]
         }
 
-    for component in COMPONENTS:
-        assert peers(component, "ingress", "from") == {(edge.source, edge.port) for edge in EDGES if edge.target == component}
-        assert peers(component, "egress", "to") == {(edge.target, edge.port) for edge in EDGES if edge.source == component}
+    for component in deployed:
+        assert peers(component, "ingress", "from") == {(edge.source, edge.port) for edge in edges if edge.target == component}
+        assert peers(component, "egress", "to") == {(edge.target, edge.port) for edge in edges if edge.source == component}
 
 
 def test_dns_is_open_in_both_protocols_for_those_that_look_names_up() -> None:
