@@ -1,9 +1,12 @@
 """What a change of the models in the image `models` replaces in the whole stack."""
 
+import json
 from typing import Any
 
 from images import embedded
 from infra import stack
+from infra.certificates import verifier_tls
+from infra.policy import rules
 from infra.settings import parse
 from tests.component.harness import render
 from tests.unit.test_settings import REFS, document
@@ -24,6 +27,24 @@ def build(seed: str, *names: str) -> dict[str, Any]:
 
     with_config(dict(GOOD), register, tuple(GOOD))
     return found
+
+
+def test_private_sources_keep_to_the_rules_of_the_stack() -> None:
+    config = document("prod") | {"images": {"refs": REFS}}
+    config["delivery"] = {"caBundle": json.loads(verifier_tls("ns"))["certificate"]}
+    tokens = {"sourceTokens": json.dumps({"models.example.com": "hunter2-that-nobody-may-see"})}
+    found: list[dict[str, Any]] = []
+
+    def register() -> None:
+        for resource in render(lambda: stack.build(parse(config))).resources:
+            if "kind" in resource.inputs:
+                resource.inputs["metadata"].setdefault("name", f"{resource.name}-auto")
+                found.append(resource.inputs)
+
+    with_config(GOOD | tokens, register, (*GOOD, *tokens))
+    assert {item["metadata"]["name"] for item in found} >= {"models-credentials-auto", "models-authorities-auto"}
+    assert [item["kind"] for item in found if "hunter2" in str(item)] == ["Secret"]
+    assert rules.violations(found) == []
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
