@@ -172,7 +172,7 @@ def build(settings: Settings) -> None:
         trust = _image_trust(settings, settings.images.trust, images, namespace, opts)
         # A pod that is made before the webhook would not be checked.
         opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[trust]))
-    c.Network(
+    network = c.Network(
         "network",
         c.NetworkArgs(
             namespace=namespace,
@@ -184,6 +184,8 @@ def build(settings: Settings) -> None:
         ),
         opts,
     )
+    # No pod is there before its policies; and an activator that has to go is cut off from the gateways before the fleet comes up for good.
+    opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[network]))
     runtime = c.GpuRuntime("gpu", _gpu_runtime(settings, namespace), opts)
     store = c.Storage(
         "storage",
