@@ -79,7 +79,8 @@ class Activator:
         self._settings = settings
         self._session = session
         # A process that has just started knows of no idle time before it.
-        self._started = self._last_round = time.monotonic()
+        self._up_since = self._last_round = time.monotonic()
+        self._seen = 0
 
     async def run(self) -> None:
         while True:
@@ -94,8 +95,12 @@ class Activator:
         """Look once, and scale if that is wanted."""
         demands = await self._demands()
         current = await self._scale()
+        if current > self._seen:
+            # Whoever brings the fleet up, a person or a deployment, gets it for the whole of the idle time.
+            self._up_since = time.monotonic()
+        self._seen = current
         replicas = wanted(demands, current, self._settings)
-        if replicas == current or (replicas == 0 and time.monotonic() - self._started < self._settings.idle_s):
+        if replicas == current or (replicas == 0 and time.monotonic() - self._up_since < self._settings.idle_s):
             return
         log.info("replicas %d to %d: %s", current, replicas, demands)
         await self._scale(replicas)
@@ -141,7 +146,9 @@ async def serve(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with aiohttp.ClientSession() as session:
+    # A new connection each time: when the network policy no longer lets us ask, which is the first step of our removal, we know of no
+    # idle gateway, and leave the fleet as it is.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
         activator = Activator(settings, session)
         runner = web.AppRunner(activator.app(), access_log=None)
         await runner.setup()

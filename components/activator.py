@@ -1,6 +1,5 @@
 """Scaling the Ollama fleet from and to zero."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
@@ -8,15 +7,11 @@ import pulumi_kubernetes as k8s
 
 from . import pods
 from .contract import ACTIVATOR, API_METRICS_PORT, API_SERVER, OLLAMA, PORTS, labels, type_token
-from .network import dns_egress
 
 core = k8s.core.v1
-net = k8s.networking.v1
 rbac = k8s.rbac.v1
 _DEMAND = f"{API_SERVER}-demand"
 _TOKEN_PATH = "/var/run/secrets/activator"  # noqa: S105 (a directory)
-_API_PORTS = (443, 6443)
-"""Of a cluster's API server: managed ones, and kubeadm's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +25,6 @@ class ActivatorArgs:
     """Ollama servers of a fleet that is up."""
     idle_s: int
     """Seconds without a request after which the fleet goes to zero."""
-    kubernetes_cidrs: Sequence[str]
-    """Addresses of the cluster's API server."""
     resources: pods.ResourceArgs
     priority_class: pulumi.Input[str] | None = None
 
@@ -39,12 +32,11 @@ class ActivatorArgs:
 class Activator(pulumi.ComponentResource):
     """A Deployment that may read and set the scale of one StatefulSet, and nothing else.
 
-    It asks every API server for its demand through a headless Service. No policy of others lets it do either, so it
-    brings its own, which go with it.
+    It asks every API server for its demand through a headless Service. Network opens the way to both, where it is told the addresses of
+    the cluster's API server.
 
         Activator("activator", ActivatorArgs(namespace="fleet", image="registry.example.com/api-server@sha256:" + 64 * "0", replicas=3,
-                                             idle_s=900, kubernetes_cidrs=["10.0.0.1/32"],
-                                             resources=ResourceArgs(cpu="20m", memory="64Mi")))
+                                             idle_s=900, resources=ResourceArgs(cpu="20m", memory="64Mi")))
     """
 
     def __init__(self, name: str, args: ActivatorArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -80,7 +72,6 @@ class Activator(pulumi.ComponentResource):
             ),
             opts=child,
         )
-        _policies(name, args, child)
         k8s.apps.v1.Deployment(
             f"{name}-server",
             metadata=meta,
@@ -133,28 +124,3 @@ def _pod(args: ActivatorArgs, account: pulumi.Input[str]) -> core.PodSpecArgs:
     pod = pods.spec(ACTIVATOR, [container], [tmp, identity], priority_class=args.priority_class)
     pod.service_account_name = account
     return pod
-
-
-def _policies(name: str, args: ActivatorArgs, child: pulumi.ResourceOptions) -> None:
-    peer, port = net.NetworkPolicyPeerArgs, net.NetworkPolicyPortArgs
-    metrics = [port(port=API_METRICS_PORT, protocol="TCP")]
-    cluster = [peer(ip_block=net.IPBlockArgs(cidr=cidr)) for cidr in args.kubernetes_cidrs]
-    to_gateways = net.NetworkPolicyEgressRuleArgs(to=[peer(pod_selector=_of(API_SERVER))], ports=metrics)
-    to_cluster = net.NetworkPolicyEgressRuleArgs(to=cluster, ports=[port(port=number, protocol="TCP") for number in _API_PORTS])
-    specs = {
-        ACTIVATOR: net.NetworkPolicySpecArgs(
-            pod_selector=_of(ACTIVATOR), policy_types=["Ingress", "Egress"], ingress=[], egress=[to_gateways, to_cluster, dns_egress()]
-        ),
-        _DEMAND: net.NetworkPolicySpecArgs(
-            pod_selector=_of(API_SERVER),
-            policy_types=["Ingress"],
-            ingress=[net.NetworkPolicyIngressRuleArgs(from_=[peer(pod_selector=_of(ACTIVATOR))], ports=metrics)],
-        ),
-    }
-    for label, spec in specs.items():
-        metadata = k8s.meta.v1.ObjectMetaArgs(name=label, namespace=args.namespace, labels=labels("network"))
-        net.NetworkPolicy(f"{name}-{label}", metadata=metadata, spec=spec, opts=child)
-
-
-def _of(component: str) -> k8s.meta.v1.LabelSelectorArgs:
-    return k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(component))

@@ -12,7 +12,7 @@ METRICS_EXPORTER = "metrics-exporter"
 MODEL_WRITER = "model-sync"
 CONTEXT_PROBE = "context-probe"
 ACTIVATOR = "activator"
-"""Scales the fleet from and to zero; only with fleet.scaleToZero, and with policies of its own."""
+"""Scales the fleet from and to zero; only with fleet.scaleToZero, so it is none of COMPONENTS."""
 IMAGE_VERIFIER = "image-verifier"
 """Of a namespace of its own, where it answers the cluster's API server."""
 COMPONENTS = (API_SERVER, MODEL_SERVER, CACHE_SERVER, OLLAMA, METRICS_EXPORTER, MODEL_WRITER, CONTEXT_PROBE)
@@ -80,9 +80,13 @@ EDGES = (
     Edge(MODEL_SERVER, CACHE_SERVER, PORTS[CACHE_SERVER]),
     Edge(METRICS_EXPORTER, CACHE_SERVER, PORTS[CACHE_SERVER]),
     Edge(CONTEXT_PROBE, OLLAMA, AGENT_PORT),
+    Edge(ACTIVATOR, API_SERVER, API_METRICS_PORT),
 )
-DNS_CLIENTS = (API_SERVER, MODEL_SERVER, METRICS_EXPORTER, CONTEXT_PROBE)
+"""Of everything that may be there; an edge is open where both of its ends are deployed."""
+DNS_CLIENTS = (API_SERVER, MODEL_SERVER, METRICS_EXPORTER, CONTEXT_PROBE, ACTIVATOR)
 """Components that look names up; the others need no DNS."""
+KUBERNETES_PORTS = (443, 6443)
+"""Of a cluster's API server, which the activator alone reaches: managed ones, and kubeadm's."""
 SCRAPED = {
     API_SERVER: API_METRICS_PORT,
     MODEL_SERVER: PORTS[MODEL_SERVER],

@@ -15,6 +15,7 @@ CONTEXTS: Mapping[str, Sequence[str]] = {
     "cuda-base": ("images/cuda-base",),
     "python-base": ("images/python-base",),
     "ollama": ("images/ollama",),
+    "model-sync": ("images/model-sync", "model_sync"),
     "models": ("images/models", "model_sync"),
     "model-server": ("images/model-server", "model_server"),
     "cache-server": ("images/cache-server",),

@@ -14,6 +14,9 @@ from .contract import MODEL_WRITER, type_token
 core = k8s.core.v1
 SHARED_PATH = "/shared"
 STORE_PATH = "/models"
+_CREDENTIALS_PATH, _CREDENTIALS_FILE = "/etc/model-sync/credentials", "credentials.json"
+_AUTHORITIES_PATH, _AUTHORITIES_FILE = "/etc/model-sync/authorities", "ca.crt"
+_File = tuple[core.VolumeArgs, core.VolumeMountArgs]
 _HYDRATION_S = 3600
 """How long the first copy of a replica's models may take: 100 GB at 28 MB/s."""
 
@@ -27,6 +30,8 @@ class ModelStoreArgs:
     namespace: pulumi.Input[str]
     image: pulumi.Input[str]
     """Carries `model_sync` and a model store at /seed."""
+    sync_image: pulumi.Input[str]
+    """Carries `model_sync` alone."""
     claim: pulumi.Input[str]
     """ReadWriteMany claim that is written here and read everywhere else."""
     capacity_bytes: int
@@ -39,6 +44,10 @@ class ModelStoreArgs:
     """Bytes a second from all sources together; 0 is unlimited."""
     verify: bool = False
     """Hash what is in the store already, too."""
+    credentials: pulumi.Input[str] | None = None
+    """JSON map of a source's host, or host:port, to a token or `user:password`: a secret that the writer alone mounts."""
+    ca_bundle: str = ""
+    """Certificates (PEM) of authorities that the writer trusts beside those of its image."""
     priority_class: pulumi.Input[str] | None = None
 
 
@@ -51,6 +60,7 @@ class ModelStore(pulumi.ComponentResource):
         model = {"name": "qwen3-coder:30b", "source": "https://models.example.com/qwen3-coder-30b.gguf", "digest": "sha256:" + 64 * "0",
                  "size": 19 * 2**30, "context_length": 65536, "quantization": "Q4_K_M", "replicas": 0, "keep_alive": "-1"}
         store = ModelStore("models", ModelStoreArgs(namespace="fleet", image="registry.example.com/models@sha256:" + 64 * "0",
+                                                    sync_image="registry.example.com/model-sync@sha256:" + 64 * "0",
                                                     claim="shared-models", capacity_bytes=2**40, models=[model]))
         readers = pulumi.ResourceOptions(depends_on=[store.writer])
     """
@@ -64,14 +74,44 @@ class ModelStore(pulumi.ComponentResource):
         command = ["publish", "/seed", SHARED_PATH, f"--capacity={args.capacity_bytes}"]
         command += [f"--rate-limit={args.rate_limit_bytes}"] if args.rate_limit_bytes else []
         command += ["--verify"] if args.verify else []
-        self.writer = self._job("writer", command, pulumi.ResourceOptions(parent=self))
+        child = pulumi.ResourceOptions(parent=self)
+        files: list[_File] = []
+        if args.credentials is not None:
+            command.append(f"--credentials={_CREDENTIALS_PATH}/{_CREDENTIALS_FILE}")
+            files.append(self._credentials(args.credentials, child))
+        if args.ca_bundle:
+            command.append(f"--ca-bundle={_AUTHORITIES_PATH}/{_AUTHORITIES_FILE}")
+            files.append(self._authorities(child))
+        self.writer = self._job("writer", args.image, command, child, files)
         self.register_outputs({})
 
     def clean_after(self, readers: Sequence[pulumi.Resource]) -> None:
         """Once every reader has moved on to what is published now, a second Job removes what is not."""
-        self._job("cleaner", ["clean", SHARED_PATH], pulumi.ResourceOptions(parent=self, depends_on=[self.writer, *readers]))
+        after = pulumi.ResourceOptions(parent=self, depends_on=[self.writer, *readers])
+        self._job("cleaner", self._args.sync_image, ["clean", SHARED_PATH], after)
 
-    def _job(self, role: str, command: list[str], opts: pulumi.ResourceOptions) -> k8s.batch.v1.Job:
+    def _credentials(self, credentials: pulumi.Input[str], child: pulumi.ResourceOptions) -> _File:
+        secret = core.Secret(
+            f"{self._name}-credentials",
+            metadata=pods.metadata(MODEL_WRITER, self._args.namespace, named=False),
+            string_data={_CREDENTIALS_FILE: pulumi.Output.secret(credentials)},
+            opts=child,
+        )
+        return pods.secret_file("credentials", secret.metadata.name, _CREDENTIALS_PATH)
+
+    def _authorities(self, child: pulumi.ResourceOptions) -> _File:
+        bundle = core.ConfigMap(
+            f"{self._name}-authorities",
+            metadata=pods.metadata(MODEL_WRITER, self._args.namespace, named=False),
+            data={_AUTHORITIES_FILE: self._args.ca_bundle},
+            opts=child,
+        )
+        volume = core.VolumeArgs(name="authorities", config_map=core.ConfigMapVolumeSourceArgs(name=bundle.metadata.name))
+        return volume, core.VolumeMountArgs(name="authorities", mount_path=_AUTHORITIES_PATH, read_only=True)
+
+    def _job(
+        self, role: str, image: pulumi.Input[str], command: list[str], opts: pulumi.ResourceOptions, files: Sequence[_File] = ()
+    ) -> k8s.batch.v1.Job:
         args = self._args
         tmp, tmp_mount = pods.scratch()
         shared = core.VolumeArgs(
@@ -79,17 +119,23 @@ class ModelStore(pulumi.ComponentResource):
         )  # fmt: skip
         container = core.ContainerArgs(
             name="model-sync",
-            image=args.image,
+            image=image,
             args=command,
-            # The cleaner has it too: what it removes follows from it, so another declaration is another Job.
-            env=pods.env({"MODEL_SYNC_MODELS": json.dumps({"fleet": args.fleet, "models": [dict(model) for model in args.models]})}),
+            # The cleaner has them too: what it removes follows from them, so another declaration or another store is another Job.
+            env=pods.env(
+                {
+                    "MODEL_SYNC_MODELS": json.dumps({"fleet": args.fleet, "models": [dict(model) for model in args.models]}),
+                    "MODEL_SYNC_SEED": args.image,
+                }
+            ),
             resources=pods.resources(pods.ResourceArgs(cpu="50m", memory="128Mi")),
             security_context=pods.container_security(),
             termination_message_policy="FallbackToLogsOnError",
-            volume_mounts=[tmp_mount, core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH)],
+            volume_mounts=[tmp_mount, core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH), *(mount for _, mount in files)],
         )
         # A pod that failed stays, with its reason; what it fetched is in the claim, and the next one goes on from there.
-        pod = pods.spec(MODEL_WRITER, [container], [tmp, shared], restart_policy="Never", priority_class=args.priority_class)
+        volumes = [tmp, shared, *(volume for volume, _ in files)]
+        pod = pods.spec(MODEL_WRITER, [container], volumes, restart_policy="Never", priority_class=args.priority_class)
         return k8s.batch.v1.Job(
             f"{self._name}-{role}",
             metadata=pods.metadata(MODEL_WRITER, args.namespace, named=False),

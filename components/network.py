@@ -6,7 +6,21 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from .contract import API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, MODEL_WRITER, PORTS, SCRAPED, labels, selector, type_token
+from .contract import (
+    ACTIVATOR,
+    API_SERVER,
+    COMPONENTS,
+    CONTEXT_PROBE,
+    DNS_CLIENTS,
+    EDGES,
+    KUBERNETES_PORTS,
+    MODEL_WRITER,
+    PORTS,
+    SCRAPED,
+    labels,
+    selector,
+    type_token,
+)
 
 net = k8s.networking.v1
 
@@ -32,6 +46,10 @@ class NetworkArgs:
     """Sources of models."""
     origins_have_names: bool = False
     """The writer looks names up."""
+    kubernetes_cidrs: Sequence[str] = ()
+    """Addresses of the cluster's API server, for the activator; without them there is none."""
+    contexts_are_probed: bool = True
+    """False where an autoscaler owns the fleet's replicas: no probe runs, and a policy for it would select nothing."""
 
 
 class Network(pulumi.ComponentResource):
@@ -46,20 +64,23 @@ class Network(pulumi.ComponentResource):
         super().__init__(type_token("Network"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
         default_deny(f"{name}-default-deny", args.namespace, child)
-        for component in COMPONENTS:
+        absent = {name for name, there in ((ACTIVATOR, args.kubernetes_cidrs), (CONTEXT_PROBE, args.contexts_are_probed)) if not there}
+        deployed = [component for component in (*COMPONENTS, ACTIVATOR) if component not in absent]
+        for component in deployed:
             net.NetworkPolicy(
                 f"{name}-{component}",
                 metadata=k8s.meta.v1.ObjectMetaArgs(name=component, namespace=args.namespace, labels=labels("network")),
-                spec=_policy(component, args),
+                spec=_policy(component, args, deployed),
                 opts=child,
             )
         self.register_outputs({})
 
 
-def _policy(component: str, args: NetworkArgs) -> net.NetworkPolicySpecArgs:
+def _policy(component: str, args: NetworkArgs, deployed: Sequence[str]) -> net.NetworkPolicySpecArgs:
+    edges = [edge for edge in EDGES if edge.source in deployed and edge.target in deployed]
     ingress = [
         net.NetworkPolicyIngressRuleArgs(from_=[_pods(edge.source)], ports=[_port(edge.port)])
-        for edge in EDGES
+        for edge in edges
         if edge.target == component
     ]  # fmt: skip
     if component == API_SERVER:
@@ -69,7 +90,7 @@ def _policy(component: str, args: NetworkArgs) -> net.NetworkPolicySpecArgs:
         ingress.append(net.NetworkPolicyIngressRuleArgs(from_=[_namespace(args.prometheus_namespace)], ports=[_port(SCRAPED[component])]))
     egress = [
         net.NetworkPolicyEgressRuleArgs(to=[_pods(edge.target)], ports=[_port(edge.port)])
-        for edge in EDGES
+        for edge in edges
         if edge.source == component
     ]  # fmt: skip
     if component == MODEL_WRITER:
@@ -79,6 +100,9 @@ def _policy(component: str, args: NetworkArgs) -> net.NetworkPolicySpecArgs:
             )
             for origin in args.origins
         ]
+    if component == ACTIVATOR:
+        cluster = [net.NetworkPolicyPeerArgs(ip_block=net.IPBlockArgs(cidr=cidr)) for cidr in args.kubernetes_cidrs]
+        egress.append(net.NetworkPolicyEgressRuleArgs(to=cluster, ports=[_port(number) for number in KUBERNETES_PORTS]))
     if component in DNS_CLIENTS or (component == MODEL_WRITER and args.origins_have_names):
         egress.append(dns_egress())
     return net.NetworkPolicySpecArgs(

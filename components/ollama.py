@@ -59,11 +59,12 @@ class OllamaFleet(pulumi.ComponentResource):
     the others back. No replica prunes the store or talks to the vendor's cloud. The agent in each pod says when it is ready,
     and lets its requests end before it stops; the fleet is there when the context probe has found every model on every replica.
 
-        images = {name: f"registry.example.com/{name}@sha256:" + 64 * "0" for name in ("ollama", "models", "ollama-agent")}
+        images = {name: f"registry.example.com/{name}@sha256:" + 64 * "0" for name in ("ollama", "model-sync", "ollama-agent")}
         fleet = OllamaFleet("ollama", OllamaFleetArgs(
-            namespace="fleet", image=images["ollama"], sync_image=images["models"], shared_claim="shared-models", hot_class="local-nvme",
-            hot_size="100Gi", hot_bytes=100 * 2**30, replicas=3, resources=ResourceArgs(cpu="8", memory="64Gi", gpus=1),
-            context_length=65536, runtime_class="nvidia",
+            namespace="fleet", image=images["ollama"], sync_image=images["model-sync"], shared_claim="shared-models",
+            hot_class="local-nvme", hot_size="100Gi", hot_bytes=100 * 2**30, replicas=3,
+            resources=ResourceArgs(cpu="8", memory="64Gi", gpus=1), context_length=65536,
+            runtime_class="nvidia",
             priority_class="gpu-priority", agent=AgentArgs(image=images["ollama-agent"], drain_s=600, min_context=16384),
             models={"qwen3-coder:30b": 3}, retain=True))
         pulumi.export("url", fleet.url)

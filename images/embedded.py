@@ -178,8 +178,12 @@ def _ollama_config() -> RuntimeConfig:
     )
 
 
+def model_sync() -> Image:
+    return assemble("modelfleet/model-sync", [base_layer(), _package("model_sync")], runtime_config("model-sync"))
+
+
 def models(ggufs: Mapping[str, Path]) -> Image:
-    """The writer's image: model_sync and a model store at /seed. `ggufs`: model name in the store to GGUF file."""
+    """The image model-sync and a model store at /seed, for the writer. `ggufs`: model name in the store to GGUF file."""
     key = hashlib.sha256()
     for name, path in sorted(ggufs.items()):
         with path.open("rb") as file:
@@ -224,5 +228,5 @@ def default_model() -> dict[str, Path]:
 def build(ggufs: Mapping[str, Path] | None = None) -> dict[str, Image]:
     """Every image of the stack by its short name."""
     images = {name: service(name) for name in SERVICES}
-    images |= {"cache-server": cache_server(), "ollama": ollama(), "models": models(default_model() if ggufs is None else ggufs)}
-    return images
+    images |= {"cache-server": cache_server(), "ollama": ollama(), "model-sync": model_sync()}
+    return images | {"models": models(default_model() if ggufs is None else ggufs)}

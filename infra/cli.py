@@ -56,7 +56,8 @@ class PulumiCli:
         self.state_dir.chmod(0o700)
         own = {
             "PATH": f"{binaries}:{os.environ.get('PATH', os.defpath)}" if binaries else os.environ.get("PATH", os.defpath),
-            "PULUMI_BACKEND_URL": backend.as_uri(),
+            # Without the metadata files beside each state file: they are not replaced atomically, and nothing needs them.
+            "PULUMI_BACKEND_URL": f"{backend.as_uri()}?metadata=skip",
             "PULUMI_CONFIG_PASSPHRASE_FILE": str(self._passphrase_file()),
             "PULUMI_SKIP_UPDATE_CHECK": "true",
             "PULUMI_DIY_BACKEND_DISABLE_CHECKPOINT_BACKUPS": "true",
@@ -172,6 +173,9 @@ class PulumiCli:
 
     def _recover(self) -> None:
         """Make good what a killed update left behind. No other one runs, or it would hold our lock."""
+        # Of an older release of ours, or of `pulumi` run by hand. Half of one makes the state unreadable to Pulumi.
+        for metadata in self._backend.rglob("*.attrs"):
+            metadata.unlink()
         if any((self._backend / "locks").rglob("*.json")):
             self.run("cancel", "--yes")
         if self._checkpoint.exists() and interrupted.has_pending(self._checkpoint.read_text()):

@@ -23,6 +23,7 @@ _SECRETS = {
     "apiKeys": "a JSON list of keys for clients, each of 16 or more characters",
     "cachePassword": "16 or more letters and digits",
     "registryAuth": "logins of private registries as a dockerconfigjson, in [images.md](images.md)",
+    "sourceTokens": "where a source of models asks for a credential: a JSON map of `host` or `host:port` to a token or `user:password`",
     "verifierTls": "with images.trust: what `python -m infra.certificates NAMESPACE` prints",
 }
 

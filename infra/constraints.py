@@ -58,6 +58,14 @@ def _kv_bytes(model: "ModelSettings", settings: "Settings") -> float:
 def _scale(settings: "Settings") -> Iterator[str]:
     if settings.fleet.autoscaled and settings.fleet.scale_to_zero is not None:
         yield "fleet.autoscaled: got true with scaleToZero, want one owner of the number of servers; remove one of them"
+    owner = "autoscaled" if settings.fleet.autoscaled else "scaleToZero" if settings.fleet.scale_to_zero is not None else None
+    for index, model in enumerate(settings.models):
+        if owner and model.replicas:
+            # Replicas that come and go would hold other models than the catalog says, and some models would be on none.
+            yield (
+                f"models.{index}.replicas: got {model.replicas} with fleet.{owner}, want every model on every replica where their number "
+                f"changes by itself; leave it out, or remove fleet.{owner}"
+            )
 
 
 def _models(settings: "Settings") -> Iterator[str]:

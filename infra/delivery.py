@@ -1,6 +1,7 @@
 """From the declared models to the inputs of what delivers them."""
 
 import ipaddress
+from collections.abc import Mapping
 
 import pulumi
 
@@ -25,7 +26,9 @@ def origins(settings: Settings) -> list[c.OriginArgs]:
     return [c.OriginArgs(cidr=cidr, port=port) for cidr, port in dict.fromkeys(found)]
 
 
-def model_store(settings: Settings, namespace: pulumi.Input[str], image: pulumi.Input[str], claim: pulumi.Input[str]) -> c.ModelStoreArgs:
+def model_store(
+    settings: Settings, namespace: pulumi.Input[str], images: Mapping[str, pulumi.Input[str]], claim: pulumi.Input[str]
+) -> c.ModelStoreArgs:
     fleet, limits = settings.fleet, settings.delivery
     models = [
         {
@@ -42,7 +45,8 @@ def model_store(settings: Settings, namespace: pulumi.Input[str], image: pulumi.
     ]
     return c.ModelStoreArgs(
         namespace=namespace,
-        image=image,
+        image=images["models"],
+        sync_image=images["model-sync"],
         claim=claim,
         capacity_bytes=int(quantity(settings.storage.shared.size)),
         # Only then does another size of the fleet need another catalog.
@@ -50,6 +54,7 @@ def model_store(settings: Settings, namespace: pulumi.Input[str], image: pulumi.
         models=models,
         rate_limit_bytes=int(quantity(limits.rate_limit or "0")),
         verify=limits.verify,
+        ca_bundle=limits.ca_bundle,
     )
 
 

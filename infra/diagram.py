@@ -1,6 +1,6 @@
 """docs/network.md, drawn from the table of allowed connections: `python -m infra.diagram > docs/network.md`."""
 
-from components.contract import API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, MODEL_WRITER, PORTS, SCRAPED
+from components.contract import ACTIVATOR, API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, KUBERNETES_PORTS, MODEL_WRITER, PORTS, SCRAPED
 
 _INTRODUCTION = """# Who may talk to whom
 
@@ -16,11 +16,17 @@ Policies hold only where the cluster's network plugin enforces them (Calico, Cil
 def connections() -> list[tuple[str, str, str]]:
     """(source, target, port) of everything that is allowed, as a reader calls them."""
     rows = [("clients (`apiServer.clientCidrs`)", API_SERVER, str(PORTS[API_SERVER]))]
-    rows += [(edge.source, edge.target, str(edge.port)) for edge in EDGES]
+    rows += [(_title(edge.source), edge.target, str(edge.port)) for edge in EDGES]
     rows += [("Prometheus (`monitoring.prometheusNamespace`)", component, str(port)) for component, port in SCRAPED.items()]
-    rows += [(component, "DNS (kube-system)", "53 UDP and TCP") for component in DNS_CLIENTS]
+    rows += [(_title(component), "DNS (kube-system)", "53 UDP and TCP") for component in DNS_CLIENTS]
     rows += [(MODEL_WRITER, "sources (`models`, and DNS if one has a name)", "theirs")]
+    ports = " and ".join(map(str, KUBERNETES_PORTS))
+    rows += [(_title(ACTIVATOR), "the cluster's API server (`fleet.scaleToZero.kubernetesCidrs`)", ports)]
     return rows
+
+
+def _title(component: str) -> str:
+    return f"{component} (with `fleet.scaleToZero`)" if component == ACTIVATOR else component
 
 
 def _node(name: str) -> str:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pulumi
 from pulumi.runtime import config as runtime_config
@@ -14,6 +16,8 @@ from infra.settings import Settings, parse
 
 _VERIFIER_TLS = "verifierTls"
 _REGISTRY_AUTH = "registryAuth"
+_SOURCE_TOKENS = "sourceTokens"
+_HOST = r"([a-z0-9][a-z0-9.-]{0,252}|\[[0-9a-f:]+\])(:[0-9]{1,5})?"
 _SECRETS = {
     "apiKeys": "a JSON list of keys of 16 or more printable characters; run pulumi config set --secret apiKeys '[\"…\"]'",
     "cachePassword": "16 or more letters and digits; run pulumi config set --secret cachePassword",
@@ -25,7 +29,7 @@ def load() -> Settings:
     document: dict[str, Any] = {}
     hidden: set[str] = set()
     for name in _configured_keys():
-        if name not in (*_SECRETS, _VERIFIER_TLS, _REGISTRY_AUTH):
+        if name not in (*_SECRETS, _VERIFIER_TLS, _REGISTRY_AUTH, _SOURCE_TOKENS):
             document[name] = _decoded(pulumi.Config(PROJECT).get(name) or "")
             if _is_secret(name):
                 hidden.add(name)
@@ -36,7 +40,11 @@ def load() -> Settings:
     except SettingsError as error:
         problems.append(str(error))
     encrypted = settings is not None and _must_be_encrypted(settings)
-    problems += [*_secret_problems(encrypted=encrypted), *_registry_auth_problems(encrypted=encrypted)]
+    problems += [
+        *_secret_problems(encrypted=encrypted),
+        *_registry_auth_problems(encrypted=encrypted),
+        *_token_problems(settings, encrypted=encrypted),
+    ]
     if settings is not None and settings.images.trust is not None and not verifier_tls():
         problems.append(
             f"{PROJECT}:{_VERIFIER_TLS}: got nothing, want certificate and key of the image verifier; "
@@ -70,6 +78,35 @@ def _registry_auth_problems(*, encrypted: bool) -> Iterator[str]:
         yield f"{path}: got {error}, want {want}; make it as docs/images.md shows"
     if encrypted and not _is_secret(_REGISTRY_AUTH):
         yield f"{path}: got plain text, want it encrypted with governance.production; set it with --secret"
+
+
+def _token_problems(settings: Settings | None, *, encrypted: bool) -> list[str]:
+    path = f"{PROJECT}:{_SOURCE_TOKENS}"
+    text = pulumi.Config(PROJECT).get(_SOURCE_TOKENS)
+    if text is None:
+        return []
+    tokens = _decoded(text)
+    if not isinstance(tokens, dict) or not all(re.fullmatch(_HOST, host) and _is_credential(value) for host, value in tokens.items()):
+        want = "a JSON map of host or host:port to a token or user:password"
+        return [f"{path}: got another form, want {want}; run pulumi config set --secret {_SOURCE_TOKENS} with the map on its input"]
+    if settings is None:
+        return []
+    problems: list[str] = []
+    if encrypted and not _is_secret(_SOURCE_TOKENS):
+        problems.append(f"{path}: got plain text, want it encrypted with governance.production; set it with --secret")
+    for index, model in enumerate(settings.models):
+        scheme, (host, port) = urlsplit(model.source).scheme, model.origin or ("", 0)
+        if scheme in ("http", "registry+http") and {host, f"{host}:{port}"} & tokens.keys():
+            problems.append(
+                f"{PROJECT}:models.{index}.source: got {scheme}:// and a credential for {host} in {_SOURCE_TOKENS}, "
+                "want TLS, or everybody on the way could read it; use https:// or registry://, or remove the credential"
+            )
+    return problems
+
+
+def _is_credential(value: Any) -> bool:
+    """A token goes into a header as it is; user and password are encoded."""
+    return isinstance(value, str) and bool(re.fullmatch(r"[!-~]{1,16384}", value) or (":" in value and value.isprintable()))
 
 
 def _decoded(text: str) -> Any:

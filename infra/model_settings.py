@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import ssl
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -36,7 +37,7 @@ class ModelSettings(Section):
     keep_alive: str | None = Field(default=None, pattern=KEEP_ALIVE)
     """How long the idle model stays loaded; fleet.keepAlive when unset."""
     replicas: int | None = Field(default=None, ge=1, le=64)
-    """How many of the fleet's replicas hold it; all when unset."""
+    """How many of the fleet's replicas hold it; all when unset, as it must be where the number of replicas changes by itself."""
 
     @model_validator(mode="after")
     def _source_is_complete(self) -> Self:
@@ -44,7 +45,7 @@ class ModelSettings(Section):
             return self
         if re.search(r"@|\?", self.source):
             # Not echoed: logs, the state and the Job would show it.
-            raise ValueError("source: got a user, a password or a query, want an address that needs none; open the source to the writer")
+            raise ValueError("source: got a user, a password or a query, want the address alone; put the credential into sourceTokens")
         problem = _source_problem(self.source)
         if problem:
             raise ValueError(f"source: got {self.source!r}, want {problem}; correct it")
@@ -67,7 +68,21 @@ class DeliverySettings(Section):
     verify: bool = False
     """Hash what is in the shared store already, too, and fetch again what is damaged."""
     networks: list[Cidr] = Field(default=[])
-    """Networks of the sources that are named by host name (and of where they redirect to): a network policy knows addresses only."""
+    """Networks of the sources that are named by host name (and of where they redirect to, or get tokens): a network policy knows
+    addresses only."""
+    ca_bundle: str = ""
+    """Certificates (PEM) of authorities that the writer trusts beside the public ones."""
+
+    @model_validator(mode="after")
+    def _authorities_are_certificates(self) -> Self:
+        if "PRIVATE KEY" in self.ca_bundle:
+            raise ValueError("caBundle: got a private key, want certificates alone; remove it, and renew that key")
+        try:
+            if self.ca_bundle:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=self.ca_bundle)
+        except (ssl.SSLError, ValueError, TypeError):
+            raise ValueError("caBundle: got no certificates, want them as PEM; copy them with their BEGIN and END lines") from None
+        return self
 
 
 def is_address(host: str) -> bool:

@@ -35,6 +35,7 @@ _PLACEHOLDER_DIGEST = "0" * 64
 
 _MASKS: dict[str, Any] = {
     "modelfleet:registryAuth": {"auths": {"registry.example.com": {"username": "masked", "password": "masked"}}},
+    "modelfleet:sourceTokens": {"masked": "in-the-rendering"},
     "modelfleet:verifierTls": {"certificate": "masked", "privateKey": "masked"},
 }
 """What stands for the secrets that a stack may have: nobody else can decrypt them."""

@@ -17,7 +17,7 @@ from infra.section import PROJECT, Bytes, Cidr, Cores, DnsLabel, ModelName, Reso
 
 __all__ = ["IMAGE_NAMES", "PROJECT", "Resources", "Settings", "SettingsError", "Tier", "parse", "quantity"]
 
-IMAGE_NAMES = ("ollama", "ollama-agent", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
+IMAGE_NAMES = ("ollama", "ollama-agent", "model-sync", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
 VERIFIER_IMAGE = "image-verifier"
 """Needed with images.trust alone."""
 BASE_NAMES = ("cuda-base", "python-base")
@@ -180,6 +180,11 @@ class FleetSettings(Section):
     prompt_cache: Bytes = "8Gi"
     """Host memory that each loaded model may keep old prompts in (llama.cpp's own default)."""
     resources: Resources
+
+    @property
+    def fixed_replicas(self) -> int | None:
+        """None where an autoscaler, yours or ours, owns the number."""
+        return None if self.autoscaled or self.scale_to_zero else self.replicas
 
 
 class ModelServerSettings(Section):

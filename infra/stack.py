@@ -121,7 +121,6 @@ def _activator(
             image=images.refs["api-server"],
             replicas=settings.fleet.replicas,
             idle_s=60 * scale.idle_minutes,
-            kubernetes_cidrs=scale.kubernetes_cidrs,
             resources=c.ResourceArgs(cpu="20m", memory="96Mi"),
             priority_class=runtime.gateway_priority_class,
         ),
@@ -184,7 +183,7 @@ def build(settings: Settings) -> None:
         trust = _image_trust(settings, settings.images.trust, images, namespace, opts)
         # A pod that is made before the webhook would not be checked.
         opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[trust]))
-    c.Network(
+    network = c.Network(
         "network",
         c.NetworkArgs(
             namespace=namespace,
@@ -192,9 +191,13 @@ def build(settings: Settings) -> None:
             prometheus_namespace=settings.monitoring.prometheus_namespace,
             origins=delivery.origins(settings),
             origins_have_names=delivery.has_names(settings),
+            kubernetes_cidrs=settings.fleet.scale_to_zero.kubernetes_cidrs if settings.fleet.scale_to_zero else (),
+            contexts_are_probed=settings.fleet.fixed_replicas is not None,
         ),
         opts,
     )
+    # No pod is there before its policies; and an activator that has to go is cut off from the gateways before the fleet comes up for good.
+    opts = pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[network]))
     runtime = c.GpuRuntime("gpu", _gpu_runtime(settings, namespace), opts)
     store = c.Storage(
         "storage",
@@ -206,8 +209,9 @@ def build(settings: Settings) -> None:
     written = c.ModelStore(
         "models",
         dataclasses.replace(
-            delivery.model_store(settings, namespace, images.refs["models"], store.shared_claim),
+            delivery.model_store(settings, namespace, images.refs, store.shared_claim),
             priority_class=runtime.batch_priority_class,
+            credentials=config.get_secret("sourceTokens"),
         ),
         opts,
     )
@@ -229,12 +233,12 @@ def build(settings: Settings) -> None:
         c.OllamaFleetArgs(
             namespace=namespace,
             image=images.refs["ollama"],
-            sync_image=images.refs["models"],
+            sync_image=images.refs["model-sync"],
             shared_claim=store.shared_claim,
             hot_class=store.hot_class,
             hot_size=storage.hot.size,
             hot_bytes=int(quantity(storage.hot.size)),
-            replicas=None if settings.fleet.autoscaled or settings.fleet.scale_to_zero else settings.fleet.replicas,
+            replicas=settings.fleet.fixed_replicas,
             resources=_resources(settings.fleet.resources, settings.fleet.gpus_per_pod, gpu),
             context_length=settings.fleet.context_length,
             num_parallel=settings.fleet.num_parallel,

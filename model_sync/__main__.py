@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model_sync import catalog
+from model_sync.access import Access, credentials
 from model_sync.fetch import ATTEMPTS, Pace, SourceError
 from model_sync.follow import Replica
 from model_sync.publish import Writer, clean, declared
@@ -16,7 +17,9 @@ from model_sync.store import StoreError
 
 
 def _publish(options: argparse.Namespace) -> int:
-    writer = Writer(options.seed, options.store, options.capacity, Pace(options.rate_limit), options.verify, options.attempts)
+    access = Access(credentials(options.credentials) if options.credentials else {}, options.ca_bundle)
+    pace = Pace(options.rate_limit)
+    writer = Writer(options.seed, options.store, options.capacity, pace, options.verify, options.attempts, access)
     problems = writer.publish(*declared(os.environ.get("MODEL_SYNC_MODELS", "")))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
@@ -86,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--rate-limit", type=int, default=0, help="bytes a second from all sources together; 0 is unlimited")
     publish.add_argument("--verify", action="store_true", help="hash blobs that are already there, too")
     publish.add_argument("--attempts", type=int, default=ATTEMPTS, help="without a new byte between them, before a source is given up")
+    publish.add_argument("--credentials", type=Path, help="JSON file: host or host:port to a token or user:password")
+    publish.add_argument("--ca-bundle", type=Path, help="certificates (PEM) of authorities that are trusted, too")
     publish.set_defaults(run=_publish)
     cleaner = commands.add_parser("clean", help="remove what the catalog does not name")
     cleaner.add_argument("store", type=Path)

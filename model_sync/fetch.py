@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
+from model_sync.access import Access
 from model_sync.store import CHUNK_BYTES, StoreError, flush_directory
 
 ATTEMPTS = 8
@@ -22,12 +22,9 @@ ATTEMPTS = 8
 _BACKOFF_S = 0.5
 """Before the second attempt; doubles with each."""
 _LONGEST_BACKOFF_S = 30
-TIMEOUT_S = 60
 _BLOCK_BYTES = 64 << 10
 _DOCUMENT_BYTES = 4 << 20
 _PASSING_STATUSES = (408, 425, 429)
-# Without proxies: the network policy lets the writer reach its sources alone.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class SourceError(Exception):
@@ -47,6 +44,9 @@ class Stream:
 class Source:
     url: str
     headers: dict[str, str] = field(default_factory=dict)
+    access: Access = field(default_factory=Access)
+    repository: str = ""
+    """Of a registry, for its tokens."""
 
     def open(self, offset: int = 0) -> Stream:
         """The content from `offset` on. Raises StoreError when another attempt cannot help, OSError or HTTPException when it may."""
@@ -65,15 +65,13 @@ class Source:
     def _request(self, offset: int) -> Stream:
         headers = self.headers | ({"Range": f"bytes={offset}-"} if offset else {})
         try:
-            response = _OPENER.open(urllib.request.Request(self.url, headers=headers), timeout=TIMEOUT_S)  # noqa: S310 (schemes are checked)
+            response = self.access.open(self.url, headers, self.repository)
         except urllib.error.HTTPError as error:
             error.close()
             if error.code == 416:  # The rest that we ask for is not there: the part that we have is of something else.
                 return self._request(0)
             if error.code < 500 and error.code not in _PASSING_STATUSES:
-                raise StoreError(
-                    f"{self.url}: got status {error.code}, want the content; correct the source, or open it to the writer"
-                ) from None
+                raise StoreError(f"{self.url}: got status {error.code}, want the content; correct the source") from None
             raise
         if response.status == 206:
             span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")

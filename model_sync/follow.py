@@ -2,13 +2,15 @@
 
 What the catalog no longer names is no longer shown at once; its bytes stay for a while, in `.retired`, and go when the time is
 over, or earlier, least recently used first, when the volume fills beyond its high watermark. What a server has loaded or opened stays.
+
+What an earlier life of the pod left here is hashed once before it is served: disks damage files without changing their size or time.
 """
 
 import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from model_sync import catalog
@@ -28,6 +30,7 @@ from model_sync.store import (
     manifests,
     remove_manifest,
     room,
+    sha256,
     used,
     write_file,
 )
@@ -46,6 +49,8 @@ class Replica:
     """How long the bytes of a model stay that the catalog no longer names."""
     server: str = "http://127.0.0.1:11434"
     """The Ollama of this pod."""
+    _sound: set[str] = field(default_factory=set)
+    """Digests of the blobs that this process has hashed, here or on their way here."""
 
     def hydrate(self) -> list[str]:
         """One pass. Returns the problems: their models are left out, or stay as they are here. Raises StoreError without a catalog."""
@@ -95,16 +100,34 @@ class Replica:
         path = self.store / manifest_path(entry.name)
         if not path.is_file() or file_digest(content := path.read_bytes()) != entry.digest:
             return None
-        return entry if all(is_present(self.store, blob) for blob in blobs(content, path)) else None
+        return entry if all(self._has(blob, entry) for blob in blobs(content, path)) else None
+
+    def _has(self, blob: Blob, entry: Entry) -> bool:
+        """Whether the blob is here. One that is damaged is dropped."""
+        if not is_present(self.store, blob):
+            return False
+        if blob.digest in self._sound:
+            return True
+        path, started = self.store / "blobs" / blob.file_name, time.monotonic()
+        found = sha256(path)
+        if found != blob.digest:
+            print(f"warning: {entry.name}: {path}: got content {found}, want {blob.digest}; it is damaged, copying it again", flush=True)
+            unload(self.server, entry.name)
+            path.unlink()
+            return False
+        self._sound.add(blob.digest)
+        print(f"{entry.name}: {blob.size} bytes verified in {time.monotonic() - started:.1f} s, {blob.digest}", flush=True)
+        return True
 
     def _bring(self, entry: Entry) -> None:
         """Copy one model, hashing the bytes that are written. Raises StoreError."""
         path = manifest_path(entry.name)
         content = self._manifest(entry, path)
-        wanted = [blob for blob in dict.fromkeys(blobs(content, path)) if not is_present(self.store, blob)]
+        wanted = [blob for blob in dict.fromkeys(blobs(content, path)) if not self._has(blob, entry)]
         self._make_room(sum(blob.size for blob in wanted), entry)
         for blob in wanted:
             _copy(self.shared / "blobs" / blob.file_name, self.store / "blobs" / blob.file_name, blob)
+            self._sound.add(blob.digest)
         if (self.store / path).is_file() and (self.store / path).read_bytes() != content:
             unload(self.server, entry.name)
             self._keep(self.store / path)

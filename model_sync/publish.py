@@ -5,12 +5,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from model_sync import catalog, gguf
+from model_sync.access import Access, AccessError
 from model_sync.catalog import Catalog, Entry
 from model_sync.fetch import ATTEMPTS, Pace, Source, SourceError, Target, document, fetch
 from model_sync.store import (
@@ -73,6 +74,7 @@ class Writer:
     pace: Pace
     verify: bool
     attempts: int = ATTEMPTS
+    access: Access = field(default_factory=Access)
 
     def publish(self, fleet: int, models: Sequence[Declared]) -> list[Exception]:
         """Deliver every model and then the catalog. A model that cannot be delivered keeps the version that is served, if any."""
@@ -86,7 +88,8 @@ class Writer:
                     entries.append(self._deliver(model))
                     print(f"{model.name}: published as {entries[-1].digest}", flush=True)
                 except (StoreError, SourceError) as error:
-                    problems.append(type(error)(f"models.{model.name}: {error}"))
+                    where = ".source" if isinstance(error, AccessError) else ""
+                    problems.append(type(error)(f"models.{model.name}{where}: {error}"))
                     entries += [kept] if kept else []
             catalog.write(self.store, Catalog(fleet, tuple(entries)))
         return problems
@@ -125,9 +128,13 @@ class Writer:
         repository, _, tag = name.rpartition(":")
         base = f"{_REGISTRIES[scheme]}://{host}/v2/{repository}"
         accept = {"Accept": "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"}
-        content = document(Source(f"{base}/manifests/{tag}", accept), self.attempts)
+
+        def source(path: str, headers: dict[str, str]) -> Source:
+            return Source(f"{base}/{path}", headers, self.access, repository)
+
+        content = document(source(f"manifests/{tag}", accept), self.attempts)
         _require_digest(model.source, content, model.digest)
-        return self._layers(content, Path(f"{repository}:{tag}"), model, lambda blob: Source(f"{base}/blobs/{blob.digest}"))
+        return self._layers(content, Path(f"{repository}:{tag}"), model, lambda blob: source(f"blobs/{blob.digest}", {}))
 
     def _layers(self, content: bytes, path: Path, model: Declared, source: Any) -> dict[str, Any]:
         wanted = list(dict.fromkeys(blobs(content, path)))
@@ -144,7 +151,7 @@ class Writer:
         blob = Blob(model.digest, 0)
         path = self.store / "blobs" / blob.file_name
         if not self._is_whole(path, model.digest):
-            self._fetch(Source(model.source), model.digest, None, model.size)
+            self._fetch(Source(model.source, access=self.access), model.digest, None, model.size)
         found = Blob(model.digest, path.stat().st_size)
         return gguf.manifest(found, gguf.metadata(path), self.store)
 

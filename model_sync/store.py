@@ -130,7 +130,7 @@ def write_blob(store: Path, content: bytes) -> Blob:
 
 
 def is_present(store: Path, blob: Blob, *, verify: bool = False) -> bool:
-    """Whether the blob is there in its full size. It got its name after it was hashed; `verify` hashes it again."""
+    """Whether the blob is there in its full size. It got its name after it was hashed; `verify` hashes it again, for damage since."""
     path = store / "blobs" / blob.file_name
     try:
         size = path.stat().st_size

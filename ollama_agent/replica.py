@@ -46,6 +46,8 @@ class Replica:
     first_pass: bool = True
     draining: bool = False
     _listener: int | None = None
+    _said: str | None = ""
+    """The reason that was logged last; None was `ready`."""
     _retry_at: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     async def run(self, ollama: Ollama) -> None:
@@ -63,6 +65,7 @@ class Replica:
                 if self.answers:
                     log.warning("ollama: %s", error)
                 self.answers = False
+            self._tell()
             await asyncio.sleep(self.settings.poll_s)
 
     async def look(self, ollama: Ollama) -> bool:
@@ -85,8 +88,18 @@ class Replica:
                 del known[name]
         if self.first_pass and self.catalog.present and not self._unproven():
             self.first_pass = False
-            log.info("ready: %s", ", ".join(f"{name} ({proof.context_length} tokens)" for name, proof in self.proofs.items()))
         return True
+
+    def _tell(self) -> None:
+        """Log whether requests may come, and why not, at every change: `make explain` repeats the last of these lines."""
+        reason = self.unready_reason()
+        if reason == self._said:
+            return
+        self._said = reason
+        if reason is None:
+            log.info("ready: %s", ", ".join(f"{name} ({proof.context_length} tokens)" for name, proof in self.proofs.items()))
+        else:
+            log.info("unready: %s", " ".join(reason.split()))
 
     def _note(self, loaded: dict[str, Loaded]) -> None:
         for name, before in self.loaded.items():

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 from components.contract import MODEL_WRITER, OLLAMA
+from components.ollama_agent import AGENT
 from infra.explain.facts import Container, Facts, Finding, key, one_line
 from infra.explain.snapshot import Object
 
@@ -195,6 +196,16 @@ def models(facts: Facts) -> Iterator[Finding]:
             yield _of(container, facts, "model-missing", f"({got})", "the model in its store", do)
 
 
+def sources(facts: Facts) -> Iterator[Finding]:
+    """Sources of models that do not let the writer in; it says itself what is wrong and what to do."""
+    for container in facts.containers():
+        if facts.component(container.pod) != MODEL_WRITER:
+            continue
+        match = re.search(r"^error: models\.(\S+)\.source: got (.+), want (.+?); (.+)$", facts.log(container), re.MULTILINE)
+        if match:
+            yield _of(container, facts, "source-refused", f"{match[2]} for model {match[1]}", match[3], f"{match[4]}, and run make up")
+
+
 def crashes(facts: Facts) -> Iterator[Finding]:
     """Containers that end by themselves, with their exit code and last words."""
     for container in facts.containers():
@@ -227,6 +238,30 @@ def jobs(facts: Facts) -> Iterator[Finding]:
             do = f"see kubectl describe {key(job, 'Job')}, mend it, and {again}"
             about = frozenset({key(job, "Job")})
             yield Finding(cause="job-failed", subject=key(job, "Job"), got=got, want="it complete", do=do, about=about)
+
+
+def replicas(facts: Facts) -> Iterator[Finding]:
+    """Ollama servers that are not ready, in the words of the sidecar that holds them back: the agent, or the follower of the models."""
+    for container in facts.containers():
+        reason = _held_back(facts, container) if facts.component(container.pod) == OLLAMA and not container.ready else ""
+        if not reason:
+            continue
+        match = re.fullmatch(r"(.+): got (.+), want (.+?); (.+)", reason)
+        pod = container.pod["metadata"]["name"]
+        logs = f"kubectl logs {pod} -c {AGENT if container.name == OLLAMA else container.name}"
+        got = f"{match[1]} with {match[2]}" if match else f"{pod} not ready ({one_line(reason, 200)})"
+        want, do = (match[3], match[4]) if match else ("ready", f"wait while it goes on, or see {logs}")
+        about = _pod(container.pod) | {f"soft:{OLLAMA}", f"soft:store:{OLLAMA}"}
+        yield Finding(cause="replica-unready", subject=facts.workload(container.pod), got=got, want=want, do=do, about=about)
+
+
+def _held_back(facts: Facts, container: Container) -> str:
+    """The last reason in the log of the agent, or of the follower, which runs before there is one; empty while none is given."""
+    if container.name == OLLAMA:
+        found = re.findall(r" (?:unready: (.+)|ready: .*)$", facts.log_of(container.pod, AGENT), re.MULTILINE)
+    else:
+        found = re.findall(r"^error: (.+)$", facts.log(container), re.MULTILINE)
+    return found[-1] if found else ""
 
 
 def probes(facts: Facts) -> Iterator[Finding]:

@@ -16,8 +16,7 @@ _SECTIONS = {
     API_SERVER: "apiServer",
     METRICS_EXPORTER: "monitoring",
 }
-_IMAGES = {OLLAMA: "ollama", MODEL_WRITER: "models"}
-_CONTAINER_IMAGES = {MODEL_WRITER: "models", "ollama-agent": "ollama-agent", CONTEXT_PROBE: "ollama-agent"}
+_CONTAINER_IMAGES = {MODEL_WRITER: "model-sync", "ollama-agent": "ollama-agent", CONTEXT_PROBE: "ollama-agent"}
 """Containers whose image is not that of their pod's component."""
 _RECENT_S = 600
 
@@ -147,7 +146,11 @@ class Facts:
                     yield container
 
     def log(self, container: Container) -> str:
-        return self.snapshot.logs.get(f"{container.pod['metadata']['name']}/{container.name}", "")
+        return self.log_of(container.pod, container.name)
+
+    def log_of(self, pod: Object, container: str) -> str:
+        """Last lines of a container that is in trouble itself, or says why another one is."""
+        return self.snapshot.logs.get(f"{pod['metadata']['name']}/{container}", "")
 
     def log_line(self, container: Container) -> str:
         """The last line that says why, of a container's log; empty without one."""
@@ -175,11 +178,11 @@ class Facts:
 
     def image_setting(self, container: Container) -> str:
         component = self.component(container.pod)
+        if component == MODEL_WRITER and container.spec.get("args", [""])[0] == "publish":
+            return "modelfleet:images.refs.models"
         if component in {*_SECTIONS, MODEL_WRITER, CONTEXT_PROBE} and container.name in _CONTAINER_IMAGES:
             return f"modelfleet:images.refs.{_CONTAINER_IMAGES[container.name]}"
-        if component not in {*_SECTIONS, MODEL_WRITER}:
-            return "the image's name in the pod"
-        return f"modelfleet:images.refs.{_IMAGES.get(component, component)}"
+        return f"modelfleet:images.refs.{component}" if component in _SECTIONS else "the image's name in the pod"
 
 
 def _controller(item: Object) -> Object | None:

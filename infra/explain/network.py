@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from components.contract import API_SERVER, CONTEXT_PROBE, DNS_CLIENTS, EDGES, PART_OF, SCRAPED
+from components.contract import ACTIVATOR, API_SERVER, CONTEXT_PROBE, DNS_CLIENTS, EDGES, PART_OF, SCRAPED
 from infra.explain.facts import Facts, Finding, key, labels, selects
 from infra.explain.snapshot import Object
 
@@ -158,7 +158,9 @@ def missing(facts: Facts) -> Iterator[Finding]:
         return
     there = {facts.component(item) for kind in _SCALED for item in facts.all(kind)}
     # The context probe is a Job, and gone when it has said what it found.
-    for component in sorted(({each.target for each in EDGES} | {each.source for each in EDGES} | set(SCRAPED)) - {CONTEXT_PROBE}):
+    for component in sorted(
+        ({each.target for each in EDGES} | {each.source for each in EDGES} | set(SCRAPED)) - {CONTEXT_PROBE, ACTIVATOR}
+    ):
         if component not in there:
             kind = "StatefulSet" if component == "ollama" else "Deployment"
             yield Finding(

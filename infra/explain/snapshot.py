@@ -14,7 +14,8 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 from kubernetes.stream import portforward
 
-from components.contract import API_SERVER, PORTS
+from components.contract import API_SERVER, OLLAMA, PORTS
+from components.ollama_agent import AGENT
 
 Object = dict[str, Any]
 
@@ -141,6 +142,9 @@ def _troubled(objects: Mapping[str, list[Object]]) -> Iterator[tuple[str, str, b
             previous = each.get("lastState", {}).get("terminated", {})
             if ended.get("exitCode") or (not ended and not each.get("ready") and (previous or "running" in each.get("state", {}))):
                 yield pod["metadata"]["name"], each["name"], bool(previous) and not ended
+                if each["name"] == OLLAMA:
+                    # Its readiness is the word of the agent beside it.
+                    yield pod["metadata"]["name"], AGENT, False
 
 
 def _log(client: ApiClient, namespace: str, pod: str, container: str, *, previous: bool) -> str:

@@ -57,9 +57,12 @@ def deployment(*containers: Object, replicas: int = 1, name: str = "d", labels: 
     }
 
 
-def job(restart: str, code: int) -> Object:
-    spec = pod_spec(container(command=["sh", "-c", f"echo no luck; exit {code}"]), restartPolicy=restart)
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}, "spec": {"backoffLimit": 0, "template": {"spec": spec}}}
+def job(restart: str, code: int, words: str = "no luck", component: str = "") -> Object:
+    labels = _component(component) if component else {}
+    spec = pod_spec(container(command=["sh", "-c", f"echo '{words}'; exit {code}"]), restartPolicy=restart)
+    template = {"metadata": {"labels": labels}, "spec": spec}
+    metadata = {"name": "j", "labels": labels}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {"backoffLimit": 0, "template": template}}
 
 
 def claim(storage_class: str) -> Object:
@@ -98,6 +101,15 @@ def _data(kind: str) -> Object:
     return {"apiVersion": "v1", "kind": kind, "metadata": {"name": "there"}}
 
 
+WRITER_SAYS = (
+    "error: models.a:1.source: got 401 from models.example.com, want leave to read; "
+    "set modelfleet:sourceTokens for models.example.com, or correct the source"
+)
+AGENT_SAYS = """
+echo "2026-11-25 01:00:00,000 INFO unready: models.a:1: loading"
+echo "2026-11-25 01:00:09,000 INFO unready: models.a:1: got effective context 2048, want 4096; lower its contextLength"
+sleep 3600
+"""
 MOUNTED = container(volumeMounts=[{"name": "v", "mountPath": "/v"}])
 """The kubelet sets up only volumes that a container mounts."""
 GPU = {"requests": {"nvidia.com/gpu": "1", **SMALL["requests"]}, "limits": {"nvidia.com/gpu": "1", **SMALL["limits"]}}
@@ -243,6 +255,12 @@ FAULTS: dict[str, Fault] = {
         "Deployment/d",
         r"exit code 3: error: the disk is full, want",
     ),
+    "source-refused": Fault(
+        [job("Never", 1, WRITER_SAYS, "model-sync")],
+        "source-refused",
+        "Job/j",
+        r"got 401 from models.example.com for model a:1, want leave to read; set modelfleet:sourceTokens for models.example.com",
+    ),
     "liveness": Fault([pod(container(livenessProbe=NEVER))], "liveness", "Pod/p", r"killed \d+ times by its liveness probe"),
     "startup": Fault([pod(container(startupProbe=NEVER))], "startup", "Pod/p", r"killed \d+ times by its startup probe"),
     "readiness": Fault(
@@ -250,6 +268,18 @@ FAULTS: dict[str, Fault] = {
         "readiness",
         "Deployment/d",
         r"not ready for \d+ s \(Readiness probe failed",
+    ),
+    "replica-unready": Fault(
+        [
+            pod(
+                container(name="ollama", readinessProbe=NEVER),
+                labels=_component("ollama"),
+                initContainers=[container(name="ollama-agent", restartPolicy="Always", command=["sh", "-c", AGENT_SAYS])],
+            )
+        ],
+        "replica-unready",
+        "Pod/p",
+        r"got models.a:1 with effective context 2048, want 4096; lower its contextLength",
     ),
     "job-lost": Fault([job("OnFailure", 5)], "job-failed", "Job/j", r"BackoffLimitExceeded"),
     "job-crash": Fault([job("Never", 5)], "crash", "Job/j", r"exit code 5: no luck"),

@@ -3,11 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from devcluster import cluster as embedded
+from images import embedded as images
 from infra.cli import CliError
 from tests import tiny_gguf
 from tests.cluster.conftest import MODEL, SCRIPT, Stack
@@ -16,6 +19,7 @@ from tests.service import origins
 
 pytestmark = pytest.mark.cluster
 ADDED, ADDED_SCRIPT = "added:1", "This one came later."
+SEEDED, SEEDED_SCRIPT = "seeded:1", "This one came with the image."
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +36,14 @@ def declared(origin: origins.Origin, digest: str = "") -> dict[str, Any]:
 
 def with_models(stack: Stack, *more: dict[str, Any]) -> dict[str, Any]:
     return {**stack.overrides, "models": [*stack.overrides["models"], *more]}
+
+
+def with_image(stack: Stack, ggufs: dict[str, Path], *more: dict[str, Any]) -> dict[str, Any]:
+    """Also a model that comes with another image `models`."""
+    image = images.models(ggufs)
+    embedded.push(stack.cluster, [image])
+    found = with_models(stack, *more, {"name": SEEDED, "size": "2Mi", "kvBytesPerToken": 1024})
+    return found | {"images": {**found["images"], "refs": {**found["images"]["refs"], "models": image.reference}}}
 
 
 def said(stack: Stack, model: str) -> str:
@@ -58,7 +70,7 @@ def in_sidecar(stack: Stack, *command: str) -> str:
     return stack.kube.run("exec", "-n", stack.outputs.namespace, "ollama-0", "-c", "model-sync", "--", *command)
 
 
-def test_a_model_is_added_refused_and_removed_while_the_fleet_serves(stack: Stack, origin: origins.Origin) -> None:
+def test_a_model_is_added_refused_and_removed_while_the_fleet_serves(stack: Stack, origin: origins.Origin, tmp_path: Path) -> None:
     before = replicas(stack)
     blob = f"sha256-{hashlib.sha256(origin.content).hexdigest()}"
 
@@ -70,17 +82,19 @@ def test_a_model_is_added_refused_and_removed_while_the_fleet_serves(stack: Stac
     assert ADDED not in shown(stack)
     assert said(stack, MODEL) == SCRIPT
 
-    # The honest one: it answers, nobody was restarted, and it was fetched once for all.
+    # The honest one, and one that comes with another image: both answer, nobody was restarted, and it was fetched once for all.
     origin.sent = 0
-    stack.deployment.deploy(with_models(stack, declared(origin)))
+    ggufs = {MODEL: tiny_gguf.make(tmp_path / "m.gguf", SCRIPT), SEEDED: tiny_gguf.make(tmp_path / "s.gguf", SEEDED_SCRIPT)}
+    stack.deployment.deploy(with_image(stack, ggufs, declared(origin)))
     eventually(lambda: said(stack, ADDED), lambda text: text == ADDED_SCRIPT, 60, "an answer of the added model")
+    eventually(lambda: said(stack, SEEDED), lambda text: text == SEEDED_SCRIPT, 60, "an answer of the model of the image")
     assert origin.sent == len(origin.content)
     assert replicas(stack) == before
-    assert {each["name"] for each in json.loads(in_sidecar(stack, "cat", "/models/catalog.json"))["models"]} == {MODEL, ADDED}
+    assert {each["name"] for each in json.loads(in_sidecar(stack, "cat", "/models/catalog.json"))["models"]} == {MODEL, ADDED, SEEDED}
 
     # Removed: not shown, and its space is free in both tiers.
     stack.deployment.deploy(stack.overrides)
-    eventually(lambda: shown(stack), lambda text: ADDED not in text, 60, "the removed model is hidden")
+    eventually(lambda: shown(stack), lambda text: ADDED not in text and SEEDED not in text, 60, "the removed models are hidden")
     assert blob not in in_sidecar(stack, "ls", "/shared/blobs")
     eventually(lambda: blob in in_sidecar(stack, "ls", "/models/blobs"), lambda there: not there, 120, "space of the removed model")
     assert replicas(stack) == before

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from components.contract import ACTIVATOR, API_METRICS_PORT, API_SERVER, COMPONENTS
 from tests.cluster.conftest import MODEL, SCRIPT, Stack
 from tests.cluster.kube import eventually
+from tests.cluster.test_network import agrees_with_the_table, standing
 
 pytestmark = pytest.mark.cluster
 
@@ -46,6 +48,17 @@ def test_an_idle_fleet_goes_to_zero_and_a_streamed_request_brings_it_back(scaled
 
 def test_the_stack_leaves_the_number_to_the_activator(scaled: Stack) -> None:
     scaled.deployment.cli.run("preview", "--expect-no-changes")
+
+
+def test_every_pair_of_pods_is_as_the_table_says_with_an_activator_too(scaled: Stack) -> None:
+    components = (*COMPONENTS, ACTIVATOR)
+    with standing(scaled, components) as probes:
+        made = agrees_with_the_table(scaled, probes, components)
+    assert {each for each in made if ACTIVATOR in each} == {
+        (ACTIVATOR, API_SERVER, API_METRICS_PORT),
+        (ACTIVATOR, "kube-apiserver", 6443),
+        (ACTIVATOR, "kube-dns", 53),
+    }
 
 
 def test_the_activator_may_do_nothing_else(scaled: Stack) -> None:

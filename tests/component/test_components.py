@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import components as c
-from components.contract import AGENT_CONTROL_PORT, AGENT_PORT, COMPONENTS, DNS_CLIENTS, EDGES, PORTS
+from components.contract import ACTIVATOR, AGENT_CONTROL_PORT, AGENT_PORT, COMPONENTS, CONTEXT_PROBE, DNS_CLIENTS, EDGES, PORTS
 from infra.constraints import EPHEMERAL_DEFAULT
 from infra.policy import rules
 from infra.section import quantity
@@ -168,8 +168,9 @@ def test_storage_has_two_classes_and_one_shared_claim(retain: bool, policy: str)
     assert claim["spec"]["storageClassName"] == "shared-models"
 
 
-def network() -> dict[str, dict[str, Any]]:
-    recorder = render(lambda: c.Network("n", c.NetworkArgs(namespace="ns", client_cidrs=["10.0.0.0/8"], prometheus_namespace="monitoring")))
+def network(**changes: Any) -> dict[str, dict[str, Any]]:
+    args = c.NetworkArgs(namespace="ns", client_cidrs=["10.0.0.0/8"], prometheus_namespace="monitoring", **changes)
+    recorder = render(lambda: c.Network("n", args))
     return {item["metadata"]["name"]: item["spec"] for item in recorder.kind("NetworkPolicy")}
 
 
@@ -181,9 +182,16 @@ def test_everything_is_denied_by_default() -> None:
     assert "egress" not in default
 
 
-def test_every_component_has_a_policy_and_only_its_edges() -> None:
-    policies = network()
-    assert set(policies) == {"default-deny", *COMPONENTS}
+SCALED = tuple(component for component in (*COMPONENTS, ACTIVATOR) if component != CONTEXT_PROBE)
+
+
+@pytest.mark.parametrize(
+    ("options", "deployed"), [({}, COMPONENTS), ({"kubernetes_cidrs": ["10.0.0.1/32"], "contexts_are_probed": False}, SCALED)]
+)
+def test_every_component_has_a_policy_and_only_its_edges(options: dict[str, Any], deployed: tuple[str, ...]) -> None:
+    policies = network(**options)
+    assert set(policies) == {"default-deny", *deployed}
+    edges = [edge for edge in EDGES if {edge.source, edge.target} <= set(deployed)]
 
     def peers(component: str, direction: str, key: str) -> set[tuple[str, int]]:
         return {
@@ -194,9 +202,9 @@ def test_every_component_has_a_policy_and_only_its_edges() -> None:
             for port in rule["ports"]
         }
 
-    for component in COMPONENTS:
-        assert peers(component, "ingress", "from") == {(edge.source, edge.port) for edge in EDGES if edge.target == component}
-        assert peers(component, "egress", "to") == {(edge.target, edge.port) for edge in EDGES if edge.source == component}
+    for component in deployed:
+        assert peers(component, "ingress", "from") == {(edge.source, edge.port) for edge in edges if edge.target == component}
+        assert peers(component, "egress", "to") == {(edge.target, edge.port) for edge in edges if edge.source == component}
 
 
 def test_dns_is_open_in_both_protocols_for_those_that_look_names_up() -> None:
@@ -379,6 +387,7 @@ def test_ollama_never_prunes_the_store_and_always_has_a_context_length() -> None
 MODELS = c.ModelStoreArgs(
     namespace="ns",
     image="models@sha256:1",
+    sync_image="model-sync@sha256:1",
     claim="shared-models",
     capacity_bytes=2**30,
     models=[{"name": "a:1", "source": "image"}],
@@ -395,6 +404,30 @@ def test_the_writer_gets_the_declaration_and_the_shared_claim() -> None:
     assert container["args"] == ["publish", "/seed", "/shared", f"--capacity={2**30}", "--rate-limit=1000", "--verify"]
     assert json.loads(container["env"][0]["value"]) == {"fleet": 0, "models": [{"name": "a:1", "source": "image"}]}
     assert {"claimName": "shared-models"} in [volume.get("persistentVolumeClaim") for volume in pod["volumes"]]
+
+
+def test_the_writer_alone_has_the_credentials_and_no_text_of_the_pods_shows_them() -> None:
+    secret, bundle = '{"models.example.com": "hunter2"}', "-----BEGIN CERTIFICATE-----"
+
+    def construct() -> None:
+        c.ModelStore("m", dataclasses.replace(MODELS, credentials=secret, ca_bundle=bundle)).clean_after([])
+
+    recorder = render(construct)
+    writer, cleaner = (job["spec"]["template"]["spec"] for job in recorder.kind("Job"))
+    (container,) = writer["containers"]
+    assert container["args"][-2:] == [
+        "--credentials=/etc/model-sync/credentials/credentials.json",
+        "--ca-bundle=/etc/model-sync/authorities/ca.crt",
+    ]
+    files = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert files["/etc/model-sync/credentials"]["readOnly"] is files["/etc/model-sync/authorities"]["readOnly"] is True
+    # Wrapped: so it is encrypted in the state.
+    assert recorder.one("Secret")["stringData"]["value"] == {"credentials.json": secret}
+    assert recorder.one("ConfigMap")["data"] == {"ca.crt": bundle}
+    assert "hunter2" not in str([writer, cleaner])
+    assert {volume["name"] for volume in cleaner["volumes"]} == {"tmp", "shared"}
+    # Another credential is another name, so another Job asks again.
+    assert "name" not in recorder.one("Secret")["metadata"]
 
 
 def test_a_writer_that_gives_up_fails_the_job_at_once_and_its_reason_stays() -> None:
@@ -537,7 +570,7 @@ def test_gpu_nodes_get_an_exporter_of_their_own(gpus: bool) -> None:
 def test_prebuilt_images_are_taken_as_they_are(preview: bool) -> None:
     refs = {
         name: f"modelfleet/{name}@sha256:{'a' * 64}"
-        for name in ("ollama", "ollama-agent", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
+        for name in ("ollama", "ollama-agent", "model-sync", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
     }
     recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(refs=refs)), preview=preview)
     assert [resource.typ for resource in recorder.resources] == ["modelfleet:index:RuntimeImages"]
@@ -547,7 +580,7 @@ def test_prebuilt_images_are_taken_as_they_are(preview: bool) -> None:
 def test_images_are_built_under_a_tag_of_their_content(builder: str, kind: str) -> None:
     recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(builder=builder, registry="registry.example.com/x", source=ROOT)))
     built = [resource.inputs for resource in recorder.resources if resource.typ == kind]
-    assert len(built) == 10
+    assert len(built) == 11
     tags = {tag for inputs in built for tag in inputs.get("tags", [inputs.get("imageName")])}
     assert all(":src-" in tag for tag in tags)
 

@@ -11,6 +11,7 @@ import components as c
 from components.registry_auth import login_for, logins
 from infra import stack
 from infra.certificates import verifier_tls
+from infra.cli import ROOT
 from infra.policy import rules
 from infra.settings import VERIFIER_IMAGE, parse
 from tests.component.harness import Recorder, render
@@ -99,7 +100,9 @@ def test_the_verifier_reads_the_logins_from_a_file() -> None:
 
 @pytest.mark.parametrize("builder", ["docker-build", "docker"])
 def test_builders_push_with_the_login(builder: str) -> None:
-    args = c.RuntimeImagesArgs(builder=builder, registry="registry.example.com:5000/fleet", registry_auth=AUTH, images=["api-server"])
+    args = c.RuntimeImagesArgs(
+        builder=builder, registry="registry.example.com:5000/fleet", registry_auth=AUTH, source=ROOT, images=["api-server"]
+    )
     recorder = render(lambda: c.RuntimeImages("i", args))
     (built,) = (resource.inputs for resource in recorder.resources if resource.typ.endswith(":Image"))
     wanted = {"username": "puller", "password": PASSWORD}
@@ -111,7 +114,7 @@ def test_builders_push_with_the_login(builder: str) -> None:
 
 
 def test_a_builder_without_a_login_uses_its_own() -> None:
-    args = c.RuntimeImagesArgs(builder="docker-build", registry="registry.example.com/fleet", images=["api-server"])
+    args = c.RuntimeImagesArgs(builder="docker-build", registry="registry.example.com/fleet", source=ROOT, images=["api-server"])
     (built,) = (each.inputs for each in render(lambda: c.RuntimeImages("i", args)).resources if each.typ.endswith(":Image"))
     assert "registries" not in built
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from components.contract import AGENT_PORT, COMPONENTS, EDGES, OLLAMA, PORTS, SCRAPED
+from components.contract import ACTIVATOR, AGENT_PORT, API_METRICS_PORT, API_SERVER, COMPONENTS, EDGES, OLLAMA, PORTS, SCRAPED
 from images import embedded
 from infra import configuration, diagram
 from infra.cli import PROVIDERS
@@ -166,8 +166,8 @@ def test_every_namespaced_object_is_in_the_namespace(stack: str) -> None:
 
 def test_edges_name_components_and_their_ports() -> None:
     for edge in EDGES:
-        assert {edge.source, edge.target} <= set(COMPONENTS)
-        assert edge.port == PORTS[edge.target] or (edge.target, edge.port) == (OLLAMA, AGENT_PORT)
+        assert {edge.source, edge.target} <= {*COMPONENTS, ACTIVATOR}
+        assert edge.port == PORTS[edge.target] or (edge.target, edge.port) in {(OLLAMA, AGENT_PORT), (API_SERVER, API_METRICS_PORT)}
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=[path.parent.name for path in DOCKERFILES])

@@ -123,14 +123,18 @@ def registry(work: Path) -> Iterator[str]:
 
 def push(address: str, repository: str, tag: str, store: Path, manifest: Path) -> None:
     """Upload one model of a store, as `ollama push` does."""
-    base = f"http://{address}/v2/{repository}"
     with httpx.Client(trust_env=False, timeout=60) as client:
-        document = (store / manifest).read_bytes()
-        for digest in dict.fromkeys(re.findall(r"sha256:[0-9a-f]{64}", document.decode())):
-            location = client.post(f"{base}/blobs/uploads/").headers["location"]
-            blob = (store / "blobs" / digest.replace(":", "-")).read_bytes()
-            done = client.put(f"{location}&digest={digest}", content=blob, headers={"Content-Type": "application/octet-stream"})
-            assert done.status_code == 201, done.text
-        kind = "application/vnd.docker.distribution.manifest.v2+json"
-        done = client.put(f"{base}/manifests/{tag}", content=document, headers={"Content-Type": kind})
+        upload(client, f"http://{address}", repository, tag, store, manifest)
+
+
+def upload(client: httpx.Client, registry: str, repository: str, tag: str, store: Path, manifest: Path) -> None:
+    base = f"{registry}/v2/{repository}"
+    document = (store / manifest).read_bytes()
+    for digest in dict.fromkeys(re.findall(r"sha256:[0-9a-f]{64}", document.decode())):
+        location = client.post(f"{base}/blobs/uploads/").headers["location"]
+        blob = (store / "blobs" / digest.replace(":", "-")).read_bytes()
+        done = client.put(f"{location}&digest={digest}", content=blob, headers={"Content-Type": "application/octet-stream"})
         assert done.status_code == 201, done.text
+    kind = "application/vnd.docker.distribution.manifest.v2+json"
+    done = client.put(f"{base}/manifests/{tag}", content=document, headers={"Content-Type": kind})
+    assert done.status_code == 201, done.text

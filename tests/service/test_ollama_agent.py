@@ -67,6 +67,12 @@ def test_trap_16_a_server_that_answers_is_not_ready_before_its_models_are(server
     server.until(lambda: server.reason().startswith(f"models.{TINY}: got digest"), "the wrong digest is named")
     write_catalog(server, {"name": TINY, "digest": digest(server, TINY)}, {"name": SLOW, "digest": digest(server, SLOW)})
     server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready")
+    # Each reason is in the log, once: `make explain` repeats the last one.
+    server.until(lambda: " INFO ready: " in server.log("agent"), "ready is logged")
+    logged = [line.rpartition(" unready: ")[2] for line in server.log("agent").splitlines() if " unready: " in line]
+    assert len(logged) == len(set(logged)) >= 3, logged
+    assert logged[0].startswith("no catalog at ")
+    assert [each for each in logged if each.startswith(f"models.{TINY}: got digest")]
     loaded = {model["name"]: model for model in server.get(f"{OLLAMA}/api/ps").json()["models"]}
     assert loaded.keys() == {TINY, SLOW}
     # Loaded for ever, as the catalog says: its `-1` is no duration in Ollama's form.

@@ -98,6 +98,46 @@ def test_a_crashed_upstream_explains_an_unready_gateway() -> None:
     assert named(taken) == [("crash", "Pod/model-server-x")]
 
 
+def replica(said: str, name: str = "ollama", **statuses: str) -> Snapshot:
+    found = pod("ollama-0", "ollama", status=unready(), ownerReferences=[{"kind": "StatefulSet", "name": "ollama", "controller": True}])
+    found["spec"]["containers"][0]["name"] = found["status"]["containerStatuses"][0]["name"] = name
+    objects = snapshot(Pod=[found]).objects
+    return Snapshot(namespace="fleet", taken=NOW, objects=objects, logs={f"ollama-0/{statuses.get('log', 'ollama-agent')}": said})
+
+
+@pytest.mark.parametrize(
+    ("reason", "sentence"),
+    [
+        (
+            "models.a:1: got no such model in the store, want it; wait for the writer, or look at its log",
+            "got models.a:1 with no such model in the store, want it; wait for the writer, or look at its log",
+        ),
+        (
+            "models.a:1: loading",
+            "got ollama-0 not ready (models.a:1: loading), want ready; wait while it goes on, or see kubectl logs ollama-0 -c ollama-agent",
+        ),
+        ("draining", "got ollama-0 not ready (draining), want ready; wait while it goes on, or see kubectl logs ollama-0 -c ollama-agent"),
+    ],
+)
+def test_a_replica_is_unready_by_the_last_word_of_its_agent(reason: str, sentence: str) -> None:
+    log = f"x INFO catalog: a:1\nx INFO unready: ollama does not answer\nx INFO unready: {reason}\nx WARNING a:1: evicted\n"
+    taken = replica(log)
+    assert named(taken) == [("replica-unready", "StatefulSet/ollama")]
+    assert str(explain(taken)[0]) == f"StatefulSet/ollama: {sentence}"
+
+
+@pytest.mark.parametrize("log", ["", "x INFO unready: draining\nx INFO ready: a:1 (4096 tokens)\n"])
+def test_a_replica_whose_agent_has_no_reason_is_unready_by_its_probe(log: str) -> None:
+    assert named(replica(log)) == [("readiness", "StatefulSet/ollama")]
+
+
+def test_a_replica_that_waits_for_its_models_is_unready_by_the_word_of_its_follower() -> None:
+    said = "error: a:1: /models: got 5 bytes free, want 9 for a:1; enlarge storage.hot.size\n"
+    taken = replica(said, "model-sync", log="model-sync")
+    assert named(taken) == [("replica-unready", "StatefulSet/ollama")]
+    assert "got a:1: /models with 5 bytes free, want 9 for a:1; enlarge storage.hot.size" in str(explain(taken)[0])
+
+
 def test_two_replicas_with_one_cause_are_one_finding() -> None:
     owner = [{"kind": "StatefulSet", "name": "ollama", "controller": True}]
     taken = snapshot(Pod=[pod(f"ollama-{number}", "ollama", status=unready(3), ownerReferences=owner) for number in range(2)])

@@ -1,12 +1,16 @@
 """Decisions of the API server and the activator that need no server."""
 
+import asyncio
 import json
+from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import pytest
 
 from api_server import context, errors, requests
-from api_server.activator import Demand, Settings, Unreachable, wanted
+from api_server.activator import Activator, Demand, Settings, Unreachable, wanted
 from api_server.settings import Route
 from api_server.usage import Reader
 
@@ -146,3 +150,41 @@ class TestReader:
         assert [reader.feed(part) for part in parts] == parts
         assert reader.rest() == b""
         assert (reader.prompt_tokens, reader.completion_tokens) == (7, 3)
+
+
+class Scaled(Activator):
+    """Idle gateways, and a fleet whose scale is a number here."""
+
+    def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
+        super().__init__(settings, session)
+        self.current = 0
+
+    async def _demands(self) -> list[Demand | Unreachable]:
+        return [Demand(waiting=0, in_flight=0, idle_s=10_000)]
+
+    async def _scale(self, replicas: int | None = None) -> int:
+        self.current = self.current if replicas is None else replicas
+        return self.current
+
+
+def test_a_fleet_that_somebody_else_brings_up_stays_for_the_whole_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`up` would wait for it, and never see it, if it went at once because nobody had asked for it before."""
+    now = 1000.0
+    monkeypatch.setattr("api_server.activator.time", SimpleNamespace(monotonic=lambda: now))
+
+    async def rounds() -> None:
+        nonlocal now
+        async with aiohttp.ClientSession() as session:
+            scaled = Scaled(Settings(gateways="g:1", scale_url="http://k/scale", replicas=2, idle_s=900), session)
+            now += 10_000
+            await scaled.round()
+            assert scaled.current == 0
+            scaled.current = 2
+            for pause_s, left in ((0, 2), (899, 2), (2, 0)):
+                now += pause_s
+                await scaled.round()
+                assert scaled.current == left
+
+    # Not asyncio.run, which leaves the thread without a loop for Pulumi's mocks.
+    with closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(rounds())

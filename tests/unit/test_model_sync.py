@@ -346,6 +346,49 @@ def test_what_a_process_has_open_is_never_evicted(published: Published, replica:
     assert not used.exists()
 
 
+def rot(path: Path) -> None:
+    """Another byte in place; size and time stay."""
+    before = path.stat()
+    flip(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_what_an_earlier_life_left_is_hashed_once_and_copied_again_when_it_is_damaged(
+    published: Published, replica: Replica, shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published(MODEL, TWO)
+    rotten, sound = weights(replica.store, "one:1"), weights(replica.store, "ns/two:2")
+    rot(rotten)
+    kept = sound.stat().st_ino
+    assert replica.hydrate() == []
+    assert rotten.read_bytes() != weights(shared, "one:1").read_bytes(), "this process has hashed it, and does not read it again"
+    capsys.readouterr()
+
+    restarted = Replica(shared, replica.store, 0, None, keep_s=60, server=NO_SERVER)
+    assert restarted.hydrate() == []
+    said = capsys.readouterr().out
+    assert f"warning: one:1: {rotten}: got content sha256:" in said
+    assert "it is damaged, copying it again" in said
+    assert f"ns/two:2: {sound.stat().st_size} bytes verified in " in said
+    assert rotten.read_bytes() == weights(shared, "one:1").read_bytes()
+    assert sound.stat().st_ino == kept, "a sound one stays where it is"
+    assert names(replica.store) == ["one:1", "ns/two:2"]
+    assert restarted.hydrate() == []
+    assert capsys.readouterr().out == ""
+
+
+def test_a_model_that_is_damaged_in_both_tiers_is_not_served_and_the_others_are(
+    published: Published, replica: Replica, shared: Path
+) -> None:
+    published(MODEL, TWO)
+    for path in (shared, replica.store):
+        rot(weights(path, "one:1"))
+    restarted = Replica(shared, replica.store, 0, None, keep_s=60, server=NO_SERVER)
+    (problem,) = restarted.hydrate()
+    assert "it is damaged, set delivery.verify and deploy to repair it" in problem
+    assert names(replica.store) == ["ns/two:2"]
+
+
 def test_an_interrupted_copy_is_removed(writer: Writer, replica: Replica) -> None:
     writer.publish(0, [MODEL])
     replica.hydrate()

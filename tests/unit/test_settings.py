@@ -72,6 +72,14 @@ def test_prod_has_the_sizes_of_the_design() -> None:
         ),
         ({"fleet": {"gpusPerPod": 1}}, "modelfleet:fleet.gpusPerPod: got 1, want 0 while gpu.enabled is false"),
         ({"stack": "prod", "fleet": {"replicas": 9}}, "modelfleet:fleet: got 9 GPUs (replicas 9 x gpusPerPod 1), want at most"),
+        (
+            {"models": [{**SMALL, "replicas": 1}], "fleet": {"autoscaled": True}},
+            "modelfleet:models.0.replicas: got 1 with fleet.autoscaled, want every model on every replica",
+        ),
+        (
+            {"models": [{**SMALL, "replicas": 1}], "fleet": {"scaleToZero": {"kubernetesCidrs": ["10.0.0.1/32"]}}},
+            "modelfleet:models.0.replicas: got 1 with fleet.scaleToZero, want every model on every replica",
+        ),
         ({"models": [SMALL, SMALL]}, "modelfleet:models: got smollm2:135m, smollm2:135m, want each name once"),
         ({"models": [{**SMALL, "name": "untagged"}]}, "modelfleet:models.0.name: got 'untagged', want"),
         (
@@ -116,7 +124,10 @@ def test_prod_has_the_sizes_of_the_design() -> None:
             {"images": {"refs": {**REFS, "ollama": "ollama/ollama:latest"}}},
             "modelfleet:images.refs.ollama: got 'ollama/ollama:latest', want repository@",
         ),
-        ({"images": {"refs": {}}}, "modelfleet:images.refs.ollama: got nothing, want a reference for ollama, ollama-agent, models"),
+        (
+            {"images": {"refs": {}}},
+            "modelfleet:images.refs.ollama: got nothing, want a reference for ollama, ollama-agent, model-sync, models",
+        ),
         ({"images": {"builder": "docker-build"}}, "modelfleet:images.refs: got references, want none with builder docker-build"),
         ({"images": {"builder": "podman"}}, "modelfleet:images.builder: got 'podman', want 'prebuilt', 'docker-build' or 'docker'"),
         ({"flete": {}}, "modelfleet:flete: got an unknown key, want one of apiServer, cache,"),
@@ -315,8 +326,29 @@ def test_a_model_that_cannot_be_delivered_is_refused(model: dict[str, Any], line
 @pytest.mark.parametrize("source", ["https://me:hunter2@h/x", "https://h/x?token=hunter2"])
 def test_a_credential_in_a_source_is_refused_and_not_echoed(source: str) -> None:
     said = refusal(models=[{**SMALL, "source": source, "digest": DIGEST}])
-    assert "models.0.source: got a user, a password or a query, want an address that needs none" in said
+    assert "models.0.source: got a user, a password or a query, want the address alone; put the credential into sourceTokens" in said
     assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("bundle", "line"),
+    [
+        ("not a certificate", "delivery.caBundle: got no certificates, want them as PEM"),
+        ("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n", "delivery.caBundle: got no certificates, want them as PEM"),
+        ("\u2028\x00", "delivery.caBundle: got no certificates, want them as PEM"),
+        ("-----BEGIN PRIVATE KEY-----\nhunter2", "delivery.caBundle: got a private key, want certificates alone"),
+    ],
+)
+def test_an_authority_that_cannot_be_trusted_is_refused(bundle: str, line: str) -> None:
+    said = refusal(delivery={"caBundle": bundle})
+    assert f"modelfleet:{line}" in said
+    assert "hunter2" not in said
+
+
+def test_an_authority_is_taken_as_pem() -> None:
+    config = document()
+    config["delivery"] = {"caBundle": "Our own authority\n" + json.loads(verifier_tls("ns"))["certificate"]}
+    assert parse(config).delivery.ca_bundle.startswith("Our own authority")
 
 
 def test_a_named_source_with_its_networks_is_fine() -> None:

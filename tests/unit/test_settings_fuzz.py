@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pulumi.runtime import config as runtime_config
@@ -146,6 +147,34 @@ def test_production_refuses_secrets_in_plain_text() -> None:
         "modelfleet:cachePassword: got plain text, want it encrypted with governance.production; set it with --secret",
     ]
     assert "modelfleet:apiKeys: got plain text" in refusal("prod", ())
+
+
+TOKENS = "hunter2-that-nobody-may-see"
+PRIVATE = {"name": "smollm2:135m", "size": "100M", "kvBytesPerToken": 23040, "digest": f"sha256:{'0' * 64}"}
+
+
+@pytest.mark.parametrize("tokens", ["", "{", [], ["a"], {"host": 1}, {"host": ""}, {"Host/path": "x"}, {"host": "two words"}])
+def test_credentials_of_another_form_are_refused_and_not_echoed(tokens: Any) -> None:
+    (line,) = refusal("dev", (), sourceTokens=tokens).splitlines()
+    assert LINE.match(line)
+    assert "modelfleet:sourceTokens: got another form, want a JSON map of host or host:port to a token or user:password; run" in line
+
+
+def test_credentials_of_sources_are_secrets_like_the_others() -> None:
+    tokens = {"models.example.com": TOKENS, "models.example.com:5000": f"reader:{TOKENS} with spaces"}
+    assert refusal("dev", (), sourceTokens=tokens) == refusal("prod", (*GOOD, "sourceTokens"), sourceTokens=tokens) == ""
+    assert refusal("prod", tuple(GOOD), sourceTokens=tokens) == (
+        "modelfleet:sourceTokens: got plain text, want it encrypted with governance.production; set it with --secret"
+    )
+
+
+@pytest.mark.parametrize("source", ["http://198.51.100.7:5000/m.gguf", "registry+http://198.51.100.7:5000/m:1"])
+def test_a_credential_for_a_source_without_tls_is_refused(source: str) -> None:
+    for host in ("198.51.100.7", "198.51.100.7:5000"):
+        said = refusal("dev", (), sourceTokens={host: TOKENS}, models=[{**PRIVATE, "source": source}])
+        assert f"modelfleet:models.0.source: got {source.partition(':')[0]}:// and a credential for 198.51.100.7 in sourceTokens" in said
+        assert TOKENS not in said
+    assert refusal("dev", (), sourceTokens={"198.51.100.8": TOKENS}, models=[{**PRIVATE, "source": source}]) == ""
 
 
 def test_a_rendering_has_no_secrets_to_encrypt() -> None:

@@ -1,0 +1,174 @@
+"""HTTP requests to sources: which certificates are trusted, and which server sees which credential.
+
+A credential goes to the server that it was given for, over TLS, and to no other: what redirects elsewhere is followed without it.
+Source of the registries' token flow: distribution.github.io/distribution/spec/auth/token.
+"""
+
+import base64
+import json
+import re
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from model_sync.store import StoreError
+
+TIMEOUT_S = 60
+_DOCUMENT_BYTES = 1 << 20
+_PORTS = {"https": 443, "http": 80}
+
+
+class AccessError(StoreError):
+    """A source does not let the writer in, or does not prove who it is. The message goes on after `models.<name>.source: `."""
+
+
+def credentials(path: Path) -> dict[str, str]:
+    """`host` or `host:port` to a token or `user:password`, from a JSON file. Raises StoreError without its content."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise StoreError(f"{path}: got no credentials, want a JSON map of host to credential; set modelfleet:sourceTokens again")
+    return found
+
+
+@dataclass
+class Access:
+    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
+    ca_bundle: Path | None = None
+    """Certificates (PEM) that are trusted beside those of the image."""
+    _pull_tokens: dict[tuple[str, str], str] = field(default_factory=dict, repr=False)
+    """Server and repository to the token that its registry gave out."""
+
+    def open(self, url: str, headers: Mapping[str, str], repository: str = "") -> HTTPResponse:
+        """The answer of `url`; `repository` is a registry's, for which a token may be asked for.
+
+        Raises AccessError where the server refuses us or we refuse the server, HTTPError for any other bad status, or OSError.
+        """
+        token = self._pull_tokens.get((_server(url), repository))
+        try:
+            return self._send(url, headers, f"Bearer {token}" if token else self._authorization(url))
+        except urllib.error.HTTPError as error:
+            challenge = _challenge(error)
+            if not repository or error.code != 401 or challenge is None or _server(error.url) != _server(url):
+                raise self._refused(error, url) from None
+            error.close()
+        token = self._pull_token(url, challenge, repository)
+        self._pull_tokens[_server(url), repository] = token
+        try:
+            return self._send(url, headers, f"Bearer {token}")
+        except urllib.error.HTTPError as error:
+            raise self._refused(error, url) from None
+
+    def _pull_token(self, url: str, challenge: Mapping[str, str], repository: str) -> str:
+        realm, scope = challenge.get("realm", ""), f"repository:{repository}:pull"
+        if urlsplit(realm).scheme not in ("https", urlsplit(url).scheme):
+            raise AccessError(f"got the token server {realm[:200]!r} from {_server(url)}, want an https address; ask who runs the registry")
+        asked = {"service": challenge["service"]} if "service" in challenge else {}
+        address = f"{realm}{'&' if '?' in realm else '?'}{urlencode({**asked, 'scope': scope})}"
+        try:
+            with self._send(address, {}, self._authorization(realm)) as response:
+                found: Any = json.loads(response.read(_DOCUMENT_BYTES))
+            token = found.get("token") or found.get("access_token")
+        except urllib.error.HTTPError as error:
+            raise self._refused(error, realm) from None
+        except (ValueError, AttributeError):
+            token = None
+        if not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
+            raise AccessError(f"got no token from {_server(realm)}, want one for {scope}; ask who runs the registry")
+        return token
+
+    def _send(self, url: str, headers: Mapping[str, str], authorization: str | None) -> HTTPResponse:
+        request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 (the opener knows http and https alone)
+        if authorization:
+            request.add_header("Authorization", authorization)
+        try:
+            return self._opener.open(request, timeout=TIMEOUT_S)
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ssl.SSLCertVerificationError):
+                raise AccessError(
+                    f"got a certificate of {_server(url)} that is not trusted ({error.reason.verify_message}), want one by a known "
+                    "authority; set delivery.caBundle to the certificate of yours, or correct the source"
+                ) from None
+            raise
+
+    @cached_property
+    def _opener(self) -> urllib.request.OpenerDirector:
+        """Without proxies, since the network policy lets the writer reach its sources alone; and for no other scheme."""
+        context = ssl.create_default_context()
+        if self.ca_bundle is not None:
+            context.load_verify_locations(cafile=self.ca_bundle)
+        opener = urllib.request.OpenerDirector()
+        for handler in (
+            urllib.request.HTTPHandler(),
+            urllib.request.HTTPSHandler(context=context),
+            urllib.request.HTTPDefaultErrorHandler(),
+            urllib.request.HTTPErrorProcessor(),
+            urllib.request.UnknownHandler(),
+            _Redirects(),
+        ):
+            opener.add_handler(handler)
+        return opener
+
+    def _credential(self, url: str) -> str | None:
+        if urlsplit(url).scheme != "https":
+            return None
+        return next((value for host, value in self.credentials.items() if _server(f"https://{host}") == _server(url)), None)
+
+    def _authorization(self, url: str) -> str | None:
+        credential = self._credential(url)
+        if credential is None:
+            return None
+        return f"Basic {base64.b64encode(credential.encode()).decode()}" if ":" in credential else f"Bearer {credential}"
+
+    def _refused(self, error: urllib.error.HTTPError, url: str) -> Exception:
+        """What a person has to know of a 401 or 403; any other error as it is."""
+        if error.code not in (401, 403):
+            return error
+        error.close()
+        server = _server(error.url)
+        if server != _server(url):
+            return AccessError(f"got {error.code} from {server}, where {_server(url)} redirects to, want the content; ask who runs them")
+        if self._credential(url) is not None:
+            return AccessError(
+                f"got {error.code} from {server} with its credential, want leave to read; renew it in modelfleet:sourceTokens"
+            )
+        hint = f"set modelfleet:sourceTokens for {server}, or correct the source"
+        if urlsplit(url).scheme != "https":
+            hint = "open it to the writer, or serve it over TLS and set modelfleet:sourceTokens"
+        return AccessError(f"got {error.code} from {server}, want leave to read; {hint}")
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if following is not None and (following.type, _server(following.full_url)) != (req.type, _server(req.full_url)):
+            following.remove_header("Authorization")
+        return following
+
+
+def _server(url: str) -> str:
+    """`host`, or `host:port` where the port is not the scheme's own."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    return host if parts.port in (None, _PORTS.get(parts.scheme)) else f"{host}:{parts.port}"
+
+
+def _challenge(error: urllib.error.HTTPError) -> dict[str, str] | None:
+    """Parameters of the `WWW-Authenticate: Bearer` of an answer."""
+    for value in error.headers.get_all("WWW-Authenticate") or []:
+        scheme, _, parameters = value.partition(" ")
+        if scheme.lower() == "bearer":
+            return {name.lower(): quoted or bare for name, quoted, bare in re.findall(r'(\w+)=(?:"([^"]*)"|([^\s",]+))', parameters)}
+    return None
