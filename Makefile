@@ -6,7 +6,7 @@ NODES ?= 2
 LOCK := $(VENV)/uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 export CONTEXT BASE ALLOW_DATA_LOSS REGISTRY_AUTH
 # The cluster tier, and the others beside it.
-WORKERS := $(if $(TIER),,-n 2 --dist loadgroup --no-loadscope-reorder)
+WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
 .PHONY: help up down status explain preview test lint lock

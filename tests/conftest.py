@@ -1,13 +1,18 @@
 """How the tests share two cores: the cluster tier mostly waits for pods, so the other tiers run beside it."""
 
-from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class Tiers(LoadScopeScheduling):
     """All of the cluster tier, and otherwise each file, stays in one worker and in order."""
-    for item in items:
-        tier = Path(item.path).parent.name
-        item.add_marker(pytest.mark.xdist_group("cluster" if tier == "cluster" else f"{tier}/{Path(item.path).name}"))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "cluster" if "tests/cluster/" in file else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Tiers:
+    return Tiers(config, log)
