@@ -33,7 +33,9 @@ class Server:
     address: str
     content: bytes = b""
     wants: str | None = None
-    """The Authorization header without which it answers 401 (and 403 to another one)."""
+    """The Authorization header without which it answers 401."""
+    refusal: int = 403
+    """What it answers to another one."""
     moved_to: str = ""
     """Answers with a redirect to there."""
     signer: tuple[Path, Path] | None = None
@@ -55,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
         server, given = self.server_, self.headers.get("Authorization")
         server.seen.append((self.path, given))
         if server.wants is not None and given != server.wants:
-            self.send_response(401 if given is None else 403)
+            self.send_response(401 if given is None else server.refusal)
             self.send_header("Content-Length", "0")
             self.end_headers()
         elif server.moved_to:
@@ -73,8 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _token(self) -> str:
         server, query = self.server_, parse_qs(urlsplit(self.path).query)
         assert server.signer is not None
-        _, repository, actions = query["scope"][0].split(":")
-        return json.dumps({"token": token(*server.signer, repository, actions.split(","), server.lifetime_s)})
+        return json.dumps({"token": token(*server.signer, query.get("scope", [""])[0], server.lifetime_s)})
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         pass
@@ -84,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
 def serving(authority: Authority, content: bytes = b"") -> Iterator[Server]:
     server = Server("", content)
     listener = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_": server}))
-    certificate, key = authority.issue("server", "server", names=["127.0.0.1"])
+    certificate, key = authority.issue("server", "server", names=["127.0.0.1", "localhost"])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     listener.socket = context.wrap_socket(listener.socket, server_side=True)
@@ -105,10 +106,12 @@ def _part(value: bytes) -> str:
     return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
 
 
-def token(certificate: Path, key: Path, repository: str, actions: list[str], lifetime_s: int = 300) -> str:
-    """As the registry's specification has it: a JWT (ES256) with the signer's certificate in it."""
+def token(certificate: Path, key: Path, scope: str, lifetime_s: int = 300) -> str:
+    """As the registry's specification has it: a JWT (ES256) with the signer's certificate in it. `scope` is `TYPE:NAME:ACTION,…`, or empty."""
     der = x509.load_pem_x509_certificate(certificate.read_bytes()).public_bytes(serialization.Encoding.DER)
     header = {"typ": "JWT", "alg": "ES256", "x5c": [base64.b64encode(der).decode()]}
+    kind, _, rest = scope.partition(":")
+    name, _, actions = rest.rpartition(":")
     now = int(time.time())
     claims = {
         "iss": ISSUER,
@@ -118,7 +121,7 @@ def token(certificate: Path, key: Path, repository: str, actions: list[str], lif
         "nbf": now - 300,
         "exp": now + lifetime_s,
         "jti": "1",
-        "access": [{"type": "repository", "name": repository, "actions": actions}],
+        "access": [{"type": kind, "name": name, "actions": actions.split(",")}] if scope else [],
     }
     text = f"{_part(json.dumps(header).encode())}.{_part(json.dumps(claims).encode())}"
     private = serialization.load_pem_private_key(key.read_bytes(), None)

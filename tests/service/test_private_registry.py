@@ -36,6 +36,12 @@ class Private:
     verifier: Callable[..., Trust]
     """Makes a verifier with these variables."""
 
+    @property
+    def tokens(self) -> list[tuple[str, str | None]]:
+        """What the registry's token server was asked: path, and Authorization."""
+        assert self.registry.tokens is not None
+        return self.registry.tokens.seen
+
 
 def image(work: Path, name: str, address: str, pushed_to: str) -> Image:
     (work / name).mkdir()
@@ -92,9 +98,9 @@ def test_what_was_signed_with_the_users_login_is_read_with_the_verifiers(private
     assert private.trust.review(private.signed.reference)["allowed"] is True
     assert "want a signature by a key of images.trust" in private.trust.refusal(private.unsigned.reference)
     # From here on a token that was granted is good for all of the repository.
-    private.registry.asked.clear()
+    private.tokens.clear()
     assert "want a signature by a key of images.trust" in private.trust.refusal(private.unsigned.reference)
-    assert private.registry.asked == []
+    assert private.tokens == []
 
 
 def test_the_tools_do_nothing_without_the_login(private: Private, tmp_path: Path) -> None:
@@ -120,12 +126,12 @@ def test_a_wrong_password_is_named_and_mended_without_a_restart(private: Private
 def test_the_login_goes_to_its_own_host_alone(private: Private) -> None:
     # The same server under another name: it is another host, and gets nothing.
     elsewhere = private.signed.reference.replace("127.0.0.1:", "localhost:")
-    private.registry.asked.clear()
+    private.tokens.clear()
     host = private.registry.address.replace("127.0.0.1", "localhost")
     assert f"which {host} does not let anyone without a login read (status 401), want one; set modelfleet:registryAuth" in (
         private.trust.refusal(elsewhere)
     )
-    assert LOGIN not in [sent for _, sent in private.registry.asked]
+    assert LOGIN not in [sent for _, sent in private.tokens]
 
 
 def test_a_certificate_of_an_unknown_authority_is_not_taken(private: Private) -> None:

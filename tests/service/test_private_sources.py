@@ -163,7 +163,7 @@ def registry(tmp_path: Path, authority: Authority, file: bytes) -> Iterator[Regi
         private.registry(tmp_path / "registry", authority, f"https://{realm.address}/token", authority.certificate_path) as address,
     ):
         realm.signer = signer
-        headers = {"Authorization": f"Bearer {private.token(*signer, REPOSITORY, ['pull', 'push'])}"}
+        headers = {"Authorization": f"Bearer {private.token(*signer, f'repository:{REPOSITORY}:pull,push')}"}
         trust = ssl.create_default_context(cafile=authority.certificate_path)
         with httpx.Client(trust_env=False, timeout=60, headers=headers, verify=trust) as client:
             origins.upload(client, f"https://{address}", REPOSITORY, TAG, tmp_path / "store", manifest)
@@ -200,7 +200,7 @@ def test_a_token_that_is_refused_is_not_asked_for_for_ever(registry: Registry, d
 
 def test_a_token_is_used_until_it_expires(registry: Registry, authority: Authority) -> None:
     signer = authority.issue("signer", "signer")
-    expired = private.token(*signer, REPOSITORY, ["pull"], lifetime_s=-100)
+    expired = private.token(*signer, f"repository:{REPOSITORY}:pull", lifetime_s=-100)
     access = Access(ca_bundle=authority.certificate_path, _pull_tokens={(registry.address, REPOSITORY): expired})
     url = f"https://{registry.address}/v2/{REPOSITORY}/manifests/{TAG}"
     for _ in range(3):
