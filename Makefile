@@ -4,7 +4,7 @@ VENV := .venv/bin
 STACK ?= dev
 NODES ?= 2
 LOCK := $(VENV)/uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
-export CONTEXT BASE ALLOW_DATA_LOSS REGISTRY_AUTH
+export CONTEXT BASE ALLOW_DATA_LOSS PULL_AUTH
 # The cluster tier, and the others beside it.
 WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 

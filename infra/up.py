@@ -97,7 +97,7 @@ class Deployment:
         try:
             text = Path(file).read_text()
         except OSError as error:
-            raise SettingsError(f"REGISTRY_AUTH: got {file!r} ({error.strerror}), want a dockerconfigjson; see docs/images.md") from None
+            raise SettingsError(f"PULL_AUTH: got {file!r} ({error.strerror}), want a dockerconfigjson; see docs/images.md") from None
         self.configure(overrides)
         self.cli.run("config", "set", "--secret", "modelfleet:registryAuth", stdin=text)
 
@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--context", default=os.environ.get("CONTEXT", ""))
     parser.add_argument("--allow-data-loss", default=os.environ.get("ALLOW_DATA_LOSS", ""), help="objects (Kind/name) whose data may go")
-    parser.add_argument("--registry-auth", default=os.environ.get("REGISTRY_AUTH", ""), help="file with the logins of private registries")
+    parser.add_argument("--registry-auth", default=os.environ.get("PULL_AUTH", ""), help="file with the logins of private registries")
     options = parser.parse_args(arguments)
     try:
         if options.command == "up":

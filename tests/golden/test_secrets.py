@@ -59,5 +59,5 @@ def test_the_logins_of_a_file_are_kept_encrypted(tmp_path: Path, monkeypatch: py
     assert "modelfleet:verifierTls" not in config, "it is for the key of the committed file"
     assert "of-the-registry" not in deployment.cli.config_file.read_text()
     assert deployment.cli.run("config", "get", "modelfleet:registryAuth").strip() == AUTH
-    with pytest.raises(SettingsError, match=r"REGISTRY_AUTH: got '.*nowhere' \(No such file or directory\), want a dockerconfigjson; see"):
+    with pytest.raises(SettingsError, match=r"PULL_AUTH: got '.*nowhere' \(No such file or directory\), want a dockerconfigjson; see"):
         deployment.take_registry_auth({}, str(tmp_path / "nowhere"))

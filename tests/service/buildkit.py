@@ -1,7 +1,6 @@
 """A real BuildKit and a real registry on loopback, with stand-ins for the bases that no registry here serves."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -88,7 +87,8 @@ def registry(work: Path) -> Iterator[str]:
     config, log = work / "registry.yaml", work / "registry.log"
     storage = {"filesystem": {"rootdirectory": str(work / "registry")}}
     config.write_text(yaml.safe_dump({"version": 0.1, "storage": storage, "http": {"addr": address}}))
-    environment = os.environ | {"OTEL_TRACES_EXPORTER": "none"}
+    # Nothing of ours: REGISTRY_* would override its configuration.
+    environment = {"OTEL_TRACES_EXPORTER": "none"}
     argv = [str(host.registry_binary()), "serve", str(config)]
     with log.open("wb") as output, subprocess.Popen(argv, env=environment, stdout=output, stderr=output) as process:
         try:

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import ssl
 import subprocess
 import time
@@ -71,7 +70,8 @@ def serving(
     auth = auth or {"htpasswd": {"realm": "private", "path": str(work / "htpasswd")}}
     config, log = work / "private.yaml", work / "private.log"
     config.write_text(yaml.safe_dump({"version": 0.1, "storage": storage, "http": http, "auth": auth}))
-    environment = os.environ | {"OTEL_TRACES_EXPORTER": "none"}
+    # Nothing of ours: REGISTRY_* would override its configuration.
+    environment = {"OTEL_TRACES_EXPORTER": "none"}
     argv = [str(host.registry_binary()), "serve", str(config)]
     with log.open("wb") as output, subprocess.Popen(argv, env=environment, stdout=output, stderr=output) as process:
         try:
