@@ -94,9 +94,9 @@ def test_trap_14_no_client_unloads_a_model(api_server: ApiServerFactory, server:
 
 
 def test_trap_15_overload_is_said_at_once(api_server: ApiServerFactory, server: Service) -> None:
-    def flood(service: Service) -> list[httpx.Response]:
+    def flood(service: Service, tokens: int) -> list[httpx.Response]:
         results: list[httpx.Response] = []
-        ask = lambda: results.append(post(service, "/v1/chat/completions", model="slow:1", messages=MESSAGES, max_tokens=60))  # noqa: E731
+        ask = lambda: results.append(post(service, "/v1/chat/completions", model="slow:1", messages=MESSAGES, max_tokens=tokens))  # noqa: E731
         threads = [threading.Thread(target=ask) for _ in range(8)]
         for thread in threads:
             thread.start()
@@ -105,9 +105,12 @@ def test_trap_15_overload_is_said_at_once(api_server: ApiServerFactory, server: 
         return results
 
     ollama_process.load(server, "slow:1")
-    assert {response.status_code for response in flood(server)} == {200}, "Ollama itself queues them all, whatever OLLAMA_MAX_QUEUE says"
+    assert {response.status_code for response in flood(server, 60)} == {200}, (
+        "Ollama itself queues them all, whatever OLLAMA_MAX_QUEUE says"
+    )
     api = api_server({"slow:1": route(server.url, "slow:1", max_in_flight=2)})
-    results = flood(api)
+    # Answers of seconds, so that the first two are still on their way when the last is asked for.
+    results = flood(api, 1500)
     assert sorted(response.status_code for response in results) == [200, 200, *[429] * 6]
     assert all(response.headers["retry-after"] for response in results if response.status_code == 429)
 
