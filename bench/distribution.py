@@ -30,7 +30,7 @@ import httpx
 from images.embedded import default_model
 from model_sync import gguf, store
 from model_sync.fetch import Pace
-from tests.service import ollama, origins
+from tests.service import ollama, origins, registries
 from tests.service.processes import Service, free_port
 
 FLEETS = (1, 2, 4)
@@ -207,7 +207,7 @@ def measure(work: Path) -> dict[str, Any]:
     }
     program = ollama.install(work / "ollama")
     found: dict[str, Any] = {"model_bytes": sum(blob.size for blob in store.blobs(content, manifest))}
-    with origins.registry(work / "registry") as address:
+    with registries.serving(work / "registry") as address:
         origins.push(address, REPOSITORY, TAG, work / "source", manifest)
         for link, bytes_per_s in (("loopback", 0), ("uplink", UPLINK_BYTES)):
             found[link] = {"bytes_per_s": bytes_per_s or None}

@@ -77,7 +77,7 @@ def _registry_auth_problems(*, encrypted: bool) -> Iterator[str]:
         want = '{"auths": {"registry.example.com": {"username": "…", "password": "…"}}} or its base64 as "auth"'
         yield f"{path}: got {error}, want {want}; make it as docs/images.md shows"
     if encrypted and not _is_secret(_REGISTRY_AUTH):
-        yield f"{path}: got plain text, want it encrypted with governance.production; set it with --secret"
+        yield _plain_text(_REGISTRY_AUTH)
 
 
 def _token_problems(settings: Settings | None, *, encrypted: bool) -> list[str]:
@@ -93,7 +93,7 @@ def _token_problems(settings: Settings | None, *, encrypted: bool) -> list[str]:
         return []
     problems: list[str] = []
     if encrypted and not _is_secret(_SOURCE_TOKENS):
-        problems.append(f"{path}: got plain text, want it encrypted with governance.production; set it with --secret")
+        problems.append(_plain_text(_SOURCE_TOKENS))
     for index, model in enumerate(settings.models):
         scheme, (host, port) = urlsplit(model.source).scheme, model.origin or ("", 0)
         if scheme in ("http", "registry+http") and {host, f"{host}:{port}"} & tokens.keys():
@@ -102,6 +102,10 @@ def _token_problems(settings: Settings | None, *, encrypted: bool) -> list[str]:
                 "want TLS, or everybody on the way could read it; use https:// or registry://, or remove the credential"
             )
     return problems
+
+
+def _plain_text(name: str) -> str:
+    return f"{PROJECT}:{name}: got plain text, want it encrypted with governance.production; set it with --secret"
 
 
 def _is_credential(value: Any) -> bool:
@@ -143,7 +147,7 @@ def _secret_problems(*, encrypted: bool) -> list[str]:
         elif not _is_valid_secret(name, value):
             problems.append(f"{PROJECT}:{name}: got another form, want {want}")
         elif encrypted and not _is_secret(name):
-            problems.append(f"{PROJECT}:{name}: got plain text, want it encrypted with governance.production; set it with --secret")
+            problems.append(_plain_text(name))
     return problems
 
 

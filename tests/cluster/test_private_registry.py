@@ -17,7 +17,7 @@ from tests.cluster.conftest import Stack
 from tests.cluster.faults import Object, container, pod
 from tests.cluster.kube import eventually
 from tests.cluster.test_image_trust import unsigned
-from tests.service.private_registry import PASSWORD, PrivateRegistry, serving
+from tests.service.private_registry import PASSWORD, PrivateRegistry, behind_password
 from tests.service.processes import free_port
 
 pytestmark = pytest.mark.cluster
@@ -31,7 +31,7 @@ def registry(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         directory = node.directory / "config" / "certs.d" / made.address
         directory.mkdir(parents=True)
         (directory / "hosts.toml").write_text(f'server = "http://{made.address}"\n')
-    with serving(tmp_path_factory.mktemp("private"), made, stack.cluster.state_dir / "registry", None, None):
+    with behind_password(tmp_path_factory.mktemp("private"), made, stack.cluster.state_dir / "registry"):
         yield made
 
 

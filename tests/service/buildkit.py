@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 
-from devcluster import host, oci, toolchain
+from devcluster import oci, toolchain
 from devcluster.oci import Image, Layer, RuntimeConfig, assemble, write_tree
 from devcluster.system_images import base_layer
-from tests.service.processes import free_port
+from tests.service import registries
 
 BUILDER = "modelfleet-test"
 _CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -64,44 +63,18 @@ def _ollama(work: Path) -> Image:
     return assemble("ollama/ollama", layers, RuntimeConfig(entrypoint=["/bin/ollama"], cmd=["serve"]))
 
 
-def _wait(process: "subprocess.Popen[bytes]", ready: Path | str, log: Path, timeout_s: float = 30) -> None:
+def _wait(process: "subprocess.Popen[bytes]", ready: Path, log: Path, timeout_s: float = 30) -> None:
     deadline = time.monotonic() + timeout_s
-    while True:
-        if isinstance(ready, Path) and ready.exists():
-            return
-        if isinstance(ready, str):
-            try:
-                httpx.get(ready, timeout=2, trust_env=False).raise_for_status()
-                return
-            except httpx.HTTPError:
-                pass
+    while not ready.exists():
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
 
 
 @contextmanager
-def registry(work: Path) -> Iterator[str]:
-    """Host and port of an empty registry on loopback; plain HTTP."""
-    address = f"127.0.0.1:{free_port()}"
-    config, log = work / "registry.yaml", work / "registry.log"
-    storage = {"filesystem": {"rootdirectory": str(work / "registry")}}
-    config.write_text(yaml.safe_dump({"version": 0.1, "storage": storage, "http": {"addr": address}}))
-    # Nothing of ours: REGISTRY_* would override its configuration.
-    environment = {"OTEL_TRACES_EXPORTER": "none"}
-    argv = [str(host.registry_binary()), "serve", str(config)]
-    with log.open("wb") as output, subprocess.Popen(argv, env=environment, stdout=output, stderr=output) as process:
-        try:
-            _wait(process, f"http://{address}/v2/", log)
-            yield address
-        finally:
-            process.terminate()
-
-
-@contextmanager
 def builder(work: Path) -> Iterator[Builder]:
     """A builder, and a registry with the bases of our Dockerfiles, until the block ends."""
-    with registry(work) as address:
+    with registries.serving(work) as address:
         oci.push(_python(work), address, "3.12-slim-bookworm")
         oci.push(_ollama(work), address, "0.32.15")
         socket, log = work / "buildkitd.sock", work / "buildkitd.log"

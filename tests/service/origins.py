@@ -1,7 +1,6 @@
-"""HTTP sources of models that behave as badly as real ones do, and a real registry, on loopback."""
+"""HTTP sources of models that behave as badly as real ones do, on loopback."""
 
 import re
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -11,9 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
-
-from devcluster import host
-from tests.service.processes import free_port
 
 
 @dataclass
@@ -91,34 +87,6 @@ def serving(content: bytes, address: str = "127.0.0.1") -> Iterator[Origin]:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-@contextmanager
-def registry(work: Path) -> Iterator[str]:
-    """Debian's docker-registry; yields host:port."""
-    work.mkdir(parents=True, exist_ok=True)
-    address = f"127.0.0.1:{free_port()}"
-    config = work / "registry.yaml"
-    config.write_text(
-        f'version: "0.1"\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {work}/data}}}}\nhttp: {{addr: "{address}"}}\n'
-    )
-    with (
-        (work / "registry.log").open("wb") as log,
-        subprocess.Popen([str(host.registry_binary()), "serve", str(config)], stdout=log, stderr=log) as process,
-    ):
-        try:
-            deadline = time.monotonic() + 20
-            while True:
-                try:
-                    httpx.get(f"http://{address}/v2/", trust_env=False)
-                    break
-                except httpx.HTTPError:
-                    assert process.poll() is None, (work / "registry.log").read_text()
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
-            yield address
-        finally:
-            process.kill()
 
 
 def push(address: str, repository: str, tag: str, store: Path, manifest: Path) -> None:

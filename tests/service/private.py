@@ -3,7 +3,6 @@
 import base64
 import json
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -11,17 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from devcluster import host
 from devcluster.pki import Authority
-from tests.service.processes import free_port
 
 SERVICE, ISSUER = "models", "token-server"
 
@@ -130,38 +127,6 @@ def token(certificate: Path, key: Path, scope: str, lifetime_s: int = 300) -> st
     return f"{text}.{_part(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
 
 
-@contextmanager
-def registry(work: Path, authority: Authority, realm: str, signer: Path) -> Iterator[str]:
-    """Debian's docker-registry over TLS, which lets in who has a token of the realm's; yields host:port."""
-    address = f"127.0.0.1:{free_port()}"
-    certificate, key = authority.issue("registry", "registry", names=["127.0.0.1"])
-    work.mkdir(parents=True, exist_ok=True)
-    config = work / "registry.json"
-    document = {
-        "version": "0.1",
-        "log": {"level": "error"},
-        "storage": {"filesystem": {"rootdirectory": str(work / "data")}},
-        "http": {"addr": address, "tls": {"certificate": str(certificate), "key": str(key)}},
-        "auth": {"token": {"realm": realm, "service": SERVICE, "issuer": ISSUER, "rootcertbundle": str(signer)}},
-    }
-    config.write_text(json.dumps(document))
-    argv = [str(host.registry_binary()), "serve", str(config)]
-    with (
-        (work / "registry.log").open("wb") as log,
-        subprocess.Popen(argv, env={"OTEL_TRACES_EXPORTER": "none"}, stdout=log, stderr=log) as process,
-    ):
-        try:
-            deadline = time.monotonic() + 20
-            while True:
-                try:
-                    httpx.get(
-                        f"https://{address}/v2/", verify=ssl.create_default_context(cafile=authority.certificate_path), trust_env=False
-                    )
-                    break
-                except httpx.HTTPError:
-                    assert process.poll() is None, (work / "registry.log").read_text()
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
-            yield address
-        finally:
-            process.kill()
+def token_auth(realm: str, signer: Path) -> dict[str, Any]:
+    """`auth` of a registry that lets in who has a token of the realm's."""
+    return {"token": {"realm": realm, "service": SERVICE, "issuer": ISSUER, "rootcertbundle": str(signer)}}

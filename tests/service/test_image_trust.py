@@ -20,7 +20,7 @@ from devcluster.oci import Image, RuntimeConfig
 from images import signing, supply_chain
 from images.supply_chain import NO_LOG, Publisher, SupplyChainError
 from infra.certificates import verifier_tls
-from tests.service.buildkit import registry
+from tests.service import registries
 from tests.service.processes import Service, free_port, refused, running
 
 
@@ -91,7 +91,7 @@ def trust(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trust]:
     context = ssl.create_default_context(cafile=str(work / "tls.crt"))
     context.check_hostname = False
     port = free_port()
-    with registry(work) as address:
+    with registries.serving(work) as address:
         env = {
             "VERIFIER_HOST": "127.0.0.1",
             "VERIFIER_PORT": str(port),

@@ -18,7 +18,7 @@ import pytest
 
 from model_sync import catalog, gguf, store
 from tests import tiny_gguf
-from tests.service import ollama, origins
+from tests.service import ollama, origins, registries
 from tests.service.processes import ROOT
 
 SCRIPT = "Hello from the tiny model."
@@ -267,7 +267,7 @@ def test_a_model_comes_from_a_real_registry(file: bytes, shared: Path, tmp_path:
     gguf.add("tiny:1", tmp_path / "m.gguf", tmp_path / "source")
     manifest = store.manifest_path("tiny:1")
     content = (tmp_path / "source" / manifest).read_bytes()
-    with origins.registry(tmp_path / "registry") as address:
+    with registries.serving(tmp_path / "registry") as address:
         origins.push(address, "team/tiny", "1", tmp_path / "source", manifest)
         source = f"registry+http://{address}/team/tiny:1"
         assert publish(shared, model(source, content, size=len(file))) == (0, "")

@@ -14,7 +14,7 @@ from devcluster import oci, toolchain
 from devcluster.oci import Image, RuntimeConfig
 from images.supply_chain import Publisher, SupplyChainError
 from infra.certificates import verifier_tls
-from tests.service.buildkit import registry
+from tests.service import registries
 from tests.service.private_registry import PASSWORD, USER, PrivateRegistry, private_registry
 from tests.service.processes import free_port, refused, running
 from tests.service.test_image_trust import Trust, key_pair, vulnerability_database, wait
@@ -64,7 +64,7 @@ def private(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     context.check_hostname = False
     with ExitStack() as stack:
         # Images arrive past the lock; everything else goes through it.
-        pushed_to = stack.enter_context(registry(work))
+        pushed_to = stack.enter_context(registries.serving(work))
         served = stack.enter_context(private_registry(work, work / "registry", request.param))
 
         def verifier(**variables: str) -> Trust:

@@ -17,7 +17,7 @@ from devcluster.pki import Authority
 from model_sync import catalog, gguf, store
 from model_sync.access import Access
 from tests import tiny_gguf
-from tests.service import origins, private
+from tests.service import origins, private, registries
 from tests.service.processes import ROOT
 from tests.service.test_model_sync import model, sha256
 
@@ -160,7 +160,12 @@ def registry(tmp_path: Path, authority: Authority, file: bytes) -> Iterator[Regi
     manifest = store.manifest_path("tiny:1")
     with (
         private.serving(authority) as realm,
-        private.registry(tmp_path / "registry", authority, f"https://{realm.address}/token", authority.certificate_path) as address,
+        registries.serving(
+            tmp_path / "registry",
+            auth=private.token_auth(f"https://{realm.address}/token", authority.certificate_path),
+            tls=authority.issue("registry", "registry", names=["127.0.0.1"]),
+            authority=authority.certificate_path,
+        ) as address,
     ):
         realm.signer = signer
         headers = {"Authorization": f"Bearer {private.token(*signer, f'repository:{REPOSITORY}:pull,push')}"}

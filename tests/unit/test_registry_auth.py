@@ -5,26 +5,15 @@ import re
 
 import pytest
 
-from infra import inputs
-from infra.settings import SettingsError
-from tests.unit.test_settings_fuzz import GOOD, LINE, document, with_config
+from tests.unit.test_settings_fuzz import GOOD, LINE
+from tests.unit.test_settings_fuzz import refusal as refusal_of
 
 PASSWORD = "hunter2hunter2"
 LOGIN = {"username": "puller", "password": PASSWORD}
 
 
 def refusal(text: str, *, stack: str = "dev", encrypted: tuple[str, ...] = ()) -> str:
-    config = {name: json.dumps(value) for name, value in document(stack).items()} | GOOD | {"registryAuth": text}
-    found: list[str] = []
-
-    def load() -> None:
-        try:
-            inputs.load()
-        except SettingsError as error:
-            found.append(str(error))
-
-    with_config(config, load, encrypted)
-    return "\n".join(found)
+    return refusal_of(stack, encrypted, {"registryAuth": text})
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -126,8 +126,9 @@ def with_config(config: dict[str, str], action: Callable[[], None], encrypted: t
 GOOD = {"apiKeys": json.dumps(["a-key-of-sufficient-length"]), "cachePassword": "sufficientlylong1"}
 
 
-def refusal(stack: str, encrypted: tuple[str, ...], **changes: Any) -> str:
-    config = {name: json.dumps(value) for name, value in (document(stack) | changes).items()} | GOOD
+def refusal(stack: str, encrypted: tuple[str, ...], raw: Mapping[str, str] | None = None, **changes: Any) -> str:
+    """What is said against a stack with these changes; `raw` stands in the configuration as it is."""
+    config = {name: json.dumps(value) for name, value in (document(stack) | changes).items()} | GOOD | {**(raw or {})}
     found: list[str] = []
 
     def load() -> None:
