@@ -80,24 +80,32 @@ def key_pair(directory: Path, cosign: str) -> Path:
     return directory / "cosign.key"
 
 
-@pytest.fixture(scope="module")
-def trust(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trust]:
-    work = tmp_path_factory.mktemp("trust")
-    cosign = str(toolchain.ensure(["cosign"]) / "cosign")
-    key = key_pair(work / "keys", cosign)
+def verifier_files(work: Path, key: Path) -> tuple[ssl.SSLContext, dict[str, str]]:
+    """What a client trusts a verifier with, and the verifier's variables for its certificate, its key and the keys that it knows."""
     pair = json.loads(verifier_tls("modelfleet"))
     (work / "tls.crt").write_text(pair["certificate"])
     (work / "tls.key").write_text(pair["privateKey"])
     context = ssl.create_default_context(cafile=str(work / "tls.crt"))
     context.check_hostname = False
+    return context, {
+        "VERIFIER_CERTIFICATE_FILE": str(work / "tls.crt"),
+        "VERIFIER_KEY_FILE": str(work / "tls.key"),
+        "VERIFIER_PUBLIC_KEYS_FILE": str(key.with_suffix(".pub")),
+    }
+
+
+@pytest.fixture(scope="module")
+def trust(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trust]:
+    work = tmp_path_factory.mktemp("trust")
+    cosign = str(toolchain.ensure(["cosign"]) / "cosign")
+    key = key_pair(work / "keys", cosign)
+    context, files = verifier_files(work, key)
     port = free_port()
     with registries.serving(work) as address:
         env = {
             "VERIFIER_HOST": "127.0.0.1",
             "VERIFIER_PORT": str(port),
-            "VERIFIER_CERTIFICATE_FILE": str(work / "tls.crt"),
-            "VERIFIER_KEY_FILE": str(work / "tls.key"),
-            "VERIFIER_PUBLIC_KEYS_FILE": str(key.with_suffix(".pub")),
+            **files,
             "VERIFIER_MIRROR": f"http://{address}",
         }
         with running("image_verifier", port, env, work / "verifier.log", ready="") as verifier:

@@ -1,8 +1,6 @@
 """Signatures in a registry that asks for a login: written by the real tools with the user's login, read by the verifier with its own."""
 
 import base64
-import json
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,11 +11,10 @@ import pytest
 from devcluster import oci, toolchain
 from devcluster.oci import Image, RuntimeConfig
 from images.supply_chain import Publisher, SupplyChainError
-from infra.certificates import verifier_tls
 from tests.service import registries
 from tests.service.private_registry import PASSWORD, USER, PrivateRegistry, private_registry
 from tests.service.processes import free_port, refused, running
-from tests.service.test_image_trust import Trust, key_pair, vulnerability_database, wait
+from tests.service.test_image_trust import Trust, key_pair, verifier_files, vulnerability_database, wait
 
 LOGIN = f"Basic {base64.b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}"
 
@@ -57,11 +54,7 @@ def private(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     work = tmp_path_factory.mktemp(request.param)
     cosign = str(toolchain.ensure(["cosign"]) / "cosign")
     key = key_pair(work / "keys", cosign)
-    pair = json.loads(verifier_tls("modelfleet"))
-    (work / "tls.crt").write_text(pair["certificate"])
-    (work / "tls.key").write_text(pair["privateKey"])
-    context = ssl.create_default_context(cafile=str(work / "tls.crt"))
-    context.check_hostname = False
+    context, files = verifier_files(work, key)
     with ExitStack() as stack:
         # Images arrive past the lock; everything else goes through it.
         pushed_to = stack.enter_context(registries.serving(work))
@@ -69,14 +62,7 @@ def private(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
         def verifier(**variables: str) -> Trust:
             port = free_port()
-            env = {
-                "VERIFIER_HOST": "127.0.0.1",
-                "VERIFIER_PORT": str(port),
-                "VERIFIER_CERTIFICATE_FILE": str(work / "tls.crt"),
-                "VERIFIER_KEY_FILE": str(work / "tls.key"),
-                "VERIFIER_PUBLIC_KEYS_FILE": str(key.with_suffix(".pub")),
-                **variables,
-            }
+            env = {"VERIFIER_HOST": "127.0.0.1", "VERIFIER_PORT": str(port), **files, **variables}
             service = stack.enter_context(running("image_verifier", port, env, work / f"verifier-{port}.log", ready=""))
             made = Trust(served.address, key, work, service, context, cosign)
             wait(made)
@@ -144,11 +130,7 @@ def test_a_certificate_of_an_unknown_authority_is_not_taken(private: Private) ->
 def test_files_that_are_not_what_they_should_be_end_the_start(private: Private, tmp_path: Path) -> None:
     odd = tmp_path / "odd"
     odd.write_text('{"auths": {"r.example": {"username": "u-that-nobody-may-see"}}}')
-    good = {
-        "VERIFIER_CERTIFICATE_FILE": str(private.work / "tls.crt"),
-        "VERIFIER_KEY_FILE": str(private.work / "tls.key"),
-        "VERIFIER_PUBLIC_KEYS_FILE": str(private.trust.key.with_suffix(".pub")),
-    }
+    _, good = verifier_files(tmp_path, private.trust.key)
     status, error = refused("image_verifier", {**good, "VERIFIER_REGISTRY_AUTH_FILE": str(odd)})
     assert (status, error) == (2, f"error: {odd}: got KeyError, want a dockerconfigjson; mount the Secret\n")
     status, error = refused("image_verifier", {**good, "VERIFIER_CA_FILE": str(odd)})
