@@ -89,7 +89,7 @@ def pause() -> Image:
 
 def coredns(binaries: Path) -> Image:
     binary = binaries / "coredns"
-    path = images_cache() / f"coredns-{toolchain.key(toolchain.BY_NAME['coredns'], toolchain.go_version())}.tar"
+    path = images_cache() / f"coredns-{toolchain.key(toolchain.BY_NAME['coredns'])}.tar"
     layer = cached_layer(path, lambda target: write_tree(target, [("coredns", binary)]))
     return assemble(addons.COREDNS_IMAGE, [layer], RuntimeConfig(entrypoint=["/coredns"]))
 

