@@ -9,7 +9,7 @@ export CONTEXT BASE ALLOW_DATA_LOSS PULL_AUTH
 WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status explain preview test lint lock
+.PHONY: help up down status explain preview test proof lint lock
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,9 @@ preview: .venv/.stamp ## render and check dev and prod without a cluster, say wh
 test: .venv/.stamp ## run every tier of tests; TIER=unit (component, contract, golden, service, cluster) runs one
 	@$(if $(filter unit component contract service,$(TIER)),,$(VENV)/python -m devcluster.toolchain >/dev/null)
 	@$(VENV)/python -m pytest $(WORKERS) tests/$(TIER)
+
+proof: .venv/.stamp ## renew the results of stale proofs; NAME=x runs one, CHECK=1 runs none and fails when any is stale
+	@$(VENV)/python -m tests.proofs $(if $(filter command line,$(origin NAME)),$(NAME)) $(if $(CHECK),--check)
 
 lint: .venv/.stamp ## style and types
 	@$(VENV)/ruff check . && $(VENV)/ruff format --check . && $(VENV)/basedpyright

@@ -4,16 +4,14 @@ Runs beside nothing else, on a cluster of its own, with tool and image caches wa
     python -m bench.up
 """
 
-import datetime
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.conditions import conditions
 from devcluster import cgroups, processes, toolchain
 from devcluster import cluster as embedded
 from devcluster.layout import Cluster, load
@@ -58,29 +56,9 @@ def idle_peak(cluster: Cluster) -> int:
 
 def tool_minutes() -> dict[str, float]:
     """Wall minutes of each tool's cold build, two at a time, as its cache entry recorded them."""
-    root, go = toolchain.cache_root() / "tools", toolchain.go_version()
-    entries = {tool.name: root / f"{tool.name}-{toolchain.key(tool, go)}" / "manifest.json" for tool in toolchain.TOOLCHAIN}
+    root = toolchain.cache_root() / "tools"
+    entries = {tool.name: root / f"{tool.name}-{toolchain.key(tool)}" / "manifest.json" for tool in toolchain.TOOLCHAIN}
     return {name: round(json.loads(path.read_text())["wall_s"] / 60, 1) for name, path in entries.items() if path.exists()}
-
-
-def conditions(command: str) -> dict[str, Any]:
-    """What every result says of its making: date, machine, command, versions."""
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {
-            "cores": os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
-            "kernel": platform.release(),
-        },
-        "command": command,
-        "versions": {
-            "python": platform.python_version(),
-            "go": toolchain.go_version(),
-            "kubernetes": "1.36.3",
-            "pulumi": "3.259.0",
-            "ollama": "0.32.15",
-        },
-    }
 
 
 def main() -> int:
