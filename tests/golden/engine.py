@@ -29,9 +29,10 @@ class Engine:
     def cli(self) -> PulumiCli:
         return PulumiCli(stack=self.stack, state_dir=self.work / "state", env={"HOME": str(self.work)})
 
-    def configure(self, overrides: Overrides | None = None) -> None:
+    def configure(self, overrides: Overrides | None = None, config: Mapping[str, Any] | None = None) -> None:
+        """Configure the stack with the committed configuration, or another one, and with `overrides` of its sections."""
         self.target.mkdir(parents=True, exist_ok=True)
-        config = preview.stack_config(self.stack)
+        config = dict(config or preview.stack_config(self.stack))
         refs = {name: f"modelfleet/{name}@sha256:{'0' * 64}" for name in IMAGE_NAMES}
         config.setdefault("modelfleet:images", {"builder": "prebuilt", "refs": refs})
         changed: dict[str, Mapping[str, Any]] = {**(overrides or {})}
@@ -47,7 +48,7 @@ class Engine:
         self.configure()
         self.cli.run("up", "--yes", "--skip-preview", "--suppress-outputs")
 
-    def planned(self, overrides: Overrides | None = None) -> Plan:
+    def planned(self, overrides: Overrides | None = None, config: Mapping[str, Any] | None = None) -> Plan:
         """What an update with these overrides would do. Raises CliError."""
-        self.configure(overrides)
+        self.configure(overrides, config)
         return read(self.cli.run("preview", "--json"))
