@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from bench.conditions import conditions
+from tests.cluster.conftest import kube, stack, started
 from tests.proofs.records import ROOT, Declared, declared
 
+__all__ = ["kube", "stack", "started"]
+"""A cluster of its own with the dev stack, for the proofs that ask for one."""
 FIGURES = pytest.StashKey[dict[str, Any]]()
 PROOF = pytest.StashKey[tuple[Declared, dict[str, str]]]()
 """What is being recorded, with its digests of before the run."""
