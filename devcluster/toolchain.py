@@ -27,6 +27,8 @@ from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 BUILDS_AT_ONCE = 2
+BUILD_GIB = 12.0
+"""Free disk that building everything takes at its height; most of it is freed at the end."""
 HEARTBEAT_S = 20.0
 
 
@@ -267,7 +269,8 @@ def _flags(tool: Tool) -> list[str]:
 
 def key(tool: Tool) -> str:
     """Twelve hex digits that change whenever the build of `tool` could come out different."""
-    digest = hashlib.sha256(repr((go_version(tool), _flags(tool), sorted(tool.packages.items()), sorted(tool.extra_files.items()), tool.cgo)).encode())
+    inputs = (go_version(tool), _flags(tool), sorted(tool.packages.items()), sorted(tool.extra_files.items()), tool.cgo)
+    digest = hashlib.sha256(repr(inputs).encode())
     for path in sorted((TOOLS / tool.name).rglob("*")):
         if path.is_file():
             digest.update(str(path.relative_to(TOOLS / tool.name)).encode() + b"\0" + path.read_bytes())
@@ -330,6 +333,12 @@ def _build(tool: Tool, entry: Path) -> float:
     out.replace(entry)
     shutil.rmtree(work, ignore_errors=True)
     return wall_s
+
+
+def missing(names: Sequence[str]) -> list[str]:
+    """Those of the named tools that would have to be built."""
+    root = cache_root() / "tools"
+    return [name for name in names if not (root / f"{name}-{key(BY_NAME[name])}" / "manifest.json").exists()]
 
 
 def ensure(names: Sequence[str]) -> Path:
