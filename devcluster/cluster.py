@@ -15,7 +15,7 @@ from devcluster import addons, cgroups, controlplane, host, network, node, oci, 
 from devcluster.layout import Cluster, ClusterError, create, load
 from devcluster.oci import Image
 
-TOOLS = ("kubernetes", "etcd", "containerd", "coredns", "kube-router", "local-path-provisioner")
+TOOLS = ("kubernetes", "kubectl", "etcd", "containerd", "coredns", "kube-router", "local-path-provisioner")
 
 
 def say(text: str) -> None:
