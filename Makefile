@@ -18,7 +18,7 @@ help: ## what each target does
 
 up: .venv/.stamp ## start the embedded cluster, deploy the stack, print a chat answer; CONTEXT=name deploys to your own cluster instead
 	@$(VENV)/python -m infra.up up $(TARGET) --nodes $(or $(call typed,NODES),2) $(AGREED) \
-		--allow-data-loss "$(call typed,ALLOW_DATA_LOSS)" --registry-auth "$(call typed,PULL_AUTH)"
+		--allow-data-loss "$(call typed,ALLOW_DATA_LOSS)" --registry-auth "$(call typed,PULL_AUTH)" --tools "$(call typed,TOOLS)"
 
 down: .venv/.stamp ## remove what make up made, and nothing else
 	@$(VENV)/python -m infra.up down $(TARGET) $(AGREED)

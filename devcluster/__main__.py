@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from devcluster import cluster as clusters
-from devcluster import network, packages, processes, toolchain
+from devcluster import network, packages, processes
 from devcluster.layout import MAX_NODES, REGISTRY, Cluster, ClusterError, default_name, load
 from devcluster.oci import RegistryError, repository
 from devcluster.toolchain import ToolchainError
@@ -72,8 +72,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "up":
         recorded = load(options.name)
         count = options.nodes if options.nodes is not None else (recorded.node_count if recorded else 2)
-        compiles = bool(toolchain.missing(clusters.TOOLS))
-        clusters.prepare(compiles=compiles, agreed=options.yes, tools_gib=toolchain.BUILD_GIB if compiles else 0)
+        clusters.prepare(clusters.TOOLS, agreed=options.yes)
         cluster = clusters.up(options.name, count)
         print(f"export KUBECONFIG={cluster.kubeconfig}")
         return 0

@@ -28,6 +28,7 @@ from devcluster import (
     system_images,
     toolchain,
 )
+from devcluster.cache import locked
 from devcluster.layout import (
     MAX_NODES,
     REGISTRY,
@@ -41,10 +42,9 @@ from devcluster.layout import (
     lock_file,
     save,
 )
-from devcluster.locks import locked
 from devcluster.oci import Image
 
-TOOLS = ("kubernetes", "etcd", "containerd", "coredns", "kube-router", "local-path-provisioner")
+TOOLS = ("kubernetes", "kubectl", "etcd", "containerd", "coredns", "kube-router", "local-path-provisioner")
 
 
 def say(text: str) -> None:
@@ -55,13 +55,14 @@ def binaries() -> Path:
     return toolchain.ensure(TOOLS)
 
 
-def prepare(*, compiles: bool, agreed: bool, tools_gib: float = 0.0) -> None:
-    """Look at the machine, then install what is missing. Raises ClusterError.
+def prepare(tools: Sequence[str], *, agreed: bool) -> None:
+    """Look at the machine, then install what is missing, also to compile those of `tools` that are not there. Raises ClusterError.
 
-    `compiles`: whether tools are going to be compiled, which takes `tools_gib` GiB more. `agreed`: the user wants no question.
+    `agreed`: the user wants no question.
     """
-    host.check(host.Needs(cache_gib=1.0 + tools_gib))
-    packages.ensure([*packages.RUN, *(packages.COMPILE if compiles else ())], agreed=agreed)
+    compiled = [tool for tool in toolchain.missing(tools) if not tool.wheel]
+    host.check(host.Needs(cache_gib=1.0 + toolchain.disk_gib(compiled)))
+    packages.ensure([*packages.RUN, *(packages.COMPILE if compiled else ())], agreed=agreed)
 
 
 def up(name: str, node_count: int, timeout_s: float = 180.0) -> Cluster:
@@ -72,7 +73,7 @@ def up(name: str, node_count: int, timeout_s: float = 180.0) -> Cluster:
     tools = binaries()
     # On a new machine these take minutes, which no process of a half-started cluster should have to wait out.
     images = [system_images.pause(), system_images.coredns(tools), system_images.helper()]
-    with locked(lock_file(name)):
+    with locked(lock_file(name), f"cluster {name}"):
         return _up(name, node_count, tools, images, timeout_s)
 
 
@@ -209,10 +210,11 @@ def _wait_nodes(cluster: Cluster, timeout_s: float) -> None:
 
 def down(cluster: Cluster) -> None:
     """Remove every process, mount, namespace, cgroup, link and file of the cluster. Raises ClusterError when something stays."""
-    with locked(lock_file(cluster.name)):
+    with locked(lock_file(cluster.name), f"cluster {cluster.name}"):
         _down(cluster)
         footprint.end()
         lock_file(cluster.name).unlink(missing_ok=True)
+    footprint.tidy()
 
 
 def find(name: str) -> Cluster | None:
@@ -232,12 +234,13 @@ def down_named(name: str) -> bool:
     rest = clusters_dir() / name
     if not rest.exists():
         return False
-    with locked(lock_file(name)):
+    with locked(lock_file(name), f"cluster {name}"):
         say(f"devcluster: {rest} has no readable record, and nothing of it runs; removing the directory")
         node.remove_mounts(rest)
         shutil.rmtree(rest)
         footprint.end()
         lock_file(name).unlink(missing_ok=True)
+    footprint.tidy()
     return True
 
 

@@ -6,10 +6,12 @@ Taken down before the first change: kernel modules, controllers of the unified c
 import contextlib
 import json
 import subprocess
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from devcluster import cgroups
+from devcluster.cache import locked, tried
 from devcluster.layout import ClusterError, clusters_dir, recorded, write
 
 _BRIDGE = Path("/proc/sys/net/bridge")
@@ -35,12 +37,17 @@ def _read() -> dict[str, Any]:
         return {}
 
 
+def _alone() -> AbstractContextManager[None]:
+    return locked(clusters_dir() / ".lock", "clusters")
+
+
 def begin() -> None:
     """Take down how the machine is, unless a cluster of this boot has changed it already, and load what policies need."""
-    before = _read()
-    if before.get("boot") != _boot():
-        now = {"boot": _boot(), "modules": _modules(), "controllers": cgroups.passed_on(), "bridge": _BRIDGE.exists()}
-        write(_path(), json.dumps({**now, "directories": before.get("directories", [])}))
+    with _alone():
+        before = _read()
+        if before.get("boot") != _boot():
+            now = {"boot": _boot(), "modules": _modules(), "controllers": cgroups.passed_on()}
+            write(_path(), json.dumps({**now, "directories": before.get("directories", [])}))
     if not _BRIDGE.exists():
         _load_bridge_filter()
 
@@ -56,8 +63,10 @@ def _load_bridge_filter() -> None:
 
 def make_directory(path: Path) -> None:
     """Make a directory on the machine that is ours to remove; its parents must be there or are ours too."""
-    missing = [parent for parent in (path, *path.parents) if not parent.exists()]
-    if missing:
+    with _alone():
+        missing = [parent for parent in (path, *path.parents) if not parent.exists()]
+        if not missing:
+            return
         record = _read()
         write(_path(), json.dumps({**record, "directories": sorted({*record.get("directories", []), *map(str, missing)})}))
         path.mkdir(parents=True)
@@ -65,8 +74,12 @@ def make_directory(path: Path) -> None:
 
 def end() -> None:
     """Set the machine back, unless a cluster of this user is left. Directories that others use now stay."""
-    if recorded():
-        return
+    with _alone():
+        if not recorded():
+            _set_back()
+
+
+def _set_back() -> None:
     record = _read()
     kept: list[str] = []
     for directory in sorted(record.get("directories", []), reverse=True):
@@ -100,6 +113,15 @@ def mounted_elsewhere(path: Path) -> bool:
         except OSError:
             continue
     return False
+
+
+def tidy() -> None:
+    """Remove our own empty directories, unless somebody is at work there."""
+    with contextlib.suppress(OSError), tried(clusters_dir() / ".lock") as held:
+        if held and not any(path.name != ".lock" for path in clusters_dir().iterdir()):
+            (clusters_dir() / ".lock").unlink()
+            clusters_dir().rmdir()
+            clusters_dir().parent.rmdir()
 
 
 def _modules() -> list[str]:

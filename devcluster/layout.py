@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from devcluster.locks import locked
+from devcluster.cache import locked
 
 ROOT = Path(__file__).resolve().parent.parent
 """This checkout."""
@@ -225,7 +225,7 @@ def create(name: str, node_count: int, taken: Iterable[ipaddress.IPv4Network] = 
             )
         return existing
     clusters_dir().mkdir(parents=True, exist_ok=True)
-    with locked(clusters_dir() / ".lock"):
+    with locked(clusters_dir() / ".lock", "clusters"):
         return _record(name, node_count, list(taken))
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from devcluster import processes
+from devcluster.cache import tried
 from devcluster.layout import Cluster, ClusterError, RecordError, load, lock_file
-from devcluster.locks import tried
 from devcluster.processes import Process
 
 NAME = "supervisor"

@@ -108,7 +108,8 @@ def _changed(step: Step) -> list[str]:
 
     The provider says nothing where only the owner of a field changed, which is kept in the managed fields.
     """
-    found = sorted(step.reasons) or _differing(step.wanted, step.inputs) or _differing(step.wanted, step.old.get("outputs") or {})
+    live = step.old.get("outputs")
+    found = sorted(step.reasons) or _differing(step.wanted, step.inputs) or (_differing(step.wanted, live) if live else [])
     return found or ["metadata.managedFields"]
 
 

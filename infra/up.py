@@ -17,8 +17,8 @@ from typing import Any
 
 import httpx
 
+from devcluster import archive, host, toolchain
 from devcluster import cluster as embedded
-from devcluster import toolchain
 from devcluster.layout import Cluster, ClusterError, default_name, load
 from devcluster.oci import Image, RegistryError
 from devcluster.toolchain import ToolchainError
@@ -178,8 +178,7 @@ def start_embedded(
     # All at once: two builds at a time to the end, and one honest estimate.
     own = needs_own_tools()
     tools = [tool.name for tool in toolchain.TOOLCHAIN if not tool.on_demand and (own or tool.name not in TOOLS)]
-    compiles = bool(toolchain.missing(tools))
-    embedded.prepare(compiles=compiles, agreed=agreed, tools_gib=toolchain.BUILD_GIB if compiles else 0.0)
+    embedded.prepare(tools, agreed=agreed)
     with ThreadPoolExecutor(1) as pool:
         fetching = pool.submit(images.fetch, ggufs)
         toolchain.ensure(tools)
@@ -245,18 +244,22 @@ def _show(deployment: Deployment, outputs: FleetOutputs, url: str, *, forwarded:
     print("stop:      make down" + (f" CONTEXT={deployment.context}{stack}" if forwarded else ""))
 
 
-def up(stack: str, nodes: int, context: str, allow_data_loss: Collection[str], registry_auth: str, *, agreed: bool = False) -> None:
+def up(options: argparse.Namespace) -> None:
     """Deploy, ask each model a question, and say how to reach it. Raises what went wrong."""
     started = time.monotonic()
+    stack, context = options.stack, options.context
     if context:
         cluster, deployment, overrides = None, on_context(context, stack), {}
     else:
-        cluster, built = start_embedded(default_name(), nodes, agreed=agreed)
+        if options.tools:
+            host.check()
+            archive.take(options.tools)
+        cluster, built = start_embedded(default_name(), options.nodes, agreed=options.yes)
         deployment, overrides = on_embedded(cluster, stack), image_overrides(built)
-    if registry_auth:
-        deployment.take_registry_auth(overrides, registry_auth)
+    if options.registry_auth:
+        deployment.take_registry_auth(overrides, options.registry_auth)
     deployed = time.monotonic()
-    outputs = deployment.deploy(overrides, allow_data_loss)
+    outputs = deployment.deploy(overrides, options.allow_data_loss.split())
     say(f"up: stack {stack} deployed in {time.monotonic() - deployed:.0f} s")
     reach: AbstractContextManager[str] = (
         port_forward(deployment, outputs) if cluster is None else nullcontext(f"http://{cluster.control_plane.address}:{outputs.node_port}")
@@ -344,11 +347,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--context", default="", help="default: the embedded cluster")
     parser.add_argument("--allow-data-loss", default="", help="objects (Kind/name) whose data may go")
     parser.add_argument("--registry-auth", default="", help="file with the logins of private registries")
+    parser.add_argument("--tools", default="", help="FILE-or-https-address@sha256:HEX of an archive of built tools: nothing is compiled")
     parser.add_argument("--yes", action="store_true", help="ask nothing: install missing packages, delete what down shows")
     options = parser.parse_args(arguments)
     try:
         if options.command == "up":
-            up(options.stack, options.nodes, options.context, options.allow_data_loss.split(), options.registry_auth, agreed=options.yes)
+            up(options)
         elif options.command == "down":
             down(options.stack, options.context, agreed=options.yes)
         else:
