@@ -1,10 +1,12 @@
 # The only list of commands; CI runs the same ones.
 PYTHON ?= python3
 VENV := .venv/bin
-STACK ?= dev
-NODES ?= 2
 LOCK := $(VENV)/uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
-export CONTEXT BASE ALLOW_DATA_LOSS PULL_AUTH
+export BASE
+# What decides about a cluster is typed with the command: an exported variable of that name is somebody else's.
+typed = $(if $(filter command line,$(origin $(1))),$($(1)))
+TARGET = --stack $(or $(call typed,STACK),dev) --context "$(call typed,CONTEXT)"
+AGREED = $(if $(filter 1,$(call typed,YES)),--yes)
 # The cluster tier, and the others beside it.
 WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
@@ -15,26 +17,28 @@ help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 up: .venv/.stamp ## start the embedded cluster, deploy the stack, print a chat answer; CONTEXT=name deploys to your own cluster instead
-	@$(VENV)/python -m infra.up up --stack $(STACK) --nodes $(NODES)
+	@$(VENV)/python -m infra.up up $(TARGET) --nodes $(or $(call typed,NODES),2) $(AGREED) \
+		--allow-data-loss "$(call typed,ALLOW_DATA_LOSS)" --registry-auth "$(call typed,PULL_AUTH)" --tools "$(call typed,TOOLS)"
 
 down: .venv/.stamp ## remove what make up made, and nothing else
-	@$(VENV)/python -m infra.up down --stack $(STACK)
+	@$(VENV)/python -m infra.up down $(TARGET) $(AGREED)
 
 status: .venv/.stamp ## say what runs, and where to reach it
-	@$(VENV)/python -m infra.up status --stack $(STACK)
+	@$(VENV)/python -m infra.up status $(TARGET)
 
 explain: .venv/.stamp ## say why it is not ready, one sentence a cause
-	@$(VENV)/python -m infra.explain --stack $(STACK)
+	@$(VENV)/python -m infra.explain $(TARGET)
 
 preview: .venv/.stamp ## render and check dev and prod without a cluster, say what changes; BASE=ref compares with that one
 	@$(VENV)/python -m infra.preview
 
 test: .venv/.stamp ## run every tier of tests; TIER=unit (component, contract, golden, service, cluster) runs one
+	@$(if $(filter unit component contract,$(TIER)),,$(VENV)/python -m devcluster.packages $(AGREED))
 	@$(if $(filter unit component contract service,$(TIER)),,$(VENV)/python -m devcluster.toolchain >/dev/null)
 	@$(VENV)/python -m pytest $(WORKERS) tests/$(TIER)
 
 proof: .venv/.stamp ## renew the results of stale proofs; NAME=x runs one, CHECK=1 runs none and fails when any is stale
-	@$(VENV)/python -m tests.proofs $(if $(filter command line,$(origin NAME)),$(NAME)) $(if $(CHECK),--check)
+	@$(VENV)/python -m tests.proofs $(call typed,NAME) $(if $(call typed,CHECK),--check)
 
 lint: .venv/.stamp ## style and types
 	@$(VENV)/ruff check . && $(VENV)/ruff format --check . && $(VENV)/basedpyright

@@ -3,7 +3,6 @@
 Layers are uncompressed tar files with fixed owners and times, so the same input gives the same digest on every machine.
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -14,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+
+from devcluster.cache import hold, locked
 
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -87,9 +88,8 @@ def existing_layer(path: Path) -> Layer:
 
 def cached_layer(path: Path, make: Callable[[Path], None]) -> Layer:
     """The layer at `path`; made once by `make(temporary path)`, whoever asks at the same time, and renamed into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    hold()
+    with locked(path.with_name(f".{path.name}.lock"), f"images: {path.stem}"):
         if not path.exists():
             fresh = path.with_name(f".{path.name}.partial")
             make(fresh)
