@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from devcluster import system_images
 from devcluster.toolchain import cache_root
 from infra.cli import ROOT
 
@@ -207,8 +208,7 @@ def fresh_root(suite: str, packages: str) -> Iterator[FreshRoot]:
 
 
 def _bootstrap(suite: str, directory: Path, packages: str) -> None:
-    mirrors = _mirrors()
-    main, security = mirrors["debian"], mirrors["debian-security"]
+    main, _, security = (line.split()[2] for line in system_images.sources())
     sources = [f"deb {main} {suite} main", f"deb {main} {suite}-updates main", f"deb {security} {suite}-security main"]
     # apt's answers for suites that this machine does not have are its own.
     options = [f"--aptopt={line}" for line in _apt_client_options()]
@@ -216,16 +216,6 @@ def _bootstrap(suite: str, directory: Path, packages: str) -> None:
     done = subprocess.run([*argv, suite, str(directory), *sources], capture_output=True, text=True)
     if done.returncode:
         raise StepError(f"mmdebstrap {suite}: got exit status {done.returncode}, want a root; it said:\n{done.stderr[-2000:]}")
-
-
-def _mirrors() -> dict[str, str]:
-    """Label of an archive (`debian`, `debian-security`) to the address that this machine has for it."""
-    told = subprocess.run(["apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)"], capture_output=True, text=True, check=True)
-    labels = {"Debian": "debian", "Debian-Security": "debian-security"}
-    found = {labels[label]: uri for label, _, uri in (line.partition(" ") for line in told.stdout.splitlines()) if label in labels}
-    if missing := set(labels.values()) - set(found):
-        raise StepError(f"apt sources: got none for {', '.join(sorted(missing))}, want them; run apt-get update")
-    return found
 
 
 def _apt_client_options() -> list[str]:
