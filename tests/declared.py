@@ -20,7 +20,7 @@ def path(directory: Path) -> str:
     links = directory / "declared-programs"
     if not links.exists():
         links.mkdir()
-        for program in _programs(_closure({*RUN, *COMPILE, *TEST, *readme_packages()})):
+        for program in _programs(_closure({*RUN, *COMPILE, *TEST}, set(readme_packages()))):
             if not (links / program.name).exists():
                 (links / program.name).symlink_to(program)
         _follow_alternatives(links)
@@ -32,8 +32,11 @@ def _query(form: str) -> list[list[str]]:
     return [line.split("\t") for line in subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()]
 
 
-def _closure(names: set[str]) -> set[str]:
-    """Installed packages: `names`, required ones, and what they depend on. An alternative counts when it is installed."""
+def _closure(names: set[str], perhaps: set[str]) -> set[str]:
+    """Installed packages: `names`, `perhaps` where they are there, required ones, and what all of them depend on.
+
+    Of alternatives, those count that are installed. Raises AssertionError when one of `names` is not.
+    """
     rows = _query("${db:Status-Status}\t${Package}\t${Essential}\t${Priority}\t${Provides}\t${Pre-Depends}, ${Depends}\n")
     rows = [row for row in rows if row[0] == "installed"]
     needs = {row[1]: _names(row[5]) for row in rows}
@@ -45,6 +48,7 @@ def _closure(names: set[str]) -> set[str]:
     todo = {*names, *(row[1] for row in rows if row[2] == "yes" or row[3] == "required")}
     if absent := todo - needs.keys():
         raise AssertionError(f"packages: got none of {', '.join(sorted(absent))}, want them; run python -m devcluster.packages --yes")
+    todo |= perhaps & needs.keys()
     while todo:
         name = todo.pop()
         found.add(name)
