@@ -28,7 +28,7 @@ from devcluster.pinned import BY_NAME, TOOLCHAIN, Tool
 __all__ = ["BY_NAME", "TOOLCHAIN", "TOOLS", "Tool", "ToolchainError", "cache_root", "ensure", "is_intact", "key", "kubectl"]
 
 BUILDS_AT_ONCE = 2
-BUILD_GIB = 12.0
+BUILD_GIB = 16.0
 """Disk that the caches of a cold build of all tools of `make up` take; they are removed when it is done."""
 
 

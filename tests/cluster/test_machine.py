@@ -67,7 +67,11 @@ def loaded() -> Cluster:
 
 def test_settings_of_the_machine_stay_while_a_cluster_is_up_and_what_the_user_unmounts_goes(tmp_path: Path) -> None:
     before = machine.snapshot()
-    stick = tmp_path / "stick"
+    media, stick = tmp_path / "media", tmp_path / "media" / "stick"
+    media.mkdir()
+    # As systemd mounts everything; the machine of this test may have no systemd.
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(media)], check=True)
+    subprocess.run(["mount", "--make-shared", str(media)], check=True)
     stick.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(stick)], check=True)
     try:
@@ -80,6 +84,7 @@ def test_settings_of_the_machine_stay_while_a_cluster_is_up_and_what_the_user_un
     finally:
         subprocess.run(["umount", str(stick)], check=True)
     assert f" {stick} " not in seen.read_text(), "a file system that the user unmounted is kept by the node"
+    subprocess.run(["umount", str(media)], check=True)
     during = machine.difference(before, machine.snapshot())
     assert during.keys() <= {"mounts", "control groups", "network", "files", "modules"}
     assert all(f"/clusters/{ONE}" in line for line in during["mounts"] if "/run/netns" not in line), during["mounts"]
