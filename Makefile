@@ -9,13 +9,15 @@ export CONTEXT BASE ALLOW_DATA_LOSS PULL_AUTH
 WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status explain preview test lint lock
+.PHONY: help up down status explain preview tools clean-cache test lint lock
+# Settings that decide what happens come from the command line alone, never from a variable that a shell has exported.
+given = $(if $(findstring command,$(origin $(1))),$($(1)))
 
 help: ## what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-up: .venv/.stamp ## start the embedded cluster, deploy the stack, print a chat answer; CONTEXT=name deploys to your own cluster instead
-	@$(VENV)/python -m infra.up up --stack $(STACK) --nodes $(NODES)
+up: .venv/.stamp ## start the embedded cluster, deploy the stack, print a chat answer; CONTEXT=name deploys to your own cluster instead, TOOLS=file@sha256:hex spares the compiling
+	@$(VENV)/python -m infra.up up --stack $(STACK) --nodes $(NODES) $(if $(call given,TOOLS),--tools '$(call given,TOOLS)')
 
 down: .venv/.stamp ## remove what make up made, and nothing else
 	@$(VENV)/python -m infra.up down --stack $(STACK)
@@ -28,6 +30,12 @@ explain: .venv/.stamp ## say why it is not ready, one sentence a cause
 
 preview: .venv/.stamp ## render and check dev and prod without a cluster, say what changes; BASE=ref compares with that one
 	@$(VENV)/python -m infra.preview
+
+tools: .venv/.stamp ## write an archive of what make up compiles into build/, and print the line that uses it elsewhere
+	@$(VENV)/python -m devcluster.archive write
+
+clean-cache: .venv/.stamp ## say what the cache holds, ask, and free it; YES=1 answers
+	@$(VENV)/python -m devcluster.clean $(if $(filter 1,$(call given,YES)),--yes)
 
 test: .venv/.stamp ## run every tier of tests; TIER=unit (component, contract, golden, service, cluster) runs one
 	@$(if $(filter unit component contract service,$(TIER)),,$(VENV)/python -m devcluster.toolchain >/dev/null)
