@@ -1,32 +1,33 @@
 # The only list of commands; CI runs the same ones.
 PYTHON ?= python3
 VENV := .venv/bin
-STACK ?= dev
-NODES ?= 2
 LOCK := $(VENV)/uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
-export CONTEXT BASE ALLOW_DATA_LOSS PULL_AUTH
+export BASE
+# What decides about a cluster is typed with the command: an exported variable of that name is somebody else's.
+typed = $(if $(filter command line,$(origin $(1))),$($(1)))
+TARGET = --stack $(or $(call typed,STACK),dev) --context "$(call typed,CONTEXT)"
+AGREED = $(if $(filter 1,$(call typed,YES)),--yes)
 # The cluster tier, and the others beside it.
 WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
 .PHONY: help up down status explain preview tools clean-cache test lint lock
-# Settings that decide what happens come from the command line alone, never from a variable that a shell has exported.
-given = $(if $(findstring command,$(origin $(1))),$($(1)))
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-up: .venv/.stamp ## start the embedded cluster, deploy the stack, print a chat answer; CONTEXT=name deploys to your own cluster instead, TOOLS=file@sha256:hex spares the compiling
-	@$(VENV)/python -m infra.up up --stack $(STACK) --nodes $(NODES) $(if $(call given,TOOLS),--tools '$(call given,TOOLS)')
+up: .venv/.stamp ## start the embedded cluster, deploy, print a chat answer; CONTEXT=name: your own cluster; TOOLS=file@sha256:hex: compile nothing
+	@$(VENV)/python -m infra.up up $(TARGET) --nodes $(or $(call typed,NODES),2) $(AGREED) \
+		--allow-data-loss "$(call typed,ALLOW_DATA_LOSS)" --registry-auth "$(call typed,PULL_AUTH)" --tools "$(call typed,TOOLS)"
 
 down: .venv/.stamp ## remove what make up made, and nothing else
-	@$(VENV)/python -m infra.up down --stack $(STACK)
+	@$(VENV)/python -m infra.up down $(TARGET) $(AGREED)
 
 status: .venv/.stamp ## say what runs, and where to reach it
-	@$(VENV)/python -m infra.up status --stack $(STACK)
+	@$(VENV)/python -m infra.up status $(TARGET)
 
 explain: .venv/.stamp ## say why it is not ready, one sentence a cause
-	@$(VENV)/python -m infra.explain --stack $(STACK)
+	@$(VENV)/python -m infra.explain $(TARGET)
 
 preview: .venv/.stamp ## render and check dev and prod without a cluster, say what changes; BASE=ref compares with that one
 	@$(VENV)/python -m infra.preview
@@ -35,9 +36,10 @@ tools: .venv/.stamp ## write an archive of what make up compiles into build/, an
 	@$(VENV)/python -m devcluster.archive write
 
 clean-cache: .venv/.stamp ## say what the cache holds, ask, and free it; YES=1 answers
-	@$(VENV)/python -m devcluster.clean $(if $(filter 1,$(call given,YES)),--yes)
+	@$(VENV)/python -m devcluster.clean $(AGREED)
 
 test: .venv/.stamp ## run every tier of tests; TIER=unit (component, contract, golden, service, cluster) runs one
+	@$(if $(filter unit component contract,$(TIER)),,$(VENV)/python -m devcluster.packages $(AGREED))
 	@$(if $(filter unit component contract service,$(TIER)),,$(VENV)/python -m devcluster.toolchain >/dev/null)
 	@$(VENV)/python -m pytest $(WORKERS) tests/$(TIER)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from devcluster import cgroups, go, processes, toolchain
+from devcluster import cgroups, go, network, processes, toolchain
 from devcluster import cluster as embedded
 from devcluster.layout import Cluster, load
 from infra import up
@@ -36,7 +36,7 @@ def memory_bytes(cluster: Cluster) -> int:
     pids = {pid for name in processes.recorded(cluster) if (pid := processes.running_pid(cluster, name))}
     for each in cluster.nodes:
         pids |= cgroups.pids(each)
-        pids |= embedded.shims(each)
+    pids |= network.processes(cluster)
     total = 0
     for pid in pids:
         try:

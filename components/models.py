@@ -174,7 +174,10 @@ def follower(image: pulumi.Input[str], capacity_bytes: int, mounts: list[core.Vo
         resources=pods.resources(FOLLOWER_RESOURCES),
         security_context=pods.container_security(),
         startup_probe=core.ProbeArgs(
-            exec_=core.ExecActionArgs(command=["test", "-f", marker]), period_seconds=2, failure_threshold=_HYDRATION_S // 2
+            # The marker of an earlier life of the container names another start; after a node's restart it is still there.
+            exec_=core.ExecActionArgs(command=["sh", "-c", f'test "$(cut -d" " -f22 /proc/1/stat)" = "$(cat {marker})"']),
+            period_seconds=2,
+            failure_threshold=_HYDRATION_S // 2,
         ),
         volume_mounts=mounts,
     )

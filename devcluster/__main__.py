@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from devcluster import cluster as clusters
-from devcluster import host, processes
-from devcluster.layout import DEFAULT_NAME, MAX_NODES, Cluster, ClusterError, load
+from devcluster import network, packages, processes
+from devcluster.layout import MAX_NODES, REGISTRY, Cluster, ClusterError, default_name, load
 from devcluster.oci import RegistryError, repository
 from devcluster.toolchain import ToolchainError
 
@@ -22,10 +22,11 @@ def _existing(name: str) -> Cluster:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m devcluster", description=__doc__)
-    parser.add_argument("--name", default=DEFAULT_NAME, help=f"which cluster (default {DEFAULT_NAME})")
+    parser.add_argument("--name", default="", help="which cluster (default: the one of this checkout)")
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start a cluster, or whatever of it is missing")
     up.add_argument("--nodes", type=int, default=None, help=f"1..{MAX_NODES}, default 2")
+    up.add_argument("--yes", action="store_true", help="install missing packages without a question")
     commands.add_parser("status", help="say what runs and what does not")
     load_image = commands.add_parser("load", help="copy an image into the cluster's registry under its own name")
     load_image.add_argument(
@@ -46,12 +47,13 @@ def _load_image(cluster: Cluster, image: str, target: str | None) -> None:
     name = target or ("" if archive else image)
     if not name:
         raise ClusterError(f"--as: got nothing, want the name that {image} has in the cluster; add --as NAME:TAG")
-    host.ensure_command("skopeo", "skopeo")
+    packages.ensure(["skopeo"], agreed=False)
     base, colon, tag = name.rpartition(":")
     reference = f"{repository(base)}:{tag}" if colon and "/" not in tag else f"{repository(name)}:latest"
     source = image if archive else f"docker-daemon:{image}"
-    destination = f"docker://{cluster.registry}/{reference}"
-    done = subprocess.run(["skopeo", "copy", "--quiet", "--dest-tls-verify=false", source, destination], capture_output=True, text=True)
+    argv = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", source, f"docker://{REGISTRY}/{reference}"]
+    with network.inside(cluster.fabric_netns):
+        done = subprocess.run(argv, capture_output=True, text=True)
     if done.returncode:
         raise ClusterError(f"{image}: got {done.stderr.strip()[-400:]!r}, want an image that skopeo can read; name it as help says")
 
@@ -70,13 +72,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "up":
         recorded = load(options.name)
         count = options.nodes if options.nodes is not None else (recorded.node_count if recorded else 2)
+        clusters.prepare(clusters.TOOLS, agreed=options.yes)
         cluster = clusters.up(options.name, count)
         print(f"export KUBECONFIG={cluster.kubeconfig}")
         return 0
     if options.command == "down":
-        cluster = load(options.name)
-        if cluster is not None:
-            clusters.down(cluster)
+        clusters.down_named(options.name)
         return 0
     cluster = _existing(options.name)
     if options.command == "status":
@@ -93,8 +94,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
     try:
-        return _run(_parser().parse_args(arguments))
+        options.name = options.name or default_name()
+        return _run(options)
     except (ClusterError, ToolchainError, RegistryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from devcluster import host
-from devcluster.layout import CLUSTER_DOMAIN, SERVICE_DNS, Cluster, ClusterError, write
+from devcluster import packages
+from devcluster.layout import CLUSTER_DOMAIN, REGISTRY, SERVICE_DNS, Cluster, ClusterError, write
 from devcluster.processes import Process
 
 COREDNS_IMAGE = "registry.k8s.io/coredns/coredns"
@@ -33,14 +33,16 @@ def registry_process(cluster: Cluster) -> Process:
     config = {
         "version": 0.1,
         "log": {"level": "warn"},
-        "storage": {"filesystem": {"rootdirectory": str(cluster.state_dir / "registry")}, "delete": {"enabled": True}},
-        "http": {"addr": cluster.registry},
+        "storage": {"filesystem": {"rootdirectory": str(cluster.state_dir / "registry")}},
+        "http": {"addr": REGISTRY},
     }
     path = cluster.config_dir / "registry.yaml"
     write(path, yaml.safe_dump(config))
     return Process(
         name="registry",
-        argv=[str(host.registry_binary()), "serve", str(path)],
+        argv=[str(packages.registry_binary()), "serve", str(path)],
+        files=(path,),
+        netns=cluster.fabric_netns,
         env={"OTEL_TRACES_EXPORTER": "none"},
     )
 

@@ -44,16 +44,23 @@ def hold() -> None:
 
 
 @contextmanager
-def alone() -> Iterator[bool]:
-    """Whether no process has said that it uses the cache; while the block runs, none can begin to."""
-    path = cache_root() / IN_USE
-    path.parent.mkdir(parents=True, exist_ok=True)
+def tried(path: Path) -> Iterator[bool]:
+    """Whether nobody else has the lock; if so, it is held while the block runs."""
     handle = _try(path, fcntl.LOCK_EX)
     try:
         yield handle is not None
     finally:
         if handle is not None:
             os.close(handle)
+
+
+@contextmanager
+def alone() -> Iterator[bool]:
+    """Whether no process has said that it uses the cache; while the block runs, none can begin to."""
+    path = cache_root() / IN_USE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tried(path) as held:
+        yield held
 
 
 def users() -> list[str]:

@@ -1,6 +1,8 @@
 """The nodes' control groups: one of the unified hierarchy (version 2), or one in every version 1 hierarchy."""
 
+import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from devcluster.layout import Node
@@ -22,19 +24,47 @@ def unified() -> bool:
 
 
 def hierarchies() -> list[Path]:
+    """Roots below which the nodes' groups are made. A hybrid machine has one more, where the runtime makes groups: see `_all`."""
     if unified():
         return [ROOT]
     return sorted({Path(target) for target, kind, _ in _mounts() if kind == "cgroup" and target.startswith(f"{ROOT}/")})
 
 
-def _offered() -> list[str]:
-    return (ROOT / "cgroup.controllers").read_text().split()
+def _all() -> list[Path]:
+    """Every root below which groups of a node can be: ours, and those that the container runtime makes by itself."""
+    return sorted({Path(target) for target, kind, _ in _mounts() if kind.startswith("cgroup") and Path(target).is_relative_to(ROOT)})
+
+
+def offered() -> list[str]:
+    """Controllers of the unified hierarchy; none on other machines."""
+    return (ROOT / "cgroup.controllers").read_text().split() if unified() else []
+
+
+def passed_on() -> list[str]:
+    """Controllers that the root of the unified hierarchy passes on to the groups below it; none on other machines."""
+    return (ROOT / "cgroup.subtree_control").read_text().split() if unified() else []
+
+
+def withdraw(controllers: Iterable[str]) -> None:
+    """Stop passing on `controllers` of the unified hierarchy, but for those that another group passes on in its turn."""
+    used = {word for path in ROOT.glob("*/cgroup.subtree_control") for word in path.read_text().split()}
+    for name in controllers:
+        if name not in used:
+            with contextlib.suppress(OSError):
+                (ROOT / "cgroup.subtree_control").write_text(f"-{name}")
+
+
+def unusable() -> str:
+    """What is wrong with the unified hierarchy as a place for nodes. In a container it is often a group with processes of its own."""
+    if not unified() or not (ROOT / "cgroup.type").exists():
+        return ""
+    return "a group of a container with processes in it" if (ROOT / "cgroup.procs").read_text().strip() else ""
 
 
 def missing() -> list[str]:
     """Controllers that a node needs and the machine does not offer."""
     if unified():
-        return [name for name in _V2 if name not in _offered()]
+        return [name for name in _V2 if name not in offered()]
     comounted = {option for _, kind, options in _mounts() if kind == "cgroup" for option in options.split(",")}
     return [name for name in _V1 if name not in comounted and not os.path.ismount(ROOT / name)]
 
@@ -42,8 +72,8 @@ def missing() -> list[str]:
 def ensure(node: Node) -> None:
     for hierarchy in hierarchies():
         if hierarchy == ROOT:
-            # The kubelet wants of its root whatever it knows and the machine has, such as hugetlb; below, it passes them on by itself.
-            (ROOT / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in _offered()))
+            # The kubelet refuses a root that lacks a controller which it knows and the machine has. Below it, the kubelet does this itself.
+            (ROOT / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in offered()))
         group = hierarchy / node.cgroup
         group.mkdir(exist_ok=True)
         # An empty cpuset of version 1 accepts no process; the kubelet does not seed its root.
@@ -55,7 +85,7 @@ def ensure(node: Node) -> None:
 def pids(node: Node) -> set[int]:
     """Every process in the node's groups: containers whose shim was killed are found here too."""
     found: set[int] = set()
-    for hierarchy in hierarchies():
+    for hierarchy in _all():
         for path in (hierarchy / node.cgroup).rglob("cgroup.procs"):
             try:
                 found.update(int(line) for line in path.read_text().split())
@@ -65,7 +95,7 @@ def pids(node: Node) -> set[int]:
 
 
 def remove(node: Node) -> None:
-    for hierarchy in hierarchies():
+    for hierarchy in _all():
         root = hierarchy / node.cgroup
         groups = sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True) if root.exists() else []
         for group in [*groups, root]:
@@ -76,4 +106,9 @@ def remove(node: Node) -> None:
 
 
 def exists(node: Node) -> bool:
-    return any((hierarchy / node.cgroup).exists() for hierarchy in hierarchies())
+    return any((hierarchy / node.cgroup).exists() for hierarchy in _all())
+
+
+def found(pattern: str) -> list[str]:
+    """Names of the groups directly below any root that match a shell pattern."""
+    return sorted({path.name for root in _all() for path in root.glob(pattern) if path.is_dir()})

@@ -7,12 +7,41 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 
-from devcluster import addons, cgroups, controlplane, host, network, node, oci, pki, processes, system_images, toolchain
-from devcluster.layout import Cluster, ClusterError, create, load
+from devcluster import (
+    addons,
+    cgroups,
+    controlplane,
+    footprint,
+    host,
+    network,
+    node,
+    oci,
+    packages,
+    pki,
+    processes,
+    supervisor,
+    system_images,
+    toolchain,
+)
+from devcluster.cache import locked
+from devcluster.layout import (
+    MAX_NODES,
+    REGISTRY,
+    ROOT,
+    Cluster,
+    ClusterError,
+    RecordError,
+    clusters_dir,
+    create,
+    load,
+    lock_file,
+    save,
+)
 from devcluster.oci import Image
 
 TOOLS = ("kubernetes", "kubectl", "etcd", "containerd", "coredns", "kube-router", "local-path-provisioner")
@@ -26,17 +55,40 @@ def binaries() -> Path:
     return toolchain.ensure(TOOLS)
 
 
+def prepare(tools: Sequence[str], *, agreed: bool) -> None:
+    """Look at the machine, then install what is missing, also to compile those of `tools` that are not there. Raises ClusterError.
+
+    `agreed`: the user wants no question.
+    """
+    compiled = [tool for tool in toolchain.missing(tools) if not tool.wheel]
+    host.check(host.Needs(cache_gib=1.0 + toolchain.disk_gib(compiled)))
+    packages.ensure([*packages.RUN, *(packages.COMPILE if compiled else ())], agreed=agreed)
+
+
 def up(name: str, node_count: int, timeout_s: float = 180.0) -> Cluster:
-    """A ready cluster of that name: nodes Ready, DNS answering. Starts only what is missing."""
-    host.check()
-    host.ensure_packages()
+    """A ready cluster of that name: nodes Ready, DNS answering. Starts only what is missing.
+
+    Call `prepare` first on a machine that may lack something. Raises ClusterError.
+    """
     tools = binaries()
     # On a new machine these take minutes, which no process of a half-started cluster should have to wait out.
     images = [system_images.pause(), system_images.coredns(tools), system_images.helper()]
+    with locked(lock_file(name), f"cluster {name}"):
+        return _up(name, node_count, tools, images, timeout_s)
+
+
+def _up(name: str, node_count: int, tools: Path, images: list[Image], timeout_s: float) -> Cluster:
     started = time.monotonic()
-    if load(name) is None:
+    existing = load(name)
+    if existing is None:
         host.check_watches(node_count)
-    cluster = create(name, node_count)
+        footprint.begin()
+    cluster = create(name, node_count, host.taken_networks())
+    if existing is not None:
+        footprint.begin()
+        if existing.checkout != ROOT:
+            say(f"devcluster: {name} was made by {existing.checkout} and is taken over by {ROOT}")
+            save(cluster := replace(cluster, checkout=ROOT))
     pki.ensure(cluster)
     network.ensure(cluster)
     controlplane.write_config(cluster)
@@ -51,7 +103,7 @@ def up(name: str, node_count: int, timeout_s: float = 180.0) -> Cluster:
         cgroups.ensure(each)
         if node.ensure_mount_namespace(each):
             _stop_node_processes(cluster, each.name)
-        node.write_config(each)
+        node.write_config(each, images[0].reference)
         if processes.running_pid(cluster, f"containerd-{each.name}") is None:
             # Left by one that was killed; its successor must be waited for.
             node.runtime_socket(each).unlink(missing_ok=True)
@@ -67,6 +119,7 @@ def up(name: str, node_count: int, timeout_s: float = 180.0) -> Cluster:
     if began:
         addons.apply(cluster, tools, addons.manifests(images[1].reference))
     start(addons.provisioner_processes(cluster, tools, images[2].reference))
+    start([supervisor.process(cluster)])
     _wait_nodes(cluster, timeout_s)
     if began:
         say(f"devcluster: {cluster.name} is ready after {time.monotonic() - started:.0f} s (started {', '.join(began)})")
@@ -92,26 +145,29 @@ def _wait_runtime(each: node.Node, timeout_s: float = 30.0) -> None:
 
 
 def _wait_registry(cluster: Cluster, timeout_s: float = 15.0) -> None:
+    """Asked from a node, where pulls come from."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            if httpx.get(f"http://{cluster.registry}/v2/", timeout=2.0, trust_env=False).status_code == 200:
-                return
+            with network.inside(cluster.control_plane.netns):
+                if httpx.get(f"http://{REGISTRY}/v2/", timeout=2.0, trust_env=False).status_code == 200:
+                    return
         except httpx.HTTPError:
             pass
         if processes.running_pid(cluster, "registry") is None or time.monotonic() > deadline:
             log = processes.tail(cluster, "registry")
             raise ClusterError(
-                f"registry: got no answer at {cluster.registry}, want one; free that port and run up again. Its log ends:\n{log}"
+                f"registry: got no answer at {REGISTRY} from node {cluster.control_plane.name}, want one; run up again. "
+                f"Its log ends:\n{log}"
             )
         time.sleep(0.1)
 
 
 def push(cluster: Cluster, images: Sequence[Image]) -> None:
     """Make images available to every node under their own names."""
-    for image in images:
-        tag = "3.10" if image.name.endswith("/pause") else "embedded"
-        oci.push(image, cluster.registry, tag)
+    with network.inside(cluster.fabric_netns):
+        for image in images:
+            oci.push(image, REGISTRY, "embedded")
 
 
 def _conditions(item: dict[str, dict[str, list[dict[str, str]]]], kind: str) -> bool:
@@ -154,51 +210,97 @@ def _wait_nodes(cluster: Cluster, timeout_s: float) -> None:
 
 def down(cluster: Cluster) -> None:
     """Remove every process, mount, namespace, cgroup, link and file of the cluster. Raises ClusterError when something stays."""
+    with locked(lock_file(cluster.name), f"cluster {cluster.name}"):
+        _down(cluster)
+        footprint.end()
+        lock_file(cluster.name).unlink(missing_ok=True)
+    footprint.tidy()
+
+
+def find(name: str) -> Cluster | None:
+    """The cluster of that name: as it is recorded, or, where its record is lost, as what is left on the machine says."""
+    try:
+        return load(name) or _by_marks(name)
+    except RecordError:
+        return _by_marks(name)
+
+
+def down_named(name: str) -> bool:
+    """`down` for a name, also where the record is lost or half-written. Returns whether there was anything. Raises ClusterError."""
+    cluster = find(name)
+    if cluster is not None:
+        down(cluster)
+        return True
+    rest = clusters_dir() / name
+    if not rest.exists():
+        return False
+    with locked(lock_file(name), f"cluster {name}"):
+        say(f"devcluster: {rest} has no readable record, and nothing of it runs; removing the directory")
+        node.remove_mounts(rest)
+        shutil.rmtree(rest)
+        footprint.end()
+        lock_file(name).unlink(missing_ok=True)
+    footprint.tidy()
+    return True
+
+
+def _by_marks(name: str) -> Cluster | None:
+    """From the alias of the link, or else from the names of the control groups."""
+    for link in Path("/sys/class/net").glob("mf*-host"):
+        slot = int(link.name.removeprefix("mf").removesuffix("-host"))
+        for count in range(1, MAX_NODES + 1):
+            cluster = Cluster(name=name, slot=slot, node_count=count)
+            if network.owner(cluster) == cluster.host_alias:
+                return cluster
+    for group in cgroups.found(f"modelfleet-*-{name}-n[1-{MAX_NODES}]"):
+        slot = group.removeprefix("modelfleet-").partition("-")[0]
+        if slot.isdigit() and group[len(f"modelfleet-{slot}-") : -len("-n1")] == name:
+            return Cluster(name=name, slot=int(slot), node_count=MAX_NODES)
+    return None
+
+
+def of_others() -> list[str]:
+    """State directories of clusters on this machine that other users, or this one with another HOME, have."""
+    aliases = [path.read_text().split() for path in Path("/sys/class/net").glob("mf*-host/ifalias")]
+    return sorted(words[3] for words in aliases if len(words) == 4 and words[0] == "modelfleet" and Path(words[3]).parent != clusters_dir())
+
+
+def _down(cluster: Cluster) -> None:
+    processes.stop(cluster, supervisor.NAME)
     order = ("kubelet", "provisioner", "kube-", "containerd", "registry", "etcd")
     names = processes.recorded(cluster)
     names.sort(key=lambda name: next((rank for rank, prefix in enumerate(order) if name.startswith(prefix)), len(order)))
     with ThreadPoolExecutor(4) as pool:
         for prefix in order:
             list(pool.map(lambda name: processes.stop(cluster, name), [name for name in names if name.startswith(prefix)]))
+    _end_all(cluster)
     for each in cluster.nodes:
-        _end_containers(each)
         cgroups.remove(each)
-    node.remove_mounts(cluster)
+    node.remove_mounts(cluster.state_dir)
     network.remove(cluster)
     left = [*network.leftovers(cluster), *(f"cgroup {each.cgroup}" for each in cluster.nodes if cgroups.exists(each))]
     if left:
         raise ClusterError(f"{cluster.name}: got {', '.join(left)} left over, want nothing; end what holds it and run down again")
-    shutil.rmtree(cluster.state_dir)
+    if cluster.state_dir.exists():
+        shutil.rmtree(cluster.state_dir)
 
 
-def _end_containers(each: node.Node, timeout_s: float = 10.0) -> None:
-    """Shims outlive containerd by design, and containers their shims; both are found through our cgroups and our paths."""
+def _end_all(cluster: Cluster, timeout_s: float = 20.0) -> None:
+    """End what no record names: shims outlive containerd by design, containers their shims, and a lost record its process.
+
+    All of it is in the cluster's control groups or network namespaces.
+    """
     deadline = time.monotonic() + timeout_s
-    while victims := cgroups.pids(each) | shims(each):
+    while victims := network.processes(cluster).union(*(cgroups.pids(each) for each in cluster.nodes)):
         for pid in victims:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+            processes.reap(pid)
         if time.monotonic() > deadline:
-            raise ClusterError(f"{each.name}: got processes {sorted(victims)} that do not end, want none; look at them with ps")
+            raise ClusterError(f"{cluster.name}: got processes {sorted(victims)} that do not end, want none; look at them with ps")
         time.sleep(0.1)
-
-
-def shims(each: node.Node) -> set[int]:
-    """containerd's shims in this node's network namespace."""
-    try:
-        namespace = Path("/run/netns", each.netns).stat().st_ino
-    except FileNotFoundError:
-        return set()
-    found: set[int] = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "ns" / "net").stat().st_ino == namespace and b"containerd-shim" in (process / "cmdline").read_bytes():
-                found.add(int(process.name))
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-    return found
 
 
 def status(cluster: Cluster) -> list[tuple[str, str]]:

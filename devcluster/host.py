@@ -1,60 +1,117 @@
-"""What the machine must offer before a cluster can start; each refusal says what to do."""
+"""What the machine must offer before a cluster can start. Everything is looked at in the first second; each refusal says what to do."""
 
 import ctypes
+import ipaddress
 import itertools
+import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from devcluster import cgroups
-from devcluster.layout import ClusterError
+from devcluster.layout import ClusterError, clusters_dir
 from devcluster.toolchain import cache_root
 
-_COMMANDS = {
-    "ip": "iproute2",
-    "nsenter": "util-linux",
-    "unshare": "util-linux",
-    "mount": "mount",
-    "runc": "runc",
-    "iptables": "iptables",
-    "ipset": "ipset",
-    "nft": "nftables",
-    "conntrack": "conntrack",
-    "mmdebstrap": "mmdebstrap",
-    "gcc": "gcc",
-}
-_FILES = {"/usr/lib/cni/bridge": "containernetworking-plugins"}
+OTHERWISE = "use make try, or your own cluster: make up CONTEXT=name"
+DEBIAN = ("12", "13")
+"""Releases on which the suite runs; packages of others have other names, paths and versions."""
+_KERNEL = (5, 13)
+"""kube-proxy's nftables mode needs it (Kubernetes' documentation of the mode)."""
+_MEMORY_GIB = 5.5
+"""The dev stack with two nodes takes 4 GiB; a machine sold with 6 GiB shows a little less."""
 _INOTIFY_PER_NODE = 12
 """Counted on a running node: kubelet 6, containerd 2, kube-proxy 1, and the control plane's on the first."""
+_PROC = Path("/proc")
 
 
-def check() -> None:
-    """Raise ClusterError unless a cluster can run here."""
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Disk that `up` is going to take, in GiB."""
+
+    cache_gib: float = 1.0
+    """Below the cache: tools, images, models."""
+    state_gib: float = 3.0
+    """Below the state directory: the registry, and each node's unpacked images."""
+
+
+def check(needs: Needs | None = None) -> None:
+    """Raise ClusterError with one line for each thing that is missing. Changes nothing."""
     if sys.platform != "linux":
-        raise ClusterError(f"platform: got {sys.platform}, want linux; use your own cluster: make up CONTEXT=name")
+        raise ClusterError(f"platform: got {sys.platform}, want linux; {OTHERWISE}")
+    problems = list(_problems(needs or Needs()))
+    if problems:
+        raise ClusterError("\n".join(problems))
+
+
+def _problems(needs: Needs) -> Iterator[str]:
+    if (machine := platform.machine()) != "x86_64":
+        yield f"architecture: got {machine}, want x86_64 (images and tools are built for it alone so far); {OTHERWISE}"
+    elif "avx2" not in _words(_PROC / "cpuinfo"):
+        yield f"processor: got none of AVX2, want it for the engine llama.cpp; {OTHERWISE}"
     if os.geteuid() != 0:
-        raise ClusterError("user: got no root, want root for namespaces; run with sudo, or use your own cluster: make up CONTEXT=name")
+        yield "user: got no root, want root for namespaces; run with sudo, or use your own cluster: make up CONTEXT=name"
+    yield from _distribution()
+    yield from _kernel()
+    yield from _memory_and_disk(needs)
     if absent := cgroups.missing():
-        raise ClusterError(
-            f"{cgroups.ROOT}: got no controllers {', '.join(absent)}, want them for the nodes' limits; "
-            "run where the whole of a control group hierarchy is to be had, or use your own cluster: make up CONTEXT=name"
-        )
-    _ensure_bridge_filter()
+        yield f"{cgroups.ROOT}: got no controllers {', '.join(absent)}, want them for limits; run outside of containers, or {OTHERWISE}"
+    elif reason := cgroups.unusable():
+        yield f"{cgroups.ROOT}: got {reason}, want the root of the hierarchy; run outside of the container, or {OTHERWISE}"
+    if len(str(clusters_dir())) > 150:
+        yield f"XDG_STATE_HOME: got {len(str(clusters_dir()))} characters, want at most 150 (sockets lie below it); choose a shorter path"
 
 
-def _ensure_bridge_filter() -> None:
-    """Policies must see what only crosses a bridge. The machine's own bridges stay as they were before the module came."""
-    settings = Path("/proc/sys/net/bridge")
-    if settings.exists():
-        return
-    subprocess.run(["modprobe", "br_netfilter"], capture_output=True)
-    if not settings.exists():
-        raise ClusterError("kernel: got no br_netfilter, want it for network policies; run a kernel that has the module")
-    for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables"):
-        (settings / name).write_text("0")
+def _words(path: Path) -> set[str]:
+    try:
+        return set(path.read_text().split())
+    except OSError:
+        return set()
+
+
+def _distribution() -> Iterator[str]:
+    release = platform.freedesktop_os_release() if Path("/etc/os-release").exists() else {}
+    name, version = release.get("ID", "unknown"), release.get("VERSION_ID", "")
+    if name != "debian" or version not in DEBIAN:
+        yield f"distribution: got {name} {version or 'without a version'}, want debian {' or '.join(DEBIAN)}; {OTHERWISE}"
+
+
+def _kernel() -> Iterator[str]:
+    found = re.match(r"(\d+)\.(\d+)", platform.release())
+    if found is None or (int(found[1]), int(found[2])) < _KERNEL:
+        yield f"kernel: got {platform.release()}, want {'.'.join(map(str, _KERNEL))} or newer for nftables; upgrade it, or {OTHERWISE}"
+    if "overlay" not in _words(_PROC / "filesystems") and not _loadable("overlay"):
+        yield f"kernel: got no overlay file system, want it for containers; run a kernel that has it, or {OTHERWISE}"
+    if not (_PROC / "sys/net/bridge").exists() and not _loadable("br_netfilter"):
+        yield f"kernel: got no br_netfilter, want it for network policies; run a kernel that has the module, or {OTHERWISE}"
+
+
+def _loadable(module: str) -> bool:
+    """Whether the module could be loaded, without loading it. Without kmod that is found out later."""
+    modprobe = shutil.which("modprobe", path="/usr/sbin:/sbin")
+    return modprobe is None or subprocess.run([modprobe, "--dry-run", "--quiet", module], capture_output=True).returncode == 0
+
+
+def _memory_and_disk(needs: Needs) -> Iterator[str]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if memory < _MEMORY_GIB:
+        yield f"memory: got {memory:.1f} GiB, want {_MEMORY_GIB} GiB; {OTHERWISE}"
+    wanted: dict[int, tuple[Path, float]] = {}
+    for path, gib in ((cache_root(), needs.cache_gib), (clusters_dir(), needs.state_gib)):
+        place = next(parent for parent in (path, *path.parents) if parent.exists())
+        device = place.stat().st_dev
+        wanted[device] = (place, wanted.get(device, (place, 0.0))[1] + gib)
+    for place, gib in wanted.values():
+        free = shutil.disk_usage(place).free / 2**30
+        if free < gib:
+            yield f"disk: got {free:.1f} GiB free at {place}, want {gib:.1f} GiB; free some, or move XDG_CACHE_HOME and XDG_STATE_HOME"
+        if not os.access(place, os.W_OK):
+            yield f"{place}: got a directory that cannot be written, want one that can; move XDG_CACHE_HOME and XDG_STATE_HOME"
 
 
 def check_watches(node_count: int) -> None:
@@ -72,74 +129,12 @@ def check_watches(node_count: int) -> None:
         )
 
 
-def missing_packages() -> list[str]:
-    """Debian packages whose commands are not there."""
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    commands = {package for command, package in _COMMANDS.items() if shutil.which(command, path=path) is None}
-    files = {package for file, package in _FILES.items() if not Path(file).exists()}
-    return sorted(commands | files)
+def taken_networks() -> list[ipaddress.IPv4Network]:
+    """Every network that the machine has a route to: a cluster's own must overlap none of them.
 
-
-def ensure_packages() -> None:
-    """Install what is missing from Debian, saying so. Raises ClusterError where that is not possible."""
-    packages = missing_packages()
-    if not packages:
-        return
-    if shutil.which("apt-get") is None:
-        raise ClusterError(f"packages: got none of {' '.join(packages)}, want them; install them with your distribution's package manager")
-    print(f"devcluster: installing {' '.join(packages)} with apt-get, once", file=sys.stderr, flush=True)
-    _apt("update", "-qq")
-    _apt("install", "-qq", "-y", "--no-install-recommends", *packages)
-
-
-def ensure_command(command: str, package: str) -> None:
-    """Install one Debian package unless its command is there."""
-    if shutil.which(command) is None:
-        print(f"devcluster: installing {package} with apt-get, once", file=sys.stderr, flush=True)
-        _apt("update", "-qq")
-        _apt("install", "-qq", "-y", "--no-install-recommends", package)
-
-
-def _apt(*arguments: str, cwd: Path | None = None) -> None:
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    done = subprocess.run(["apt-get", *arguments], env=environment, capture_output=True, text=True, cwd=cwd)
-    if done.returncode:
-        reason = done.stderr.strip()[-500:]
-        raise ClusterError(f"apt-get {' '.join(arguments)}: got {reason!r}, want success; run apt-get update and try again")
-
-
-def registry_binary() -> Path:
-    """Debian's docker-registry."""
-    return _unpacked("docker-registry", "docker-registry")
-
-
-def promtool() -> Path:
-    """Prometheus' tool for testing alert rules."""
-    return _unpacked("prometheus", "promtool")
-
-
-def _unpacked(package: str, command: str) -> Path:
-    """A command of a package that is unpacked beside our tools: installing it would start a service on every address."""
-    directory = cache_root() / "debian" / package
-    binary = directory / "usr" / "bin" / command
-    if binary.exists():
-        return binary
-    work = directory.with_name(f".{package}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    # apt drops privileges for downloads, and the user _apt must be able to write here.
-    _unpack([package], work)
-    shutil.rmtree(directory, ignore_errors=True)
-    (work / "root").rename(directory)
-    shutil.rmtree(work, ignore_errors=True)
-    return binary
-
-
-def _unpack(packages: Sequence[str], work: Path) -> None:
-    try:
-        _apt("download", "-qq", "-o", "APT::Sandbox::User=root", *packages, cwd=work)
-    except ClusterError:
-        _apt("update", "-qq")
-        _apt("download", "-qq", "-o", "APT::Sandbox::User=root", *packages, cwd=work)
-    for archive in work.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", str(archive), str(work / "root")], check=True)
+    Routes wider than a /8 (a default route, or the two halves of one that a VPN sets) say nothing about who uses an address.
+    """
+    done = subprocess.run(["ip", "-json", "-4", "route", "show", "table", "all"], capture_output=True, text=True)
+    routes = json.loads(done.stdout or "[]") if done.returncode == 0 else []
+    networks = (ipaddress.IPv4Network(route["dst"]) for route in routes if route["dst"] != "default" and route.get("type") != "broadcast")
+    return sorted({network for network in networks if network.prefixlen >= 8})

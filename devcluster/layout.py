@@ -1,13 +1,19 @@
 """Names, addresses and directories of one embedded cluster: every other module asks here."""
 
-import fcntl
+import hashlib
+import ipaddress
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_NAME = "modelfleet"
+from devcluster.cache import locked
+
+ROOT = Path(__file__).resolve().parent.parent
+"""This checkout."""
+_DEFAULT_NAME = "modelfleet"
 MAX_NODES = 3
 SERVICE_CIDR = "10.96.0.0/16"
 SERVICE_API = "10.96.0.1"
@@ -15,13 +21,19 @@ SERVICE_DNS = "10.96.0.10"
 POD_CIDR = "10.244.0.0/16"
 CLUSTER_DOMAIN = "cluster.local"
 API_PORT = 6443
-REGISTRY_PORT = 5000
-SLOTS = range(10, 250)
-"""Third octet of a cluster's own 198.18.x.0/24: RFC 2544 benchmarking space, not routed on any network."""
+REGISTRY = "10.245.0.1:5000"
+"""Of every cluster's own registry, in the network namespace of its fabric: only its nodes have a route there."""
+SLOTS = (*range(10, 250), *range(256 + 10, 256 + 250))
+"""A slot's network is 198.18.x.0/24, from 256 on 198.19.x.0/24: RFC 2544 sets both aside for benchmarks, and no network routes them.
+Some VPN clients use 198.18.0.0/16 for addresses of their own; then the second half is free."""
 
 
 class ClusterError(Exception):
     """The cluster cannot do what was asked; the message says what to do."""
+
+
+class RecordError(ClusterError):
+    """The record of a cluster is there and says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +81,8 @@ class Cluster:
     name: str
     slot: int
     node_count: int
+    checkout: Path = ROOT
+    """The tree whose `up` made it."""
 
     @property
     def state_dir(self) -> Path:
@@ -76,11 +90,11 @@ class Cluster:
 
     @property
     def subnet(self) -> str:
-        return f"198.18.{self.slot}"
+        return f"198.{18 + self.slot // 256}.{self.slot % 256}"
 
     @property
     def host_address(self) -> str:
-        """The machine's own end of the link into the fabric; the registry listens here and nowhere else."""
+        """The machine's own end of the link into the fabric."""
         return f"{self.subnet}.1"
 
     @property
@@ -109,8 +123,9 @@ class Cluster:
         return f"https://{self.control_plane.address}:{API_PORT}"
 
     @property
-    def registry(self) -> str:
-        return f"{self.host_address}:{REGISTRY_PORT}"
+    def host_alias(self) -> str:
+        """What the kernel keeps on the machine's end of the link: enough to find the cluster without its records."""
+        return f"modelfleet {self.name} {self.node_count} {self.state_dir}"
 
     @property
     def context(self) -> str:
@@ -152,25 +167,54 @@ def clusters_dir() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "modelfleet" / "clusters"
 
 
+def lock_file(name: str) -> Path:
+    """Held by a command for as long as it changes the cluster."""
+    return clusters_dir() / f"{name}.lock"
+
+
 def load(name: str) -> Cluster | None:
-    """The recorded cluster of that name, or None. Raises ClusterError on an unusable name."""
+    """The recorded cluster of that name, or None. Raises ClusterError on an unusable name or record."""
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name):
         raise ClusterError(f"--name: got {name!r}, want 1..31 characters a-z, 0-9, '-' that start with a letter; choose another name")
+    path = clusters_dir() / name / "cluster.json"
     try:
-        record = json.loads((clusters_dir() / name / "cluster.json").read_text())
+        record = json.loads(path.read_text())
+        checkout = Path(record.get("checkout", ROOT))
+        return Cluster(name=name, slot=int(record["slot"]), node_count=int(record["node_count"]), checkout=checkout)
     except FileNotFoundError:
         return None
-    return Cluster(name=name, slot=record["slot"], node_count=record["node_count"])
+    except (ValueError, KeyError, TypeError):
+        raise RecordError(f"{path}: got no readable record, want slot and node_count; run make down, which removes what is left") from None
 
 
 def recorded() -> list[Cluster]:
-    """Every cluster that this user has on this machine."""
-    names = sorted(path.parent.name for path in clusters_dir().glob("*/cluster.json"))
-    return [cluster for name in names if (cluster := load(name)) is not None]
+    """Every cluster of this user on this machine that has a readable record."""
+    found: list[Cluster] = []
+    for path in sorted(clusters_dir().glob("*/cluster.json")):
+        try:
+            cluster = load(path.parent.name)
+        except RecordError:
+            continue
+        if cluster is not None:
+            found.append(cluster)
+    return found
 
 
-def create(name: str, node_count: int) -> Cluster:
-    """Record a new cluster in the lowest free slot. Raises ClusterError when a cluster of that name has other nodes."""
+def default_name() -> str:
+    """The name of this checkout's cluster: that of the one it has, or else `modelfleet`, with a suffix where another checkout has that."""
+    clusters = recorded()
+    for cluster in clusters:
+        if cluster.checkout == ROOT and cluster.name.startswith(_DEFAULT_NAME):
+            return cluster.name
+    taken = {cluster.name for cluster in clusters}
+    return _DEFAULT_NAME if _DEFAULT_NAME not in taken else f"{_DEFAULT_NAME}-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:6]}"
+
+
+def create(name: str, node_count: int, taken: Iterable[ipaddress.IPv4Network] = ()) -> Cluster:
+    """Record a new cluster in the lowest slot whose network overlaps none that is `taken`.
+
+    Raises ClusterError when a cluster of that name has other nodes, or no slot is free.
+    """
     if not 1 <= node_count <= MAX_NODES:
         raise ClusterError(f"--nodes: got {node_count}, want 1..{MAX_NODES}; choose a number in that range")
     existing = load(name)
@@ -181,21 +225,34 @@ def create(name: str, node_count: int) -> Cluster:
             )
         return existing
     clusters_dir().mkdir(parents=True, exist_ok=True)
-    with (clusters_dir() / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return _record(name, node_count)
+    with locked(clusters_dir() / ".lock", "clusters"):
+        return _record(name, node_count, list(taken))
 
 
-def _record(name: str, node_count: int) -> Cluster:
-    taken = {cluster.slot for cluster in recorded()}
+def _record(name: str, node_count: int, taken: list[ipaddress.IPv4Network]) -> Cluster:
+    used = {cluster.slot for cluster in recorded()}
     links = set(os.listdir("/sys/class/net"))  # noqa: PTH208 (names only)
-    free = next((slot for slot in SLOTS if slot not in taken and f"mf{slot}-host" not in links), None)
-    if free is None:
-        raise ClusterError("slots: got none free, want one of 198.18.10..249; remove clusters with down")
-    cluster = Cluster(name=name, slot=free, node_count=node_count)
-    cluster.state_dir.mkdir(parents=True, mode=0o700, exist_ok=True)
-    (cluster.state_dir / "cluster.json").write_text(json.dumps({"slot": free, "node_count": node_count}) + "\n")
-    return cluster
+    for slot in SLOTS:
+        cluster = Cluster(name=name, slot=slot, node_count=node_count)
+        network = ipaddress.IPv4Network(f"{cluster.subnet}.0/24")
+        if slot in used or cluster.host_link in links or Path("/run/netns", cluster.fabric_netns).exists():
+            continue
+        if any(network.overlaps(other) for other in taken):
+            continue
+        cluster.state_dir.mkdir(parents=True, mode=0o700, exist_ok=True)
+        save(cluster)
+        return cluster
+    routed = [str(network) for network in taken if network.overlaps(ipaddress.IPv4Network("198.18.0.0/15"))]
+    raise ClusterError(
+        f"network: got no free /24 of 198.18.0.0/15 (routes to {', '.join(routed) or 'none of it'}, {len(used)} clusters), want one; "
+        "end the VPN or the clusters that have them"
+    )
+
+
+def save(cluster: Cluster) -> None:
+    """Write the record whole or not at all."""
+    record = {"slot": cluster.slot, "node_count": cluster.node_count, "checkout": str(cluster.checkout)}
+    write(cluster.state_dir / "cluster.json", json.dumps(record) + "\n")
 
 
 def write(path: Path, text: str) -> None:
@@ -207,5 +264,9 @@ def write(path: Path, text: str) -> None:
     except FileNotFoundError:
         pass
     fresh = path.with_name(f".{path.name}.partial")
-    fresh.write_text(text)
+    with fresh.open("w") as file:
+        file.write(text)
+        file.flush()
+        # Without it a power cut may leave the new name with no content.
+        os.fsync(file.fileno())
     fresh.replace(path)

@@ -7,17 +7,29 @@ from pathlib import Path
 
 import yaml
 
-from devcluster.layout import CLUSTER_DOMAIN, POD_CIDR, SERVICE_DNS, Cluster, ClusterError, Node, write
+from devcluster import footprint
+from devcluster.layout import CLUSTER_DOMAIN, POD_CIDR, REGISTRY, SERVICE_DNS, ClusterError, Node, write
 from devcluster.processes import Process
 
-PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
+PAUSE_IMAGE = "registry.k8s.io/pause"
 _PRIVATE = {"kubelet": "/var/lib/kubelet", "run-containerd": "/run/containerd", "cni": "/var/lib/cni", "pod-logs": "/var/log/pods"}
 """Node directory to the path that runtime and kubelet hard-code; each node sees its own there."""
+_TUNABLES = {
+    "vm/overcommit_memory": "1",
+    "vm/panic_on_oom": "0",
+    "kernel/panic": "10",
+    "kernel/panic_on_oops": "1",
+    "kernel/keys/root_maxkeys": "1000000",
+    "kernel/keys/root_maxbytes": "25000000",
+}
+"""What the kubelet wants of the whole machine (pkg/kubelet/cm/container_manager_linux.go, 1.36). It finds these values in files of its own:
+a laptop that restarts ten seconds after an oops is nothing that a development cluster may leave behind."""
 
 # `ip netns exec` would hide the cgroup mounts under a new /sys, so they are moved aside and back.
+# Slave: what the user unmounts goes here too, and nothing that is mounted here comes out.
 _MOUNT_SETUP = """
 set -eu
-mount --make-rprivate /
+mount --make-rslave /
 aside=$1; shift
 mkdir -p "$aside"
 mount --rbind /sys/fs/cgroup "$aside"
@@ -25,26 +37,38 @@ umount -l /sys
 mount -t sysfs sysfs /sys
 mount --rbind "$aside" /sys/fs/cgroup
 umount -l "$aside"
-while [ $# -gt 0 ]; do mount --bind "$1" "$2"; shift 2; done
+while [ $# -gt 0 ]; do
+  mount --bind "$1" "$2"
+  [ "$(stat -c %d:%i "$1")" = "$(stat -c %d:%i "$2")" ] || { echo "$2 is not the node's own" >&2; exit 1; }
+  shift 2
+done
 mount --make-rshared /
 """
 
 
 def ensure_mount_namespace(node: Node) -> bool:
-    """Make the node's persistent mount namespace. Returns whether it was made now."""
+    """Make the node's persistent mount namespace. Returns whether it was made now. Raises ClusterError.
+
+    It counts as made once its mark is written, which is last: processes in half of one would use the machine's own directories.
+    """
     directory = node.cluster.namespaces_dir
     directory.mkdir(parents=True, exist_ok=True)
     for name, target in _PRIVATE.items():
         (node.directory / name).mkdir(parents=True, exist_ok=True)
-        _ensure_mount_point(node.cluster, Path(target))
-    if _is_mounted(node.mount_namespace):
-        return False
-    if not _is_mounted(directory):
+        footprint.make_directory(Path(target))
+    mark = node.directory / "mount-namespace"
+    if is_mounted(node.mount_namespace):
+        if mark.exists() and mark.read_text() == _identity(node):
+            return False
+        subprocess.run(["umount", str(node.mount_namespace)], check=True)
+    mark.unlink(missing_ok=True)
+    if not is_mounted(directory):
         # A mount namespace can be kept only on a private mount.
         subprocess.run(["mount", "--bind", str(directory), str(directory)], check=True)
         subprocess.run(["mount", "--make-private", str(directory)], check=True)
     node.mount_namespace.touch()
     binds = [part for name, target in _PRIVATE.items() for part in (str(node.directory / name), target)]
+    binds += [part for name, value in _TUNABLES.items() for part in (str(_tunable(node, name, value)), f"/proc/sys/{name}")]
     done = subprocess.run(
         ["nsenter", f"--net=/run/netns/{node.netns}", "unshare", f"--mount={node.mount_namespace}",
          "sh", "-c", _MOUNT_SETUP, "sh", str(node.directory / "cgroups"), *binds],
@@ -52,61 +76,47 @@ def ensure_mount_namespace(node: Node) -> bool:
         text=True,
     )  # fmt: skip
     if done.returncode:
+        subprocess.run(["umount", str(node.mount_namespace)], capture_output=True)
         raise ClusterError(f"{node.name}: got {done.stderr.strip()!r} from mount, want a mount namespace; run as root with CAP_SYS_ADMIN")
+    write(mark, _identity(node))
     return True
 
 
-def _is_mounted(path: Path) -> bool:
+def _tunable(node: Node, name: str, value: str) -> Path:
+    path = node.directory / "tunables" / name.replace("/", ".")
+    write(path, value + "\n")
+    return path
+
+
+def _identity(node: Node) -> str:
+    """Of the mount namespace that is kept there: another one, after the machine restarted, has another number."""
+    return str(node.mount_namespace.stat().st_ino) + Path("/proc/sys/kernel/random/boot_id").read_text()
+
+
+def is_mounted(path: Path) -> bool:
     """os.path.ismount cannot see a bind mount within one file system."""
     return any(line.split()[1] == str(path) for line in Path("/proc/self/mounts").read_text().splitlines())
 
 
-def _ensure_mount_point(cluster: Cluster, path: Path) -> None:
-    """Make a mount point on the machine and remember that it is ours to remove."""
-    if path.exists():
-        return
-    path.mkdir(parents=True)
-    with (cluster.state_dir / "mount-points").open("a") as file:
-        file.write(f"{path}\n")
-
-
-def mounted_elsewhere(path: Path) -> bool:
-    """Whether another mount namespace has a mount there, such as a node of another cluster: removing the directory would detach it."""
-    own = Path("/proc/self/ns/mnt").stat().st_ino
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "ns" / "mnt").stat().st_ino != own and f" {path} " in (process / "mounts").read_text():
-                return True
-        except OSError:
-            continue
-    return False
-
-
-def remove_mounts(cluster: Cluster) -> None:
+def remove_mounts(directory: Path) -> None:
+    """Unmount everything below the directory, in this namespace."""
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    for target in reversed([mount for mount in mounts if Path(mount).is_relative_to(cluster.namespaces_dir)]):
+    for target in reversed([mount for mount in mounts if Path(mount).is_relative_to(directory)]):
         subprocess.run(["umount", target], check=True)
-    made = cluster.state_dir / "mount-points"
-    for line in made.read_text().splitlines() if made.exists() else []:
-        if mounted_elsewhere(Path(line)):
-            continue
-        try:
-            Path(line).rmdir()
-        except OSError:
-            continue
 
 
-def write_config(node: Node) -> None:
+def write_config(node: Node, pause: str) -> None:
+    """Write what the node's processes read. `pause`: the sandbox image, by digest."""
     config = node.directory / "config"
-    write(config / "containerd.toml", _containerd_toml(node, config))
-    write(config / "certs.d" / "_default" / "hosts.toml", _hosts_toml(node))
+    write(config / "containerd.toml", _containerd_toml(node, config, pause))
+    write(config / "certs.d" / "_default" / "hosts.toml", _HOSTS_TOML)
     write(config / "cni" / "10-modelfleet.conflist", json.dumps(_cni(node), indent=1))
     write(config / "kubelet.yaml", yaml.safe_dump(_kubelet(node)))
     write(config / "kube-proxy.yaml", yaml.safe_dump(_kube_proxy(node)))
     write(config / "resolv.conf", "options ndots:5\n")
 
 
-def _containerd_toml(node: Node, config: Path) -> str:
+def _containerd_toml(node: Node, config: Path, pause: str) -> str:
     # Where the machine's root may not lower an OOM score (no CAP_SYS_RESOURCE), no pod starts without restrict_oom_score_adj.
     return f"""\
 version = 3
@@ -121,7 +131,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
   snapshotter = "overlayfs"
   max_concurrent_downloads = 4
   [plugins."io.containerd.cri.v1.images".pinned_images]
-    sandbox = "{PAUSE_IMAGE}"
+    sandbox = "{pause}"
   [plugins."io.containerd.cri.v1.images".registry]
     config_path = "{config / "certs.d"}"
 
@@ -143,10 +153,8 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 """
 
 
-def _hosts_toml(node: Node) -> str:
-    """Every image name is looked up in the cluster's own registry, and nowhere else."""
-    registry = f"http://{node.cluster.registry}"
-    return f'server = "{registry}"\n[host."{registry}"]\n  capabilities = ["pull", "resolve"]\n'
+_HOSTS_TOML = f'server = "http://{REGISTRY}"\n[host."http://{REGISTRY}"]\n  capabilities = ["pull", "resolve"]\n'
+"""Every image name is looked up in the cluster's own registry, and nowhere else."""
 
 
 def _cni(node: Node) -> dict[str, object]:
@@ -185,9 +193,12 @@ def _kubelet(node: Node) -> dict[str, object]:
         "oomScoreAdj": 0,
         "maxOpenFiles": 20000,
         "failSwapOn": False,
+        "protectKernelDefaults": True,
         "maxPods": 60,
-        "imageGCHighThresholdPercent": 100,
-        "evictionHard": {"memory.available": "200Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+        # The disk is the user's: unused images go before it is full, and pods before the user's own programs find it full.
+        "imageGCHighThresholdPercent": 95,
+        "imageGCLowThresholdPercent": 90,
+        "evictionHard": {"memory.available": "200Mi", "nodefs.available": "1Gi", "imagefs.available": "1Gi"},
         "nodeStatusUpdateFrequency": "10s",
         "serializeImagePulls": False,
         "shutdownGracePeriod": "0s",
@@ -222,8 +233,11 @@ def processes(node: Node, binaries: Path) -> list[Process]:
     """The container runtime first: the others need it."""
     config = node.directory / "config"
     kubeconfigs = node.cluster.config_dir
-    # containerd finds its shim on PATH.
-    path = {"PATH": f"{binaries}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    # containerd finds its shim on PATH. iptables would leave its lock in the machine's /run.
+    path = {
+        "PATH": f"{binaries}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "XTABLES_LOCKFILE": str(node.directory / "xtables.lock"),
+    }
     kubelet = [
         str(binaries / "kubelet"),
         f"--config={config / 'kubelet.yaml'}",
@@ -247,14 +261,16 @@ def processes(node: Node, binaries: Path) -> list[Process]:
         Process(
             name=f"containerd-{node.name}",
             argv=[str(binaries / "containerd"), "--config", str(config / "containerd.toml")],
+            files=(config / "containerd.toml",),
             node=node,
             mounts=True,
             env=path,
         ),
-        Process(name=f"kubelet-{node.name}", argv=kubelet, node=node, mounts=True, env=path),
+        Process(name=f"kubelet-{node.name}", argv=kubelet, files=(config / "kubelet.yaml",), node=node, mounts=True, env=path),
         Process(
             name=f"kube-proxy-{node.name}",
             argv=[str(binaries / "kube-proxy"), f"--config={config / 'kube-proxy.yaml'}"],
+            files=(config / "kube-proxy.yaml",),
             node=node,
             mounts=True,
             env=path,

@@ -1,8 +1,11 @@
 """Start, find and end the cluster's processes.
 
-A process is known by its id *and* its start time, so a recycled id is never mistaken for ours and never signalled.
+A process is known by its id *and* its start time, so a recycled id is never mistaken for ours and never signalled. Its record says
+how it was started, so that the supervisor can start it again.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -10,28 +13,40 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from devcluster.layout import Cluster, ClusterError, Node
+from devcluster.layout import Cluster, ClusterError, Node, write
 
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """One long-running component. `node` says whose namespaces it joins; None means the machine's own."""
+    """One long-running component. `node` says whose namespaces it joins; without one it joins `netns`, or the machine's own."""
 
     name: str
     argv: Sequence[str]
     node: Node | None = None
+    netns: str = ""
     mounts: bool = False
     """Whether it also joins the node's mount namespace (runtime and kubelet do, the control plane need not)."""
     env: Mapping[str, str] = field(default_factory=dict)
+    files: Sequence[Path] = ()
+    """What it reads when it starts: it is started again when one of them says something else."""
 
     def command(self) -> list[str]:
-        if self.node is None:
+        netns = self.node.netns if self.node else self.netns
+        if not netns:
             return list(self.argv)
-        join = ["nsenter", f"--net=/run/netns/{self.node.netns}"]
-        if self.mounts:
+        join = ["nsenter", f"--net=/run/netns/{netns}"]
+        if self.node and self.mounts:
             join.append(f"--mount={self.node.mount_namespace}")
         return [*join, "--", *self.argv]
+
+    def key(self) -> str:
+        """What it was started with, as a digest."""
+        digest = hashlib.sha256(json.dumps([self.command(), dict(self.env)]).encode())
+        for path in self.files:
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
 
 
 def start_time(pid: int) -> str | None:
@@ -47,41 +62,51 @@ def _record(cluster: Cluster, name: str) -> Path:
     return cluster.pid_dir / f"{name}.json"
 
 
+def _read(cluster: Cluster, name: str) -> dict[str, Any]:
+    """The record; empty without one that can be read."""
+    try:
+        return dict(json.loads(_record(cluster, name).read_text()))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
 def running_pid(cluster: Cluster, name: str) -> int | None:
     """The id of the recorded process while it lives."""
+    record = _read(cluster, name)
     try:
-        record = json.loads(_record(cluster, name).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    pid = int(record["pid"])
-    return pid if start_time(pid) == record["start_time"] else None
-
-
-def _command_of(cluster: Cluster, name: str) -> list[str] | None:
-    try:
-        return json.loads(_record(cluster, name).read_text())["argv"]
-    except (FileNotFoundError, ValueError):
+        pid = int(record["pid"])
+        return pid if start_time(pid) == record["start_time"] else None
+    except (KeyError, ValueError):
         return None
 
 
 def ensure(cluster: Cluster, process: Process) -> bool:
-    """Start the process unless it runs with this very command line. Returns whether it was started."""
-    argv = process.command()
-    pid = running_pid(cluster, process.name)
-    if pid is not None:
-        if _command_of(cluster, process.name) == argv:
+    """Start the process unless it runs with this very command line and these very files. Returns whether it was started."""
+    key = process.key()
+    if running_pid(cluster, process.name) is not None:
+        if _read(cluster, process.name).get("key") == key:
             return False
         stop(cluster, process.name)
-    cluster.pid_dir.mkdir(parents=True, exist_ok=True)
     cluster.log_dir.mkdir(parents=True, exist_ok=True)
-    pid = _spawn(argv, cluster.log_dir / f"{process.name}.log", {"HOME": str(cluster.state_dir), **process.env})
+    env = {"HOME": str(cluster.state_dir), **process.env}
+    _start(cluster, process.name, {"argv": process.command(), "env": env, "key": key})
+    return True
+
+
+def restart(cluster: Cluster, name: str) -> None:
+    """Start a recorded process that has ended, just as before. Raises ClusterError."""
+    record = _read(cluster, name)
+    if "key" not in record:
+        raise ClusterError(f"{_record(cluster, name)}: got no record of how {name} is started, want one; run up")
+    _start(cluster, name, {part: record[part] for part in ("argv", "env", "key")})
+
+
+def _start(cluster: Cluster, name: str, how: dict[str, Any]) -> None:
+    pid = _spawn(how["argv"], log_file(cluster, name), how["env"])
     started = start_time(pid)
     if started is None:
-        raise ClusterError(f"{process.name}: got an exit at once, want a running process; see {cluster.log_dir / f'{process.name}.log'}")
-    fresh = _record(cluster, process.name).with_suffix(".partial")
-    fresh.write_text(json.dumps({"pid": pid, "start_time": started, "argv": argv}))
-    fresh.replace(_record(cluster, process.name))
-    return True
+        raise ClusterError(f"{name}: got an exit at once, want a running process; see {log_file(cluster, name)}")
+    write(_record(cluster, name), json.dumps({"pid": pid, "start_time": started, **how}))
 
 
 def _spawn(argv: Sequence[str], log: Path, env: Mapping[str, str]) -> int:
@@ -97,22 +122,23 @@ def stop(cluster: Cluster, name: str, timeout_s: float = 10.0) -> None:
     """End a recorded process: SIGTERM, and SIGKILL after `timeout_s`."""
     pid = running_pid(cluster, name)
     if pid is not None:
-        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + timeout_s
         while running_pid(cluster, name) is not None:
             if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
                 deadline = time.monotonic() + timeout_s
-            _reap(pid)
+            reap(pid)
             time.sleep(0.02)
     _record(cluster, name).unlink(missing_ok=True)
 
 
-def _reap(pid: int) -> None:
-    try:
+def reap(pid: int) -> None:
+    """Collect a child that has ended; one of another parent is not ours to collect."""
+    with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return
 
 
 def recorded(cluster: Cluster) -> list[str]:
@@ -120,8 +146,12 @@ def recorded(cluster: Cluster) -> list[str]:
     return sorted(path.stem for path in cluster.pid_dir.glob("*.json"))
 
 
+def log_file(cluster: Cluster, name: str) -> Path:
+    return cluster.log_dir / f"{name}.log"
+
+
 def tail(cluster: Cluster, name: str, lines: int = 15) -> str:
     try:
-        return "\n".join((cluster.log_dir / f"{name}.log").read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(log_file(cluster, name).read_text(errors="replace").splitlines()[-lines:])
     except FileNotFoundError:
         return "(no log)"

@@ -7,14 +7,17 @@ import sys
 import time
 from pathlib import Path
 
-from devcluster import addons, node, toolchain
+from devcluster import addons, node, packages, toolchain
 from devcluster.layout import ClusterError
 from devcluster.oci import EPOCH, Image, Layer, RuntimeConfig, assemble, cached_layer, write_tree
 from devcluster.toolchain import cache_root
 
 BASE_PACKAGES = ("python3", "redis-server", "libgomp1", "libstdc++6", "ca-certificates")
-"""Debian 12: Python 3.11, Redis 7.0 (the last free line before the licence change; Debian 12 has no Valkey)."""
+"""Debian 12: Python 3.11, Redis 7.0 (the last line under the old licence; Debian 12 has no Valkey)."""
 PYTHON = "3.11"
+SUITE = "bookworm"
+KEYRING = Path(__file__).with_name("debian-archive-keyring.gpg")
+"""Keys of Debian 12's archive, from its package debian-archive-keyring: whatever the machine trusts does not matter."""
 _OPTIONS = (
     "--variant=essential",
     f"--include={','.join(BASE_PACKAGES)}",
@@ -52,18 +55,50 @@ def _key(*parts: str) -> str:
 
 
 def base_layer() -> Layer:
-    """Debian's essential packages with Python and Redis, from the mirrors this machine is configured for. About 4 minutes, once."""
-    return cached_layer(images_cache() / f"base-{_key('bookworm', *_OPTIONS)}.tar", _mmdebstrap)
+    """Debian's essential packages with Python and Redis. About 4 minutes, once.
+
+    Suite, components and keys are ours; of the machine comes the address of its Debian mirror alone.
+    """
+    keys = hashlib.sha256(KEYRING.read_bytes()).hexdigest()
+    return cached_layer(images_cache() / f"base-{_key(SUITE, keys, *_OPTIONS)}.tar", _mmdebstrap)
+
+
+def sources() -> list[str]:
+    """apt's lines for `SUITE`, its updates and its security updates. Raises ClusterError without a mirror of Debian."""
+    mirrors = _mirrors() or _after_update()
+    main = next((uri for uri, label in mirrors if label == "Debian"), None)
+    security = next((uri for uri, label in mirrors if label == "Debian-Security"), None)
+    if main is None or security is None:
+        raise ClusterError(
+            "apt sources: got none of Debian and Debian-Security with component main, want both for the images' base layer; "
+            "add them to /etc/apt/sources.list.d and run apt-get update"
+        )
+    signed = f"[signed-by={KEYRING}]"
+    places = ((main, SUITE), (main, f"{SUITE}-updates"), (security, f"{SUITE}-security"))
+    return [f"deb {signed} {uri} {suite} main" for uri, suite in places]
+
+
+def _after_update() -> list[tuple[str, str]]:
+    # Who publishes a source stands in its index, which a new machine has not fetched yet.
+    packages.apt("update", "-qq")
+    return _mirrors()
+
+
+def _mirrors() -> list[tuple[str, str]]:
+    """(address, label) of the machine's sources that Debian publishes."""
+    form = "$(ORIGIN)\t$(LABEL)\t$(COMPONENT)\t$(REPO_URI)"
+    done = subprocess.run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"], capture_output=True, text=True)
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    return [(row[3], row[1]) for row in rows if len(row) == 4 and row[0] == "Debian" and row[2] == "main"]
 
 
 def _mmdebstrap(target: Path) -> None:
     started = time.monotonic()
     print("images: making the Debian base layer (mmdebstrap): about 4 min, once", file=sys.stderr, flush=True)
-    sources = [str(path) for path in sorted(Path("/etc/apt/sources.list.d").glob("*.sources"))] or ["/etc/apt/sources.list"]
     log = target.with_suffix(".log")
     with log.open("w") as handle:
         done = subprocess.run(
-            ["mmdebstrap", "--format=tar", *_OPTIONS, "bookworm", str(target), *sources],
+            ["mmdebstrap", "--format=tar", *_OPTIONS, SUITE, str(target), *sources()],
             env=os.environ | {"SOURCE_DATE_EPOCH": str(EPOCH)},
             stdout=handle,
             stderr=handle,
@@ -78,13 +113,15 @@ def pause() -> Image:
     def make(target: Path) -> None:
         source, binary = target.with_suffix(".c"), target.with_suffix(".bin")
         source.write_text(_PAUSE_SOURCE)
-        subprocess.run(["gcc", "-Os", "-static", "-s", "-o", str(binary), str(source)], check=True)
+        done = subprocess.run(["gcc", "-Os", "-static", "-s", "-o", str(binary), str(source)], capture_output=True, text=True)
+        if done.returncode:
+            raise ClusterError(f"gcc: got {done.stderr.strip()[-500:]!r}, want the image pause; install gcc and libc6-dev")
         write_tree(target, [("pause", binary)])
         source.unlink()
         binary.unlink()
 
     layer = cached_layer(images_cache() / f"pause-{_key(_PAUSE_SOURCE)}.tar", make)
-    return assemble(node.PAUSE_IMAGE.partition(":")[0], [layer], RuntimeConfig(entrypoint=["/pause"], user="65535:65535"))
+    return assemble(node.PAUSE_IMAGE, [layer], RuntimeConfig(entrypoint=["/pause"], user="65535:65535"))
 
 
 def coredns(binaries: Path) -> Image:

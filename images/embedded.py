@@ -225,6 +225,16 @@ def default_model() -> dict[str, Path]:
     return {pin["name"]: target}
 
 
+def fetch(ggufs: Mapping[str, Path] | None = None) -> None:
+    """Get what images are made of and no tool of ours is needed for: Debian's packages, locked Python packages, the model."""
+    base_layer()
+    for package in SERVICES.values():
+        _dependencies(ROOT / package / "requirements.lock")
+    _dependencies(ROOT / "images" / "ollama" / "engine.lock")
+    if ggufs is None:
+        default_model()
+
+
 def build(ggufs: Mapping[str, Path] | None = None) -> dict[str, Image]:
     """Every image of the stack by its short name."""
     images = {name: service(name) for name in SERVICES}

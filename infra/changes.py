@@ -73,7 +73,7 @@ class Plan:
                 if step.op == "create":
                     lines.append(f"{step.object}: removed by hand; making it again")
                 elif step.op in ("update", "replace"):
-                    lines.append(f"{step.object}: {', '.join(sorted(step.reasons))} changed by hand; setting it back")
+                    lines.append(f"{step.object}: {', '.join(_changed(step))} changed by hand; setting it back")
         return lines
 
     def removed(self, objects: Collection[str]) -> set[str]:
@@ -101,6 +101,25 @@ def read(preview: str) -> Plan:
         recorded={each["urn"]: (each.get("oldState") or {}).get("inputs") for each in found if each["op"] == "refresh"},
         errors=[(each.get("urn", ""), each["message"].strip().removeprefix("error: ")) for each in said],
     )
+
+
+def _changed(step: Step) -> list[str]:
+    """Paths of the fields that differ: as the provider says, or else those whose values are not what the program wants.
+
+    The provider says nothing where only the owner of a field changed, which is kept in the managed fields.
+    """
+    live = step.old.get("outputs")
+    found = sorted(step.reasons) or _differing(step.wanted, step.inputs) or (_differing(step.wanted, live) if live else [])
+    return found or ["metadata.managedFields"]
+
+
+def _differing(want: Any, have: Any, path: str = "") -> list[str]:
+    """Paths below which `have` lacks or contradicts what `want` says; what only `have` says does not count."""
+    if isinstance(want, Mapping) and isinstance(have, Mapping):
+        return [each for name in want for each in _differing(want[name], have.get(name), f"{path}.{name}" if path else name)]
+    if isinstance(want, list) and isinstance(have, list) and len(want) == len(have):
+        return [each for index, item in enumerate(want) for each in _differing(item, have[index], f"{path}[{index}]")]
+    return [] if want == have else [path]
 
 
 def _loss(step: Step) -> str | None:

@@ -3,12 +3,15 @@
 import fcntl
 import json
 import os
+import queue
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 _ENGINE = ("pulumi", "pulumi-language-python")
 TOOLS = (*_ENGINE, "pulumi-resource-kubernetes")
 """Not needed by a user who has `pulumi` on the PATH."""
+QUIET_S = 12.0
+"""After so long without a line, what is waited for is looked up and said: with the look itself, less than 15 s."""
 _TELLING = ("Policies:", "Diagnostics:")
 """Headings of Pulumi's output below which it says what went wrong."""
 _CONFIGURED = ("up", "preview", "destroy", "refresh", "config")
@@ -33,6 +38,15 @@ PROVIDERS = {"kubernetes": "4.25.0", "docker-build": "0.0.22"}
 
 class CliError(Exception):
     """Pulumi ended with an error; the message is what it said."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What an update that has gone quiet waits for."""
+
+    lines: Sequence[str] = ()
+    hopeless: str = ""
+    """A cause that no waiting takes away; the update is ended with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +61,8 @@ class PulumiCli:
     env: Mapping[str, str] = field(default_factory=dict)
     builder: str = "prebuilt"
     """`images.builder` of the stack: it decides which plugins there must be."""
+    watch: "Callable[[], Watched]" = Watched
+    """Asked what an update waits for, each time that Pulumi says nothing for 15 s."""
 
     def environment(self) -> dict[str, str]:
         """What Pulumi runs with: our plugins, our backend, no downloads, no telemetry of versions."""
@@ -85,7 +101,8 @@ class PulumiCli:
     def run(self, *arguments: str, stdin: str | None = None, progress: bool = False, check: bool = True) -> str:
         """Standard output of `pulumi <arguments>`. Raises CliError with the program's own message.
 
-        `progress` shows each resource's line on stderr as it comes. Without `check`, an error that left output is for the caller to read.
+        `progress` shows each resource's line on stderr as it comes, and asks `watch` when none comes. Without `check`, an error that left
+        output is for the caller to read.
         """
         init = arguments[:2] == ("stack", "init")
         argv = ["pulumi", *arguments, "--non-interactive", "--color", "never", "--stack", self.stack]
@@ -94,6 +111,7 @@ class PulumiCli:
         argv[0] = shutil.which("pulumi", path=environment["PATH"]) or "pulumi"
         errors: list[str] = []
         lines: list[str] = []
+        doomed = ""
         with subprocess.Popen(
             argv,
             cwd=self._project if init else self.program,
@@ -108,11 +126,22 @@ class PulumiCli:
             reader.start()
             process.stdin.write(stdin or "")
             process.stdin.close()
-            for line in process.stdout or []:
+            for line in _with_signs_of_life(process.stdout or []):
+                if line is None:
+                    said = self.watch() if progress and not doomed else Watched()
+                    for each in said.lines or [f"pulumi: {arguments[0]} goes on"]:
+                        print(each, file=sys.stderr, flush=True)
+                    if said.hopeless:
+                        # Pulumi lets what it has begun end, and keeps the state.
+                        doomed = said.hopeless
+                        process.send_signal(signal.SIGINT)
+                    continue
                 lines.append(line)
                 if progress and _is_progress(line):
                     print(f"pulumi: {line.strip()}", file=sys.stderr, flush=True)
             reader.join()
+        if doomed:
+            raise CliError(doomed)
         if process.returncode and (check or not lines):
             raise CliError(_message("".join(lines), "".join(errors)) or f"pulumi {arguments[0]}: got exit status {process.returncode}")
         return "".join(lines)
@@ -190,10 +219,14 @@ class PulumiCli:
         project = yaml.safe_load((self.program / "Pulumi.yaml").read_text())["name"]
         return self._backend / "stacks" / project / f"{self.stack}.json"
 
+    def has_stack(self) -> bool:
+        """Whether the stack is in its backend."""
+        return self._checkpoint.exists()
+
     def ensure_stack(self) -> None:
         """Make the stack in its backend unless it is there."""
         self.environment()
-        if not self._checkpoint.exists():
+        if not self.has_stack():
             self._project.mkdir(exist_ok=True)
             shutil.copyfile(self.program / "Pulumi.yaml", self._project / "Pulumi.yaml")
             self.run("stack", "init", "--no-select", "--secrets-provider", "passphrase")
@@ -211,6 +244,31 @@ class PulumiCli:
             return dict(yaml.safe_load(self.config_file.read_text())["config"])
         except FileNotFoundError:
             return {}
+
+
+def _with_signs_of_life(stream: Iterable[str]) -> Iterator[str | None]:
+    """The lines of a stream as they come, and None whenever a quiet time passes without one that a person is shown."""
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in stream:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    shown = time.monotonic()
+    while True:
+        try:
+            line = lines.get(timeout=max(0.0, shown + QUIET_S - time.monotonic()))
+        except queue.Empty:
+            yield None
+            shown = time.monotonic()
+            continue
+        if line is None:
+            return
+        if _is_progress(line):
+            shown = time.monotonic()
+        yield line
 
 
 def _is_progress(line: str) -> bool:

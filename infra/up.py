@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,16 +17,17 @@ from typing import Any
 
 import httpx
 
+from devcluster import archive, host, toolchain
 from devcluster import cluster as embedded
-from devcluster import host, toolchain
-from devcluster.layout import DEFAULT_NAME, Cluster, ClusterError, load
+from devcluster.layout import Cluster, ClusterError, default_name, load
 from devcluster.oci import Image, RegistryError
 from devcluster.toolchain import ToolchainError
 from images import embedded as images
 from infra.changes import RefusedError
-from infra.cli import TOOLS, CliError, PulumiCli, needs_own_tools
+from infra.cli import TOOLS, CliError, PulumiCli, Watched, needs_own_tools
 from infra.cluster import identity as cluster_identity
-from infra.explain.causes import explain
+from infra.explain.causes import LASTING, explain
+from infra.explain.facts import Finding
 from infra.explain.snapshot import SnapshotError, collect
 from infra.preview import stack_config
 from infra.settings import SettingsError
@@ -52,7 +53,8 @@ class Deployment:
 
     @property
     def cli(self) -> PulumiCli:
-        return PulumiCli(stack=self.stack, state_dir=self.state_dir, env={"KUBECONFIG": self.kubeconfig}, builder=self.builder)
+        env = {"KUBECONFIG": self.kubeconfig}
+        return PulumiCli(stack=self.stack, state_dir=self.state_dir, env=env, builder=self.builder, watch=self._watch())
 
     @property
     def key_file(self) -> Path:
@@ -63,6 +65,27 @@ class Deployment:
         """Where the stack is, as its private configuration says, or else the committed one."""
         cluster = self.cli.read_config().get("modelfleet:cluster") or stack_config(self.stack).get("modelfleet:cluster", {})
         return str(cluster.get("namespace", "modelfleet"))
+
+    def findings(self) -> list[Finding]:
+        """What `make explain` would say now; nothing when the cluster cannot be read."""
+        try:
+            return explain(collect(self.context, self.kubeconfig, self.namespace, None))
+        except SnapshotError:
+            return []
+
+    def _watch(self) -> Callable[[], Watched]:
+        """What to say of an update that has gone quiet. A lasting cause that is seen twice ends it."""
+        before: set[tuple[str, str]] = set()
+
+        def look() -> Watched:
+            nonlocal before
+            found = self.findings()
+            lasting = {(each.subject, each.cause): each for each in found if each.cause in LASTING}
+            hopeless = next((str(each) for name, each in lasting.items() if name in before), "")
+            before = set(lasting)
+            return Watched([f"waiting: {each}" for each in found], hopeless)
+
+        return look
 
     def configure(self, overrides: Mapping[str, Any]) -> None:
         """Write the private configuration: committed values, then `overrides`, then the secrets, which are made once.
@@ -110,6 +133,14 @@ class Deployment:
     def outputs(self) -> FleetOutputs:
         return parse(json.loads(self.cli.run("stack", "output", "fleet", "--json")))
 
+    def objects(self) -> list[str]:
+        """`Kind/name` of every object that the state knows, sorted; none without a state. Raises CliError."""
+        if not self.cli.has_stack():
+            return []
+        state = json.loads(self.cli.run("stack", "export"))["deployment"]
+        found = [each for each in state.get("resources", []) if each["type"].startswith("kubernetes:")]
+        return sorted(f"{each['type'].rpartition(':')[2]}/{each['id'].rpartition('/')[2]}" for each in found if each.get("id"))
+
     def destroy(self) -> None:
         self.cli.update("destroy")
 
@@ -137,13 +168,21 @@ def image_overrides(built: Mapping[str, Image]) -> dict[str, Any]:
     return {"images": {"builder": "prebuilt", "refs": {name: image.reference for name, image in built.items()}}}
 
 
-def start_embedded(name: str, nodes: int, ggufs: Mapping[str, Path] | None = None) -> tuple[Cluster, dict[str, Image]]:
-    """A ready cluster with every image of the stack in its registry; images are made while the cluster starts."""
-    host.check()
+def start_embedded(
+    name: str, nodes: int, ggufs: Mapping[str, Path] | None = None, *, agreed: bool = False
+) -> tuple[Cluster, dict[str, Image]]:
+    """A ready cluster with every image of the stack in its registry. `agreed`: missing packages are installed without a question.
+
+    What images stand on is fetched while tools compile, and images are made while the cluster starts.
+    """
     # All at once: two builds at a time to the end, and one honest estimate.
     own = needs_own_tools()
-    toolchain.ensure([tool.name for tool in toolchain.TOOLCHAIN if not tool.on_demand and (own or tool.name not in TOOLS)])
+    tools = [tool.name for tool in toolchain.TOOLCHAIN if not tool.on_demand and (own or tool.name not in TOOLS)]
+    embedded.prepare(tools, agreed=agreed)
     with ThreadPoolExecutor(1) as pool:
+        fetching = pool.submit(images.fetch, ggufs)
+        toolchain.ensure(tools)
+        fetching.result()
         building = pool.submit(images.build, ggufs)
         cluster = embedded.up(name, nodes)
         built = building.result()
@@ -201,20 +240,26 @@ def _show(deployment: Deployment, outputs: FleetOutputs, url: str, *, forwarded:
     print(f"key:       {deployment.key_file}")
     print(f'try:       curl {url}/v1/chat/completions -H "Authorization: Bearer $(cat {deployment.key_file})" \\')
     print(f"             -H 'Content-Type: application/json' -d '{example}'")
-    print("stop:      make down" + (f" CONTEXT={deployment.context}" if forwarded else ""))
+    stack = f" STACK={deployment.stack}" if deployment.stack != "dev" else ""
+    print("stop:      make down" + (f" CONTEXT={deployment.context}{stack}" if forwarded else ""))
 
 
-def up(stack: str, nodes: int, context: str, allow_data_loss: Collection[str], registry_auth: str) -> None:
+def up(options: argparse.Namespace) -> None:
+    """Deploy, ask each model a question, and say how to reach it. Raises what went wrong."""
     started = time.monotonic()
+    stack, context = options.stack, options.context
     if context:
         cluster, deployment, overrides = None, on_context(context, stack), {}
     else:
-        cluster, built = start_embedded(DEFAULT_NAME, nodes)
+        if options.tools:
+            host.check()
+            archive.take(options.tools)
+        cluster, built = start_embedded(default_name(), options.nodes, agreed=options.yes)
         deployment, overrides = on_embedded(cluster, stack), image_overrides(built)
-    if registry_auth:
-        deployment.take_registry_auth(overrides, registry_auth)
+    if options.registry_auth:
+        deployment.take_registry_auth(overrides, options.registry_auth)
     deployed = time.monotonic()
-    outputs = deployment.deploy(overrides, allow_data_loss)
+    outputs = deployment.deploy(overrides, options.allow_data_loss.split())
     say(f"up: stack {stack} deployed in {time.monotonic() - deployed:.0f} s")
     reach: AbstractContextManager[str] = (
         port_forward(deployment, outputs) if cluster is None else nullcontext(f"http://{cluster.control_plane.address}:{outputs.node_port}")
@@ -224,35 +269,56 @@ def up(stack: str, nodes: int, context: str, allow_data_loss: Collection[str], r
     say(f"up: done in {time.monotonic() - started:.0f} s")
 
 
-def down(stack: str, context: str) -> None:
+def down(stack: str, context: str, *, agreed: bool = False) -> None:
+    """Remove the embedded cluster, or, with a `context`, what the stack made there, after a question. Raises what went wrong."""
     if context:
-        on_context(context, stack).destroy()
+        _down_context(on_context(context, stack), agreed=agreed)
         return
-    cluster = load(DEFAULT_NAME)
-    if cluster is None:
-        say("down: nothing is up")
-        return
+    if os.geteuid() != 0:
+        raise ClusterError("user: got no root, want the user that ran make up; run with sudo")
     # The cluster goes with everything in it, so there is nothing to destroy one by one.
-    embedded.down(cluster)
-    say("down: the embedded cluster and all that it made are gone")
+    if embedded.down_named(default_name()):
+        say("down: the embedded cluster and all that it made are gone")
+        return
+    say("down: nothing is up")
+    for other in embedded.of_others():
+        home = other.partition("/.local/state/")[0]
+        say(f"down: there is a cluster in {other}, of another user or HOME; it goes with: sudo env HOME={home} make down")
+
+
+def _down_context(deployment: Deployment, *, agreed: bool) -> None:
+    """Show what goes from a cluster of the user's, and ask. Raises ClusterError without a yes."""
+    resources = deployment.objects()
+    if not resources:
+        say(f"down: stack {deployment.stack} has nothing on {deployment.context}")
+        return
+    say(f"down: these {len(resources)} objects of stack {deployment.stack} go from {deployment.context}, namespace {deployment.namespace}:")
+    for line in resources:
+        say(f"  {line}")
+    if not agreed and not _confirmed(f"Type the name of the context, {deployment.context}, to delete them: ", deployment.context):
+        raise ClusterError("down: got no confirmation, want the context's name typed; run it in a terminal, or add YES=1")
+    deployment.destroy()
+
+
+def _confirmed(question: str, answer: str) -> bool:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip() == answer
 
 
 def find(stack: str, context: str) -> Deployment | None:
     """The deployment that the commands speak of; None without an embedded cluster."""
     if context:
         return on_context(context, stack)
-    cluster = load(DEFAULT_NAME)
+    cluster = load(default_name())
     return on_embedded(cluster, stack) if cluster is not None else None
 
 
 def _explain(stack: str, context: str) -> None:
     """What `make explain` says, after an error; nothing when it has nothing to say or cannot look."""
     deployment = find(stack, context)
-    try:
-        findings = explain(collect(deployment.context, deployment.kubeconfig, deployment.namespace, None)) if deployment else []
-    except SnapshotError:
-        return
-    for finding in findings:
+    for finding in deployment.findings() if deployment else []:
         if finding.cause != "namespace-missing":
             print(f"cause: {finding}", file=sys.stderr)
 
@@ -261,7 +327,7 @@ def status(stack: str, context: str) -> int:
     if context:
         print(on_context(context, stack).outputs().model_dump_json(indent=1))
         return 0
-    cluster = load(DEFAULT_NAME)
+    cluster = load(default_name())
     if cluster is None:
         print("down; run make up")
         return 1
@@ -278,15 +344,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=["up", "down", "status"])
     parser.add_argument("--stack", default="dev")
     parser.add_argument("--nodes", type=int, default=2)
-    parser.add_argument("--context", default=os.environ.get("CONTEXT", ""))
-    parser.add_argument("--allow-data-loss", default=os.environ.get("ALLOW_DATA_LOSS", ""), help="objects (Kind/name) whose data may go")
-    parser.add_argument("--registry-auth", default=os.environ.get("PULL_AUTH", ""), help="file with the logins of private registries")
+    parser.add_argument("--context", default="", help="default: the embedded cluster")
+    parser.add_argument("--allow-data-loss", default="", help="objects (Kind/name) whose data may go")
+    parser.add_argument("--registry-auth", default="", help="file with the logins of private registries")
+    parser.add_argument("--tools", default="", help="FILE-or-https-address@sha256:HEX of an archive of built tools: nothing is compiled")
+    parser.add_argument("--yes", action="store_true", help="ask nothing: install missing packages, delete what down shows")
     options = parser.parse_args(arguments)
     try:
         if options.command == "up":
-            up(options.stack, options.nodes, options.context, options.allow_data_loss.split(), options.registry_auth)
+            up(options)
         elif options.command == "down":
-            down(options.stack, options.context)
+            down(options.stack, options.context, agreed=options.yes)
         else:
             return status(options.stack, options.context)
     except (ClusterError, ToolchainError, RegistryError, images.ImageError, RefusedError, SettingsError, OutputsError) as error:

@@ -33,7 +33,7 @@ def _clean(options: argparse.Namespace) -> int:
 
 
 def _follow(options: argparse.Namespace) -> int:
-    """Until SIGTERM. The marker says that the first pass is over: then servers may start."""
+    """Until SIGTERM. The marker says that the first pass of this very process is over: then servers may start."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # The kernel's note that somebody opens a file under our lease, which we give back at once anyhow.
     signal.signal(signal.SIGIO, signal.SIG_IGN)
@@ -51,11 +51,16 @@ def _follow(options: argparse.Namespace) -> int:
                     print(f"error: {problem}", file=sys.stderr, flush=True)
             seen, said, retry_at = content, problems, time.monotonic() + options.retry_s if problems else float("inf")
             if _serves(replica, problems):
-                options.marker.touch()
+                options.marker.write_text(_started())
         replica.evict()
         if options.once:
             return 1 if said else 0
         time.sleep(options.poll_s)
+
+
+def _started() -> str:
+    """When this process started, in ticks since boot: field 22 of its stat, see proc(5). A pod's files outlive its containers."""
+    return Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
 
 
 def _pass(replica: Replica) -> list[str]:
@@ -100,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     follow.add_argument("store", type=Path)
     follow.add_argument("--ordinal", type=int, required=True, help="of this replica")
     follow.add_argument("--capacity", type=int, help="bytes of the volume, where it does not hold itself to them")
-    follow.add_argument("--marker", type=Path, required=True, help="file that exists once the first pass is over")
+    follow.add_argument("--marker", type=Path, required=True, help="file that has this process' start time once the first pass is over")
     follow.add_argument("--keep-s", type=float, default=60, help="how long bytes stay that the catalog no longer names")
     follow.add_argument("--poll-s", type=float, default=2)
     follow.add_argument("--retry-s", type=float, default=30, help="between attempts at a model that could not be copied")

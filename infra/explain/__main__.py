@@ -1,7 +1,6 @@
 """`python -m infra.explain`: one sentence for each cause. Ends with 0 when everything is ready, 1 with findings, 2 without a cluster."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from infra.settings import SettingsError
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.explain", description=__doc__)
     parser.add_argument("--stack", default="dev")
-    parser.add_argument("--context", default=os.environ.get("CONTEXT", ""), help="default: the embedded cluster")
+    parser.add_argument("--context", default="", help="default: the embedded cluster")
     parser.add_argument("--namespace", help="default: the stack's")
     parser.add_argument("--key-file", type=Path, help="the API key to try; default: the one that make up made")
     options = parser.parse_args(arguments)

@@ -33,6 +33,14 @@ RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
 )
 """The order is that of the causes: what a later rule sees may follow from what an earlier one found."""
 _STORE_READERS = (OLLAMA, MODEL_SERVER)
+LASTING = frozenset(
+    {
+        *("claim-leaving", "claim-lost", "storage-class-missing"),
+        *("requests-missing", "limit-range", "pod-security"),
+        *("image-name", "command-missing", "runtime-handler-missing", "source-refused"),
+    }
+)
+"""Causes that no waiting takes away: somebody has to change something first."""
 
 
 def explain(snapshot: Snapshot) -> list[Finding]:

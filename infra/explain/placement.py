@@ -45,12 +45,15 @@ def nodes(facts: Facts) -> Iterator[Finding]:
 
 
 def claims(facts: Facts) -> Iterator[Finding]:
-    """Claims that are not bound, and why."""
+    """Claims that are not bound, and why; and claims that are marked for deletion while pods use them."""
     classes = {item["metadata"]["name"]: item for item in facts.all("StorageClass")}
     for claim in facts.all("PersistentVolumeClaim"):
-        if claim["status"].get("phase") == "Bound" or claim["metadata"].get("deletionTimestamp"):
-            continue
         users = [pod for pod in facts.live_pods() if claim["metadata"]["name"] in _claims_of(pod)]
+        if claim["metadata"].get("deletionTimestamp"):
+            yield _leaving(claim, users)
+            continue
+        if claim["status"].get("phase") == "Bound":
+            continue
         finding = _claim(facts, claim, classes, users)
         if finding is not None:
             yield finding
@@ -60,6 +63,22 @@ def _claims_of(pod: Object) -> list[str]:
     return [
         each["persistentVolumeClaim"]["claimName"] for each in pod["spec"].get("volumes", []) if "persistentVolumeClaim" in each
     ]  # fmt: skip
+
+
+def _leaving(claim: Object, users: list[Object]) -> Finding:
+    """Nothing takes the mark back: the claim goes when its last pod does, and no new pod may use it."""
+    name, subject = claim["metadata"]["name"], key(claim, "PersistentVolumeClaim")
+    pods = ", ".join(pod["metadata"]["name"] for pod in users)
+    held = f"pods {pods}" if pods else f"finalizers {', '.join(claim['metadata'].get('finalizers', [])) or 'none'}"
+    return Finding(
+        cause="claim-leaving",
+        subject=subject,
+        got=f"a mark for deletion, which waits for {held}",
+        want="a claim that pods can use",
+        do=f"copy what you need from it, end what uses it, and run make up, which makes a new one: kubectl describe pvc {name}",
+        about=frozenset({subject}),
+        covers=frozenset(key(pod, "Pod") for pod in users if pod["status"].get("phase") == "Pending"),
+    )
 
 
 def _claim(facts: Facts, claim: Object, classes: dict[str, Object], users: list[Object]) -> Finding | None:

@@ -15,7 +15,7 @@ from typing import Any
 import jsonschema
 
 from devcluster import controlplane
-from devcluster.layout import DEFAULT_NAME, load
+from devcluster.layout import default_name, load
 
 SCHEMAS = Path(__file__).parent / "kubernetes.schema.json"
 KINDS: Mapping[str, tuple[str, ...]] = {
@@ -174,7 +174,7 @@ def _line(error: jsonschema.ValidationError) -> str:
 
 
 def main() -> int:
-    cluster = load(DEFAULT_NAME)
+    cluster = load(default_name())
     if cluster is None:
         print("error: devcluster: got none running, want one; run make up", file=sys.stderr)
         return 1

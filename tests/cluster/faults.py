@@ -204,6 +204,15 @@ FAULTS: dict[str, Fault] = {
         "Pod/p",
         r"Insufficient cpu.*500 free on one node \(the largest has",
     ),
+    "claim-leaving": Fault(
+        [
+            {**claim("local-nvme"), "metadata": {"name": "c", "finalizers": ["fault.example/hold"]}},
+            pod(MOUNTED, volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]),
+        ],
+        "claim-leaving",
+        "PersistentVolumeClaim/c",
+        r"a mark for deletion, which waits for pods p, want a claim that pods can use; copy what you need",
+    ),
     "no-memory": Fault([pod(container(resources={"requests": {"memory": "9Ti"}}))], "no-memory", "Pod/p", r"Insufficient memory.*9Ti free"),
     "runtime-handler-missing": Fault(
         [pod(runtimeClassName="fault-handler")],

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from devcluster import cluster as embedded
 from devcluster import controlplane, layout, network
-from devcluster.oci import EPOCH
+from devcluster.oci import EPOCH, MANIFEST
 from infra import up
 from tests.cluster.conftest import MODEL, NAME, SCRIPT, Stack
 from tests.cluster.kube import eventually
@@ -96,16 +97,31 @@ def test_clusters_of_other_sizes_come_up_beside_this_one(nodes: int) -> None:
             embedded.down(left)
 
 
-def test_a_taken_registry_port_is_one_clear_error() -> None:
+def test_the_registry_is_for_nodes_alone_and_deletes_nothing(stack: Stack) -> None:
+    """The machine itself, and so its users and its neighbours, has no way to it."""
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://{layout.REGISTRY}/v2/", timeout=3, trust_env=False)
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://{stack.cluster.host_address}:5000/v2/", timeout=3, trust_env=False)
+    with network.inside(stack.cluster.nodes[1].netns):
+        base = f"http://{layout.REGISTRY}/v2/modelfleet/base"
+        found = httpx.head(f"{base}/manifests/embedded", headers={"Accept": MANIFEST}, trust_env=False).raise_for_status()
+        refused = httpx.delete(f"{base}/manifests/{found.headers['docker-content-digest']}", trust_env=False)
+        assert refused.status_code == 405
+
+
+def test_a_registry_that_does_not_answer_is_one_clear_error() -> None:
     cluster = layout.create(f"{NAME}-port", 1)
     try:
         network.ensure(cluster)
-        with socket.create_server((cluster.host_address, layout.REGISTRY_PORT)):
+        with network.inside(cluster.fabric_netns):
+            taken = socket.create_server(("10.245.0.1", 5000))
+        with taken:
             done = subprocess.run(
                 [sys.executable, "-m", "devcluster", "--name", cluster.name, "up"], cwd=ROOT, capture_output=True, text=True, timeout=120
             )
         assert done.returncode == 1
-        assert f"error: registry: got no answer at {cluster.registry}, want one; free that port and run up again" in done.stderr
+        assert f"error: registry: got no answer at {layout.REGISTRY} from node n1, want one; run up again" in done.stderr
     finally:
         embedded.down(cluster)
 

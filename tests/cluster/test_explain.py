@@ -87,19 +87,11 @@ def faults(stack: Stack) -> Iterator[dict[str, Fault]]:
         apply(stack.kube, namespaces)
         apply(stack.kube, placed)
         stack.kube.run("delete", "namespace", "fault-namespace-terminating", "--wait=false")
+        stack.kube.run("delete", "pvc", "c", "-n", "fault-claim-leaving", "--wait=false")
         yield every
     finally:
-        unhold = [
-            "patch",
-            "configmap",
-            "held",
-            "-n",
-            "fault-namespace-terminating",
-            "--type=merge",
-            "-p",
-            '{"metadata":{"finalizers":null}}',
-        ]
-        stack.kube.run(*unhold, check=False)
+        for held in (("configmap", "held", "-n", "fault-namespace-terminating"), ("pvc", "c", "-n", "fault-claim-leaving")):
+            stack.kube.run("patch", *held, "--type=merge", "-p", '{"metadata":{"finalizers":null}}', check=False)
         stack.kube.run("taint", "node", "n2", "explain-", check=False)
         stack.kube.run("delete", "namespace", "--wait=false", *[f"fault-{name}" for name in every if name != "namespace-terminating"])
         stack.kube.run("delete", "storageclass", "fault-nobody", "fault-waits", check=False)

@@ -5,6 +5,8 @@ import json
 import httpx
 import pytest
 
+from devcluster import network
+from devcluster.layout import REGISTRY
 from images import signing
 from infra.certificates import verifier_namespace, verifier_tls
 from tests.cluster.conftest import MODEL, Stack
@@ -28,9 +30,10 @@ def pod(name: str, image: str) -> str:
 
 def test_unsigned_images_are_refused_with_one_line_and_signed_ones_run(stack: Stack) -> None:
     namespace, directory = stack.outputs.namespace, stack.deployment.state_dir / "signing"
-    public = signing.sign(stack.images.values(), stack.cluster.registry, directory)
+    with network.inside(stack.cluster.fabric_netns):
+        public = signing.sign(stack.images.values(), REGISTRY, directory)
     overrides = json.loads(json.dumps(stack.overrides))
-    overrides["images"]["trust"] = {"publicKeys": public, "mirror": f"http://{stack.cluster.registry}", "replicas": 1}
+    overrides["images"]["trust"] = {"publicKeys": public, "mirror": f"http://{REGISTRY}", "replicas": 1}
     stack.deployment.configure(overrides)
     stack.deployment.cli.run("config", "set", "--secret", "modelfleet:verifierTls", stdin=verifier_tls(namespace))
     try:
@@ -57,7 +60,7 @@ def test_unsigned_images_are_refused_with_one_line_and_signed_ones_run(stack: St
 
 def unsigned(stack: Stack) -> str:
     """The helper image by its digest; nobody signed it."""
-    with httpx.Client(base_url=f"http://{stack.cluster.registry}", trust_env=False) as client:
+    with network.inside(stack.cluster.fabric_netns), httpx.Client(base_url=f"http://{REGISTRY}", trust_env=False) as client:
         accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
         found = client.head("/v2/modelfleet/base/manifests/embedded", headers=accept).raise_for_status()
     return f"modelfleet/base@{found.headers['docker-content-digest']}"

@@ -23,6 +23,7 @@ from components.contract import (
     PORTS,
     SCRAPED,
 )
+from devcluster.layout import REGISTRY
 from tests.cluster.conftest import MODEL, Stack
 from tests.cluster.kube import eventually
 
@@ -153,7 +154,7 @@ def agrees_with_the_table(stack: Stack, probes: dict[str, Probe], components: Se
             targets = [(name, each.address, port) for name, each in probes.items() if name != source for port in ALL_PORTS]
             targets += [("kube-dns", dns, 53)]
             # Nothing of the namespace but the activator may talk to the cluster's API, and nothing to the world outside.
-            targets += [("kube-apiserver", api, 6443), ("registry", stack.cluster.host_address, 5000)] if source in components else []
+            targets += [("kube-apiserver", api, 6443), ("registry", REGISTRY.partition(":")[0], 5000)] if source in components else []
             done = stack.kube.exec(probe.namespace, probe.name, "python3", "-c", CONNECT, json.dumps(targets))
             assert done.returncode == 0, done.stderr
             results = json.loads(done.stdout)

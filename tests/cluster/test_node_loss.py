@@ -32,10 +32,10 @@ def lost_node(stack: Stack) -> Iterator[str]:
     name = stack.kube.get("pod", "ollama-0", "-n", stack.outputs.namespace)["spec"]["nodeName"]
     lost = next(each for each in stack.cluster.nodes if each.name == name)
     for component in (f"kubelet-{name}", f"containerd-{name}"):
-        pid = processes.running_pid(stack.cluster, component)
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-    for pid in embedded.shims(lost) | cgroups.pids(lost):
+        assert processes.running_pid(stack.cluster, component) is not None
+        # Without a record the supervisor does not bring it back.
+        processes.stop(stack.cluster, component, 0)
+    for pid in cgroups.pids(lost):
         os.kill(pid, signal.SIGKILL)
     yield name
     embedded.up(NAME, 2)

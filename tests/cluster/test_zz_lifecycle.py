@@ -12,12 +12,12 @@ from tempfile import TemporaryFile
 
 import pytest
 
-from devcluster import cgroups, node, processes
+from devcluster import cgroups
 from devcluster import cluster as embedded
-from devcluster.layout import DEFAULT_NAME, Cluster, load
+from devcluster.layout import Cluster, default_name, load
 from infra import up
-from infra.cli import ROOT
-from tests.cluster.conftest import MODEL, NAME, SCRIPT, Stack
+from infra.cli import ROOT, CliError
+from tests.cluster.conftest import MODEL, SCRIPT, Stack
 from tests.cluster.kube import descendants, eventually
 from tests.cluster.test_lifecycle import BY_HAND
 
@@ -42,21 +42,16 @@ def ours(cluster: Cluster) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("component", ["kube-scheduler", "etcd", "kubelet-n2", "containerd-n1"])
-def test_up_repairs_a_killed_component(stack: Stack, component: str) -> None:
-    pid = processes.running_pid(stack.cluster, component)
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    eventually(lambda: processes.running_pid(stack.cluster, component), lambda found: found is None, 10, "the component dies")
-    embedded.up(NAME, 2)
-    assert processes.running_pid(stack.cluster, component) is not None
-    assert embedded.status(stack.cluster)[-1] == ("cluster", "ready")
-
-
-def test_mount_points_of_a_running_cluster_are_not_removed(stack: Stack, tmp_path: Path) -> None:
-    """Linux lets a directory go that is a mount point in another namespace, and the mount with it."""
-    assert node.mounted_elsewhere(Path("/var/lib/kubelet"))
-    assert not node.mounted_elsewhere(tmp_path)
+def test_an_update_ends_at_once_with_a_cause_that_no_waiting_takes_away(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    """The shared claim was marked for deletion: it goes when its last pod does, and no new pod may use it."""
+    stack.kube.run("delete", "pvc", "shared-models", "-n", stack.outputs.namespace, "--wait=false")
+    overrides = {**stack.overrides, "models": [{**stack.overrides["models"][0], "contextLength": 1024}]}
+    overrides["modelServer"] = {**stack.overrides["modelServer"], "cpu": "90m"}
+    started = time.monotonic()
+    with pytest.raises(CliError, match=r"PersistentVolumeClaim/shared-models: got a mark for deletion, which waits for pods .*; copy what"):
+        stack.deployment.deploy(overrides)
+    assert time.monotonic() - started < 120
+    assert "waiting: PersistentVolumeClaim/shared-models: got a mark for deletion" in capsys.readouterr().err
 
 
 def test_destroy_leaves_nothing_in_the_cluster(stack: Stack) -> None:
@@ -149,7 +144,7 @@ def test_an_up_that_was_killed_at_ten_points_is_finished_by_the_next(stack: Stac
 
 
 def test_down_leaves_nothing_on_the_machine_and_other_clusters_alone(stack: Stack) -> None:
-    other = load(DEFAULT_NAME)
+    other = load(default_name())
     before = ours(other) if other is not None else []
     assert ours(stack.cluster), "the marks are there while the cluster is up, or this test sees nothing"
     embedded.down(stack.cluster)

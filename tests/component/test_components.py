@@ -307,7 +307,9 @@ def test_a_replica_reads_its_own_store_and_a_sidecar_alone_writes_it() -> None:
     }
     # A native sidecar: it starts first, and its startup probe holds the server back until the first pass is over.
     assert follower["restartPolicy"] == "Always"
-    assert follower["startupProbe"]["exec"]["command"] == ["test", "-f", follower["args"][-1].removeprefix("--marker=")]
+    marker = follower["args"][-1].removeprefix("--marker=")
+    probe = f'test "$(cut -d" " -f22 /proc/1/stat)" = "$(cat {marker})"'
+    assert follower["startupProbe"]["exec"]["command"] == ["sh", "-c", probe]
     assert f"--capacity={100 * 2**30}" in follower["args"]
 
 

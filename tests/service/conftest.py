@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis as redis_client
 
-from devcluster import host
+from devcluster import packages
 from model_sync import gguf
 from tests import tiny_gguf
 from tests.service import ollama as ollama_process
@@ -41,7 +41,7 @@ def redis_server(work: Path) -> str:
     """Debian's server and its dump checker are one binary; the package of the latter starts no service."""
     found = shutil.which("redis-server")
     if found is None:
-        host.ensure_command("redis-check-rdb", "redis-tools")
+        packages.ensure(["redis-tools"], agreed=False)
         link = work / "redis-server"
         link.symlink_to(shutil.which("redis-check-rdb") or "/usr/bin/redis-check-rdb")
         found = str(link)

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from devcluster import host
+from devcluster import packages
 from tests.service.processes import free_port
 
 
@@ -38,7 +38,7 @@ def serving(
     document = {"version": "0.1", "log": {"level": "error"}, "storage": storage, "http": http} | ({"auth": auth} if auth else {})
     config.write_text(json.dumps(document))
     verify = ssl.create_default_context(cafile=authority) if authority else True
-    argv = [str(host.registry_binary()), "serve", str(config)]
+    argv = [str(packages.registry_binary()), "serve", str(config)]
     # Nothing of ours: REGISTRY_* would override its configuration.
     environment = {"OTEL_TRACES_EXPORTER": "none"}
     with log.open("wb") as output, subprocess.Popen(argv, env=environment, stdout=output, stderr=output) as process:

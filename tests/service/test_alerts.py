@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from components import alerts
-from devcluster import host
+from devcluster import packages
 
 UPSTREAM = {"upstream": "http://ollama:11434", "address": "10.0.0.1"}
 
@@ -66,7 +66,7 @@ RULES = {rule["alert"]: rule for group in alerts.rule_groups() for rule in group
 def promtool(work: Path, tests: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
     (work / "rules.yaml").write_text(yaml.safe_dump({"groups": alerts.rule_groups()}))
     (work / "tests.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": tests}))
-    return subprocess.run([str(host.promtool()), "test", "rules", "tests.yaml"], cwd=work, capture_output=True, text=True, timeout=120)
+    return subprocess.run([str(packages.promtool()), "test", "rules", "tests.yaml"], cwd=work, capture_output=True, text=True, timeout=120)
 
 
 SUMMARIES = {

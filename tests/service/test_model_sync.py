@@ -307,7 +307,9 @@ def fleet_of_one(program: Path, shared: Path, tmp_path: Path) -> Iterator[tuple[
     argv = follow(shared, hot, marker, f"http://127.0.0.1:{port}", "--keep-s=0")
     with (tmp_path / "follow.log").open("wb") as log, subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=log) as follower:
         try:
-            eventually(marker.exists, bool)
+            # As the pod's startup probe has it: the marker of an earlier follower says nothing of this one.
+            stat = Path(f"/proc/{follower.pid}/stat")
+            eventually(lambda: marker.exists() and marker.read_text() == stat.read_text().rpartition(")")[2].split()[19], bool)
             with ollama.running(program, hot, tmp_path, port) as server:
                 yield server, hot
         finally:

@@ -170,3 +170,34 @@ def test_what_the_program_still_wants_and_must_change_was_changed_by_hand() -> N
 
 def test_what_the_program_wants_anew_is_no_drift() -> None:
     assert read(refreshed("update", {"metadata": {"name": "shared-models"}, "spec": {"a": 2}})).drift() == []
+
+
+SERVER = URN.format("kubernetes:apps/v1:Deployment", "model-server-servers")
+
+
+@pytest.mark.parametrize(
+    ("live", "detailed", "named"),
+    [
+        ({"spec": {"replicas": 2}}, {"spec.replicas": {"kind": "update"}}, "spec.replicas"),
+        ({"spec": {"replicas": 2, "paused": False}}, None, "spec.replicas"),
+        ({"spec": {"replicas": 1}}, None, "metadata.managedFields"),
+    ],
+)
+def test_a_drift_line_always_names_the_field(live: dict[str, Any], detailed: dict[str, Any] | None, named: str) -> None:
+    wanted = {"metadata": {"name": "model-server"}, "spec": {"replicas": 1}}
+    refreshed = {"op": "refresh", "urn": SERVER, "oldState": {"inputs": wanted}}
+    old = {"inputs": {**wanted, **live}}
+    update = {"op": "update", "urn": SERVER, "oldState": old, "newState": {"inputs": wanted}, "detailedDiff": detailed}
+    assert read(json.dumps({"steps": [refreshed, update]})).drift() == [
+        f"Deployment/model-server: {named} changed by hand; setting it back"
+    ]
+
+
+def test_a_field_that_differs_below_a_list_is_named_by_its_place() -> None:
+    def inputs(image: str) -> dict[str, Any]:
+        return {"metadata": {"name": "model-server"}, "spec": {"containers": [{"name": "a"}, {"name": "b", "image": image}]}}
+
+    refreshed = {"op": "refresh", "urn": SERVER, "oldState": {"inputs": inputs("x")}}
+    update = {"op": "update", "urn": SERVER, "oldState": {"inputs": inputs("y")}, "newState": {"inputs": inputs("x")}}
+    (line,) = read(json.dumps({"steps": [refreshed, update]})).drift()
+    assert line == "Deployment/model-server: spec.containers[1].image changed by hand; setting it back"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infra.explain.causes import explain
+from infra.explain.causes import LASTING, explain
 from infra.explain.snapshot import Snapshot
 
 RECORDED = sorted((Path(__file__).parent / "snapshots").glob("*.json"))
@@ -216,3 +216,23 @@ def test_the_api_servers_answer_is_read(status: int, cause: str) -> None:
     taken = snapshot()
     assert named(Snapshot(namespace="fleet", taken=NOW, objects=taken.objects, answer=status)) == [(cause, "api-server")]
     assert named(Snapshot(namespace="fleet", taken=NOW, objects=taken.objects, answer=200)) == []
+
+
+def test_every_lasting_cause_is_one_that_a_rule_names() -> None:
+    rules = "".join(path.read_text() for path in (Path(__file__).parents[2] / "infra" / "explain").glob("*.py") if path.name != "causes.py")
+    assert [cause for cause in LASTING if f'"{cause}"' not in rules] == []
+
+
+def claim(name: str, **fields: Any) -> dict[str, Any]:
+    return {"metadata": metadata(name, deletionTimestamp="2026-11-24T11:59:00Z"), "spec": {}, "status": {"phase": "Bound"}, **fields}
+
+
+def test_a_claim_that_is_marked_for_deletion_is_named_with_what_holds_it() -> None:
+    held = claim("shared-models")
+    held["metadata"]["finalizers"] = ["kubernetes.io/pvc-protection"]
+    user = pod("ollama-0", "ollama", status={"phase": "Running", "containerStatuses": []})
+    user["spec"]["volumes"] = [{"name": "v", "persistentVolumeClaim": {"claimName": "shared-models"}}]
+    (used,) = explain(snapshot(PersistentVolumeClaim=[held], Pod=[user]))
+    assert str(used).startswith("PersistentVolumeClaim/shared-models: got a mark for deletion, which waits for pods ollama-0, want a claim")
+    (unused,) = explain(snapshot(PersistentVolumeClaim=[held]))
+    assert "waits for finalizers kubernetes.io/pvc-protection" in str(unused)

@@ -1,0 +1,166 @@
+"""The machine under a cluster is not changed by it: not while it is up, not by what is killed half-way, not by what is lost."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from devcluster import cgroups, footprint, layout, network, node, processes, supervisor
+from devcluster import cluster as embedded
+from devcluster.layout import Cluster
+from tests import machine
+from tests.cluster.conftest import NAME
+from tests.cluster.kube import eventually
+
+pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).resolve().parents[2]
+ONE = f"{NAME}-m"
+"""A cluster of one node, of this file alone."""
+
+
+@pytest.fixture(autouse=True)
+def unchanged() -> Iterator[None]:
+    """Whatever a test of this file did: after `down` the machine is as it was."""
+    before = machine.snapshot()
+    try:
+        yield
+    finally:
+        embedded.down_named(ONE)
+    eventually(lambda: machine.difference(before, machine.snapshot()), lambda found: not found, 30, "the machine is as it was")
+    assert not (layout.clusters_dir() / ONE).exists()
+    assert not layout.lock_file(ONE).exists()
+
+
+def start() -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "devcluster", "--name", ONE, "up", "--nodes", "1"]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    said = process.communicate(timeout=180)[1]
+    assert process.returncode == 0, said
+    return said
+
+
+def kill_when(holds: Callable[[], bool]) -> None:
+    """Start `up`, and kill it, with all that it waits for, as soon as `holds`."""
+    process = start()
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def loaded() -> Cluster:
+    found = layout.load(ONE)
+    assert found is not None
+    return found
+
+
+def test_settings_of_the_machine_stay_while_a_cluster_is_up_and_what_the_user_unmounts_goes(tmp_path: Path) -> None:
+    before = machine.snapshot()
+    stick = tmp_path / "stick"
+    stick.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(stick)], check=True)
+    try:
+        finish(start())
+        seen = Path(f"/proc/{processes.running_pid(loaded(), 'kubelet-n1')}/mounts")
+        assert f" {stick} " in seen.read_text()
+        # Linux removes a directory that is a mount point in another namespace, and takes the mount away with it.
+        assert footprint.mounted_elsewhere(Path("/var/lib/kubelet"))
+        assert not footprint.mounted_elsewhere(tmp_path)
+    finally:
+        subprocess.run(["umount", str(stick)], check=True)
+    assert f" {stick} " not in seen.read_text(), "a file system that the user unmounted is kept by the node"
+    during = machine.difference(before, machine.snapshot())
+    assert during.keys() <= {"mounts", "control groups", "network", "files", "modules"}
+    assert all(f"/clusters/{ONE}" in line for line in during["mounts"] if "/run/netns" not in line), during["mounts"]
+    assert not [line for line in during["network"] if line.startswith(("- ", "+ nft", "+ ipset"))]
+
+
+def test_an_up_that_was_killed_at_three_points_is_finished_by_the_next_or_removed() -> None:
+    directory = layout.clusters_dir() / ONE
+    kill_when(lambda: (directory / "cluster.json").exists() and Path("/sys/class/net", loaded().host_link).exists())
+    kill_when(lambda: (directory / "namespaces" / "n1-mnt").exists())
+    embedded.down_named(ONE)
+    assert not directory.exists(), "half of a cluster is removed too"
+    kill_when(lambda: (directory / "pids" / "kubelet-n1.json").exists())
+    finish(start())
+    assert embedded.not_ready(loaded()) == []
+
+
+def test_half_of_a_mount_namespace_is_not_taken_for_a_whole_one() -> None:
+    """What a kill between its making and its set-up leaves: in it the node's runtime would be the machine's own."""
+    footprint.begin()
+    cluster = layout.create(ONE, 1)
+    network.ensure(cluster)
+    n1 = cluster.nodes[0]
+    assert node.ensure_mount_namespace(n1)
+    assert not node.ensure_mount_namespace(n1), "a whole one stays"
+    subprocess.run(["umount", str(n1.mount_namespace)], check=True)
+    subprocess.run(["unshare", f"--mount={n1.mount_namespace}", "true"], check=True)
+    assert node.ensure_mount_namespace(n1)
+    inside = ["nsenter", f"--mount={n1.mount_namespace}", "stat", "-c", "%i", "/run/containerd"]
+    found = subprocess.run(inside, capture_output=True, text=True, check=True).stdout.strip()
+    assert found == str((n1.directory / "run-containerd").stat().st_ino)
+
+
+def test_two_at_once_make_one_cluster_and_a_lost_record_is_no_reason_to_leave_it() -> None:
+    first, second = start(), start()
+    said = [finish(first), finish(second)]
+    assert sum("ready after" in each for each in said) == 1
+    assert sum("waits for process" in each for each in said) >= 1
+    cluster = loaded()
+    record = cluster.state_dir / "cluster.json"
+    record.write_text("")
+    done = subprocess.run([sys.executable, "-m", "devcluster", "--name", ONE, "status"], cwd=ROOT, capture_output=True, text=True)
+    assert "got no readable record, want slot and node_count; run make down, which removes what is left" in done.stderr
+    assert embedded.down_named(ONE), "an empty record"
+    finish(start())
+    shutil.rmtree(loaded().pid_dir)
+    (loaded().state_dir / "cluster.json").unlink()
+    assert embedded.down_named(ONE), "no record at all: the link's alias says whose it is"
+
+
+def test_after_a_restart_of_the_machine_up_repairs_and_down_removes() -> None:
+    finish(start())
+    cluster = loaded()
+    # What a restart takes: processes, mounts, links, control groups; the state directory stays.
+    for name in sorted(processes.recorded(cluster), key=lambda name: name != supervisor.NAME):
+        pid = processes.running_pid(cluster, name)
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+    embedded._end_all(cluster)
+    node.remove_mounts(cluster.state_dir)
+    network.remove(cluster)
+    for each in cluster.nodes:
+        cgroups.remove(each)
+    finish(start())
+    assert embedded.not_ready(cluster) == []
+
+
+def test_what_dies_is_started_again_and_long_logs_are_cut() -> None:
+    finish(start())
+    cluster = loaded()
+    before = {name: processes.running_pid(cluster, name) for name in ("kube-scheduler", "etcd", "kubelet-n1", "containerd-n1")}
+    for pid in before.values():
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    log = processes.log_file(cluster, "registry")
+    with log.open("ab") as file:
+        file.truncate(11 * 2**20)
+
+    def back() -> bool:
+        return all(processes.running_pid(cluster, name) not in (None, pid) for name, pid in before.items())
+
+    eventually(back, bool, 60, "the supervisor has started them again")
+    eventually(lambda: embedded.status(cluster)[-1], lambda row: row == ("cluster", "ready"), 90, "the cluster is ready again")
+    assert log.stat().st_size < 2**20 < log.with_suffix(".log.1").stat().st_size
