@@ -11,12 +11,12 @@ AGREED = $(if $(filter 1,$(call typed,YES)),--yes)
 WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status explain preview test lint lock
+.PHONY: help up down status explain preview tools clean-cache test lint lock
 
 help: ## what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-up: .venv/.stamp ## start the embedded cluster, deploy the stack, print a chat answer; CONTEXT=name deploys to your own cluster instead
+up: .venv/.stamp ## start the embedded cluster, deploy, print a chat answer; CONTEXT=name: your own cluster; TOOLS=file@sha256:hex: compile nothing
 	@$(VENV)/python -m infra.up up $(TARGET) --nodes $(or $(call typed,NODES),2) $(AGREED) \
 		--allow-data-loss "$(call typed,ALLOW_DATA_LOSS)" --registry-auth "$(call typed,PULL_AUTH)" --tools "$(call typed,TOOLS)"
 
@@ -31,6 +31,12 @@ explain: .venv/.stamp ## say why it is not ready, one sentence a cause
 
 preview: .venv/.stamp ## render and check dev and prod without a cluster, say what changes; BASE=ref compares with that one
 	@$(VENV)/python -m infra.preview
+
+tools: .venv/.stamp ## write an archive of what make up compiles into build/, and print the line that uses it elsewhere
+	@$(VENV)/python -m devcluster.archive write
+
+clean-cache: .venv/.stamp ## say what the cache holds, ask, and free it; YES=1 answers
+	@$(VENV)/python -m devcluster.clean $(AGREED)
 
 test: .venv/.stamp ## run every tier of tests; TIER=unit (component, contract, golden, service, cluster) runs one
 	@$(if $(filter unit component contract,$(TIER)),,$(VENV)/python -m devcluster.packages $(AGREED))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from devcluster import cgroups, network, processes, toolchain
+from devcluster import cgroups, go, network, processes, toolchain
 from devcluster import cluster as embedded
 from devcluster.layout import Cluster, load
 from infra import up
@@ -56,11 +56,16 @@ def idle_peak(cluster: Cluster) -> int:
     return peak
 
 
-def tool_minutes() -> dict[str, float]:
-    """Wall minutes of each tool's cold build, two at a time, as its cache entry recorded them."""
-    root, go = toolchain.cache_root() / "tools", toolchain.go_version()
-    entries = {tool.name: root / f"{tool.name}-{toolchain.key(tool, go)}" / "manifest.json" for tool in toolchain.TOOLCHAIN}
-    return {name: round(json.loads(path.read_text())["wall_s"] / 60, 1) for name, path in entries.items() if path.exists()}
+def tool_minutes() -> dict[str, dict[str, float]]:
+    """Wall and CPU minutes of each tool's cold build, two at a time, as its cache entry recorded them; none that came in an archive."""
+    found: dict[str, dict[str, float]] = {}
+    for tool in toolchain.TOOLCHAIN:
+        path = toolchain.entry(tool) / "manifest.json"
+        facts = json.loads(path.read_text()) if path.exists() else {}
+        figures = {unit: round(facts[f"{unit}_s"] / 60, 1) for unit in ("wall", "cpu") if f"{unit}_s" in facts}
+        if figures:
+            found[tool.name] = figures
+    return found
 
 
 def conditions(command: str) -> dict[str, Any]:
@@ -75,10 +80,8 @@ def conditions(command: str) -> dict[str, Any]:
         "command": command,
         "versions": {
             "python": platform.python_version(),
-            "go": toolchain.go_version(),
-            "kubernetes": "1.36.3",
-            "pulumi": "3.259.0",
-            "ollama": "0.32.15",
+            "go": go.locked_version(go.LOCK),
+            **{name: toolchain.BY_NAME[name].version for name in ("kubernetes", "pulumi", "ollama")},
         },
     }
 
@@ -108,7 +111,7 @@ def main() -> int:
         "figures": figures | {"first_chat_s": chat_s, "down_s": down_s, "answer": answer},
         "aims": AIMS,
         "ratio_to_aim": {name: round(figures[name] / aim, 2) for name, aim in AIMS.items()},
-        "tool_build_wall_min": tool_minutes(),
+        "tool_build_min": tool_minutes(),
     }
     target = Path(__file__).parent / "results" / "up.json"
     # Written by hand, with dates of their own: a new machine comes seldom, and `make test` takes half an hour.
