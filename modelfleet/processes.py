@@ -42,7 +42,7 @@ def stop(children: Sequence["subprocess.Popen[bytes]"]) -> None:
 
 
 def run(argv: Sequence[str], env: Mapping[str, str], work: Path, step: Step, detail: Callable[[], str]) -> str:
-    """Run to the end. Returns the last line of what it said if it failed, and nothing if it did not."""
+    """Run to the end. Returns why it failed, and nothing if it did not."""
     log = work / "command.log"
     child = start(argv, env, work, log)
     try:
@@ -53,9 +53,15 @@ def run(argv: Sequence[str], env: Mapping[str, str], work: Path, step: Step, det
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    said = next((line for line in reversed(lines) if line.lower().startswith("error")), lines[-1] if lines else "")
-    return "" if child.returncode == 0 else said.removeprefix("ERROR: ")[:300] or f"exit status {child.returncode}"
+    return "" if child.returncode == 0 else _reason(log.read_text(errors="replace")) or f"exit status {child.returncode}"
+
+
+def _reason(output: str) -> str:
+    """What pip, uv or venv gave as the error, with the innermost cause, where uv names causes."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.lower().startswith("error")] or lines[-1:]
+    causes = [line for line in lines if line.lower().startswith("cause")]
+    return "; ".join([each[:300] for each in (*errors[-1:], *causes[-1:])]).removeprefix("ERROR: ").removeprefix("error: ")
 
 
 @contextmanager
