@@ -12,7 +12,7 @@ WANT_PYTHON = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11
 WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help try up down status explain preview tools clean-cache test lint lock wheel
+.PHONY: help try up down status explain preview tools clean-cache test proof lint lock wheel
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,9 @@ test: .venv/.stamp ## run every tier of tests; TIER=unit (component, contract, g
 	@$(if $(filter unit component contract,$(TIER)),,$(VENV)/python -m devcluster.packages $(AGREED))
 	@$(if $(filter unit component contract service,$(TIER)),,$(VENV)/python -m devcluster.toolchain >/dev/null)
 	@$(VENV)/python -m pytest $(WORKERS) tests/$(TIER)
+
+proof: .venv/.stamp ## renew the results of stale proofs; NAME=x runs one, CHECK=1 runs none and fails when any is stale
+	@$(VENV)/python -m tests.proofs $(call typed,NAME) $(if $(call typed,CHECK),--check)
 
 lint: .venv/.stamp ## style and types
 	@$(VENV)/ruff check . && $(VENV)/ruff format --check . && $(VENV)/basedpyright
