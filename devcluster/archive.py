@@ -195,7 +195,7 @@ def _unpack(file: IO[bytes] | _Hashed, work: Path, origin: str) -> dict[str, Any
             _check(index, origin)
             (work / _INDEX).write_bytes(text)
             left = dict(index["members"])
-            for member in archive:
+            while (member := archive.next()) is not None:
                 facts = left.pop(member.name, None)
                 if facts is None or not member.isfile() or member.size != facts["bytes"]:
                     raise ArchiveError(f"TOOLS: got {member.name!r} in {origin}, want only the files that its index names; do not use it")

@@ -11,7 +11,7 @@ from pathlib import Path
 SAY_EVERY_S = 15.0
 """No command is silent for longer."""
 _POLL_S = 0.2
-_IN_USE = ".in-use"
+IN_USE = ".in-use"
 _held: dict[Path, int] = {}
 
 
@@ -38,7 +38,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 def hold() -> None:
     """Say that this process uses the cache until it ends, so that nobody empties the cache meanwhile."""
-    path = cache_root() / _IN_USE
+    path = cache_root() / IN_USE
     if path not in _held:
         _held[path] = _acquire(path, fcntl.LOCK_SH, "the cache")
 
@@ -57,7 +57,7 @@ def tried(path: Path) -> Iterator[bool]:
 @contextmanager
 def alone() -> Iterator[bool]:
     """Whether no process has said that it uses the cache; while the block runs, none can begin to."""
-    path = cache_root() / _IN_USE
+    path = cache_root() / IN_USE
     path.parent.mkdir(parents=True, exist_ok=True)
     with tried(path) as held:
         yield held
@@ -85,7 +85,7 @@ def _target(link: Path) -> str:
 
 def _process(pid: int) -> str:
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        command = " ".join(Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").split())
     except OSError:
         return f"process {pid}"
     return f"process {pid} ({command[:100]})"

@@ -27,15 +27,19 @@ def download(address: str, target: Path) -> None:
     """Write what `address` answers into `target`, and say how far it is. Raises DownloadError, OSError."""
     try:
         headers = {"Accept-Encoding": "identity"}
-        with httpx.stream("GET", address, headers=headers, follow_redirects=True, timeout=STALL_S) as answer:
-            if answer.url.scheme != "https":
-                raise DownloadError(f"got {shown(address)} leading to {shown(str(answer.url))}, want https; give another address")
+        client = httpx.Client(headers=headers, follow_redirects=True, timeout=STALL_S, event_hooks={"request": [_only_https]})
+        with client, client.stream("GET", address) as answer:
             if answer.status_code != 200:
                 raise DownloadError(f"got {answer.status_code} from {shown(address)}, want the file; check the address")
             _receive(answer, shown(address), target)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error) or type(error).__name__
         raise DownloadError(f"got {reason} from {shown(address)}, want the file; check the address and the network") from None
+
+
+def _only_https(request: httpx.Request) -> None:
+    if request.url.scheme != "https":
+        raise DownloadError(f"got a redirect to {shown(str(request.url))}, want https; give another address")
 
 
 def _receive(answer: httpx.Response, address: str, target: Path) -> None:

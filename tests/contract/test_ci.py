@@ -57,9 +57,15 @@ def test_the_gitlab_job_runs_on_merge_requests_and_shows_the_summary() -> None:
 def test_the_tools_are_kept_by_their_sums() -> None:
     cache = next(step["with"] for step in STEPS if step.get("uses", "").startswith("actions/cache@"))
     assert cache["path"] == "~/.cache/modelfleet"
-    assert "hashFiles('tools/*/go.sum')" in cache["key"]
+    assert "hashFiles('tools/*/go.sum', 'tools/*.lock')" in cache["key"]
     for path in GITLAB["preview"]["cache"]["key"]["files"]:
         assert (ROOT / path).exists(), path
+
+
+def test_no_go_is_asked_for() -> None:
+    """It comes from its wheel, whose digest the project pins."""
+    assert not [step for step in STEPS if "setup-go" in step.get("uses", "")]
+    assert "golang" not in GITLAB["preview"]["image"]
 
 
 def test_no_secret_is_needed_and_the_whole_history_is_there() -> None:
