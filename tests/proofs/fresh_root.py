@@ -128,7 +128,8 @@ class FreshRoot:
     def processes(self) -> dict[int, str]:
         """Every process of the root but its first one: number on this machine, and command."""
         found: dict[int, str] = {}
-        for pid in _pids(self.suite) - {self.boot}:
+        # In the outer group are the processes of this machine that hold the root.
+        for pid in _pids(self.suite, "*/**/cgroup.procs") - {self.boot}:
             try:
                 found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             except OSError:
@@ -300,9 +301,9 @@ def remove(suite: str) -> None:
         shutil.rmtree(directory)
 
 
-def _pids(suite: str) -> set[int]:
+def _pids(suite: str, pattern: str = "**/cgroup.procs") -> set[int]:
     found: set[int] = set()
     for group in groups(suite):
-        for procs in group.rglob("cgroup.procs"):
+        for procs in group.glob(pattern):
             found.update(int(line) for line in procs.read_text().split())
     return found
