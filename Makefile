@@ -17,9 +17,10 @@ WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
+try: export PYTHONDONTWRITEBYTECODE = 1
 try: ## gateway, model server and a small model as plain processes, until Ctrl-C; MODEL=file.gguf, PORT=number. docs/try.md
 	@$(WANT_PYTHON)
-	@PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m modelfleet try $(if $(call given,MODEL),--model "$(MODEL)") $(if $(call given,PORT),--port "$(PORT)")
+	@exec $(PYTHON) -m modelfleet try $(if $(call given,MODEL),--model "$(MODEL)") $(if $(call given,PORT),--port "$(PORT)")
 
 up: .venv/.stamp ## start the embedded cluster, deploy the stack, print a chat answer; CONTEXT=name deploys to your own cluster instead
 	@$(VENV)/python -m infra.up up --stack $(STACK) --nodes $(NODES)
