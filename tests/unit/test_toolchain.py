@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from devcluster import cluster, go, host, pinned, toolchain
-from devcluster.toolchain import BY_NAME, TOOLCHAIN, Tool, is_intact, key
+from devcluster import cluster, go, pinned, toolchain
 from devcluster import cluster as embedded
+from devcluster.toolchain import BY_NAME, TOOLCHAIN, Tool, is_intact, key
 from infra import up
 from tests.empty_cache import empty_cache
 
