@@ -14,7 +14,7 @@ import pytest
 from devcluster import cgroups, footprint, layout, network, node, processes, supervisor
 from devcluster import cluster as embedded
 from devcluster.layout import Cluster
-from tests import machine
+from tests import declared, machine
 from tests.cluster.conftest import NAME
 from tests.cluster.kube import eventually
 
@@ -24,9 +24,15 @@ ONE = f"{NAME}-m"
 """A cluster of one node, of this file alone."""
 
 
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return declared.path(tmp_path_factory.mktemp("programs"))
+
+
 @pytest.fixture(autouse=True)
-def unchanged() -> Iterator[None]:
-    """Whatever a test of this file did: after `down` the machine is as it was."""
+def unchanged(programs: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test of this file did, with programs of declared packages alone: after `down` the machine is as it was."""
+    monkeypatch.setenv("PATH", programs)
     before = machine.snapshot()
     try:
         yield

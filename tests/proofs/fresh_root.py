@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from devcluster import system_images
 from devcluster.toolchain import cache_root
 from infra.cli import ROOT
 
@@ -127,7 +128,8 @@ class FreshRoot:
     def processes(self) -> dict[int, str]:
         """Every process of the root but its first one: number on this machine, and command."""
         found: dict[int, str] = {}
-        for pid in _pids(self.suite) - {self.boot}:
+        # In the outer group are the processes of this machine that hold the root.
+        for pid in _pids(self.suite, "*/**/cgroup.procs") - {self.boot}:
             try:
                 found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             except OSError:
@@ -207,8 +209,7 @@ def fresh_root(suite: str, packages: str) -> Iterator[FreshRoot]:
 
 
 def _bootstrap(suite: str, directory: Path, packages: str) -> None:
-    mirrors = _mirrors()
-    main, security = mirrors["debian"], mirrors["debian-security"]
+    main, _, security = (line.split()[2] for line in system_images.sources())
     sources = [f"deb {main} {suite} main", f"deb {main} {suite}-updates main", f"deb {security} {suite}-security main"]
     # apt's answers for suites that this machine does not have are its own.
     options = [f"--aptopt={line}" for line in _apt_client_options()]
@@ -216,16 +217,6 @@ def _bootstrap(suite: str, directory: Path, packages: str) -> None:
     done = subprocess.run([*argv, suite, str(directory), *sources], capture_output=True, text=True)
     if done.returncode:
         raise StepError(f"mmdebstrap {suite}: got exit status {done.returncode}, want a root; it said:\n{done.stderr[-2000:]}")
-
-
-def _mirrors() -> dict[str, str]:
-    """Label of an archive (`debian`, `debian-security`) to the address that this machine has for it."""
-    told = subprocess.run(["apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)"], capture_output=True, text=True, check=True)
-    labels = {"Debian": "debian", "Debian-Security": "debian-security"}
-    found = {labels[label]: uri for label, _, uri in (line.partition(" ") for line in told.stdout.splitlines()) if label in labels}
-    if missing := set(labels.values()) - set(found):
-        raise StepError(f"apt sources: got none for {', '.join(sorted(missing))}, want them; run apt-get update")
-    return found
 
 
 def _apt_client_options() -> list[str]:
@@ -310,9 +301,9 @@ def remove(suite: str) -> None:
         shutil.rmtree(directory)
 
 
-def _pids(suite: str) -> set[int]:
+def _pids(suite: str, pattern: str = "**/cgroup.procs") -> set[int]:
     found: set[int] = set()
     for group in groups(suite):
-        for procs in group.rglob("cgroup.procs"):
+        for procs in group.glob(pattern):
             found.update(int(line) for line in procs.read_text().split())
     return found

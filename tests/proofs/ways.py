@@ -27,7 +27,7 @@ MODPROBE = "modprobe: FATAL: Module br_netfilter not found in directory /lib/mod
 GUARDS = (
     *("README.md", "Makefile", "Pulumi.yaml", "Pulumi.dev.yaml", "__main__.py", "requirements-bootstrap.lock", "requirements.lock"),
     *("devcluster", "images", "infra", "components", "modelfleet_outputs", "tools"),
-    *("api_server", "model_server", "model_sync", "metrics_exporter", "ollama_agent"),
+    *("api_server", "model_server", "model_sync", "metrics_exporter", "ollama_agent", "modelfleet"),
     *("tests/proofs/fresh_root.py", "tests/proofs/ways.py"),
 )
 
