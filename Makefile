@@ -17,9 +17,10 @@ WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
+try: export PYTHONDONTWRITEBYTECODE = 1
 try: ## gateway, model server and a small model as plain processes, until Ctrl-C; MODEL=file.gguf, PORT=number. docs/try.md
 	@$(WANT_PYTHON)
-	@PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m modelfleet try $(if $(call typed,MODEL),--model "$(MODEL)") $(if $(call typed,PORT),--port "$(PORT)")
+	@exec $(PYTHON) -m modelfleet try $(if $(call typed,MODEL),--model "$(MODEL)") $(if $(call typed,PORT),--port "$(PORT)")
 
 up: .venv/.stamp ## start the embedded cluster, deploy, print a chat answer; CONTEXT=name: your own cluster; TOOLS=file@sha256:hex: compile nothing
 	@$(VENV)/python -m infra.up up $(TARGET) --nodes $(or $(call typed,NODES),2) $(AGREED) \

@@ -47,6 +47,9 @@ from devcluster.oci import Image
 TOOLS = ("kubernetes", "kubectl", "etcd", "containerd", "coredns", "kube-router", "local-path-provisioner")
 
 
+LINKS = Path("/sys/class/net")
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -246,7 +249,7 @@ def down_named(name: str) -> bool:
 
 def _by_marks(name: str) -> Cluster | None:
     """From the alias of the link, or else from the names of the control groups."""
-    for link in Path("/sys/class/net").glob("mf*-host"):
+    for link in LINKS.glob("mf*-host"):
         slot = int(link.name.removeprefix("mf").removesuffix("-host"))
         for count in range(1, MAX_NODES + 1):
             cluster = Cluster(name=name, slot=slot, node_count=count)
@@ -261,7 +264,7 @@ def _by_marks(name: str) -> Cluster | None:
 
 def of_others() -> list[str]:
     """State directories of clusters on this machine that other users, or this one with another HOME, have."""
-    aliases = [path.read_text().split() for path in Path("/sys/class/net").glob("mf*-host/ifalias")]
+    aliases = [path.read_text().split() for path in LINKS.glob("mf*-host/ifalias")]
     return sorted(words[3] for words in aliases if len(words) == 4 and words[0] == "modelfleet" and Path(words[3]).parent != clusters_dir())
 
 

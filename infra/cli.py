@@ -1,9 +1,11 @@
 """The Pulumi CLI: whose it is, with which environment, on which stack."""
 
 import fcntl
+import functools
 import json
 import os
 import queue
+import re
 import secrets
 import shutil
 import signal
@@ -32,6 +34,8 @@ _TELLING = ("Policies:", "Diagnostics:")
 """Headings of Pulumi's output below which it says what went wrong."""
 _CONFIGURED = ("up", "preview", "destroy", "refresh", "config")
 """Commands that take --config-file."""
+_OLDEST = (3, 259, 0)
+"""Version of the SDK in pyproject.toml: an older engine may not know what the SDK asks of it."""
 PROVIDERS = {"kubernetes": "4.25.0", "docker-build": "0.0.22"}
 """Plugin to version: those of the SDKs in pyproject.toml, or the engine would look for others."""
 
@@ -295,7 +299,29 @@ def _message(output: str, errors: str) -> str:
 
 
 def needs_own_tools() -> bool:
-    return shutil.which("pulumi") is None
+    """Whether Pulumi is to be built, since the user has none. Raises CliError for one that is too old for the SDK."""
+    found = shutil.which("pulumi")
+    if found is None:
+        return True
+    version = _version_of(found)
+    if version < _OLDEST:
+        got, want = (".".join(map(str, each)) for each in (version, _OLDEST))
+        raise CliError(f"{found}: got version {got}, want {want} or newer; upgrade it, or take it off the PATH, and ours is built")
+    return False
+
+
+@functools.cache
+def _version_of(program: str) -> tuple[int, ...]:
+    """Of a `pulumi`; says which one is used. Raises CliError."""
+    environment = os.environ | {"PULUMI_SKIP_UPDATE_CHECK": "true"}
+    done = subprocess.run([program, "version"], env=environment, capture_output=True, text=True)
+    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", done.stdout.strip())
+    if match is None:
+        raise CliError(
+            f"{program}: got {(done.stdout or done.stderr).strip()[:200]!r} for its version, want a Pulumi CLI; install it again"
+        )
+    print(f"pulumi: using {program}, version {match[0].removeprefix('v')}", file=sys.stderr, flush=True)
+    return tuple(int(part) for part in match.groups())
 
 
 def pulumi_binaries(builder: str = "prebuilt") -> Path | None:

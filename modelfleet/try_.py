@@ -33,17 +33,20 @@ def run(options: Options) -> int:
     model = given or models.default(cache, python)
     context = models.context(model, options.context)
     models.require_memory(model)
+    serving = False
     try:
         with fleet.running(cache, python, model, context, options.port) as served:
             answer = _first_answer(served)
             say(f"the first answer came after {time.monotonic() - started:.0f} s")
             print(f"\n{model.id}: {answer or '(an empty answer)'}\n", flush=True)
             if not options.once:
+                serving = True
                 print(_instructions(served, cache), flush=True)
                 _stay(served)
     except Stopped as stopped:
         say(f"stopped; what is kept: {cache / 'try'} and {cache / 'models'}")
-        return 0 if stopped.serving else 128 + stopped.number
+        # Once everything runs, Ctrl-C is the ordinary end.
+        return 0 if serving else 128 + stopped.number
     return 0
 
 
@@ -73,13 +76,9 @@ def _stay(served: fleet.Fleet) -> None:
     """Until a signal, or until whoever started us is gone: uv and make pass no SIGKILL on. Raises ServiceError."""
     parent = os.getppid()
     outlives_it = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    try:
-        while outlives_it or os.getppid() == parent:
-            served.require_running()
-            time.sleep(0.2)
-    except Stopped as stopped:
-        stopped.serving = True
-        raise
+    while outlives_it or os.getppid() == parent:
+        served.require_running()
+        time.sleep(0.2)
 
 
 def _instructions(served: fleet.Fleet, cache: Path) -> str:

@@ -1,6 +1,7 @@
 """`make try`: real processes, the usual clients, and a machine that is as it was."""
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -114,6 +115,36 @@ def test_however_it_ends_no_process_is_left(home: Path, tiny: Path, number: sign
     if number == signal.SIGKILL:
         with trying(home, "--model", str(tiny), "--once", ready="") as again:
             assert again.process.wait(LIMIT_S) == 0, again.errors.read_text()
+    assert files(home) == KEPT
+
+
+def of_home(home: Path) -> list[str]:
+    """Living processes that have this home, or a directory below it, in their environment."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if f"HOME={home}" in environ.read_text(errors="replace"):
+                found.append((environ.parent / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+@pytest.mark.parametrize("end", ["ctrl-c", "closed"])
+def test_a_terminal_that_sends_ctrl_c_or_is_closed_ends_it(home: Path, tiny: Path, end: str) -> None:
+    argv = ["script", "-qfec", shlex.join([*helpers.TRY, "--model", str(tiny)]), "/dev/null"]
+    with subprocess.Popen(argv, cwd=ROOT, env=environment(home), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as terminal:
+        assert terminal.stdin is not None
+        assert terminal.stdout is not None
+        while not (line := terminal.stdout.readline()).startswith("stop: "):
+            assert line, "it ended"
+        assert len(of_home(home)) >= 5, of_home(home)
+        if end == "ctrl-c":
+            terminal.stdin.write("\x03")
+            terminal.stdin.flush()
+            assert "stopped; what is kept: " in terminal.stdout.read()
+            assert terminal.wait(20) == 0
+        else:
+            terminal.kill()
+        eventually(lambda: not of_home(home), lambda: of_home(home))
     assert files(home) == KEPT
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from devcluster import layout
+from devcluster import cluster, layout
 from devcluster.layout import ClusterError
 
 
@@ -44,6 +44,36 @@ def test_an_unusable_name_is_refused(name: str) -> None:
         layout.load(name)
 
 
+def test_a_cluster_is_named_after_its_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert layout.default_name() == "modelfleet"
+    layout.create("modelfleet", 1)
+    assert layout.default_name() == "modelfleet"
+    monkeypatch.setattr(layout, "ROOT", tmp_path / "second")
+    other = layout.default_name()
+    assert other.startswith("modelfleet-")
+    layout.save(layout.Cluster(name=other, slot=99, node_count=1, checkout=tmp_path / "second"))
+    assert layout.default_name() == other
+
+
+def test_an_unreadable_record_is_one_clear_error_and_hides_no_other_cluster() -> None:
+    layout.create("one", 1)
+    two = layout.create("two", 1)
+    (layout.clusters_dir() / "one" / "cluster.json").write_text('{"slot":')
+    with pytest.raises(ClusterError, match=r"one/cluster.json: got no readable record, want slot and node_count; run make down"):
+        layout.load("one")
+    assert layout.recorded() == [two]
+
+
+def test_clusters_of_another_home_are_found_by_their_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = layout.create("one", 1)
+    theirs = f"modelfleet modelfleet 2 {tmp_path}/elsewhere/modelfleet/clusters/modelfleet"
+    for name, alias in (("mf10-host", own.host_alias), ("mf11-host", theirs), ("mf12-host", ""), ("eth0", "")):
+        (tmp_path / "net" / name).mkdir(parents=True)
+        (tmp_path / "net" / name / "ifalias").write_text(f"{alias}\n")
+    monkeypatch.setattr(cluster, "LINKS", tmp_path / "net")
+    assert cluster.of_others() == [f"{tmp_path}/elsewhere/modelfleet/clusters/modelfleet"]
+
+
 def test_link_names_fit_the_kernel() -> None:
-    cluster = layout.Cluster(name="x", slot=249, node_count=3)
-    assert all(len(name) <= 15 for name in (cluster.host_link, cluster.fabric_netns, *(node.netns for node in cluster.nodes)))
+    widest = layout.Cluster(name="x", slot=505, node_count=3)
+    assert all(len(name) <= 15 for name in (widest.host_link, widest.fabric_netns, *(node.netns for node in widest.nodes)))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from devcluster import cluster, go, host, pinned, toolchain
+from devcluster import cluster, go, pinned, toolchain
+from devcluster import cluster as embedded
 from devcluster.toolchain import BY_NAME, TOOLCHAIN, Tool, is_intact, key
 from infra import up
 from tests.empty_cache import empty_cache
@@ -111,7 +112,8 @@ def test_make_up_builds_no_tool_that_only_tests_need(monkeypatch: pytest.MonkeyP
         asked.extend(names)
         raise toolchain.ToolchainError("enough")
 
-    monkeypatch.setattr(host, "check", lambda: None)
+    monkeypatch.setattr(embedded, "prepare", lambda tools, agreed: None)
+    monkeypatch.setattr(up.images, "fetch", lambda ggufs: None)
     monkeypatch.setattr(toolchain, "ensure", ensure)
     with pytest.raises(toolchain.ToolchainError, match="enough"):
         up.start_embedded("none", 1)

@@ -1,0 +1,53 @@
+"""The Makefile decides from what is typed with the command, and whatever a message tells the user to run is there."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPORTED = {
+    "CONTEXT": "prod",
+    "STACK": "prod",
+    "NODES": "3",
+    "YES": "1",
+    "TOOLS": "x",
+    "ALLOW_DATA_LOSS": "y",
+    "PULL_AUTH": "z",
+    "NAME": "n",
+}
+
+
+def planned(*arguments: str, **exported: str) -> str:
+    done = subprocess.run(
+        ["make", "-n", "-o", ".venv/.stamp", *arguments], cwd=ROOT, env=os.environ | exported, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("target", ["up", "down", "status", "explain", "clean-cache", "try", "proof"])
+def test_what_is_only_exported_decides_nothing(target: str) -> None:
+    """A shell with `export CONTEXT=prod` must not turn `make down` into the end of production."""
+    assert planned(target, **EXPORTED) == planned(target)
+
+
+def test_what_is_typed_decides() -> None:
+    assert '--stack prod --context "west"' in planned("down", "CONTEXT=west", "STACK=prod")
+    assert "--yes" not in planned("down", "CONTEXT=west")
+    assert "--yes" in planned("up", "YES=1")
+    assert "--nodes 1" in planned("up", "NODES=1")
+
+
+def test_every_target_that_a_message_or_a_page_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    files = [*ROOT.glob("README.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/*.py"), *ROOT.glob("infra/*/*.py")]
+    named = {
+        (path.relative_to(ROOT).as_posix(), target)
+        for path in files
+        for target in re.findall(r"(?:`|run )make ([a-z][a-z-]*)", path.read_text())
+    }
+    assert {target for _, target in named} >= {"up", "down", "try"}
+    assert {each for each in named if each[1] not in targets} == set()
