@@ -98,6 +98,9 @@ def ensure(names: Sequence[str]) -> Path:
     hold()
     root = cache_root() / "tools"
     entries = [entry(BY_NAME[name]) for name in names]
+    if not missing(names) and (linked := _linked(root, entries)):
+        # Who needs nothing waits for nobody that builds something else.
+        return linked
     with locked(root / ".lock", "toolchain"):
         to_build = missing(names)
         try:
@@ -212,17 +215,31 @@ def _build_all(tools: Sequence[Tool]) -> None:
         pool.shutdown()
 
 
+def _bin_dir(root: Path, entries: Sequence[Path]) -> Path:
+    """Named after the set of entries."""
+    return root / f"bin-{hashlib.sha256(chr(10).join(sorted(path.name for path in entries)).encode()).hexdigest()[:12]}"
+
+
+def _binaries(entries: Sequence[Path]) -> dict[str, Path]:
+    return {path.name: path for each in entries for path in each.iterdir() if path.name != "manifest.json"}
+
+
+def _linked(root: Path, entries: Sequence[Path]) -> Path | None:
+    """The directory of links, if it is whole."""
+    bin_dir = _bin_dir(root, entries)
+    whole = all((bin_dir / name).exists() and (bin_dir / name).samefile(path) for name, path in _binaries(entries).items())
+    return bin_dir if whole else None
+
+
 def _link(root: Path, entries: Sequence[Path]) -> Path:
-    """A directory named after the set of entries, with one hard link a binary; made by one rename."""
-    identity = hashlib.sha256("\n".join(sorted(path.name for path in entries)).encode()).hexdigest()[:12]
-    bin_dir = root / f"bin-{identity}"
-    wanted = {path.name: path for each in entries for path in each.iterdir() if path.name != "manifest.json"}
-    if bin_dir.exists() and all((bin_dir / name).exists() and (bin_dir / name).samefile(path) for name, path in wanted.items()):
-        return bin_dir
-    fresh = root / f".bin-{identity}.partial"
+    """A directory with one hard link a binary; made by one rename."""
+    if linked := _linked(root, entries):
+        return linked
+    bin_dir = _bin_dir(root, entries)
+    fresh = root / f".{bin_dir.name}.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    for name, path in wanted.items():
+    for name, path in _binaries(entries).items():
         # A hard link: pulumi and its language host look for their helpers beside their own real path.
         (fresh / name).hardlink_to(path)
     shutil.rmtree(bin_dir, ignore_errors=True)

@@ -120,7 +120,7 @@ def _uv() -> str:
     beside = Path(sys.executable).with_name("uv")
     found = str(beside) if beside.exists() else shutil.which("uv")
     if found is None:
-        raise ImageError("PATH: got no uv, want it beside Python; remove .venv and run make again")
+        raise ImageError("PATH: got no uv, want it beside Python; remove .venv, and run it again")
     return found
 
 

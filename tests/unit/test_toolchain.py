@@ -8,6 +8,7 @@ import pytest
 
 from devcluster import cluster, go, pinned, toolchain
 from devcluster import cluster as embedded
+from devcluster.cache import locked
 from devcluster.toolchain import BY_NAME, TOOLCHAIN, Tool, is_intact, key
 from infra import up
 from tests.empty_cache import empty_cache
@@ -174,6 +175,13 @@ def test_go_keeps_to_our_cache_and_leaves_nothing_there(cache: Path, tmp_path: P
     assert list(home.iterdir()) == []
     assert {path.name for path in cache.iterdir() if path.name.startswith("go")} == {go.home().name}
     assert json.loads(next((cache / "tools").glob("hello-*/manifest.json")).read_text())["cpu_s"] > 0
+
+
+def test_who_needs_nothing_waits_for_nobody(cache: Path) -> None:
+    """A build of other tools takes half an hour."""
+    binaries = toolchain.ensure(["hello"])
+    with locked(cache / "tools" / ".lock", "toolchain"):
+        assert toolchain.ensure(["hello"]) == binaries
 
 
 def test_a_full_disk_is_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
