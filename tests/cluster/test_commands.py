@@ -142,6 +142,17 @@ def test_an_unknown_context_is_one_clear_error(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_down_on_a_context_shows_what_goes_and_does_nothing_without_a_yes(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(
+        layout.ClusterError, match="down: got no confirmation, want the context's name typed; run it in a terminal, or add YES=1"
+    ):
+        up._down_context(stack.deployment, agreed=False)
+    shown = capsys.readouterr().err
+    assert f"objects of stack dev go from {stack.deployment.context}, namespace {stack.outputs.namespace}:" in shown
+    assert "StatefulSet/ollama" in shown
+    assert stack.kube.get("statefulset", "ollama", "-n", stack.outputs.namespace)["spec"]["replicas"] == 1
+
+
 def test_a_cluster_of_ones_own_is_reached_through_a_forwarded_port(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{stack.kube.kubectl.parent}:{os.environ['PATH']}")
     with up.port_forward(stack.deployment, stack.outputs) as url:
