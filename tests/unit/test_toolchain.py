@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from devcluster import cluster, go, host, pinned, toolchain
+from devcluster import cluster, go, pinned, toolchain
 from devcluster.toolchain import BY_NAME, TOOLCHAIN, Tool, is_intact, key
 from infra import up
 from tests.empty_cache import empty_cache
@@ -111,7 +111,7 @@ def test_make_up_builds_no_tool_that_only_tests_need(monkeypatch: pytest.MonkeyP
         asked.extend(names)
         raise toolchain.ToolchainError("enough")
 
-    monkeypatch.setattr(host, "check", lambda: None)
+    monkeypatch.setattr(cluster, "prepare", lambda *_, **__: None)
     monkeypatch.setattr(toolchain, "ensure", ensure)
     with pytest.raises(toolchain.ToolchainError, match="enough"):
         up.start_embedded("none", 1)
