@@ -7,14 +7,19 @@ export BASE
 typed = $(if $(filter command line,$(origin $(1))),$($(1)))
 TARGET = --stack $(or $(call typed,STACK),dev) --context "$(call typed,CONTEXT)"
 AGREED = $(if $(filter 1,$(call typed,YES)),--yes)
+WANT_PYTHON = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "PYTHON: got %s, want 3.11 or newer; run make PYTHON=python3.11" % sys.version.split()[0])'
 # The cluster tier, and the others beside it.
 WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status explain preview tools clean-cache test lint lock
+.PHONY: help try up down status explain preview tools clean-cache test proof lint lock wheel
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+try: ## gateway, model server and a small model as plain processes, until Ctrl-C; MODEL=file.gguf, PORT=number. docs/try.md
+	@$(WANT_PYTHON)
+	@PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m modelfleet try $(if $(call typed,MODEL),--model "$(MODEL)") $(if $(call typed,PORT),--port "$(PORT)")
 
 up: .venv/.stamp ## start the embedded cluster, deploy, print a chat answer; CONTEXT=name: your own cluster; TOOLS=file@sha256:hex: compile nothing
 	@$(VENV)/python -m infra.up up $(TARGET) --nodes $(or $(call typed,NODES),2) $(AGREED) \
@@ -43,17 +48,23 @@ test: .venv/.stamp ## run every tier of tests; TIER=unit (component, contract, g
 	@$(if $(filter unit component contract service,$(TIER)),,$(VENV)/python -m devcluster.toolchain >/dev/null)
 	@$(VENV)/python -m pytest $(WORKERS) tests/$(TIER)
 
+proof: .venv/.stamp ## renew the results of stale proofs; NAME=x runs one, CHECK=1 runs none and fails when any is stale
+	@$(VENV)/python -m tests.proofs $(call typed,NAME) $(if $(call typed,CHECK),--check)
+
 lint: .venv/.stamp ## style and types
 	@$(VENV)/ruff check . && $(VENV)/ruff format --check . && $(VENV)/basedpyright
 
+wheel: .venv/.stamp ## build dist/modelfleet-*.whl, for: uvx --from dist/modelfleet-*.whl modelfleet try
+	@$(VENV)/python -m modelfleet.wheel
+
 lock: .venv/.stamp ## resolve the dependencies again into the committed lock files
 	@$(LOCK) pyproject.toml --group pyproject.toml:dev -o requirements.lock
-	@for service in api_server model_server metrics_exporter ollama_agent image_verifier; do $(LOCK) -c requirements.lock $$service/requirements.in -o $$service/requirements.lock; done
+	@for service in api_server model_server metrics_exporter ollama_agent image_verifier modelfleet; do $(LOCK) -c requirements.lock $$service/requirements.in -o $$service/requirements.lock; done
 	@$(LOCK) -c requirements.lock images/ollama/engine.in -o images/ollama/engine.lock
 
 .venv/.stamp: requirements.lock requirements-bootstrap.lock
 	@echo "venv: installing the locked Python packages, about 30 s" >&2
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "PYTHON: got %s, want 3.11 or newer; run make PYTHON=python3.11" % sys.version.split()[0])'
+	@$(WANT_PYTHON)
 	@test -x $(VENV)/python || $(PYTHON) -m venv .venv
 	@$(VENV)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-bootstrap.lock
 	@VIRTUAL_ENV=.venv $(VENV)/uv pip install -q --require-hashes -r requirements.lock

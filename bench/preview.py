@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.up import conditions
+from bench.conditions import conditions
 from devcluster import cluster as embedded
 from devcluster.layout import load
 from infra import preview

@@ -4,17 +4,15 @@ Runs beside nothing else, on a cluster of its own, with tool and image caches wa
     python -m bench.up
 """
 
-import datetime
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from devcluster import cgroups, go, network, processes, toolchain
+from bench.conditions import conditions
+from devcluster import cgroups, network, processes, toolchain
 from devcluster import cluster as embedded
 from devcluster.layout import Cluster, load
 from infra import up
@@ -66,24 +64,6 @@ def tool_minutes() -> dict[str, dict[str, float]]:
         if figures:
             found[tool.name] = figures
     return found
-
-
-def conditions(command: str) -> dict[str, Any]:
-    """What every result says of its making: date, machine, command, versions."""
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {
-            "cores": os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
-            "kernel": platform.release(),
-        },
-        "command": command,
-        "versions": {
-            "python": platform.python_version(),
-            "go": go.locked_version(go.LOCK),
-            **{name: toolchain.BY_NAME[name].version for name in ("kubernetes", "pulumi", "ollama")},
-        },
-    }
 
 
 def main() -> int:

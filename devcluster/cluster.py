@@ -272,7 +272,8 @@ def _down(cluster: Cluster) -> None:
     names.sort(key=lambda name: next((rank for rank, prefix in enumerate(order) if name.startswith(prefix)), len(order)))
     with ThreadPoolExecutor(4) as pool:
         for prefix in order:
-            list(pool.map(lambda name: processes.stop(cluster, name), [name for name in names if name.startswith(prefix)]))
+            # The API server would wait for its watchers, and all that it could lose goes anyhow.
+            list(pool.map(lambda name: processes.stop(cluster, name, 1.0), [name for name in names if name.startswith(prefix)]))
     _end_all(cluster)
     for each in cluster.nodes:
         cgroups.remove(each)

@@ -1,8 +1,10 @@
 """One node: its mount namespace, containerd, kubelet, kube-proxy and the policy firewall."""
 
 import json
+import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -26,10 +28,8 @@ _TUNABLES = {
 a laptop that restarts ten seconds after an oops is nothing that a development cluster may leave behind."""
 
 # `ip netns exec` would hide the cgroup mounts under a new /sys, so they are moved aside and back.
-# Slave: what the user unmounts goes here too, and nothing that is mounted here comes out.
 _MOUNT_SETUP = """
 set -eu
-mount --make-rslave /
 aside=$1; shift
 mkdir -p "$aside"
 mount --rbind /sys/fs/cgroup "$aside"
@@ -56,9 +56,11 @@ def ensure_mount_namespace(node: Node) -> bool:
     for name, target in _PRIVATE.items():
         (node.directory / name).mkdir(parents=True, exist_ok=True)
         footprint.make_directory(Path(target))
-    mark = node.directory / "mount-namespace"
+    binds = {str(node.directory / name): target for name, target in _PRIVATE.items()}
+    binds |= {str(_tunable(node, name, value)): f"/proc/sys/{name}" for name, value in _TUNABLES.items()}
+    mark = node.directory / "mounts-made"
     if is_mounted(node.mount_namespace):
-        if mark.exists() and mark.read_text() == _identity(node):
+        if mark.exists() and _holds(node, binds):
             return False
         subprocess.run(["umount", str(node.mount_namespace)], check=True)
     mark.unlink(missing_ok=True)
@@ -67,30 +69,31 @@ def ensure_mount_namespace(node: Node) -> bool:
         subprocess.run(["mount", "--bind", str(directory), str(directory)], check=True)
         subprocess.run(["mount", "--make-private", str(directory)], check=True)
     node.mount_namespace.touch()
-    binds = [part for name, target in _PRIVATE.items() for part in (str(node.directory / name), target)]
-    binds += [part for name, value in _TUNABLES.items() for part in (str(_tunable(node, name, value)), f"/proc/sys/{name}")]
     done = subprocess.run(
-        ["nsenter", f"--net=/run/netns/{node.netns}", "unshare", f"--mount={node.mount_namespace}",
-         "sh", "-c", _MOUNT_SETUP, "sh", str(node.directory / "cgroups"), *binds],
+        # Slave: what the user unmounts goes here too, and nothing that is mounted here comes out.
+        ["nsenter", f"--net=/run/netns/{node.netns}", "unshare", f"--mount={node.mount_namespace}", "--propagation=slave",
+         "sh", "-c", _MOUNT_SETUP, "sh", str(node.directory / "cgroups"), *(part for pair in binds.items() for part in pair)],
         capture_output=True,
         text=True,
     )  # fmt: skip
     if done.returncode:
         subprocess.run(["umount", str(node.mount_namespace)], capture_output=True)
         raise ClusterError(f"{node.name}: got {done.stderr.strip()!r} from mount, want a mount namespace; run as root with CAP_SYS_ADMIN")
-    write(mark, _identity(node))
+    mark.touch()
     return True
+
+
+def _holds(node: Node, binds: Mapping[str, str]) -> bool:
+    """Whether the namespace has the node's own files at all of these places."""
+    inside = ["nsenter", f"--mount={node.mount_namespace}", "stat", "-c", "%d:%i", *binds.values()]
+    found = subprocess.run(inside, capture_output=True, text=True).stdout.split()
+    return found == [f"{stat.st_dev}:{stat.st_ino}" for stat in map(os.stat, binds)]
 
 
 def _tunable(node: Node, name: str, value: str) -> Path:
     path = node.directory / "tunables" / name.replace("/", ".")
     write(path, value + "\n")
     return path
-
-
-def _identity(node: Node) -> str:
-    """Of the mount namespace that is kept there: another one, after the machine restarted, has another number."""
-    return str(node.mount_namespace.stat().st_ino) + Path("/proc/sys/kernel/random/boot_id").read_text()
 
 
 def is_mounted(path: Path) -> bool:

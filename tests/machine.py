@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from devcluster.cache import cache_root
+
 _VOLATILE = (
     *("fs/dentry-state", "fs/inode-nr", "fs/inode-state", "fs/file-nr", "fs/aio-nr", "fs/quota/"),
     *("kernel/random/", "kernel/ns_last_pid", "kernel/pty/nr", "kernel/perf", "kernel/cad_pid"),
@@ -70,7 +72,7 @@ def _settings() -> Iterator[str]:
 def _mounts() -> Iterator[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
-        if not fields[4].startswith(f"{tempfile.gettempdir()}/"):
+        if not fields[4].startswith((f"{tempfile.gettempdir()}/", f"{cache_root()}/")):
             yield f"{fields[3]} on {fields[4]} ({' '.join(fields[fields.index('-') + 1 :])})"
 
 

@@ -65,9 +65,13 @@ def loaded() -> Cluster:
     return found
 
 
-def test_settings_of_the_machine_stay_while_a_cluster_is_up_and_what_the_user_unmounts_goes(tmp_path: Path) -> None:
+def test_a_machine_is_left_as_it_is_while_a_cluster_is_up_and_what_dies_is_started_again(tmp_path: Path) -> None:
     before = machine.snapshot()
-    stick = tmp_path / "stick"
+    media, stick = tmp_path / "media", tmp_path / "media" / "stick"
+    media.mkdir()
+    # As systemd mounts everything; the machine of this test may have no systemd.
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(media)], check=True)
+    subprocess.run(["mount", "--make-shared", str(media)], check=True)
     stick.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(stick)], check=True)
     try:
@@ -80,10 +84,29 @@ def test_settings_of_the_machine_stay_while_a_cluster_is_up_and_what_the_user_un
     finally:
         subprocess.run(["umount", str(stick)], check=True)
     assert f" {stick} " not in seen.read_text(), "a file system that the user unmounted is kept by the node"
+    subprocess.run(["umount", str(media)], check=True)
     during = machine.difference(before, machine.snapshot())
     assert during.keys() <= {"mounts", "control groups", "network", "files", "modules"}
     assert all(f"/clusters/{ONE}" in line for line in during["mounts"] if "/run/netns" not in line), during["mounts"]
     assert not [line for line in during["network"] if line.startswith(("- ", "+ nft", "+ ipset"))]
+    what_dies_is_started_again_and_long_logs_are_cut(loaded())
+
+
+def what_dies_is_started_again_and_long_logs_are_cut(cluster: Cluster) -> None:
+    before = {name: processes.running_pid(cluster, name) for name in ("kube-scheduler", "etcd", "kubelet-n1", "containerd-n1")}
+    for pid in before.values():
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    log = processes.log_file(cluster, "registry")
+    with log.open("ab") as file:
+        file.truncate(11 * 2**20)
+
+    def back() -> bool:
+        return all(processes.running_pid(cluster, name) not in (None, pid) for name, pid in before.items())
+
+    eventually(back, bool, 60, "the supervisor has started them again")
+    eventually(lambda: embedded.status(cluster)[-1], lambda row: row == ("cluster", "ready"), 90, "the cluster is ready again")
+    assert log.stat().st_size < 2**20 < log.with_suffix(".log.1").stat().st_size
 
 
 def test_an_up_that_was_killed_at_three_points_is_finished_by_the_next_or_removed() -> None:
@@ -145,22 +168,3 @@ def test_after_a_restart_of_the_machine_up_repairs_and_down_removes() -> None:
         cgroups.remove(each)
     finish(start())
     assert embedded.not_ready(cluster) == []
-
-
-def test_what_dies_is_started_again_and_long_logs_are_cut() -> None:
-    finish(start())
-    cluster = loaded()
-    before = {name: processes.running_pid(cluster, name) for name in ("kube-scheduler", "etcd", "kubelet-n1", "containerd-n1")}
-    for pid in before.values():
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-    log = processes.log_file(cluster, "registry")
-    with log.open("ab") as file:
-        file.truncate(11 * 2**20)
-
-    def back() -> bool:
-        return all(processes.running_pid(cluster, name) not in (None, pid) for name, pid in before.items())
-
-    eventually(back, bool, 60, "the supervisor has started them again")
-    eventually(lambda: embedded.status(cluster)[-1], lambda row: row == ("cluster", "ready"), 90, "the cluster is ready again")
-    assert log.stat().st_size < 2**20 < log.with_suffix(".log.1").stat().st_size

@@ -11,6 +11,8 @@ from infra.changes import Plan, read
 from infra.cli import PulumiCli
 from infra.settings import IMAGE_NAMES
 
+PREBUILT = {"builder": "prebuilt", "refs": {name: f"modelfleet/{name}@sha256:{'0' * 64}" for name in IMAGE_NAMES}}
+"""Images that do not change with the sources."""
 Overrides = Mapping[str, Mapping[str, Any]]
 
 
@@ -29,11 +31,11 @@ class Engine:
     def cli(self) -> PulumiCli:
         return PulumiCli(stack=self.stack, state_dir=self.work / "state", env={"HOME": str(self.work)})
 
-    def configure(self, overrides: Overrides | None = None) -> None:
+    def configure(self, overrides: Overrides | None = None, config: Mapping[str, Any] | None = None) -> None:
+        """Configure the stack with the committed configuration, or another one, and with `overrides` of its sections."""
         self.target.mkdir(parents=True, exist_ok=True)
-        config = preview.stack_config(self.stack)
-        refs = {name: f"modelfleet/{name}@sha256:{'0' * 64}" for name in IMAGE_NAMES}
-        config.setdefault("modelfleet:images", {"builder": "prebuilt", "refs": refs})
+        config = dict(config or preview.stack_config(self.stack))
+        config.setdefault("modelfleet:images", PREBUILT)
         changed: dict[str, Mapping[str, Any]] = {**(overrides or {})}
         changed["cluster"] = {**changed.get("cluster", {}), "renderTo": str(self.target)}
         for section, values in changed.items():
@@ -43,11 +45,11 @@ class Engine:
         self.cli.ensure_stack()
         self.cli.write_config(config)
 
-    def deploy(self) -> None:
-        self.configure()
+    def deploy(self, config: Mapping[str, Any] | None = None) -> None:
+        self.configure(config=config)
         self.cli.run("up", "--yes", "--skip-preview", "--suppress-outputs")
 
-    def planned(self, overrides: Overrides | None = None) -> Plan:
+    def planned(self, overrides: Overrides | None = None, config: Mapping[str, Any] | None = None) -> Plan:
         """What an update with these overrides would do. Raises CliError."""
-        self.configure(overrides)
+        self.configure(overrides, config)
         return read(self.cli.run("preview", "--json"))

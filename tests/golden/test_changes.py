@@ -5,17 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from infra import preview
 from infra.changes import DataLossError, ImpossibleError, Plan, read, refuse_data_loss, refuse_the_impossible
 from infra.cli import ROOT, CliError, PulumiCli
 from tests.golden.engine import Engine
 
-STATES = Path(__file__).parent / "state"
-"""Exported states of released versions, one stack a file; see `python -m tests.golden.test_changes`."""
-DIRECTORY = "/rendered"
-"""Stands for the rendering's directory in these files."""
 LARGER = {"dev": {"shared": "3Gi", "hot": "2Gi"}, "prod": {"shared": "1400Gi", "hot": "200Gi"}}
 """Sizes that the quota of the stack allows, too."""
 SMALLER = {"dev": "1Gi", "prod": "500Gi"}
@@ -118,38 +113,6 @@ def test_another_namespace_is_refused(engine: Engine) -> None:
     ]
 
 
-def exported(engine: Engine) -> str:
-    """The stack's state in a form to keep: values of secrets are those of the test, the directory is a placeholder."""
-    document = json.loads(engine.cli.run("stack", "export", "--show-secrets").replace(str(engine.target), DIRECTORY))
-    document["deployment"].pop("secrets_providers", None)
-    for resource in document["deployment"]["resources"]:
-        for field in ("created", "modified", "sourcePosition", "stackTrace"):
-            resource.pop(field, None)
-    return json.dumps(document, separators=(",", ":"), sort_keys=True) + "\n"
-
-
-@pytest.mark.parametrize("path", sorted(STATES.glob("*.json")), ids=lambda path: path.stem)
-def test_an_upgrade_from_a_released_state_keeps_every_object_that_holds_data(path: Path, tmp_path: Path) -> None:
-    engine = Engine(path.stem.rpartition("-")[2], tmp_path)
-    engine.configure()
-    released = json.loads(path.read_text().replace(DIRECTORY, str(engine.target)))
-    # Values of secrets are plain in the file; from here on they are kept under this stack's passphrase.
-    salt = yaml.safe_load(engine.cli.config_file.read_text())["encryptionsalt"]
-    released["deployment"]["secrets_providers"] = {"type": "passphrase", "state": {"salt": salt}}
-    engine.cli.run("stack", "import", stdin=json.dumps(released))
-    planned = engine.planned()
-    refuse_data_loss(planned, ())
-    assert released["deployment"]["resources"]
-    gone = {step.urn for step in planned.steps if step.op == "delete"}
-    assert not gone, "objects of the release that the program no longer knows; give what replaces them an Alias"
-    data = [step for step in planned.steps if step.kind in ("PersistentVolumeClaim", "Namespace")]
-    assert [(step.kind, step.op) for step in data if step.op not in ("same", "update")] == []
-
-
-def test_there_is_a_state_to_upgrade_from() -> None:
-    assert {path.stem.rpartition("-")[2] for path in STATES.glob("*.json")} == set(preview.STACKS)
-
-
 PROGRAM = """
 import os
 import pulumi
@@ -202,16 +165,3 @@ def test_a_component_renamed_with_an_alias_keeps_its_objects(tmp_path: Path) -> 
     renamed.run("up", "--yes", "--skip-preview")
     assert ids(renamed) == before
     assert "modelfleet:index:Vault" in renamed.run("stack", "export")
-
-
-if __name__ == "__main__":
-    import sys
-    import tempfile
-
-    # After a release: python -m tests.golden.test_changes VERSION
-    for name in preview.STACKS:
-        with tempfile.TemporaryDirectory() as work:
-            released = Engine(name, Path(work))
-            released.deploy()
-            STATES.mkdir(exist_ok=True)
-            (STATES / f"{sys.argv[1]}-{name}.json").write_text(exported(released))

@@ -6,7 +6,9 @@ import pytest
 
 from devcluster import toolchain
 from tests.empty_cache import empty_cache
+from tests.proofs.records import Proof
 
+PROOF = Proof("tools-reproducible", guards=("tools", "devcluster/go.py", "devcluster/pinned.py", "devcluster/toolchain.py"))
 TOOLS = [tool for tool in toolchain.TOOLCHAIN if not tool.on_demand]
 
 
@@ -15,7 +17,6 @@ def digests() -> dict[str, str]:
     return {path.name: toolchain.sha256(path) for path in sorted(binaries.iterdir())}
 
 
-@pytest.mark.proof
 @pytest.mark.timeout(3 * 3600)
 def test_all_tools_are_the_same_when_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used = digests()

@@ -4,14 +4,17 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.service.conftest import PASSWORD, SCRIPT, ModelServerFactory
-from tests.service.processes import Service, refused
+from tests.service.processes import ROOT, Service, refused
 
 BODY = {"messages": [{"role": "user", "content": "Say it."}], "max_tokens": 64, "temperature": 0}
 
@@ -121,6 +124,41 @@ def test_a_dead_engine_is_reported_and_ends_the_server(model_server: ModelServer
     os.kill(int(children[0]), signal.SIGKILL)
     assert service.ended() == 1
     assert "engine: got exit status -9" in service.log.read_text()
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 2.0], ids=["starting", "loading"])
+def test_the_engine_ends_with_a_server_that_is_killed_while_it_loads(tmp_path: Path, wait_s: float) -> None:
+    """A model that never comes: the library waits in its open(), and lets no other thread of the process run."""
+    pipe = tmp_path / "model.gguf"
+    os.mkfifo(pipe)
+    parameters = json.dumps({"model": str(pipe), "alias": "x", "context": 512, "parallel": 1, "threads": 1})
+    server = (
+        "import subprocess, sys\n"
+        "engine = subprocess.Popen([sys.executable, '-m', 'model_server.llama_cpp', sys.argv[1]], stdin=subprocess.PIPE)\n"
+        "print(engine.pid, flush=True)\n"
+        "engine.wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", server, parameters], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        engine = int(process.stdout.readline())
+        time.sleep(wait_s)
+        assert is_alive(engine)
+        process.kill()
+    deadline = time.monotonic() + 10
+    try:
+        while is_alive(engine):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        if is_alive(engine):
+            os.kill(engine, signal.SIGKILL)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
 
 
 def test_bad_settings_are_one_clear_line(store: Path) -> None:

@@ -111,7 +111,8 @@ def test_make_up_builds_no_tool_that_only_tests_need(monkeypatch: pytest.MonkeyP
         asked.extend(names)
         raise toolchain.ToolchainError("enough")
 
-    monkeypatch.setattr(cluster, "prepare", lambda *_, **__: None)
+    monkeypatch.setattr(cluster, "prepare", lambda tools, agreed: None)
+    monkeypatch.setattr(up.images, "fetch", lambda ggufs: None)
     monkeypatch.setattr(toolchain, "ensure", ensure)
     with pytest.raises(toolchain.ToolchainError, match="enough"):
         up.start_embedded("none", 1)

@@ -1,0 +1,27 @@
+"""What every result says of its making: date, machine, command, versions."""
+
+import datetime
+import os
+import platform
+from typing import Any
+
+from devcluster import go, toolchain
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on, as the pins say."""
+    tools = {name: toolchain.BY_NAME[name].version for name in ("kubernetes", "pulumi", "ollama")}
+    return {"python": platform.python_version(), "go": go.locked_version(go.LOCK), **tools}
+
+
+def conditions(command: str) -> dict[str, Any]:
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": {
+            "cores": os.cpu_count(),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+            "kernel": platform.release(),
+        },
+        "command": command,
+        "versions": versions(),
+    }

@@ -1,0 +1,225 @@
+"""The gateway and the model server as two processes on loopback, for as long as a block runs."""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model_sync import gguf
+from modelfleet import TREE, processes
+from modelfleet.models import Model
+from modelfleet.report import Step, UserError, ignore_signals, say
+
+HOST = "127.0.0.1"
+FIRST_PORT = 8000
+_PORTS = 100
+"""So many are tried from the first on."""
+_STORED_AS = "try:model"
+"""The model's name in the store of one run; requests name its id."""
+_START_S = 180.0
+"""Until both services answer at all: 45 s with four other programs on each of two cores (2026-11-26)."""
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class ServiceError(UserError):
+    """A service does not run; its log stays."""
+
+
+@dataclass(frozen=True)
+class Service:
+    name: str
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def require_running(self) -> None:
+        """Raises ServiceError."""
+        if (status := self.process.poll()) is None:
+            return
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines()]
+        reasons = [line for line in lines if "error loading model" in line] or [line for line in lines if " ERROR " in line]
+        reason = f"{reasons[0].rpartition(' ERROR ')[2][:300]} (exit status {status})" if reasons else f"exit status {status}"
+        raise ServiceError(f"{self.name}: got {reason}, want it to run; see {self.log}")
+
+
+@dataclass(frozen=True)
+class Fleet:
+    services: Sequence[Service]
+    port: int
+    key_file: Path
+    model: Model
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}/v1"
+
+    def require_running(self) -> None:
+        """Raises ServiceError."""
+        for service in self.services:
+            service.require_running()
+
+    def chat(self, question: str) -> str:
+        """One answer through the gateway, as a client gets it. Raises ServiceError."""
+        body = {"model": self.model.id, "messages": [{"role": "user", "content": question}], "max_tokens": 128, "temperature": 0}
+        headers = {"Authorization": f"Bearer {self.key_file.read_text().strip()}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)  # noqa: S310 (our own)
+        try:
+            with _OPENER.open(request) as response:
+                message: dict[str, Any] = json.load(response)["choices"][0]["message"]
+        except urllib.error.HTTPError as error:
+            with error:
+                raise ServiceError(f"chat: got {error.read(1000).decode(errors='replace')}, want an answer; see {self._logs}") from None
+        except OSError as error:
+            raise ServiceError(f"chat: got {error}, want an answer; see {self._logs}") from None
+        # A model that thinks first may not be done with that.
+        return str(message.get("content") or message.get("reasoning_content") or "").strip()
+
+    @property
+    def _logs(self) -> Path:
+        return self.services[0].log.parent
+
+
+@contextmanager
+def running(cache: Path, python: Path, model: Model, context: int, port: int | None) -> Iterator[Fleet]:
+    """The model is loaded when the block starts. Raises UserError."""
+    own = cache / "try"
+    with _run_directory(own) as work:
+        key_file = _key(own)
+        store = work / "store"
+        gguf.add(_STORED_AS, model.path, store, link=True)
+        services: list[Service] = []
+        try:
+            # From the choice of ports until they are in use, no other of our kind chooses.
+            with processes.locked(own / ".ports.lock", "starting"):
+                public, internal, metrics = _ports(port)
+                for name, env in (
+                    ("model server", _model_server(internal, store, model, context)),
+                    ("gateway", _gateway(public, metrics, internal, key_file, model)),
+                ):
+                    services.append(_start(name, python, env, work))
+                step = Step("starting the gateway and the model server")
+                _wait(services, step, lambda: _status(internal, "/health") == 200 and _status(public, "/health") == 200, _START_S)
+            _wait(services, Step(f"loading {model.path.name}"), lambda: _status(internal, "/ready") == 200, None)
+            yield Fleet(services, public, key_file, model)
+        finally:
+            ignore_signals()
+            processes.stop([service.process for service in services])
+
+
+def _start(name: str, python: Path, settings: dict[str, str], work: Path) -> Service:
+    kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
+    if python != Path(sys.executable):
+        # `make try` writes nothing into the checkout, and installs packages without their byte code.
+        kept["PYTHONPYCACHEPREFIX"] = str(work.parent / "pycache")
+    # What a library might write goes where the run's files go.
+    env = kept | {"PYTHONPATH": str(TREE), "PYTHONSAFEPATH": "1", **dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME"), str(work))}
+    module = {"model server": "model_server", "gateway": "api_server"}[name]
+    prefix = module.upper()
+    log = work / f"{module}.log"
+    process = processes.start([str(python), "-m", module], env | {f"{prefix}_{key}": value for key, value in settings.items()}, work, log)
+    return Service(name, process, log)
+
+
+def _model_server(port: int, store: Path, model: Model, context: int) -> dict[str, str]:
+    settings = {"HOST": HOST, "PORT": str(port), "MODELS_DIR": str(store), "MODEL": _STORED_AS, "MODEL_ID": model.id}
+    # One request at a time has the whole context and all cores; more of them wait.
+    return settings | {"CONTEXT_LENGTH": str(context), "PARALLEL": "1", "DRAIN_S": "1", "DRAIN_DELAY_S": "0"}
+
+
+def _gateway(port: int, metrics: int, upstream: int, key_file: Path, model: Model) -> dict[str, str]:
+    routes = {model.id: {"url": f"http://{HOST}:{upstream}"}}
+    settings = {"HOST": HOST, "PORT": str(port), "METRICS_PORT": str(metrics), "KEYS_FILE": str(key_file), "ROUTES": json.dumps(routes)}
+    return settings | {"DRAIN_S": "1", "DRAIN_DELAY_S": "0"}
+
+
+def _wait(services: Sequence[Service], step: Step, is_done: Callable[[], bool], limit_s: float | None) -> None:
+    started = time.monotonic()
+    while not is_done():
+        for service in services:
+            service.require_running()
+        if limit_s is not None and time.monotonic() - started > limit_s:
+            raise ServiceError(f"services: got no answer after {limit_s:.0f} s, want one; see {services[0].log.parent}")
+        step.tick()
+        time.sleep(0.05)
+
+
+def _status(port: int, path: str) -> int:
+    """0 when nothing answers."""
+    try:
+        with _OPENER.open(f"http://{HOST}:{port}{path}", timeout=2) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+    except OSError:
+        return 0
+
+
+def _ports(asked: int | None) -> tuple[int, int, int]:
+    """For the gateway, the model server and the gateway's metrics. Raises UserError."""
+    if asked is not None and not (0 < asked < 65536 and _is_free(asked)):
+        got = "in use or not allowed" if 0 < asked < 65536 else "no port"
+        raise UserError(f"--port: got {asked}, {got}, want a free port; choose another one, or leave it out")
+    first = FIRST_PORT if asked is None else asked
+    free = [port for port in range(first, min(first + _PORTS, 65536)) if _is_free(port)]
+    free += [port for port in range(FIRST_PORT, FIRST_PORT + _PORTS) if port not in free and _is_free(port)] if len(free) < 3 else []
+    if len(free) < 3:
+        raise UserError(f"ports: got fewer than 3 free from {first} on, want 3; give --port")
+    if free[0] != first:
+        say(f"port {first} is taken, so the gateway gets {free[0]}")
+    return free[0], free[1], free[2]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):
+            probe.bind((HOST, port))
+            return True
+    return False
+
+
+def _key(own: Path) -> Path:
+    """The gateway's key: made once, so that clients need not be set anew, and read by its owner alone."""
+    path = own / "key"
+    with processes.locked(own / ".lock", "writing the key"):
+        if not path.exists():
+            fresh = own / ".key.partial"
+            fresh.unlink(missing_ok=True)
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_urlsafe(24) + "\n")
+            fresh.replace(path)
+        path.chmod(0o600)
+    return path
+
+
+@contextmanager
+def _run_directory(own: Path) -> Iterator[Path]:
+    """For the files of one run. It goes with the run, unless a log in it says why a service failed; the next run removes that."""
+    with ExitStack() as held:
+        with processes.locked(own / ".lock", "starting"):
+            for old in own.glob("run-*"):
+                with suppress(BlockingIOError), processes.holding(old):
+                    shutil.rmtree(old, ignore_errors=True)
+            work = Path(tempfile.mkdtemp(prefix="run-", dir=own))
+            held.enter_context(processes.holding(work))
+        keep = False
+        try:
+            yield work
+        except ServiceError:
+            keep = True
+            raise
+        finally:
+            if not keep:
+                shutil.rmtree(work, ignore_errors=True)

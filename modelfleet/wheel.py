@@ -1,0 +1,60 @@
+"""`python -m modelfleet.wheel [DIRECTORY]`: build the wheel of this package into DIRECTORY, by default dist/.
+
+It carries copies of the services below `modelfleet/tree`, so they take no names at the top of anyone's environment, and it asks for exactly
+the versions of requirements.lock.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from modelfleet import TREE
+from modelfleet.environment import LOCK, pins
+
+PACKAGE = TREE / "modelfleet"
+_CARRIED = ("api_server", "model_server", "model_sync")
+
+
+def lay_out(target: Path) -> None:
+    """The sources of the wheel, as pyproject.toml names them."""
+    package = target / "modelfleet"
+    package.mkdir()
+    for path in PACKAGE.glob("*.py"):
+        if path.name != Path(__file__).name:
+            shutil.copyfile(path, package / path.name)
+    for name in _CARRIED:
+        shutil.copytree(TREE / name, package / "tree" / name, ignore=lambda _, names: [each for each in names if not each.endswith(".py")])
+    (package / "tree" / "images").mkdir()
+    shutil.copyfile(TREE / "images" / "pins.toml", package / "tree" / "images" / "pins.toml")
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copyfile(PACKAGE / name, target / name)
+    (target / "version.txt").write_text(tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["version"])
+    (target / "requirements.txt").write_text("".join(f"{name}=={version}\n" for name, version in pins(LOCK.read_text())))
+
+
+def build(directory: Path) -> Path:
+    """The wheel, built without the network by the setuptools of this environment. Raises CalledProcessError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        source, out = Path(work, "source"), Path(work, "out")
+        source.mkdir()
+        lay_out(source)
+        argv = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(out), str(source)]
+        # The same sources give the same bytes: a zip's first date.
+        subprocess.run(argv, check=True, env=os.environ | {"SOURCE_DATE_EPOCH": "315532800"}, stdout=sys.stderr)
+        (wheel,) = out.glob("*.whl")
+        return Path(shutil.move(wheel, directory / wheel.name))
+
+
+def main(arguments: Sequence[str]) -> int:
+    print(build(Path(arguments[0]) if arguments else TREE / "dist"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,318 @@
+"""An empty Debian in a directory, with its own mounts, processes, host name, IPC and control groups, as a new machine would be.
+
+Of this machine it has the kernel, the network, and what the registries' clients are configured with: nothing of its packages,
+caches, wheels, Python versions or Go. Everything of it, also what a killed run left, goes by its one mark: its control group.
+Needs root and mmdebstrap.
+"""
+
+import fcntl
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from devcluster.toolchain import cache_root
+from infra.cli import ROOT
+
+HOME = Path("/root")
+CHECKOUT = HOME / "modelfleet"
+_CLIENT_VARIABLES = re.compile(
+    r"(https?_proxy|no_proxy|HTTPS?_PROXY|NO_PROXY|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|GIT_SSL_CAINFO|NODE_EXTRA_CA_CERTS"
+    r"|PIP_(CERT|INDEX_URL|EXTRA_INDEX_URL|TRUSTED_HOST|DEFAULT_TIMEOUT)|UV_(DEFAULT_INDEX|INDEX|INDEX_URL|NATIVE_TLS|SYSTEM_CERTS)"
+    r"|GOPROXY|GOSUMDB|GONOSUMDB|GONOPROXY|GOPRIVATE|GOINSECURE|(npm_config|NPM_CONFIG)_(registry|REGISTRY|cafile|CAFILE))"
+)
+"""Where the registries are and whom to trust. No PIP_FIND_LINKS: wheels on this machine's disk are not for a new one."""
+_CLIENT_FILES = (".config/pip/pip.conf", ".pip/pip.conf", ".config/uv/uv.toml", ".config/go/env", ".npmrc")
+"""Below the home directory."""
+_SYSTEM_CLIENT_FILES = ("/etc/pip.conf", "/etc/uv/uv.toml")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_ENTER_GROUPS = 'for group in $GROUPS_OF_ROOT; do echo $$ > "$group/cgroup.procs"; done\n'
+_BOOT = """
+set -eu
+mount --bind "$1" "$1"
+cd "$1"
+mount -t proc proc proc
+mount -t sysfs sysfs sys
+mount -t tmpfs -o mode=755 run run
+mount -t tmpfs -o mode=755 dev dev
+for name in null zero full random urandom tty kmsg fuse; do [ ! -e /dev/$name ] || cp -a /dev/$name dev/$name; done
+mkdir dev/pts dev/shm
+mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts dev/pts
+mount -t tmpfs shm dev/shm
+ln -s pts/ptmx dev/ptmx
+ln -s /proc/self/fd dev/fd
+ln -s fd/0 dev/stdin
+ln -s fd/1 dev/stdout
+ln -s fd/2 dev/stderr
+grep -q ' /sys/fs/cgroup cgroup2 ' /proc/mounts || mount -t tmpfs -o mode=755 cgroup sys/fs/cgroup
+awk '$2 ~ "^/sys/fs/cgroup(/|$)" && $3 ~ "^cgroup2?$" {print $2, $3, $4}' /proc/mounts | while read -r where kind options; do
+    mkdir -p ".$where"
+    mount -t "$kind" -o "$options" "$kind" ".$where"
+done
+hostname fresh
+pivot_root . .
+umount -l .
+# Whatever loses its parent comes here, and is reaped by the kernel: nobody waits for it.
+trap '' CHLD
+echo up
+exec sleep infinity
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step took. The download is that of the whole machine: proofs run beside nothing else."""
+
+    wall_s: float
+    cpu_min: float
+    download_mb: float
+    kept_mb: float
+    """What the step left on the disk."""
+
+    def as_figures(self) -> dict[str, float]:
+        return {name: round(value, 1) for name, value in asdict(self).items()}
+
+
+class StepError(AssertionError):
+    """A command in the root ended with an error; the message has the end of what it said."""
+
+
+@dataclass(frozen=True)
+class FreshRoot:
+    """One root, made and running. `boot` is the process that is number 1 in it."""
+
+    suite: str
+    directory: Path
+    boot: int
+    environment: Mapping[str, str]
+
+    def popen(self, command: str) -> "subprocess.Popen[str]":
+        """Start a shell command in the root's home directory, with stderr in stdout. The process is nsenter; its child is the shell."""
+        enter = ["nsenter", f"--target={self.boot}", "--mount", "--pid", "--uts", "--ipc", "--cgroup"]
+        words = [*enter, "env", "-i", *(f"{key}={value}" for key, value in self.environment.items()), "sh", "-c", f"cd; {command}"]
+        return subprocess.Popen(
+            ["sh", "-c", _ENTER_GROUPS + f"exec {shlex.join(words)}"],
+            env={"PATH": _PATH, "GROUPS_OF_ROOT": " ".join(f"{group}/init" for group in groups(self.suite))},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, command: str, timeout_s: float = 300.0) -> tuple[str, Cost]:
+        """What a shell command said, and what it took. Raises StepError when it ends with an error or takes longer."""
+        watch = Watch(self)
+        with self.popen(command) as process:
+            try:
+                said, _ = process.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                for pid in self.processes():
+                    os.kill(pid, signal.SIGKILL)
+                said, _ = process.communicate()
+                raise StepError(
+                    f"{self.suite}: {command}: got no end after {timeout_s:.0f} s, want one; it said:\n{said[-4000:]}"
+                ) from None
+        if process.returncode:
+            raise StepError(f"{self.suite}: {command}: got exit status {process.returncode}, want 0; it said:\n{said[-4000:]}")
+        return said, watch.cost()
+
+    def processes(self) -> dict[int, str]:
+        """Every process of the root but its first one: number on this machine, and command."""
+        found: dict[int, str] = {}
+        for pid in _pids(self.suite) - {self.boot}:
+            try:
+                found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            except OSError:
+                continue
+        return found
+
+    def cpu_s(self) -> float:
+        """CPU time of everything that ever ran in the root."""
+        for group in groups(self.suite):
+            if (group / "cpuacct.usage").exists():
+                return int((group / "cpuacct.usage").read_text()) / 1e9
+            if (group / "cpu.stat").exists() and "usage_usec" in (stat := (group / "cpu.stat").read_text()):
+                return int(dict(line.split() for line in stat.splitlines())["usage_usec"]) / 1e6
+        raise StepError("/sys/fs/cgroup: got no account of CPU time, want one; mount the control group hierarchies")
+
+    def disk_bytes(self) -> int:
+        """Blocks that the root's files take; files with several names once."""
+        seen: dict[int, int] = {}
+        for directory, folders, files in os.walk(self.directory):
+            for name in (*folders, *files):
+                status = (Path(directory) / name).lstat()
+                seen[status.st_ino] = status.st_blocks * 512
+        return sum(seen.values())
+
+
+class Watch:
+    """Measures from when it is made."""
+
+    def __init__(self, root: FreshRoot) -> None:
+        self._root = root
+        self._before = self._now()
+
+    def _now(self) -> tuple[float, float, float, float]:
+        return time.monotonic(), self._root.cpu_s() / 60, _received_bytes() / 1e6, self._root.disk_bytes() / 1e6
+
+    def cost(self) -> Cost:
+        return Cost(*(now - before for now, before in zip(self._now(), self._before, strict=True)))
+
+
+def groups(suite: str) -> list[Path]:
+    """The root's control group in every hierarchy. Its processes are one level below, as the unified hierarchy wants it."""
+    mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    hierarchies = sorted({target for target, kind in mounts if kind in ("cgroup", "cgroup2") and target.startswith("/sys/fs/cgroup")})
+    return [Path(hierarchy) / f"modelfleet-fresh-root-{suite}" for hierarchy in hierarchies]
+
+
+def place(suite: str) -> Path:
+    return cache_root() / "fresh-roots" / suite
+
+
+def _received_bytes() -> int:
+    """Bytes that came in over the links that have a default route."""
+    routes = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
+    links = {route[0] for route in routes if route[1] == "00000000"}
+    return sum(int(Path("/sys/class/net", link, "statistics/rx_bytes").read_text()) for link in links)
+
+
+@contextmanager
+def fresh_root(suite: str, packages: str) -> Iterator[FreshRoot]:
+    """An empty Debian `suite` with `packages` (comma-separated) and a clone of HEAD. One a suite at a time: the others wait."""
+    directory = place(suite)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory.parent.chmod(0o700)
+    with directory.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        remove(suite)
+        try:
+            _bootstrap(suite, directory, packages)
+            environment = _give_client_configuration(directory)
+            subprocess.run(["git", "clone", "-q", "--bare", "--no-hardlinks", ROOT, directory / "srv" / "modelfleet.git"], check=True)
+            with _booted(suite, directory) as boot:
+                root = FreshRoot(suite, directory, boot, environment)
+                root.run(f"git clone -q /srv/modelfleet.git {CHECKOUT}")
+                yield root
+        finally:
+            remove(suite)
+
+
+def _bootstrap(suite: str, directory: Path, packages: str) -> None:
+    mirrors = _mirrors()
+    main, security = mirrors["debian"], mirrors["debian-security"]
+    sources = [f"deb {main} {suite} main", f"deb {main} {suite}-updates main", f"deb {security} {suite}-security main"]
+    # apt's answers for suites that this machine does not have are its own.
+    options = [f"--aptopt={line}" for line in _apt_client_options()]
+    argv = ["mmdebstrap", "--quiet", "--variant=minbase", '--aptopt=Apt::Install-Recommends "false"', *options, f"--include={packages}"]
+    done = subprocess.run([*argv, suite, str(directory), *sources], capture_output=True, text=True)
+    if done.returncode:
+        raise StepError(f"mmdebstrap {suite}: got exit status {done.returncode}, want a root; it said:\n{done.stderr[-2000:]}")
+
+
+def _mirrors() -> dict[str, str]:
+    """Label of an archive (`debian`, `debian-security`) to the address that this machine has for it."""
+    told = subprocess.run(["apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)"], capture_output=True, text=True, check=True)
+    labels = {"Debian": "debian", "Debian-Security": "debian-security"}
+    found = {labels[label]: uri for label, _, uri in (line.partition(" ") for line in told.stdout.splitlines()) if label in labels}
+    if missing := set(labels.values()) - set(found):
+        raise StepError(f"apt sources: got none for {', '.join(sorted(missing))}, want them; run apt-get update")
+    return found
+
+
+def _apt_client_options() -> list[str]:
+    told = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in told if re.match(r'Acquire::(https?|Check-)[^"]*"[^"]+";', line)]
+
+
+def _give_client_configuration(directory: Path) -> dict[str, str]:
+    """Copy what the registries' clients are configured with. Returns the environment of every command in the root."""
+    environment = {key: value for key, value in os.environ.items() if _CLIENT_VARIABLES.fullmatch(key)}
+    files = {Path(value): Path(value) for value in environment.values() if value.startswith("/") and Path(value).is_file()}
+    files |= {Path.home() / name: HOME / name for name in _CLIENT_FILES}
+    files |= {Path(name): Path(name) for name in _SYSTEM_CLIENT_FILES}
+    for source, target in files.items():
+        if source.is_file():
+            if "find-links" in source.read_text(errors="replace"):
+                raise StepError(f"{source}: got find-links, want none: wheels on this disk are not for a new machine; take the line out")
+            inside = directory / target.relative_to("/")
+            inside.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, inside)
+    for name in ("resolv.conf", "hosts"):
+        shutil.copyfile(Path("/etc", name), directory / "etc" / name)
+    return {**environment, "PATH": _PATH, "HOME": str(HOME), "LANG": "C.UTF-8"}
+
+
+@contextmanager
+def _booted(suite: str, directory: Path) -> Iterator[int]:
+    for group in groups(suite):
+        _make_group(group)
+        _make_group(group / "init")
+    unshare = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
+    # The namespace begins at the outer group, and its processes live in the inner one.
+    inner = _ENTER_GROUPS + shlex.join([*unshare, "sh", "-c", _ENTER_GROUPS.replace("GROUPS_OF_ROOT", "INIT_GROUPS") + _BOOT, "boot"])
+    outer = {"GROUPS_OF_ROOT": " ".join(map(str, groups(suite))), "INIT_GROUPS": " ".join(f"{group}/init" for group in groups(suite))}
+    argv = ["sh", "-c", f'{inner} "$1"', "enter", str(directory)]
+    with subprocess.Popen(argv, env={"PATH": _PATH, **outer}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            if process.stdout is None or process.stdout.readline() != "up\n":
+                process.kill()
+                raise StepError(f"{suite}: got no root, want one; unshare said: {process.stderr.read() if process.stderr else ''}")
+            [unshared] = [process.pid] if Path(f"/proc/{process.pid}/comm").read_text() == "unshare\n" else _children(process.pid)
+            [boot] = _children(unshared)
+            yield boot
+        finally:
+            process.kill()
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _make_group(group: Path) -> None:
+    group.mkdir(exist_ok=True)
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        file = group / name
+        if file.exists() and not file.read_text().strip():
+            file.write_text((group.parent / name).read_text())
+
+
+def remove(suite: str) -> None:
+    """End every process of the root and delete it. A root that is not there is fine."""
+    deadline = time.monotonic() + 30
+    while pids := _pids(suite):
+        if time.monotonic() > deadline:
+            raise StepError(f"{suite}: got processes {sorted(pids)} that do not end, want none; look at them with ps")
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.1)
+    for group in groups(suite):
+        for path in sorted(group.rglob("*/"), reverse=True) if group.exists() else []:
+            path.rmdir()
+        if group.exists():
+            group.rmdir()
+    directory = place(suite)
+    # Its mounts went with its processes. What is still mounted belongs to somebody, and must not be emptied.
+    if mounted := [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines() if f"{directory}/" in line]:
+        raise StepError(f"{directory}: got mounts {mounted}, want none; unmount them")
+    if directory.exists():
+        shutil.rmtree(directory)
+
+
+def _pids(suite: str) -> set[int]:
+    found: set[int] = set()
+    for group in groups(suite):
+        for procs in group.rglob("cgroup.procs"):
+            found.update(int(line) for line in procs.read_text().split())
+    return found

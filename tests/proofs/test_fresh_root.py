@@ -1,0 +1,26 @@
+"""The quick ways to an answer, on an empty Debian: plain processes, and the embedded cluster from built tools.
+
+Needs root, mmdebstrap, and the tools of `make up` built on this machine. About 15 minutes, beside nothing else.
+"""
+
+from typing import Any
+
+import pytest
+
+from tests.proofs import ways
+from tests.proofs.records import Proof
+
+PROOF = Proof("fresh-root", guards=ways.GUARDS)
+
+
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("suite", ways.SUITES)
+def test_the_quick_ways_answer_on_an_empty_debian(suite: str, figures: dict[str, Any]) -> None:
+    with ways.fresh_checkout(suite) as root:
+        tried = ways.try_it(root)
+        again = ways.try_it(root)
+        figures[f"{suite} make try"] = {"cold": tried.as_figures(), "warm": again.as_figures()}
+        cold, warm = ways.up_and_down(root, ways.built_tools(root), 900)
+        figures[f"{suite} make up TOOLS"] = {"cold": cold.as_figures(), "warm": warm.as_figures()}
+    assert tried.wall_s <= 120
+    assert cold.wall_s <= 240

@@ -1,0 +1,110 @@
+"""README's commands, taken from its code blocks and run in a fresh root: what each way to an answer costs there.
+
+The commands are those of README as it is, so a command that README gets wrong fails here. What is added to them, a node count and the
+agreement to install packages, stands in `MAKE_UP`.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from infra.cli import ROOT
+from tests import machine
+from tests.proofs.fresh_root import CHECKOUT, Cost, FreshRoot, StepError, Watch, fresh_root
+
+SUITES = {"bookworm": "12", "trixie": "13"}
+"""Suite to Debian's release."""
+MAKE_UP = "NODES=1 YES=1"
+ANSWER = re.compile(r"^\S+: .*\bParis\b", re.MULTILINE)
+"""The line in which a model answers the question that every way asks."""
+MODPROBE = "modprobe: FATAL: Module br_netfilter not found in directory /lib/modules/"
+"""What a container cannot do: it has no modules of the kernel. The machine must have loaded br_netfilter."""
+GUARDS = (
+    *("README.md", "Makefile", "Pulumi.yaml", "Pulumi.dev.yaml", "__main__.py", "requirements-bootstrap.lock", "requirements.lock"),
+    *("devcluster", "images", "infra", "components", "modelfleet_outputs", "tools"),
+    *("api_server", "model_server", "model_sync", "metrics_exporter", "ollama_agent"),
+    *("tests/proofs/fresh_root.py", "tests/proofs/ways.py"),
+)
+
+
+def readme_command(pattern: str) -> str:
+    """The one command in README's code blocks that matches a pattern, without its comment. Raises StepError."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    lines = {line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()}
+    found = sorted(line for line in lines if re.fullmatch(pattern, line))
+    if len(found) != 1:
+        raise StepError(f"README.md: got {found} in its code blocks, want one command that matches {pattern!r}")
+    return found[0]
+
+
+def readme_packages() -> list[str]:
+    return [word for word in readme_command("apt-get install .*").split()[2:] if not word.startswith("-")]
+
+
+@contextmanager
+def fresh_checkout(suite: str) -> Iterator[FreshRoot]:
+    """A fresh root with the packages that README asks for; afterwards this machine must be what it was."""
+    before = machine.snapshot()
+    with fresh_root(suite, ",".join(readme_packages())) as root:
+        yield root
+    changed = machine.difference(before, machine.snapshot())
+    # Modules that the kernel loads for links and firewalls: the root cannot unload them.
+    changed.pop("modules", None)
+    if changed:
+        raise StepError(f"{suite}: got changes of this machine, want none: {changed}")
+
+
+def try_it(root: FreshRoot) -> Cost:
+    """`make try` to an answer, then Ctrl-C: it must end well and leave no process."""
+    watch, said = Watch(root), []
+    with root.popen(f"cd {CHECKOUT} && {readme_command('make try')}") as process:
+        timer = threading.Timer(600, process.kill)
+        timer.start()
+        for line in process.stdout or ():
+            said.append(line)
+            if ANSWER.match(line):
+                break
+        else:
+            raise StepError(f"{root.suite}: make try: got no answer, want one; it said:\n{''.join(said)[-4000:]}")
+        cost = watch.cost()
+        # What Ctrl-C does at a terminal: every process of the foreground gets the signal.
+        for pid in root.processes().keys() - {process.pid}:
+            os.kill(pid, signal.SIGINT)
+        said.extend(process.stdout or ())
+        timer.cancel()
+    if left := root.processes():
+        raise StepError(f"{root.suite}: make try: got processes {left} after Ctrl-C, want none; it said:\n{''.join(said)[-2000:]}")
+    return cost
+
+
+def built_tools(root: FreshRoot) -> str:
+    """Put the archive of this machine's tools into the root. The `make up` command that `make tools` prints for it."""
+    done = subprocess.run(["make", "-s", "tools"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    command = done.stdout.splitlines()[-1]
+    found = re.fullmatch(r"make up TOOLS=(\S+)@sha256:[0-9a-f]{64}", command)
+    if found is None:
+        raise StepError(f"make tools: got {command!r}, want its last line to be make up TOOLS=FILE@sha256:HEX")
+    target = root.directory / str(CHECKOUT / found[1]).lstrip("/")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(ROOT / found[1], target)
+    return command
+
+
+def up_and_down(root: FreshRoot, command: str, timeout_s: float) -> tuple[Cost, Cost]:
+    """`make up` to an answer through a cluster of one node, again, and down. What the first and the second one cost."""
+    said, cold = root.run(f"cd {CHECKOUT} && {command} {MAKE_UP}", timeout_s)
+    if not ANSWER.search(said):
+        raise StepError(f"{root.suite}: {command}: got no answer, want one; it said:\n{said[-4000:]}")
+    refused = root.popen("modprobe br_netfilter").communicate()[0]
+    if not refused.startswith(MODPROBE):
+        raise StepError(f"{root.suite}: modprobe: got {refused!r}, want {MODPROBE!r}: a container that can load modules")
+    _, warm = root.run(f"cd {CHECKOUT} && {command} {MAKE_UP}", 600)
+    root.run(f"cd {CHECKOUT} && {readme_command('make down')}", 120)
+    if left := root.processes():
+        raise StepError(f"{root.suite}: make down: got processes {left}, want none")
+    return cold, warm
