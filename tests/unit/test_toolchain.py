@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from devcluster import cluster, go, pinned, toolchain
+from devcluster.cache import locked
 from devcluster.toolchain import BY_NAME, TOOLCHAIN, Tool, is_intact, key
 from infra import up
 from tests.empty_cache import empty_cache
@@ -147,6 +148,13 @@ def test_a_build_appears_whole_or_not_at_all(cache: Path) -> None:
     built = next((cache / "tools").glob("hello-*"))
     (built / "hello").write_bytes(b"damaged")
     assert (toolchain.ensure(["hello"]) / "hello").stat().st_size > 1000
+
+
+def test_what_is_there_does_not_wait_for_another_build(cache: Path) -> None:
+    binaries = toolchain.ensure(["hello"])
+    # Held by this very process: whoever waits for it waits for ever.
+    with locked(cache / "tools" / ".lock", "a long build"):
+        assert toolchain.ensure(["hello"]) == binaries
 
 
 def test_a_failed_build_ends_the_others_and_the_next_call_begins_clean(cache: Path) -> None:
