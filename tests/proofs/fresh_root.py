@@ -180,6 +180,11 @@ def place(suite: str) -> Path:
     return cache_root() / "fresh-roots" / suite
 
 
+def _scratch(suite: str) -> Path:
+    """For mmdebstrap's temporary files, which a killed one leaves."""
+    return place(suite).with_suffix(".tmp")
+
+
 def _received_bytes() -> int:
     """Bytes that came in over the links that have a default route."""
     routes = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
@@ -197,6 +202,9 @@ def fresh_root(suite: str, packages: str) -> Iterator[FreshRoot]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         remove(suite)
         try:
+            for group in groups(suite):
+                _make_group(group)
+                _make_group(group / "init")
             _bootstrap(suite, directory, packages)
             environment = _give_client_configuration(directory)
             subprocess.run(["git", "clone", "-q", "--bare", "--no-hardlinks", ROOT, directory / "srv" / "modelfleet.git"], check=True)
@@ -213,8 +221,21 @@ def _bootstrap(suite: str, directory: Path, packages: str) -> None:
     sources = [f"deb {main} {suite} main", f"deb {main} {suite}-updates main", f"deb {security} {suite}-security main"]
     # apt's answers for suites that this machine does not have are its own.
     options = [f"--aptopt={line}" for line in _apt_client_options()]
-    argv = ["mmdebstrap", "--quiet", "--variant=minbase", '--aptopt=Apt::Install-Recommends "false"', *options, f"--include={packages}"]
-    done = subprocess.run([*argv, suite, str(directory), *sources], capture_output=True, text=True)
+    # In the root's group, so that a killed run's mmdebstrap is found, and with mounts that end with it.
+    enter = ["sh", "-c", _ENTER_GROUPS + 'exec "$@"', "enter", "unshare", "--mount"]
+    argv = [
+        *enter,
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        '--aptopt=Apt::Install-Recommends "false"',
+        *options,
+        f"--include={packages}",
+    ]
+    scratch = _scratch(suite)
+    scratch.mkdir()
+    environment = os.environ | {"GROUPS_OF_ROOT": " ".join(map(str, groups(suite))), "TMPDIR": str(scratch)}
+    done = subprocess.run([*argv, suite, str(directory), *sources], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise StepError(f"mmdebstrap {suite}: got exit status {done.returncode}, want a root; it said:\n{done.stderr[-2000:]}")
 
@@ -244,9 +265,6 @@ def _give_client_configuration(directory: Path) -> dict[str, str]:
 
 @contextmanager
 def _booted(suite: str, directory: Path) -> Iterator[int]:
-    for group in groups(suite):
-        _make_group(group)
-        _make_group(group / "init")
     unshare = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
     # The namespace begins at the outer group, and its processes live in the inner one.
     inner = _ENTER_GROUPS + shlex.join([*unshare, "sh", "-c", _ENTER_GROUPS.replace("GROUPS_OF_ROOT", "INIT_GROUPS") + _BOOT, "boot"])
@@ -297,8 +315,9 @@ def remove(suite: str) -> None:
     # Its mounts went with its processes. What is still mounted belongs to somebody, and must not be emptied.
     if mounted := [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines() if f"{directory}/" in line]:
         raise StepError(f"{directory}: got mounts {mounted}, want none; unmount them")
-    if directory.exists():
-        shutil.rmtree(directory)
+    for path in (directory, _scratch(suite)):
+        if path.exists():
+            shutil.rmtree(path)
 
 
 def _pids(suite: str, pattern: str = "**/cgroup.procs") -> set[int]:

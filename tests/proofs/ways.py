@@ -65,21 +65,29 @@ def try_it(root: FreshRoot) -> Cost:
     with root.popen(f"cd {CHECKOUT} && {readme_command('make try')}") as process:
         timer = threading.Timer(600, process.kill)
         timer.start()
-        for line in process.stdout or ():
-            said.append(line)
-            if ANSWER.match(line):
-                break
-        else:
-            raise StepError(f"{root.suite}: make try: got no answer, want one; it said:\n{''.join(said)[-4000:]}")
-        cost = watch.cost()
-        # What Ctrl-C does at a terminal: every process of the foreground gets the signal.
-        for pid in root.processes().keys() - {process.pid}:
-            os.kill(pid, signal.SIGINT)
-        said.extend(process.stdout or ())
-        timer.cancel()
+        try:
+            for line in process.stdout or ():
+                said.append(line)
+                if ANSWER.match(line):
+                    break
+            else:
+                raise StepError(f"{root.suite}: make try: got no answer, want one; it said:\n{''.join(said)[-4000:]}\n{_logs(root)}")
+            cost = watch.cost()
+            # What Ctrl-C does at a terminal: every process of the foreground gets the signal.
+            for pid in root.processes().keys() - {process.pid}:
+                os.kill(pid, signal.SIGINT)
+            said.extend(process.stdout or ())
+        finally:
+            timer.cancel()
     if left := root.processes():
         raise StepError(f"{root.suite}: make try: got processes {left} after Ctrl-C, want none; it said:\n{''.join(said)[-2000:]}")
     return cost
+
+
+def _logs(root: FreshRoot) -> str:
+    """The ends of the services' logs, which go with the root."""
+    logs = (root.directory / "root/.cache/modelfleet/try").glob("run-*/*.log")
+    return "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-1000:]}" for path in sorted(logs))
 
 
 def built_tools(root: FreshRoot) -> str:
