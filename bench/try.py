@@ -30,8 +30,19 @@ _INDEX = ("PIP_", "UV_", "SSL_CERT_", "REQUESTS_CA_BUNDLE")
 """Variables that say how this machine reaches its package index."""
 
 
+def descendants(pid: int) -> list[int]:
+    children = [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    return [pid, *(each for child in children for each in descendants(child))]
+
+
+def memory_bytes(pid: int) -> int:
+    """Proportional set size of a process and all that it started."""
+    rollups = [Path(f"/proc/{each}/smaps_rollup").read_text() for each in descendants(pid)]
+    return sum(int(line.split()[1]) * 1024 for text in rollups for line in text.splitlines() if line.startswith("Pss:"))
+
+
 def once(argv: Sequence[str], home: Path) -> dict[str, Any]:
-    """Wall seconds to the answer, CPU seconds of every process to the end, and bytes of the home afterwards."""
+    """Wall seconds to the answer, memory then, CPU seconds of every process to the end, and the size of the home afterwards."""
     kept = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith(_INDEX)}
     started = time.monotonic()
     with (home / "out").open("w+") as out:
@@ -42,12 +53,14 @@ def once(argv: Sequence[str], home: Path) -> dict[str, Any]:
                 raise SystemExit(f"{' '.join(argv)}: got no answer, want one; see the lines above")
             time.sleep(0.1)
         wall = time.monotonic() - started
+        memory = memory_bytes(process.pid)
         process.terminate()
         _, _, usage = os.wait4(process.pid, 0)
     answer = re.search(r"^\S+: (.+)$", (home / "out").read_text(), re.MULTILINE)
     return {
         "wall_s": round(wall, 1),
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
+        "memory_mb": round(memory / 1e6),
         "disk_mb": round(processes.tree_bytes(home) / 1e6),
         "answer": answer[1] if answer else "",
     }

@@ -64,14 +64,15 @@ def alone() -> Iterator[bool]:
 
 
 def users() -> list[str]:
-    """Other processes that run or hold open a file of the cache, as far as this user may see them."""
+    """Other processes that run, have loaded or hold open a file of the cache, as far as this user may see them."""
     root = str(cache_root().resolve()) + "/"
     found: list[str] = []
     for process in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
         links = [process / "exe", process / "cwd"]
         with suppress(OSError):
             links += (process / "fd").iterdir()
-        if int(process.name) != os.getpid() and any(_target(link).startswith(root) for link in links):
+        used = any(_target(link).startswith(root) for link in links) or root in _loaded(process)
+        if int(process.name) != os.getpid() and used:
             found.append(_process(int(process.name)))
     return found
 
@@ -79,6 +80,13 @@ def users() -> list[str]:
 def _target(link: Path) -> str:
     try:
         return str(link.readlink())
+    except OSError:
+        return ""
+
+
+def _loaded(process: Path) -> str:
+    try:
+        return (process / "maps").read_text(errors="replace")
     except OSError:
         return ""
 

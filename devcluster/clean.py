@@ -15,6 +15,7 @@ OURS = {
     r"models": "the default model",
     r"debian": "unpacked Debian packages",
     r"pulumi": "Pulumi's plugins",
+    r"try": "what make try installed",
     r"fresh-roots": "empty Debian systems of the proofs",
     r"go-[0-9a-f]{12}": "Go",
     r"go-(modules|build|path|tmp|config)": "what an unfinished build keeps",

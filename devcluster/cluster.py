@@ -258,7 +258,10 @@ def _by_marks(name: str) -> Cluster | None:
     for group in cgroups.found(f"modelfleet-*-{name}-n[1-{MAX_NODES}]"):
         slot = group.removeprefix("modelfleet-").partition("-")[0]
         if slot.isdigit() and group[len(f"modelfleet-{slot}-") : -len("-n1")] == name:
-            return Cluster(name=name, slot=int(slot), node_count=MAX_NODES)
+            cluster = Cluster(name=name, slot=int(slot), node_count=MAX_NODES)
+            # The cluster of another user may have the same name.
+            if network.owner(cluster) in ("", cluster.host_alias):
+                return cluster
     return None
 
 

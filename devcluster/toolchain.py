@@ -98,9 +98,9 @@ def ensure(names: Sequence[str]) -> Path:
     hold()
     root = cache_root() / "tools"
     entries = [entry(BY_NAME[name]) for name in names]
-    if not missing(names) and (linked := _linked(root, entries)):
-        # Who needs nothing waits for nobody that builds something else.
-        return linked
+    # What is there is not kept waiting by somebody who builds another tool.
+    if not missing(names) and _is_linked(entries):
+        return _bin(entries)
     with locked(root / ".lock", "toolchain"):
         to_build = missing(names)
         try:
@@ -108,7 +108,7 @@ def ensure(names: Sequence[str]) -> Path:
                 _build_all(to_build)
             if any(not tool.wheel for tool in to_build):
                 go.drop_caches()
-            return _link(root, entries)
+            return _link(entries)
         except OSError as error:
             raise ToolchainError(f"{root}: got {error}, want to write the tools there; free space or mend its rights") from error
 
@@ -215,36 +215,34 @@ def _build_all(tools: Sequence[Tool]) -> None:
         pool.shutdown()
 
 
-def _bin_dir(root: Path, entries: Sequence[Path]) -> Path:
-    """Named after the set of entries."""
-    return root / f"bin-{hashlib.sha256(chr(10).join(sorted(path.name for path in entries)).encode()).hexdigest()[:12]}"
+def _bin(entries: Sequence[Path]) -> Path:
+    identity = hashlib.sha256("\n".join(sorted(path.name for path in entries)).encode()).hexdigest()[:12]
+    return cache_root() / "tools" / f"bin-{identity}"
 
 
 def _binaries(entries: Sequence[Path]) -> dict[str, Path]:
     return {path.name: path for each in entries for path in each.iterdir() if path.name != "manifest.json"}
 
 
-def _linked(root: Path, entries: Sequence[Path]) -> Path | None:
-    """The directory of links, if it is whole."""
-    bin_dir = _bin_dir(root, entries)
-    whole = all((bin_dir / name).exists() and (bin_dir / name).samefile(path) for name, path in _binaries(entries).items())
-    return bin_dir if whole else None
+def _is_linked(entries: Sequence[Path]) -> bool:
+    links = _bin(entries)
+    return all((links / name).exists() and (links / name).samefile(path) for name, path in _binaries(entries).items())
 
 
-def _link(root: Path, entries: Sequence[Path]) -> Path:
-    """A directory with one hard link a binary; made by one rename."""
-    if linked := _linked(root, entries):
-        return linked
-    bin_dir = _bin_dir(root, entries)
-    fresh = root / f".{bin_dir.name}.partial"
+def _link(entries: Sequence[Path]) -> Path:
+    """A directory named after the set of entries, with one hard link a binary; made by one rename."""
+    links = _bin(entries)
+    if _is_linked(entries):
+        return links
+    fresh = links.with_name(f".{links.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     for name, path in _binaries(entries).items():
         # A hard link: pulumi and its language host look for their helpers beside their own real path.
         (fresh / name).hardlink_to(path)
-    shutil.rmtree(bin_dir, ignore_errors=True)
-    fresh.replace(bin_dir)
-    return bin_dir
+    shutil.rmtree(links, ignore_errors=True)
+    fresh.replace(links)
+    return links
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

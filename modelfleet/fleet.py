@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -28,8 +29,8 @@ _PORTS = 100
 """So many are tried from the first on."""
 _STORED_AS = "try:model"
 """The model's name in the store of one run; requests name its id."""
-_START_S = 180.0
-"""Until both services answer at all: 45 s with four other programs on each of two cores (2026-11-26)."""
+_ATTEMPTS = 5
+"""Between the choice of a port and its use, another program may take it."""
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -43,11 +44,15 @@ class Service:
     process: "subprocess.Popen[bytes]"
     log: Path
 
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
     def require_running(self) -> None:
         """Raises ServiceError."""
         if (status := self.process.poll()) is None:
             return
-        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines()]
+        lines = [line.strip() for line in self.output.splitlines()]
         reasons = [line for line in lines if "error loading model" in line] or [line for line in lines if " ERROR " in line]
         reason = f"{reasons[0].rpartition(' ERROR ')[2][:300]} (exit status {status})" if reasons else f"exit status {status}"
         raise ServiceError(f"{self.name}: got {reason}, want it to run; see {self.log}")
@@ -100,21 +105,35 @@ def running(cache: Path, python: Path, model: Model, context: int, port: int | N
         gguf.add(_STORED_AS, model.path, store, link=True)
         services: list[Service] = []
         try:
-            # From the choice of ports until they are in use, no other of our kind chooses.
-            with processes.locked(own / ".ports.lock", "starting"):
-                public, internal, metrics = _ports(port)
-                for name, env in (
-                    ("model server", _model_server(internal, store, model, context)),
-                    ("gateway", _gateway(public, metrics, internal, key_file, model)),
-                ):
-                    services.append(_start(name, python, env, work))
-                step = Step("starting the gateway and the model server")
-                _wait(services, step, lambda: _status(internal, "/health") == 200 and _status(public, "/health") == 200, _START_S)
-            _wait(services, Step(f"loading {model.path.name}"), lambda: _status(internal, "/ready") == 200, None)
+            step = Step("starting the gateway and the model server")
+            for _ in range(_ATTEMPTS):
+                public, internal, metrics = _public_port(port), _free_port(), _free_port()
+                services = [
+                    _start("model server", python, _model_server(internal, store, model, context), work),
+                    _start("gateway", python, _gateway(public, metrics, internal, key_file, model), work),
+                ]
+                if _start_both(services, step, f"port {internal} open", f"on port {public}"):
+                    break
+                processes.stop([service.process for service in services])
+            else:
+                raise UserError(f"ports: got {_ATTEMPTS} that other programs took first, want one each; try again, or give --port")
+            _wait(services, Step(f"loading {model.path.name}"), lambda: _is_ready(internal))
             yield Fleet(services, public, key_file, model)
         finally:
             ignore_signals()
             processes.stop([service.process for service in services])
+
+
+def _start_both(services: Sequence[Service], step: Step, *opened: str) -> bool:
+    """Whether each has opened its port, as its own log says: another program may answer there. False when one was taken meanwhile.
+    Raises ServiceError."""
+    try:
+        _wait(services, step, lambda: all(text in service.output for service, text in zip(services, opened, strict=True)))
+    except ServiceError:
+        if any("address already in use" in service.output for service in services):
+            return False
+        raise
+    return True
 
 
 def _start(name: str, python: Path, settings: dict[str, str], work: Path) -> Service:
@@ -127,6 +146,7 @@ def _start(name: str, python: Path, settings: dict[str, str], work: Path) -> Ser
     module = {"model server": "model_server", "gateway": "api_server"}[name]
     prefix = module.upper()
     log = work / f"{module}.log"
+    log.unlink(missing_ok=True)
     process = processes.start([str(python), "-m", module], env | {f"{prefix}_{key}": value for key, value in settings.items()}, work, log)
     return Service(name, process, log)
 
@@ -143,42 +163,47 @@ def _gateway(port: int, metrics: int, upstream: int, key_file: Path, model: Mode
     return settings | {"DRAIN_S": "1", "DRAIN_DELAY_S": "0"}
 
 
-def _wait(services: Sequence[Service], step: Step, is_done: Callable[[], bool], limit_s: float | None) -> None:
-    started = time.monotonic()
+def _wait(services: Sequence[Service], step: Step, is_done: Callable[[], bool]) -> None:
+    """Without a limit: a large model takes its time, and a service that cannot go on ends. Raises ServiceError."""
     while not is_done():
         for service in services:
             service.require_running()
-        if limit_s is not None and time.monotonic() - started > limit_s:
-            raise ServiceError(f"services: got no answer after {limit_s:.0f} s, want one; see {services[0].log.parent}")
         step.tick()
         time.sleep(0.05)
 
 
-def _status(port: int, path: str) -> int:
-    """0 when nothing answers."""
+def _is_ready(port: int) -> bool:
     try:
-        with _OPENER.open(f"http://{HOST}:{port}{path}", timeout=2) as response:
-            return response.status
+        with _OPENER.open(f"http://{HOST}:{port}/ready", timeout=2) as response:
+            return response.status == 200
     except urllib.error.HTTPError as error:
         error.close()
-        return error.code
     except OSError:
-        return 0
+        pass
+    return False
 
 
-def _ports(asked: int | None) -> tuple[int, int, int]:
-    """For the gateway, the model server and the gateway's metrics. Raises UserError."""
-    if asked is not None and not (0 < asked < 65536 and _is_free(asked)):
-        got = "in use or not allowed" if 0 < asked < 65536 else "no port"
-        raise UserError(f"--port: got {asked}, {got}, want a free port; choose another one, or leave it out")
-    first = FIRST_PORT if asked is None else asked
-    free = [port for port in range(first, min(first + _PORTS, 65536)) if _is_free(port)]
-    free += [port for port in range(FIRST_PORT, FIRST_PORT + _PORTS) if port not in free and _is_free(port)] if len(free) < 3 else []
-    if len(free) < 3:
-        raise UserError(f"ports: got fewer than 3 free from {first} on, want 3; give --port")
-    if free[0] != first:
-        say(f"port {first} is taken, so the gateway gets {free[0]}")
-    return free[0], free[1], free[2]
+def _public_port(asked: int | None) -> int:
+    """The gateway's. Raises UserError."""
+    if asked is not None:
+        if not (0 < asked < 65536 and _is_free(asked)):
+            got = "in use or not allowed" if 0 < asked < 65536 else "no port"
+            raise UserError(f"--port: got {asked}, {got}, want a free port; choose another one, or leave it out")
+        return asked
+    for port in range(FIRST_PORT, FIRST_PORT + _PORTS):
+        if _is_free(port):
+            if port != FIRST_PORT:
+                say(f"port {FIRST_PORT} is taken, so the gateway gets {port}")
+            return port
+    raise UserError(f"ports: got none free of {FIRST_PORT}..{FIRST_PORT + _PORTS - 1}, want one; give --port")
+
+
+def _free_port() -> int:
+    """One that the kernel gives to no outgoing connection in the meantime."""
+    while True:
+        port = random.randrange(20000, 32768)  # noqa: S311 (no secret)
+        if _is_free(port):
+            return port
 
 
 def _is_free(port: int) -> bool:

@@ -47,7 +47,7 @@ def run(argv: Sequence[str], env: Mapping[str, str], work: Path, step: Step, det
     child = start(argv, env, work, log)
     try:
         while child.poll() is None:
-            step.tick(detail())
+            step.tick(detail)
             time.sleep(_POLL_S)
     finally:
         if child.poll() is None:

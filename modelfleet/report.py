@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 
 _EVERY_S = 10.0
@@ -53,9 +54,9 @@ class Step:
         self._started = self._said = time.monotonic()
         say(what)
 
-    def tick(self, detail: str = "") -> None:
-        """Call it often."""
+    def tick(self, detail: Callable[[], str] | None = None) -> None:
+        """Call it often; `detail` is asked for only when something is said."""
         now = time.monotonic()
         if now - self._said >= _EVERY_S:
             self._said = now
-            say(f"{self._what}: {now - self._started:.0f} s{', ' if detail else ''}{detail}")
+            say(f"{self._what}: {now - self._started:.0f} s{f', {detail()}' if detail else ''}")

@@ -99,8 +99,9 @@ def test_clusters_of_other_sizes_come_up_beside_this_one(nodes: int) -> None:
 
 def test_the_registry_is_for_nodes_alone_and_deletes_nothing(stack: Stack) -> None:
     """The machine itself, and so its users and its neighbours, has no way to it."""
-    with pytest.raises(httpx.TransportError):
-        httpx.get(f"http://{layout.REGISTRY}/v2/", timeout=3, trust_env=False)
+    address = layout.REGISTRY.partition(":")[0]
+    route = subprocess.run(["ip", "route", "get", address], capture_output=True, text=True).stdout
+    assert stack.cluster.host_link not in route
     with pytest.raises(httpx.TransportError):
         httpx.get(f"http://{stack.cluster.host_address}:5000/v2/", timeout=3, trust_env=False)
     with network.inside(stack.cluster.nodes[1].netns):
@@ -115,7 +116,7 @@ def test_a_registry_that_does_not_answer_is_one_clear_error() -> None:
     try:
         network.ensure(cluster)
         with network.inside(cluster.fabric_netns):
-            taken = socket.create_server(("10.245.0.1", 5000))
+            taken = socket.create_server((layout.REGISTRY.partition(":")[0], 5000))
         with taken:
             done = subprocess.run(
                 [sys.executable, "-m", "devcluster", "--name", cluster.name, "up"], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -133,11 +134,23 @@ def test_a_user_without_root_is_told_what_to_do() -> None:
 
 
 def test_an_unknown_context_is_one_clear_error(tmp_path: Path) -> None:
-    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path), "KUBECONFIG": str(tmp_path / "none"), "CONTEXT": "nowhere"}
-    done = subprocess.run([sys.executable, "-m", "infra.up", "up"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path), "KUBECONFIG": str(tmp_path / "none")}
+    command = [sys.executable, "-m", "infra.up", "up", "--context", "nowhere"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "error: modelfleet:cluster.context: got 'nowhere', want a context of the kubeconfig (it has none at all)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_down_on_a_context_shows_what_goes_and_does_nothing_without_a_yes(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(
+        layout.ClusterError, match="down: got no confirmation, want the context's name typed; run it in a terminal, or add YES=1"
+    ):
+        up._down_context(stack.deployment, agreed=False)
+    shown = capsys.readouterr().err
+    assert f"objects of stack dev go from {stack.deployment.context}, namespace {stack.outputs.namespace}:" in shown
+    assert "StatefulSet/ollama" in shown
+    assert stack.kube.get("statefulset", "ollama", "-n", stack.outputs.namespace)["spec"]["replicas"] == 1
 
 
 def test_a_cluster_of_ones_own_is_reached_through_a_forwarded_port(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:

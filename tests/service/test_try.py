@@ -56,7 +56,7 @@ def files(home: Path) -> set[str]:
     return {path for path in found if "/venv-" not in path and "/pycache/" not in path}
 
 
-KEPT = {f".cache/modelfleet/try/{name}" for name in ("key", ".lock", ".ports.lock")}
+KEPT = {f".cache/modelfleet/try/{name}" for name in ("key", ".lock")}
 
 
 def listening(served: Trying) -> list[str]:
@@ -130,7 +130,7 @@ def of_home(home: Path) -> list[str]:
 
 @pytest.mark.parametrize("end", ["ctrl-c", "closed"])
 def test_a_terminal_that_sends_ctrl_c_or_is_closed_ends_it(home: Path, tiny: Path, end: str) -> None:
-    argv = ["script", "-qfec", shlex.join([*helpers.TRY, "--model", str(tiny)]), "/dev/null"]
+    argv = ["script", "-qfec", "exec " + shlex.join([*helpers.TRY, "--model", str(tiny)]), "/dev/null"]
     with subprocess.Popen(argv, cwd=ROOT, env=environment(home), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as terminal:
         assert terminal.stdin is not None
         assert terminal.stdout is not None
@@ -184,6 +184,16 @@ def test_a_port_that_is_taken_is_said_and_the_next_one_used(home: Path, tiny: Pa
         port = taken.getsockname()[1]
         line = refused(home, "--model", str(tiny), "--port", str(port))
         assert line == f"--port: got {port}, in use or not allowed, want a free port; choose another one, or leave it out"
+
+
+def test_several_with_nothing_in_common_take_no_port_from_each_other(tmp_path: Path, tiny: Path) -> None:
+    with ExitStack() as all_of_them:
+        runs = [all_of_them.enter_context(trying(tmp_path / f"home-{each}", "--model", str(tiny), ready="")) for each in range(3)]
+        for served in runs:
+            served.wait_for("stop: ")
+            with client(served) as api:
+                assert [model.id for model in api.models.list()] == ["tiny"], "it takes the run's own key"
+        assert len({served.shown("endpoint") for served in runs}) == 3
 
 
 def test_the_real_model_is_fetched_once_by_two_at_once(home: Path) -> None:
