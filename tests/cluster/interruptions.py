@@ -28,17 +28,15 @@ Moment = Callable[[int], bool]
 """Whether the moment has come, given the process that deploys."""
 
 
-def _latest(stack: Stack) -> dict[str, list[dict[str, object]]]:
+def _urns(stack: Stack) -> tuple[list[str], list[str]]:
+    """Of operations that are pending in the state file, and of resources that are made."""
     checkpoint = stack.deployment.state_dir / "state" / ".pulumi" / "stacks" / "modelfleet" / "dev.json"
     try:
-        return json.loads(checkpoint.read_text())["checkpoint"].get("latest") or {}
+        latest = json.loads(checkpoint.read_text())["checkpoint"].get("latest") or {}
     except (FileNotFoundError, ValueError):
-        return {}
-
-
-def _pending(stack: Stack) -> list[str]:
-    operations: list[dict[str, dict[str, str]]] = json.loads(json.dumps(_latest(stack).get("pending_operations") or []))
-    return [operation["resource"]["urn"] for operation in operations]
+        return [], []
+    pending = [operation["resource"]["urn"] for operation in latest.get("pending_operations") or []]
+    return pending, [resource["urn"] for resource in latest.get("resources") or []]
 
 
 def at(stack: Stack, name: str) -> Moment:
@@ -48,8 +46,7 @@ def at(stack: Stack, name: str) -> Moment:
         if not name:
             commands = [Path(f"/proc/{pid}/cmdline") for pid in descendants(process)]
             return any(b"pulumi-language-python" in path.read_bytes() for path in commands if path.exists())
-        urns = [*_pending(stack), *(str(each["urn"]) for each in _latest(stack).get("resources") or [])]
-        return any(urn.endswith(f"::{name}") for urn in urns)
+        return any(urn.endswith(f"::{name}") for urns in _urns(stack) for urn in urns)
 
     return come
 
@@ -81,7 +78,7 @@ def killed(stack: Stack, come: Moment) -> str | None:
         # The language host has a process group of its own and would outlive Pulumi.
         for pid in descendants(process.pid):
             os.kill(pid, signal.SIGKILL)
-    return ", ".join(urn.rpartition("::")[2] for urn in _pending(stack))
+    return ", ".join(urn.rpartition("::")[2] for urn in _urns(stack)[0])
 
 
 def finish(stack: Stack) -> None:
