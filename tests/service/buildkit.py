@@ -73,9 +73,11 @@ def _wait(process: "subprocess.Popen[bytes]", ready: Path, log: Path, timeout_s:
 
 def _remove_groups() -> None:
     """runc leaves the control group that its containers were in; one that another builder uses stays."""
-    for group in sorted(Path("/sys/fs/cgroup").glob("**/buildkit/**/"), reverse=True):
-        with suppress(OSError):
-            group.rmdir()
+    root = Path("/sys/fs/cgroup")
+    for base in (root / "buildkit", *(path / "buildkit" for path in root.iterdir())):
+        for group in [*sorted((path for path in base.rglob("*") if path.is_dir()), reverse=True), base]:
+            with suppress(OSError):
+                group.rmdir()
 
 
 @contextmanager
