@@ -69,6 +69,8 @@ class Authority:
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if names else [])]
         builder = _builder(_name(common_name, organization), self._certificate.subject, key)
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), False)
+        # Python 3.13 (Debian 13) refuses certificates that do not say which key signed them (RFC 5280, 4.2.1.1).
+        builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), False)
         _write(key_path, _pem(key))
@@ -86,6 +88,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: _Key) -> x509.Certifica
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + _VALID)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
     )
 
 

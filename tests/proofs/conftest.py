@@ -1,5 +1,6 @@
 """What every proof has: its mark, a place for its figures, and with --record a result that is kept."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
     yield
     config = session.config
+    if PROOF not in config.stash and config.stash[FIGURES]:
+        print("\nfigures, not kept:", json.dumps(config.stash[FIGURES], indent=1))
     if PROOF not in config.stash or exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         # Interrupted, or not a test's fault: the result of before stays.
         return

@@ -7,7 +7,6 @@ Needs root and mmdebstrap.
 
 import fcntl
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -18,24 +17,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from devcluster import system_images
 from devcluster.toolchain import cache_root
 from infra.cli import ROOT
+from tests.proofs.empty_debian import ENTER_GROUPS, HOME, PATH, StepError, bootstrap, give_client_configuration
 
-HOME = Path("/root")
 CHECKOUT = HOME / "modelfleet"
-_CLIENT_VARIABLES = re.compile(
-    r"(https?_proxy|no_proxy|HTTPS?_PROXY|NO_PROXY|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|GIT_SSL_CAINFO|NODE_EXTRA_CA_CERTS"
-    r"|PIP_(CERT|INDEX_URL|EXTRA_INDEX_URL|TRUSTED_HOST|DEFAULT_TIMEOUT)|UV_(DEFAULT_INDEX|INDEX|INDEX_URL|NATIVE_TLS|SYSTEM_CERTS)"
-    r"|GOPROXY|GOSUMDB|GONOSUMDB|GONOPROXY|GOPRIVATE|GOINSECURE|(npm_config|NPM_CONFIG)_(registry|REGISTRY|cafile|CAFILE))"
-)
-"""Where the registries are and whom to trust. No PIP_FIND_LINKS: wheels on this machine's disk are not for a new one."""
-_CLIENT_FILES = (".config/pip/pip.conf", ".pip/pip.conf", ".config/uv/uv.toml", ".config/go/env", ".npmrc")
-"""Below the home directory."""
-_SYSTEM_CLIENT_FILES = ("/etc/pip.conf", "/etc/uv/uv.toml")
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-_ENTER_GROUPS = 'for group in $GROUPS_OF_ROOT; do echo $$ > "$group/cgroup.procs"; done\n'
 _BOOT = """
 set -eu
 mount --bind "$1" "$1"
@@ -82,10 +69,6 @@ class Cost:
         return {name: round(value, 1) for name, value in asdict(self).items()}
 
 
-class StepError(AssertionError):
-    """A command in the root ended with an error; the message has the end of what it said."""
-
-
 @dataclass(frozen=True)
 class FreshRoot:
     """One root, made and running. `boot` is the process that is number 1 in it."""
@@ -100,8 +83,8 @@ class FreshRoot:
         enter = ["nsenter", f"--target={self.boot}", "--mount", "--pid", "--uts", "--ipc", "--cgroup"]
         words = [*enter, "env", "-i", *(f"{key}={value}" for key, value in self.environment.items()), "sh", "-c", f"cd; {command}"]
         return subprocess.Popen(
-            ["sh", "-c", _ENTER_GROUPS + f"exec {shlex.join(words)}"],
-            env={"PATH": _PATH, "GROUPS_OF_ROOT": " ".join(f"{group}/init" for group in groups(self.suite))},
+            ["sh", "-c", ENTER_GROUPS + f"exec {shlex.join(words)}"],
+            env={"PATH": PATH, "GROUPS_OF_ROOT": " ".join(f"{group}/init" for group in groups(self.suite))},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -205,8 +188,8 @@ def fresh_root(suite: str, packages: str) -> Iterator[FreshRoot]:
             for group in groups(suite):
                 _make_group(group)
                 _make_group(group / "init")
-            _bootstrap(suite, directory, packages)
-            environment = _give_client_configuration(directory)
+            bootstrap(suite, directory, packages, groups(suite), _scratch(suite))
+            environment = give_client_configuration(directory)
             subprocess.run(["git", "clone", "-q", "--bare", "--no-hardlinks", ROOT, directory / "srv" / "modelfleet.git"], check=True)
             with _booted(suite, directory) as boot:
                 root = FreshRoot(suite, directory, boot, environment)
@@ -216,68 +199,43 @@ def fresh_root(suite: str, packages: str) -> Iterator[FreshRoot]:
             remove(suite)
 
 
-def _bootstrap(suite: str, directory: Path, packages: str) -> None:
-    main, _, security = (line.split()[2] for line in system_images.sources())
-    sources = [f"deb {main} {suite} main", f"deb {main} {suite}-updates main", f"deb {security} {suite}-security main"]
-    # apt's answers for suites that this machine does not have are its own.
-    options = [f"--aptopt={line}" for line in _apt_client_options()]
-    # In the root's group, so that a killed run's mmdebstrap is found, and with mounts that end with it.
-    enter = ["sh", "-c", _ENTER_GROUPS + 'exec "$@"', "enter", "unshare", "--mount"]
-    argv = [
-        *enter,
-        "mmdebstrap",
-        "--quiet",
-        "--variant=minbase",
-        '--aptopt=Apt::Install-Recommends "false"',
-        *options,
-        f"--include={packages}",
-    ]
-    scratch = _scratch(suite)
-    scratch.mkdir()
-    environment = os.environ | {"GROUPS_OF_ROOT": " ".join(map(str, groups(suite))), "TMPDIR": str(scratch)}
-    done = subprocess.run([*argv, suite, str(directory), *sources], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise StepError(f"mmdebstrap {suite}: got exit status {done.returncode}, want a root; it said:\n{done.stderr[-2000:]}")
+@contextmanager
+def _booted(suite: str, directory: Path) -> Iterator[int]:
+    """The process that is number 1 in the root, started on the first CPU whose mount namespaces come before those of the others.
+
+    Linux 6.18 numbers namespaces in blocks of each CPU, and lets nobody bind a mount namespace with a lower number than the own one:
+    `mount /proc/56/ns/mnt failed: Invalid argument` on some CPUs, where the root was started on another (tried on two, 2026-11-26).
+    """
+    every = sorted(os.sched_getaffinity(0))
+    for cpu in every:
+        with _started(suite, directory, cpu) as boot:
+            if all(_keeps_mount_namespaces(boot, each) for each in every):
+                yield boot
+                return
+    raise StepError(f"{suite}: got no CPU on which to start it so that mount namespaces can be kept, want one")
 
 
-def _apt_client_options() -> list[str]:
-    told = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return [line for line in told if re.match(r'Acquire::(https?|Check-)[^"]*"[^"]+";', line)]
-
-
-def _give_client_configuration(directory: Path) -> dict[str, str]:
-    """Copy what the registries' clients are configured with. Returns the environment of every command in the root."""
-    environment = {key: value for key, value in os.environ.items() if _CLIENT_VARIABLES.fullmatch(key)}
-    files = {Path(value): Path(value) for value in environment.values() if value.startswith("/") and Path(value).is_file()}
-    files |= {Path.home() / name: HOME / name for name in _CLIENT_FILES}
-    files |= {Path(name): Path(name) for name in _SYSTEM_CLIENT_FILES}
-    for source, target in files.items():
-        if source.is_file():
-            if "find-links" in source.read_text(errors="replace"):
-                raise StepError(f"{source}: got find-links, want none: wheels on this disk are not for a new machine; take the line out")
-            inside = directory / target.relative_to("/")
-            inside.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, inside)
-    for name in ("resolv.conf", "hosts"):
-        shutil.copyfile(Path("/etc", name), directory / "etc" / name)
-    return {**environment, "PATH": _PATH, "HOME": str(HOME), "LANG": "C.UTF-8"}
+def _keeps_mount_namespaces(boot: int, cpu: int) -> bool:
+    inside = f"touch /run/kept; taskset -c {cpu} unshare --mount=/run/kept true && umount /run/kept"
+    enter = ["nsenter", f"--target={boot}", "--mount", "--pid"]
+    return subprocess.run([*enter, "sh", "-c", inside], capture_output=True).returncode == 0
 
 
 @contextmanager
-def _booted(suite: str, directory: Path) -> Iterator[int]:
-    unshare = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
+def _started(suite: str, directory: Path, cpu: int) -> Iterator[int]:
+    unshare = ["taskset", "-c", str(cpu), "unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
+    every = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     # The namespace begins at the outer group, and its processes live in the inner one.
-    inner = _ENTER_GROUPS + shlex.join([*unshare, "sh", "-c", _ENTER_GROUPS.replace("GROUPS_OF_ROOT", "INIT_GROUPS") + _BOOT, "boot"])
+    boot = f"taskset -pc {every} $$ >/dev/null\n" + ENTER_GROUPS.replace("GROUPS_OF_ROOT", "INIT_GROUPS") + _BOOT
     outer = {"GROUPS_OF_ROOT": " ".join(map(str, groups(suite))), "INIT_GROUPS": " ".join(f"{group}/init" for group in groups(suite))}
-    argv = ["sh", "-c", f'{inner} "$1"', "enter", str(directory)]
-    with subprocess.Popen(argv, env={"PATH": _PATH, **outer}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    argv = ["sh", "-c", ENTER_GROUPS + f'exec {shlex.join([*unshare, "sh", "-c", boot, "boot"])} "$1"', "enter", str(directory)]
+    with subprocess.Popen(argv, env={"PATH": PATH, **outer}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             if process.stdout is None or process.stdout.readline() != "up\n":
                 process.kill()
                 raise StepError(f"{suite}: got no root, want one; unshare said: {process.stderr.read() if process.stderr else ''}")
-            [unshared] = [process.pid] if Path(f"/proc/{process.pid}/comm").read_text() == "unshare\n" else _children(process.pid)
-            [boot] = _children(unshared)
-            yield boot
+            [child] = _children(process.pid)
+            yield child
         finally:
             process.kill()
 

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 
 from infra.cli import ROOT
 from tests import machine
-from tests.proofs.fresh_root import CHECKOUT, Cost, FreshRoot, StepError, Watch, fresh_root
+from tests.proofs.empty_debian import StepError
+from tests.proofs.fresh_root import CHECKOUT, Cost, FreshRoot, Watch, fresh_root
 
 SUITES = {"bookworm": "12", "trixie": "13"}
 """Suite to Debian's release."""
@@ -28,7 +29,7 @@ GUARDS = (
     *("README.md", "Makefile", "Pulumi.yaml", "Pulumi.dev.yaml", "__main__.py", "requirements-bootstrap.lock", "requirements.lock"),
     *("devcluster", "images", "infra", "components", "modelfleet_outputs", "tools"),
     *("api_server", "model_server", "model_sync", "metrics_exporter", "ollama_agent", "modelfleet"),
-    *("tests/proofs/fresh_root.py", "tests/proofs/ways.py"),
+    *("tests/proofs/empty_debian.py", "tests/proofs/fresh_root.py", "tests/proofs/ways.py"),
 )
 
 
