@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import pytest
 from model_sync import gguf
 from tests import tiny_gguf
 from tests.service import ollama as ollama_process
-from tests.service.conftest import KEY, SCRIPT, ApiServerFactory, ModelServerFactory
-from tests.service.processes import ROOT, Service, free_port
+from tests.service.conftest import KEY, SCRIPT, ApiServerFactory, ModelServerFactory, start_api_server, start_model_server
+from tests.service.processes import ROOT, Service
 from tests.service.test_gateway import CONTEXT, TOOLS, metric, post, route
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Say it."}]
 LONG: list[Any] = [{"role": "user", "content": "x" * 3000}, {"role": "assistant", "content": "y"}, {"role": "user", "content": "hi"}]
 ENGINES = ("ollama", "llama.cpp")
+MODELS = ("plain:1", "able:1", "thinks:1")
 STRICT = (
     "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('System message must be at the beginning.') }}"
     "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -37,8 +39,8 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arg
 @pytest.fixture(scope="module")
 def agents_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("agents-store")
-    for name, template in (("plain", STRICT), ("able", tiny_gguf.CHATML), ("thinks", THINKS)):
-        gguf.add(f"{name}:1", tiny_gguf.make(work / f"{name}.gguf", SCRIPT, template=template), work / "models")
+    for name, template in zip(MODELS, (STRICT, tiny_gguf.CHATML, THINKS), strict=True):
+        gguf.add(name, tiny_gguf.make(work / "model.gguf", SCRIPT, template=template), work / "models")
     return work / "models"
 
 
@@ -48,20 +50,16 @@ def agents_ollama(ollama_program: Path, agents_store: Path, tmp_path_factory: py
         yield service
 
 
-GatewayOf = Any
-
-
-@pytest.fixture
-def gateway_of(api_server: ApiServerFactory, model_server: ModelServerFactory, agents_ollama: Service, agents_store: Path) -> GatewayOf:
-    """`gateway_of("ollama", "plain:1")`: a gateway in front of one engine with one model."""
-
-    def start(engine: str, model: str, **env: str) -> Service:
-        if engine == "ollama":
-            return api_server({model: route(agents_ollama.url, model)}, **env)
-        server = model_server(model, MODELS_DIR=str(agents_store))
-        return api_server({model: {"url": server.url, "model": model}}, **env)
-
-    return start
+@pytest.fixture(scope="module")
+def api(agents_ollama: Service, agents_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One gateway in front of both engines: `ollama/plain:1`, `llama.cpp/plain:1` and so on."""
+    work = tmp_path_factory.mktemp("agents")
+    routes: dict[str, dict[str, object]] = {f"ollama/{model}": route(agents_ollama.url, model) for model in MODELS}
+    with ExitStack() as stack:
+        for model in MODELS:
+            server = start_model_server(stack, agents_store, work, model)
+            routes[f"llama.cpp/{model}"] = {"url": server.url, "model": model}
+        yield start_api_server(stack, work, routes, CORS_ORIGINS="https://ui.example, http://localhost:3000")
 
 
 def chat(service: Service, model: str, **fields: object) -> httpx.Response:
@@ -78,49 +76,44 @@ class TestAbilities:
     @pytest.mark.parametrize(
         "field", [{"reasoning_effort": "high"}, {"reasoning": {"effort": "high"}}, {"thinking": {"type": "enabled"}}, {"think": True}]
     )
-    def test_a_wish_to_think_is_dropped_for_a_model_that_cannot(self, gateway_of: GatewayOf, engine: str, field: dict[str, Any]) -> None:
-        api = gateway_of(engine, "plain:1")
-        assert said(chat(api, "plain:1", **field)) == SCRIPT
-        assert metric(api, "api_server_dropped_fields_total", model="plain:1", field=next(iter(field))) == 1
+    def test_a_wish_to_think_is_dropped_for_a_model_that_cannot(self, api: Service, engine: str, field: dict[str, Any]) -> None:
+        assert said(chat(api, f"{engine}/plain:1", **field)) == SCRIPT
+        assert metric(api, "api_server_dropped_fields_total", model=f"{engine}/plain:1", field=next(iter(field))) >= 1
 
     def test_ollama_itself_refuses_it(self, agents_ollama: Service) -> None:
         body = {"model": "plain:1", "messages": MESSAGES, "reasoning_effort": "high"}
         refused = httpx.post(f"{agents_ollama.url}/v1/chat/completions", json=body, timeout=60)
         assert (refused.status_code, "does not support thinking" in refused.text) == (400, True)
 
-    def test_ollamas_own_api_too(self, gateway_of: GatewayOf) -> None:
-        api = gateway_of("ollama", "plain:1")
+    def test_ollamas_own_api_too(self, api: Service) -> None:
         for path, fields in (("/api/chat", {"messages": MESSAGES}), ("/api/generate", {"prompt": "Say it."})):
-            assert post(api, path, model="plain:1", think="high", stream=False, **fields).status_code == 200
+            assert post(api, path, model="ollama/plain:1", think="high", stream=False, **fields).status_code == 200
 
     @pytest.mark.parametrize("engine", ENGINES)
-    def test_a_model_that_thinks_gets_the_wish(self, gateway_of: GatewayOf, engine: str) -> None:
-        api = gateway_of(engine, "thinks:1")
-        assert chat(api, "thinks:1", reasoning_effort="high").status_code == 200
-        assert metric(api, "api_server_dropped_fields_total", model="thinks:1", field="reasoning_effort") == 0
+    def test_a_model_that_thinks_gets_the_wish(self, api: Service, engine: str) -> None:
+        assert chat(api, f"{engine}/thinks:1", reasoning_effort="high").status_code == 200
+        assert metric(api, "api_server_dropped_fields_total", model=f"{engine}/thinks:1", field="reasoning_effort") == 0
 
     @pytest.mark.parametrize("engine", ENGINES)
     @pytest.mark.parametrize("stream", [False, True])
-    def test_tools_are_refused_by_name_for_a_model_without(self, gateway_of: GatewayOf, engine: str, stream: bool) -> None:
-        api = gateway_of(engine, "plain:1")
-        refused = chat(api, "plain:1", tools=TOOLS, stream=stream)
+    def test_tools_are_refused_by_name_for_a_model_without(self, api: Service, engine: str, stream: bool) -> None:
+        refused = chat(api, f"{engine}/plain:1", tools=TOOLS, stream=stream)
         assert refused.status_code == 400
         error = refused.json()["error"]
-        assert error["message"].startswith("tools: got tools for plain:1")
+        assert error["message"].startswith(f"tools: got tools for {engine}/plain:1")
         assert (error["type"], error["param"]) == ("invalid_request_error", "tools")
-        assert said(chat(api, "plain:1", tools=[])) == SCRIPT
+        assert said(chat(api, f"{engine}/plain:1", tools=[])) == SCRIPT
 
     @pytest.mark.parametrize("engine", ENGINES)
-    def test_tools_pass_for_a_model_with_them_and_an_image_does_not(self, gateway_of: GatewayOf, engine: str) -> None:
-        api = gateway_of(engine, "able:1")
-        assert said(chat(api, "able:1", tools=TOOLS)) == SCRIPT
+    def test_tools_pass_for_a_model_with_them_and_an_image_does_not(self, api: Service, engine: str) -> None:
+        assert said(chat(api, f"{engine}/able:1", tools=TOOLS)) == SCRIPT
         image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
-        refused = chat(api, "able:1", messages=[{"role": "user", "content": [image]}])
-        assert (refused.status_code, "got an image or a sound for able:1, want text" in refused.text) == (400, True)
+        refused = chat(api, f"{engine}/able:1", messages=[{"role": "user", "content": [image]}])
+        assert (refused.status_code, f"for {engine}/able:1, want text" in refused.text) == (400, True)
 
     @pytest.mark.parametrize("engine", ENGINES)
-    def test_the_list_of_models_says_it_with_the_context(self, gateway_of: GatewayOf, engine: str) -> None:
-        entry = httpx.get(f"{gateway_of(engine, 'able:1').url}/v1/models", headers={"x-api-key": KEY}, timeout=10).json()["data"][0]
+    def test_the_list_of_models_says_it_with_the_context(self, api: Service, engine: str) -> None:
+        entry = httpx.get(f"{api.url}/v1/models/{engine}/able:1", headers={"x-api-key": KEY}, timeout=10).json()
         assert (entry["context_length"], entry["max_model_len"]) == (CONTEXT, CONTEXT)
         assert "tools" in entry["capabilities"]
 
@@ -143,8 +136,8 @@ def phrases() -> dict[str, str]:
 class TestFullContext:
     @pytest.mark.parametrize("engine", ENGINES)
     @pytest.mark.parametrize("stream", [False, True])
-    def test_it_is_said_in_every_clients_words(self, gateway_of: GatewayOf, engine: str, stream: bool) -> None:
-        refused = chat(gateway_of(engine, "plain:1"), "plain:1", messages=LONG, stream=stream)
+    def test_it_is_said_in_every_clients_words(self, api: Service, engine: str, stream: bool) -> None:
+        refused = chat(api, f"{engine}/plain:1", messages=LONG, stream=stream)
         assert refused.status_code == 400
         error = refused.json()["error"]
         assert error["code"] == "context_length_exceeded"
@@ -155,16 +148,15 @@ class TestFullContext:
 
     @pytest.mark.parametrize("engine", ENGINES)
     @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-    def test_a_limit_as_large_as_the_window_is_answered(self, gateway_of: GatewayOf, engine: str, name: str) -> None:
-        body: dict[str, object] = {"model": "plain:1", "messages": MESSAGES, name: 32_000}
-        assert said(post(gateway_of(engine, "plain:1"), "/v1/chat/completions", **body)) == SCRIPT
+    def test_a_limit_as_large_as_the_window_is_answered(self, api: Service, engine: str, name: str) -> None:
+        body: dict[str, object] = {"model": f"{engine}/plain:1", "messages": MESSAGES, name: 32_000}
+        assert said(post(api, "/v1/chat/completions", **body)) == SCRIPT
 
     @pytest.mark.parametrize("engine", ENGINES)
     @pytest.mark.parametrize("stream", [False, True])
-    def test_litellm_raises_its_exception_for_it(self, gateway_of: GatewayOf, litellm_python: Path, engine: str, stream: bool) -> None:
-        api = gateway_of(engine, "plain:1")
-        assert litellm(litellm_python, api, LONG, stream=stream) == "ContextWindowExceededError"
-        assert litellm(litellm_python, api, MESSAGES, stream=stream, reasoning_effort="high") == SCRIPT
+    def test_litellm_raises_its_exception_for_it(self, api: Service, litellm_python: Path, engine: str, stream: bool) -> None:
+        assert litellm(litellm_python, api, f"{engine}/plain:1", LONG, stream=stream) == "ContextWindowExceededError"
+        assert litellm(litellm_python, api, f"{engine}/plain:1", MESSAGES, stream=stream, reasoning_effort="high") == SCRIPT
 
 
 @pytest.fixture(scope="session")
@@ -190,10 +182,10 @@ except Exception as error:
 """
 
 
-def litellm(python: Path, api: Service, messages: list[Any], **fields: object) -> str:
+def litellm(python: Path, api: Service, model: str, messages: list[Any], **fields: object) -> str:
     """What litellm makes of an answer: its text, or the class of the exception."""
     given = {
-        "model": "openai/plain:1",
+        "model": f"openai/{model}",
         "api_base": f"{api.url}/v1",
         "api_key": KEY,
         "messages": messages,
@@ -219,14 +211,13 @@ def replied(arguments: object, content: object = "sunny") -> list[Any]:
 @pytest.mark.parametrize("engine", ENGINES)
 class TestReplayedHistories:
     @pytest.mark.parametrize("arguments", ["", "{", '{"location": "Bos', "null", {"location": "Boston"}])
-    def test_arguments_that_are_no_json(self, gateway_of: GatewayOf, engine: str, arguments: object) -> None:
-        assert said(chat(gateway_of(engine, "able:1"), "able:1", messages=replied(arguments), tools=TOOLS)) == SCRIPT
+    def test_arguments_that_are_no_json(self, api: Service, engine: str, arguments: object) -> None:
+        assert said(chat(api, f"{engine}/able:1", messages=replied(arguments), tools=TOOLS)) == SCRIPT
 
-    def test_a_result_in_parts_is_the_same_prompt_as_in_one_text(self, gateway_of: GatewayOf, engine: str) -> None:
-        api = gateway_of(engine, "able:1")
+    def test_a_result_in_parts_is_the_same_prompt_as_in_one_text(self, api: Service, engine: str) -> None:
         parts = [{"type": "text", "text": "sunny", "cache_control": {"type": "ephemeral"}}, {"type": "text", "text": "and warm"}]
         used = [
-            chat(api, "able:1", messages=replied('{"location": "Boston"}', content), tools=TOOLS).json()["usage"]["prompt_tokens"]
+            chat(api, f"{engine}/able:1", messages=replied('{"location": "Boston"}', content), tools=TOOLS).json()["usage"]["prompt_tokens"]
             for content in ("sunny\nand warm", parts)
         ]
         assert used[0] == used[1]
@@ -243,44 +234,41 @@ class TestReplayedHistories:
         ],
         ids=["null", "thoughts-alone", "later-system", "system-after-user", "developer", "two-systems"],
     )  # fmt: skip
-    def test_turns_that_strict_servers_refuse(self, gateway_of: GatewayOf, engine: str, messages: list[Any]) -> None:
-        api = gateway_of(engine, "plain:1")
-        assert said(chat(api, "plain:1", messages=messages)) == SCRIPT
+    def test_turns_that_strict_servers_refuse(self, api: Service, engine: str, messages: list[Any]) -> None:
+        assert said(chat(api, f"{engine}/plain:1", messages=messages)) == SCRIPT
         padded = [{"role": "system", "content": "\N{GRINNING FACE}" * 400}, *messages]
-        assert said(chat(api, "plain:1", messages=padded)) == SCRIPT, "and when the prompt has to be counted"
+        assert said(chat(api, f"{engine}/plain:1", messages=padded)) == SCRIPT, "and when the prompt has to be counted"
 
-    def test_an_image_by_address_is_refused_in_words_that_help(self, gateway_of: GatewayOf, engine: str) -> None:
+    def test_an_image_by_address_is_refused_in_words_that_help(self, api: Service, engine: str) -> None:
         part = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
-        refused = chat(gateway_of(engine, "able:1"), "able:1", messages=[{"role": "user", "content": [part]}])
+        refused = chat(api, f"{engine}/able:1", messages=[{"role": "user", "content": [part]}])
         assert (refused.status_code, "got an image by address, want data:image/png;base64," in refused.text) == (400, True)
 
 
 class TestFieldNames:
     @pytest.mark.parametrize("name", ["keep_alive", "Keep_Alive", "KEEP_ALIVE", "\u212aeep_alive"])
-    def test_no_spelling_unloads_a_model(self, api_server: ApiServerFactory, agents_ollama: Service, name: str) -> None:
-        api = api_server({"plain:1": route(agents_ollama.url, "plain:1")})
+    def test_no_spelling_unloads_a_model(self, api: Service, agents_ollama: Service, name: str) -> None:
         ollama_process.load(agents_ollama, "plain:1")
         for path, fields in (
             ("/api/generate", {}),
             ("/api/chat", {"messages": MESSAGES}),
             ("/v1/chat/completions", {"messages": MESSAGES}),
         ):
-            assert post(api, path, model="plain:1", stream=False, **fields, **{name: 0}).status_code == 200
+            assert post(api, path, model="ollama/plain:1", stream=False, **fields, **{name: 0}).status_code == 200
             assert ollama_process.context_of(agents_ollama, "plain:1") == CONTEXT
-        post(agents_ollama, "/api/generate", model="plain:1", **{name: 0})
+        httpx.post(f"{agents_ollama.url}/api/generate", json={"model": "plain:1", name: 0}, timeout=60)
         assert ollama_process.context_of(agents_ollama, "plain:1") == 0, "Ollama itself reads every spelling"
 
-    def test_no_spelling_reaches_another_model_context_or_prompt(self, api_server: ApiServerFactory, agents_ollama: Service) -> None:
-        api = api_server({"plain:1": route(agents_ollama.url, "plain:1")})
+    def test_no_spelling_reaches_another_model_context_or_prompt(self, api: Service, agents_ollama: Service) -> None:
+        before = metric(api, "api_server_dropped_fields_total", model="ollama/plain:1", field="other")
         extra: dict[str, Any] = {"Model": "able:1", "Option\u017f": {"num_ctx": 1024}, "Options": {"num_ctx": 1024}, "Messages": LONG}
-        answer = post(api, "/api/chat", model="plain:1", messages=MESSAGES, stream=False, **extra)
+        answer = post(api, "/api/chat", model="ollama/plain:1", messages=MESSAGES, stream=False, **extra)
         assert (answer.status_code, answer.json()["model"]) == (200, "plain:1")
         assert answer.json()["prompt_eval_count"] < 100
         assert ollama_process.context_of(agents_ollama, "plain:1") == CONTEXT
-        assert metric(api, "api_server_dropped_fields_total", model="plain:1", field="other") == len(extra)
+        assert metric(api, "api_server_dropped_fields_total", model="ollama/plain:1", field="other") == before + len(extra)
 
-    def test_a_doubled_key_is_refused(self, api_server: ApiServerFactory, agents_ollama: Service) -> None:
-        api = api_server({"plain:1": route(agents_ollama.url, "plain:1")})
+    def test_a_doubled_key_is_refused(self, api: Service) -> None:
         for body in (
             '{"model": "plain:1", "messages": [], "messages": []}',
             '{"model": "plain:1", "messages": [{"role": "user", "role": "user"}]}',
@@ -299,13 +287,6 @@ def raw(service: Service, *lines: bytes) -> tuple[int, bytes]:
             answer += chunk
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), body
-
-
-@pytest.fixture
-def alone(api_server: ApiServerFactory) -> Service:
-    """A gateway whose model has no server: for what is decided before one is asked."""
-    url = f"http://127.0.0.1:{free_port()}"
-    return api_server({"a": {"url": url}}, ready="/health", CORS_ORIGINS="https://ui.example, http://localhost:3000")
 
 
 class TestKeys:
@@ -328,34 +309,34 @@ class TestKeys:
         ],
         ids=str,
     )
-    def test_whatever_is_no_key_is_401_in_openais_shape(self, alone: Service, headers: list[bytes]) -> None:
-        status, body = raw(alone, b"GET /v1/models HTTP/1.1", *headers)
+    def test_whatever_is_no_key_is_401_in_openais_shape(self, api: Service, headers: list[bytes]) -> None:
+        status, body = raw(api, b"GET /v1/models HTTP/1.1", *headers)
         assert (status, json.loads(body)["error"]["code"]) == (401, "invalid_api_key")
-        assert "Traceback" not in alone.log.read_text()
+        assert "Traceback" not in api.log.read_text()
 
     @pytest.mark.parametrize(
         "header", [b"Authorization: Bearer " + KEY.encode(), b"authorization: bearer " + KEY.encode(), b"x-api-key: " + KEY.encode()]
     )
-    def test_both_headers_count(self, alone: Service, header: bytes) -> None:
-        assert raw(alone, b"GET /v1/models HTTP/1.1", header)[0] == 200
+    def test_both_headers_count(self, api: Service, header: bytes) -> None:
+        assert raw(api, b"GET /v1/models HTTP/1.1", header)[0] == 200
 
-    def test_a_foreign_request_id_is_replaced(self, alone: Service) -> None:
+    def test_a_foreign_request_id_is_replaced(self, api: Service) -> None:
         line = b"POST /v1/chat/completions HTTP/1.1"
-        status, body = raw(alone, line, b"x-api-key: " + KEY.encode(), b"x-request-id: \xe9", b"Content-Length: 0")
+        status, body = raw(api, line, b"x-api-key: " + KEY.encode(), b"x-request-id: \xe9", b"Content-Length: 0")
         assert (status, json.loads(body)["error"]["type"]) == (400, "invalid_request_error")
 
 
 class TestGreeting:
     @pytest.mark.parametrize("method", ["GET", "HEAD"])
-    def test_it_says_that_it_runs_without_a_key(self, alone: Service, method: str) -> None:
-        assert httpx.request(method, f"{alone.url}/", timeout=10).status_code == 200
+    def test_it_says_that_it_runs_without_a_key(self, api: Service, method: str) -> None:
+        assert httpx.request(method, f"{api.url}/", timeout=10).status_code == 200
 
 
 class TestCors:
     PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}  # noqa: RUF012
 
-    def test_a_named_origin_may_ask_and_read(self, alone: Service) -> None:
-        url, origin = f"{alone.url}/v1/chat/completions", {"Origin": "https://ui.example"}
+    def test_a_named_origin_may_ask_and_read(self, api: Service) -> None:
+        url, origin = f"{api.url}/v1/chat/completions", {"Origin": "https://ui.example"}
         allowed = httpx.options(url, headers=origin | self.PREFLIGHT, timeout=10)
         assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (204, "https://ui.example")
         assert "authorization" in allowed.headers["access-control-allow-headers"]
@@ -364,9 +345,9 @@ class TestCors:
             "an error can be read too"
         )
 
-    def test_other_origins_and_the_default_allow_nothing(self, alone: Service, api_server: ApiServerFactory) -> None:
+    def test_other_origins_and_the_default_allow_nothing(self, api: Service, api_server: ApiServerFactory) -> None:
         for service, origin in (
-            (alone, "https://evil.example"),
+            (api, "https://evil.example"),
             (api_server({"a": {"url": "http://127.0.0.1:1"}}, ready="/health"), "https://ui.example"),
         ):
             refused = httpx.options(f"{service.url}/v1/models", headers={"Origin": origin} | self.PREFLIGHT, timeout=10)
