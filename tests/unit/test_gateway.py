@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from api_server import errors, fields, history, paths, requests, size, translation
 from api_server.activator import Activator, Demand, Settings, Unreachable, wanted
 from api_server.settings import Route
+from api_server.upstreams import Upstream
 from api_server.usage import Reader
 
 ROUTE = Route(url="http://ollama:11434", model="m:1", engine="ollama", context_length=2048)
@@ -293,5 +295,40 @@ def test_a_fleet_that_somebody_else_brings_up_stays_for_the_whole_idle_time(monk
                 assert scaled.current == left
 
     # Not asyncio.run, which leaves the thread without a loop for Pulumi's mocks.
+    with closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(rounds())
+
+
+def test_a_failed_look_up_keeps_the_last_good_addresses_and_their_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the word that there is no such name means that no server is there."""
+    good = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 1)) for host in ("127.0.0.1", "127.0.0.2")]
+    answer: list[Any] = [good]
+
+    async def look_up(*_: object, **__: object) -> Any:
+        if isinstance(answer[0], OSError):
+            raise answer[0]
+        return answer[0]
+
+    async def rounds() -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+        upstream = Upstream("http://fleet.test:1", 2)
+        async with aiohttp.ClientSession() as session:
+            await upstream.refresh(session)
+            first = upstream.addresses["127.0.0.1"]
+            with upstream.claim(first):
+                for failure in (socket.gaierror(socket.EAI_AGAIN, "try again"), OSError(24, "too many open files")):
+                    answer[0] = failure
+                    await upstream.refresh(session)
+                    assert list(upstream.addresses) == ["127.0.0.1", "127.0.0.2"]
+                answer[0] = good[1:]
+                await upstream.refresh(session)
+                assert list(upstream.addresses) == ["127.0.0.2"]
+                answer[0] = good
+                await upstream.refresh(session)
+                assert upstream.addresses["127.0.0.1"] is first, "it comes back with its count"
+            answer[0] = socket.gaierror(socket.EAI_NONAME, "no such name")
+            await upstream.refresh(session)
+            assert not upstream.addresses
+
     with closing(asyncio.new_event_loop()) as loop:
         loop.run_until_complete(rounds())
