@@ -61,6 +61,7 @@ wheel: .venv/.stamp ## build dist/modelfleet-*.whl, for: uvx --from dist/modelfl
 lock: .venv/.stamp ## resolve the dependencies again into the committed lock files
 	@$(LOCK) pyproject.toml --group pyproject.toml:dev -o requirements.lock
 	@for service in api_server model_server metrics_exporter ollama_agent image_verifier modelfleet; do $(LOCK) -c requirements.lock $$service/requirements.in -o $$service/requirements.lock; done
+	@$(LOCK) tests/service/litellm.in -o tests/service/litellm.lock
 	@$(LOCK) -c requirements.lock images/ollama/engine.in -o images/ollama/engine.lock
 
 .venv/.stamp: requirements.lock requirements-bootstrap.lock

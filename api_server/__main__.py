@@ -14,6 +14,8 @@ from api_server.keys import Keys, KeysError
 from api_server.settings import Settings, SettingsError
 
 log = logging.getLogger("api_server")
+_LONGEST_HEADER = 64 * 2**10
+"""Bytes; a longer one is no HTTP to us. Up to here a key that is far too long gets the same 401 as every other wrong one."""
 
 
 async def serve(settings: Settings, keys: Keys) -> None:
@@ -32,7 +34,13 @@ async def _serve(server: ApiServer, settings: Settings) -> None:
     await metrics.setup()
     await web.TCPSite(metrics, settings.host, settings.metrics_port).start()
     # A client that goes away must free its upstream: the handler is cancelled.
-    runner = web.AppRunner(server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=settings.drain_s)
+    runner = web.AppRunner(
+        server.app(),
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=settings.drain_s,
+        max_field_size=_LONGEST_HEADER,
+    )
     await runner.setup()
     await web.TCPSite(runner, settings.host, settings.port).start()
     log.info("serving %s on port %d", ", ".join(settings.routes), settings.port)

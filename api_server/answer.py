@@ -21,6 +21,7 @@ class Answer:
 
     def __init__(self, request: web.Request, request_id: str, stream: str) -> None:
         self._request = request
+        self.request_id = request_id
         self._headers = {"x-request-id": request_id}
         self.stream = stream
         self.target: web.StreamResponse | None = None

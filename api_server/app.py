@@ -1,22 +1,33 @@
 """The process: its routes, its keys, and what it keeps running."""
 
 import asyncio
+import logging
+import traceback
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
-from api_server import errors, requests
+from api_server import cors, errors
 from api_server.keys import Keys
 from api_server.listings import ALLOWED, Listings
 from api_server.metrics import Metrics
+from api_server.paths import INFERENCE
 from api_server.proxy import Proxy
 from api_server.settings import Settings
 from api_server.upstreams import Upstream, refresh_forever
 
-_KEYLESS = ("/health", "/ready")
+_KEYLESS = ("/", "/health", "/ready")
 _NATIVE = {entry.partition(" ")[2] for entry in ALLOWED if " /api/" in entry}
+
+log = logging.getLogger("api_server")
+
+
+def _place(error: Exception) -> str:
+    """File and line where it was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}:{last.lineno}"
 
 
 class ApiServer:
@@ -37,7 +48,8 @@ class ApiServer:
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=self.settings.max_body_bytes, middlewares=[self._middleware])
-        for path in requests.INFERENCE:
+        cors.allow(app, self.settings.cors_origins)
+        for path in INFERENCE:
             app.router.add_post(path, self._proxy.infer)
         Listings(self.settings, self.upstreams, self._proxy, self._session).add_to(app)
         app.router.add_get("/health", self.health)
@@ -56,7 +68,7 @@ class ApiServer:
         """Keys for everything but the probes, and one shape for every error of an API."""
         native = request.path in _NATIVE
         try:
-            if request.path not in _KEYLESS and not self.keys.accepts(request.headers.get("Authorization")):
+            if request.path not in _KEYLESS and not self._has_key(request):
                 raise errors.unauthorized()
             return await handler(request)
         except errors.ApiError as error:
@@ -67,6 +79,15 @@ class ApiServer:
         except web.HTTPException as error:
             message = f"{request.method} {request.path}: got {error.reason}, want one of {', '.join(ALLOWED)}; correct the path"
             return errors.ApiError(error.status, "invalid_request_error", message).response()
+        except ConnectionResetError:
+            raise  # the client has left
+        except Exception as error:
+            # Nobody may see a page without a shape. The line says what to report, without the request's own words.
+            log.error("%s %s: %s at %s", request.method, request.path, type(error).__name__, _place(error))
+            return errors.internal().response(native=native)
+
+    def _has_key(self, request: web.Request) -> bool:
+        return self.keys.accepts(request.headers.getall("Authorization", []), request.headers.getall("x-api-key", []))
 
     async def health(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})

@@ -8,10 +8,18 @@ from aiohttp import web
 class ApiError(Exception):
     """An answer other than success. `kind` is OpenAI's error type."""
 
-    def __init__(self, status: int, kind: str, message: str, code: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        param: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
-        self.body = {"error": {"message": message, "type": kind, "code": code, "param": None}}
+        self.body = {"error": {"message": message, "type": kind, "code": code, "param": param}}
         self.headers = dict(headers or {})
 
     def response(self, *, native: bool = False) -> web.Response:
@@ -47,11 +55,30 @@ def upstream_failed(model: str, reason: str) -> ApiError:
     return ApiError(502, "server_error", f"{model}: got {reason} from its server, want an answer; try again", "upstream_error")
 
 
-def context_exceeded(model: str, prompt: int | None, answer: int | None, limit: int) -> ApiError:
-    """`prompt`: None when its server only said that it is too long. `answer`: what the client asked for; None when it named no number."""
-    got = f"{f'more than {limit}' if prompt is None else prompt} tokens of prompt" + (f" and {answer} for the answer" if answer else "")
-    message = f"{model}: got {got}, want at most {limit} together, the context of the model; shorten the conversation"
+def context_exceeded(model: str, prompt: int | None, limit: int) -> ApiError:
+    """`prompt`: None when its server only said that it is too long. Agents find this refusal by parts of its sentences, and shorten the
+    conversation by themselves; which part is whose, with sources, is a table in docs/gateway.md. model_server/app.py says the same."""
+    got = f"more than {limit}" if prompt is None else f"{prompt}"
+    message = (
+        f"{model}: prompt is too long: {got} tokens > {limit} maximum. This model's maximum context length is {limit} tokens. "
+        "Please reduce the length of the messages."
+    )
     return ApiError(400, "invalid_request_error", message, "context_length_exceeded")
+
+
+def no_tools(model: str) -> ApiError:
+    message = f"tools: got tools for {model}, want none; its chat template knows no tools; choose a model that has them, see GET /v1/models"
+    return ApiError(400, "invalid_request_error", message, "model_not_supported", param="tools")
+
+
+def no_media(model: str) -> ApiError:
+    message = f"messages: got an image or a sound for {model}, want text; the model reads text alone; choose another model"
+    return ApiError(400, "invalid_request_error", message, "model_not_supported", param="messages")
+
+
+def internal() -> ApiError:
+    message = "this server: got a request that it failed on, want an answer; report it with the request id"
+    return ApiError(500, "server_error", message, "internal_error")
 
 
 def not_native(model: str) -> ApiError:

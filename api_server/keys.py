@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 MIN_LENGTH = 16
@@ -19,9 +20,11 @@ class KeysError(Exception):
 def read(path: Path) -> list[bytes]:
     """SHA-256 of every key. Raises KeysError."""
     try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         raise KeysError(f"API_SERVER_KEYS_FILE: got {error.strerror} for {path}, want a readable file; mount the Secret there") from None
+    except UnicodeDecodeError as error:
+        raise KeysError(f"{path}: got a byte at {error.start} that is no UTF-8, want text; write the keys again, one a line") from None
     keys = [line for line in lines if line]
     if not keys or any(len(key) < MIN_LENGTH for key in keys):
         want = f"at least one, each of {MIN_LENGTH} or more characters"
@@ -60,12 +63,14 @@ class Keys:
         except KeysError as error:
             log.error("%s; the old keys stay", error)
 
-    def accepts(self, authorization: str | None) -> bool:
-        """Whether an Authorization header carries one of the keys; takes the same time for every wrong one."""
+    def accepts(self, authorizations: Sequence[str], api_keys: Sequence[str]) -> bool:
+        """Whether the headers `Authorization: Bearer`, or Anthropic's `x-api-key`, carry one of the keys. Takes the same time for every
+        wrong one. Two headers of one name carry none: another reader may take the other one."""
         self._refresh()
-        scheme, _, key = (authorization or "").partition(" ")
-        offered = hashlib.sha256(key.strip().encode()).digest()
+        scheme, _, key = authorizations[0].partition(" ") if authorizations else ("bearer", "", api_keys[0] if api_keys else "")
+        # The bytes as they came: aiohttp keeps what is no UTF-8 as lone surrogates.
+        offered = hashlib.sha256(key.strip().encode(errors="surrogateescape")).digest()
         found = False
         for digest in self._digests:
             found |= hmac.compare_digest(digest, offered)
-        return found and scheme.lower() == "bearer"
+        return found and scheme.lower() == "bearer" and len(authorizations) <= 1 and len(api_keys) <= 1

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +9,8 @@ import aiohttp
 from aiohttp import web
 
 from api_server import errors, requests
+from api_server.abilities import UNKNOWN
+from api_server.paths import INFERENCE
 from api_server.proxy import Proxy
 from api_server.settings import Route, Settings
 from api_server.upstreams import LATE_OR_STRANGE, Address, Upstream, tagged
@@ -25,6 +26,7 @@ class Listings:
         self._session = session
 
     def add_to(self, app: web.Application) -> None:
+        app.router.add_get("/", self.greeting)
         app.router.add_get("/v1/models", self.models, allow_head=False)
         app.router.add_get("/v1/models/{model:.+}", self.model, allow_head=False)
         app.router.add_get("/api/tags", self.tags)
@@ -32,12 +34,33 @@ class Listings:
         app.router.add_get("/api/ps", self.ps, allow_head=False)
         app.router.add_post("/api/show", self.show)
 
+    async def greeting(self, _: web.Request) -> web.Response:
+        """What Ollama's CLI asks, without a key, before anything else; health checkers ask it too."""
+        return web.Response(text="modelfleet is running")
+
     async def models(self, _: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [_openai(model) for model in self._routes]})
+        entries = await asyncio.gather(*(self._openai(model, route) for model, route in self._routes.items()))
+        return web.json_response({"object": "list", "data": entries})
 
     async def model(self, request: web.Request) -> web.Response:
-        model, _ = self._proxy.route(request.match_info["model"], native=False)
-        return web.json_response(_openai(model))
+        return web.json_response(await self._openai(*self._proxy.route(request.match_info["model"], native=False)))
+
+    async def _openai(self, model: str, route: Route) -> dict[str, Any]:
+        """The entry of a list. Clients read the context's length by either of two names: Cline and vLLM's say max_model_len, OpenRouter's
+        say context_length. A server of another kind than Ollama is asked for it."""
+        address = next(
+            (
+                each
+                for each in self._upstreams[route.url].addresses.values()
+                if each.answers and each.has(route.model or model, route.digest)
+            ),
+            None,
+        )
+        found = await self._proxy.abilities(address, model, route) if address is not None else UNKNOWN
+        entry: dict[str, Any] = {"id": model, "object": "model", "created": 0, "owned_by": "modelfleet"}
+        if length := route.context_length or found.context_length:
+            entry |= {"context_length": length, "max_model_len": length}
+        return entry if found.known is None else entry | {"capabilities": sorted(found.known)}
 
     async def tags(self, _: web.Request) -> web.Response:
         await self._look()
@@ -64,17 +87,13 @@ class Listings:
         return web.json_response(await self._ask("GET", "/api/version"))
 
     async def show(self, request: web.Request) -> web.Response:
-        body = await request.read()
-        try:
-            payload = json.loads(body)
-        except ValueError:
-            payload = None
-        name = (payload.get("model") or payload.get("name")) if isinstance(payload, dict) else None
+        payload = requests.document(await request.read())
+        name = payload.get("model") or payload.get("name")
         if not isinstance(name, str):
             raise errors.bad_request("model: got nothing, want a model's name; see GET /api/tags")
         model, route = self._proxy.route(name, native=True)
-        verbose = {"verbose": bool(payload.get("verbose"))} if isinstance(payload, dict) else {}
-        return web.json_response(await self._ask("POST", "/api/show", {"model": route.model or model} | verbose, route, model))
+        body = {"model": route.model or model, "verbose": bool(payload.get("verbose"))}
+        return web.json_response(await self._ask("POST", "/api/show", body, route, model))
 
     def _fleet(self, part: Callable[[Address], Any]) -> Iterator[dict[str, Any]]:
         for model, route in self._routes.items():
@@ -104,12 +123,9 @@ class Listings:
         raise errors.unavailable(model or "ollama", 2)
 
 
-def _openai(model: str) -> dict[str, Any]:
-    return {"id": model, "object": "model", "created": 0, "owned_by": "modelfleet"}
-
-
 ALLOWED = [
-    *(f"POST {path}" for path in requests.INFERENCE),
+    "GET /",
+    *(f"POST {path}" for path in INFERENCE),
     "GET /v1/models",
     "GET /api/tags",
     "GET /api/version",

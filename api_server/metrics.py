@@ -2,13 +2,14 @@
 
 import time
 from collections import Counter as Tally
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from api_server import fields
 from api_server.settings import Route
 from api_server.upstreams import Upstream
 from api_server.usage import Reader
@@ -39,6 +40,9 @@ class Metrics(Collector):
         self.too_long = Counter(
             "api_server_context_refusals", "Requests refused because they do not fit the context", ["model"], registry=self.registry
         )  # fmt: skip
+        self.dropped = Counter(
+            "api_server_dropped_fields", "Fields of requests that no server of the model takes", ["model", "field"], registry=self.registry
+        )  # fmt: skip
         self.upstream_errors = Counter(
             "api_server_upstream_errors", "Failed attempts by reason", ["upstream", "reason"], registry=self.registry
         )  # fmt: skip
@@ -46,6 +50,11 @@ class Metrics(Collector):
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, ["model"], buckets=buckets, registry=self.registry)
+
+    def left_out(self, model: str, names: Iterable[str]) -> None:
+        """Count fields that were dropped from a request."""
+        for name in names:
+            self.dropped.labels(model, fields.label(name)).inc()
 
     def answered(self, model: str, reader: Reader, started: float) -> None:
         """Count what an answer used, as far as its server said."""

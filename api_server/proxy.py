@@ -3,26 +3,33 @@
 import asyncio
 import json
 import logging
+import re
 import time
 import uuid
 
 import aiohttp
 from aiohttp import web
 
-from api_server import errors, requests
+from api_server import abilities, errors, requests
+from api_server.abilities import Abilities
 from api_server.answer import Answer
-from api_server.context import ContextGuard, Payload
+from api_server.counting import ContextGuard
 from api_server.metrics import Metrics
+from api_server.paths import Payload, is_native
 from api_server.settings import Route, Settings
-from api_server.upstreams import Address, Upstream
+from api_server.upstreams import LATE_OR_STRANGE, Address, Upstream, tagged
 from api_server.usage import Reader
 
 log = logging.getLogger("api_server")
 _RETRY_S = 2
 _HELD_RETRY_S = 10
 _POLL_S = 0.1
-_FORWARDED_HEADERS = ("accept", "content-type", "x-cache", "x-request-id")
+_FORWARDED_HEADERS = ("accept", "x-cache")
 """No key, no Origin (Ollama refuses foreign ones), nothing that is between two neighbours on the way."""
+_PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
+"""A request id that may stand in a header and a line of the log."""
+_UNKNOWN_S = 10.0
+"""How long a server that did not say what its model can do is not asked again."""
 
 
 class Proxy:
@@ -38,11 +45,12 @@ class Proxy:
     async def infer(self, request: web.Request) -> web.StreamResponse:
         """A POST of requests.INFERENCE."""
         started = time.monotonic()
-        request_id = request.headers.get("x-request-id") or uuid.uuid4().hex
+        offered = request.headers.get("x-request-id", "")
+        request_id = offered if _PRINTABLE.fullmatch(offered) else uuid.uuid4().hex
         model, status = "unknown", 500
         try:
             payload = requests.parse(request.path, await request.read())
-            model, route = self.route(payload["model"], native=requests.is_native(request.path))
+            model, route = self.route(payload["model"], native=is_native(request.path))
             answer = Answer(request, request_id, requests.stream_kind(request.path, payload))
             try:
                 response = await self._answer(request, answer, payload, model, route, started)
@@ -86,10 +94,12 @@ class Proxy:
         if not candidates:
             raise errors.too_busy(model, _RETRY_S) if upstream.serves(route, model) else errors.unavailable(model, _RETRY_S)
         reader = Reader(answer.stream, drop_usage=requests.drops_usage(payload))
+        body, dropped = requests.cleaned(request.path, payload, route, model)
+        self._metrics.left_out(model, dropped)
         for address in candidates:
             with upstream.claim(address):
                 try:
-                    source = await self._send(request, address, payload, model, route)
+                    source = await self._send(request, address, body, model, route, answer.request_id)
                 except aiohttp.ConnectionTimeoutError as error:
                     self._failed(upstream, address, error)
                     continue
@@ -110,16 +120,39 @@ class Proxy:
                         self._metrics.answered(model, reader, started)
         raise errors.unavailable(model, _RETRY_S)
 
-    async def _send(self, request: web.Request, address: Address, payload: Payload, model: str, route: Route) -> aiohttp.ClientResponse:
-        body = requests.cleaned(request.path, payload, route, model)
+    async def _send(
+        self, request: web.Request, address: Address, body: Payload, model: str, route: Route, request_id: str
+    ) -> aiohttp.ClientResponse:
+        if abilities.concerned(body):
+            body, dropped = abilities.adapted(body, await self.abilities(address, model, route), model)
+            self._metrics.left_out(model, dropped)
         if route.engine == "ollama":
             body, counted = await self._guard.fit(request.path, body, route, model, address)
             if counted:
                 self._metrics.counted.labels(model).inc()
-        headers = {name: request.headers[name] for name in _FORWARDED_HEADERS if name in request.headers}
-        headers["content-type"] = "application/json"
+        headers = {
+            name: request.headers[name] for name in _FORWARDED_HEADERS if name in request.headers and request.headers[name].isascii()
+        }
+        headers |= {"content-type": "application/json", "x-request-id": request_id}
         data = json.dumps(body, separators=(",", ":")).encode()
         return await self._session.post(address.url + request.path, data=data, headers=headers)
+
+    async def abilities(self, address: Address, model: str, route: Route) -> Abilities:
+        """What the model can do at an address. A look-up that fails is no reason to fail a request: then nothing is known."""
+        name = route.model or model
+        key = name, str((address.store or {}).get(tagged(name), {}).get("digest", ""))
+        if key in address.abilities:
+            return address.abilities[key]
+        if time.monotonic() < address.silent_until:
+            return abilities.UNKNOWN
+        try:
+            found = await abilities.ask(self._session, address.url, route.engine, name)
+        except LATE_OR_STRANGE as error:
+            log.warning("%s: %s when asked what %s can do", address.url, type(error).__name__, name)
+            address.silent_until = time.monotonic() + _UNKNOWN_S
+            return abilities.UNKNOWN
+        address.abilities[key] = found
+        return found
 
     async def _hold(self, answer: Answer, upstream: Upstream, model: str, route: Route) -> None:
         """Keep the request until a server has its model: the fleet may be at zero, or between two pods. Raises ApiError."""

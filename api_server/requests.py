@@ -1,35 +1,54 @@
 """What clients may ask, and what of it goes on to a server."""
 
 import json
+import math
+from typing import Any
 
-from api_server import errors
-from api_server.context import CHAT, COMPLETIONS, EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, NATIVE_GENERATE, Payload
+from api_server import errors, fields, history
+from api_server.paths import CHAT, EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, NATIVE_GENERATE, Payload, is_native
 from api_server.settings import Route
 
-INFERENCE = (CHAT, COMPLETIONS, EMBEDDINGS, NATIVE_CHAT, NATIVE_GENERATE, NATIVE_EMBED)
-"""Posts that are forwarded. Ollama's pull, push, create, copy, delete and blobs are not among them."""
-_SAMPLING = frozenset(
-    {"seed", "stop", "num_predict", "top_k", "top_p", "min_p", "typical_p", "temperature"}
-    | {"repeat_last_n", "repeat_penalty", "presence_penalty", "frequency_penalty"}
+_TYPES: tuple[tuple[str, type], ...] = (
+    ("options", dict),
+    ("stream_options", dict),
+    ("reasoning", dict),
+    ("tools", list),
+    ("reasoning_effort", str),
 )
-"""Options of one answer. The others belong to the loaded model: another num_ctx reloads it for everybody."""
-_NATIVE_DROPPED = ("keep_alive", "shift", "truncate", "_debug_render_only")
-"""keep_alive 0 unloads the model for everybody, and another shift reloads it."""
-_OPENAI_DROPPED = ("options", "keep_alive", "_debug_render_only")
+_LIMITS = ("max_tokens", "max_completion_tokens")
 
 
-def is_native(path: str) -> bool:
-    return path.startswith("/api/")
-
-
-def parse(path: str, body: bytes) -> Payload:
-    """Raises ApiError 400 on what no server could answer."""
+def document(body: bytes) -> Payload:
+    """A JSON object without a doubled key or a number that is none. Raises ApiError 400."""
     try:
-        payload = json.loads(body)
+        payload = json.loads(body, object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
     except (ValueError, RecursionError) as error:
         raise errors.bad_request(f"body: got no JSON ({error}), want a JSON object; correct it") from None
     if not isinstance(payload, dict):
         raise errors.bad_request(f"body: got {type(payload).__name__}, want a JSON object; correct it")
+    return payload
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Payload:
+    """Two readers may take either of two equal keys: one that was checked, and the other one."""
+    entry = dict(pairs)
+    if len(entry) != len(pairs):
+        seen: set[str] = set()
+        doubled = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"the key {doubled[:64]!r} twice in one object")
+    return entry
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:64]}")
+    return value
+
+
+def parse(path: str, body: bytes) -> Payload:
+    """Raises ApiError 400 on what no server could answer."""
+    payload = document(body)
     if not isinstance(payload.get("model"), str):
         raise errors.bad_request("model: got nothing, want a model id; see GET /v1/models")
     messages = payload.get("messages")
@@ -37,36 +56,43 @@ def parse(path: str, body: bytes) -> Payload:
         raise errors.bad_request("messages: got nothing, want a list of messages; add one")
     if path == NATIVE_CHAT and not isinstance(payload.setdefault("messages", []), list):
         raise errors.bad_request("messages: got no list, want a list of messages; correct it")
-    for key, kind in (("options", dict), ("stream_options", dict), ("reasoning", dict), ("tools", list)):
+    for key, kind in _TYPES:
         if payload.get(key) is not None and not isinstance(payload[key], kind):
             raise errors.bad_request(f"{key}: got {type(payload[key]).__name__}, want {kind.__name__}; correct it")
+    for key in _LIMITS:
+        if payload.get(key) is not None and (isinstance(payload[key], bool) or not isinstance(payload[key], int | float)):
+            raise errors.bad_request(f"{key}: got {payload[key]!r}, want a number of tokens; correct it")
     return payload
 
 
-def cleaned(path: str, payload: Payload, route: Route, model: str) -> Payload:
-    """The payload as a server gets it: its own model name, nothing that would change the loaded model, and tokens counted."""
-    name = {"model": route.model or model}
-    if not is_native(path):
-        kept = {key: value for key, value in payload.items() if key not in _OPENAI_DROPPED}
-        if route.engine == "ollama" and (limit := kept.pop("max_completion_tokens", None)) is not None:
-            kept["max_tokens"] = limit  # the newer name, which Ollama does not know
-        if kept.get("stream") is True and path != EMBEDDINGS:
-            kept["stream_options"] = (kept.get("stream_options") or {}) | {"include_usage": True}
-        return kept | name
-    kept = {key: value for key, value in payload.items() if key not in _NATIVE_DROPPED}
-    if kept.get("options"):
-        kept["options"] = {key: value for key, value in kept["options"].items() if key in _SAMPLING}
-    return kept | {"truncate": False} | name
+def cleaned(path: str, payload: Payload, route: Route, model: str) -> tuple[Payload, list[str]]:
+    """The payload as a server gets it: its own model name, nothing that would change the loaded model, and tokens counted.
+    Beside it the names of the fields that were dropped. Raises ApiError 400 that names the field that cannot go on."""
+    native = is_native(path)
+    if route.engine == "ollama" and not native and payload.get("max_completion_tokens") is not None:
+        # The newer name, which Ollama does not know.
+        newer = payload["max_completion_tokens"]
+        payload = {key: value for key, value in payload.items() if key != "max_completion_tokens"} | {"max_tokens": newer}
+    kept, dropped = fields.kept(path, payload, route.engine)
+    if "messages" in kept:
+        form: history.Form = "thinking" if native else "reasoning" if route.engine == "ollama" else "reasoning_content"
+        kept["messages"] = history.normalised(kept["messages"], form)
+    if kept.get("stream") is True and not native and path != EMBEDDINGS:
+        kept["stream_options"] = {"include_usage": True}
+    if native:
+        kept["truncate"] = False
+    return kept | {"model": route.model or model}, dropped
 
 
 def stream_kind(path: str, payload: Payload) -> str:
     """How the answer will come: `sse`, `ndjson`, or empty for one document."""
     if path in (NATIVE_CHAT, NATIVE_GENERATE):
         return "" if payload.get("stream") is False else "ndjson"
-    return "sse" if payload.get("stream") is True and path != EMBEDDINGS else ""
+    return "sse" if payload.get("stream") is True and path not in (EMBEDDINGS, NATIVE_EMBED) else ""
 
 
 def drops_usage(payload: Payload) -> bool:
+    """Whether the client did not ask for the usage chunk of a stream."""
     return (payload.get("stream_options") or {}).get("include_usage") is not True
 
 

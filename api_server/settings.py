@@ -1,12 +1,14 @@
 """Settings from the environment."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_validator, model_validator
 
 PREFIX = "API_SERVER_"
+_ORIGIN = re.compile(r"https?://[^/\s,*]+")
 
 
 class SettingsError(Exception):
@@ -52,6 +54,8 @@ class Settings(BaseModel):
     request_timeout_s: float = Field(default=900, gt=0)
     """Longest silence of an upstream: agents wait for long answers without a stream."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
+    cors_origins: frozenset[str] = frozenset()
+    """Origins, separated by commas, whose pages may use the API from a browser, as https://ui.example; empty: none."""
     hold_s: float = Field(default=0, ge=0)
     """Longest wait of a request for a model that no server has; 0 refuses at once."""
     max_waiting: int = Field(default=64, ge=1)
@@ -60,6 +64,14 @@ class Settings(BaseModel):
     """Longest wait for requests in flight at the end."""
     drain_delay_s: float = Field(default=2, ge=0)
     """Between going unready and refusing connections: what the endpoints' propagation takes."""
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: object) -> object:
+        origins = [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+        if isinstance(origins, list) and not all(_ORIGIN.fullmatch(str(each)) for each in origins):
+            raise ValueError("origins such as https://ui.example, separated by commas")
+        return origins
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from api_server.abilities import Abilities
 from api_server.settings import Route
 
 REFRESH_S = 2.0
@@ -25,6 +26,8 @@ _HELD_REFRESH_S = 0.5
 _PROBE_S = 1.0
 _PENALTY_S = 2.0
 """How long an address that refused a connection is tried last."""
+
+_NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
 LATE_OR_STRANGE = (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError)
 
@@ -50,6 +53,10 @@ class Address:
     """Ollama's own word on the models of its store, by name; None: not known, or not asked."""
     loaded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """And on those in memory."""
+    abilities: dict[tuple[str, str], Abilities] = field(default_factory=dict)
+    """What each model can do here, by name and digest. Forgotten when the server goes, because another version may come in its place."""
+    silent_until: float = 0.0
+    """It did not say what a model can do, and is not asked again before."""
 
     @property
     def url(self) -> str:
@@ -85,6 +92,8 @@ class Upstream:
     addresses: dict[str, Address] = field(default_factory=dict)
     looked: bool = False
     """Whether the host was looked up at all yet."""
+    _gone: dict[str, Address] = field(default_factory=dict)
+    """No longer looked up, but still at work: one that comes back has its count."""
     last_used: float = field(default_factory=time.monotonic)
     """When a request for it came or ended last."""
 
@@ -104,13 +113,18 @@ class Upstream:
         return any(address.answers and address.has(route.model or model, route.digest) for address in self.addresses.values())
 
     async def refresh(self, session: aiohttp.ClientSession) -> None:
-        """Resolve the host and see what each address has. An address keeps its count while it is resolved."""
+        """Resolve the host and see what each address has. An address keeps its count for as long as a request of it runs."""
         try:
             found = await asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
             hosts = list(dict.fromkeys(str(info[4][0]) for info in found))
+        except socket.gaierror as error:
+            # Only the word that there is no such name means no server; "try again" says nothing about them.
+            hosts = [] if error.errno in _NO_SUCH_NAME else list(self.addresses)
         except OSError:
-            hosts = []
-        fresh = {host: self.addresses.get(host) or Address(host, self.port) for host in hosts}
+            hosts = list(self.addresses)
+        known = self._gone | self.addresses
+        fresh = {host: known.get(host) or Address(host, self.port) for host in hosts}
+        self._gone = {host: address for host, address in known.items() if host not in fresh and address.in_flight}
         await asyncio.gather(*(self._probe(address, session) for address in fresh.values()))
         self.addresses = fresh
         self.looked = True
@@ -122,6 +136,7 @@ class Upstream:
             writer.close()
         except OSError:
             address.answers = False
+            address.abilities.clear()
             return
         if self.engine == "ollama":
             # A busy server may be late with its lists; what it said before then stays.

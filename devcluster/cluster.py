@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -47,6 +48,8 @@ from devcluster.oci import Image
 TOOLS = ("kubernetes", "kubectl", "etcd", "containerd", "coredns", "kube-router", "local-path-provisioner")
 
 
+_RESTARTS = 4
+"""So often a component may end while a cluster comes up; one that is configured wrongly always ends."""
 LINKS = Path("/sys/class/net")
 
 
@@ -192,7 +195,9 @@ def not_ready(cluster: Cluster) -> list[str]:
 
 
 def _wait_nodes(cluster: Cluster, timeout_s: float) -> None:
+    """What ends meanwhile is started again, as the supervisor would do: a kubelet ends when its runtime answers too late."""
     deadline = time.monotonic() + timeout_s
+    ended: Counter[str] = Counter()
     waiting = ["the API server"]
     while waiting:
         try:
@@ -202,12 +207,16 @@ def _wait_nodes(cluster: Cluster, timeout_s: float) -> None:
         if not waiting:
             return
         dead = [name for name in processes.recorded(cluster) if processes.running_pid(cluster, name) is None]
-        if dead or time.monotonic() > deadline:
+        ended.update(dead)
+        if any(ended[name] > _RESTARTS for name in dead) or time.monotonic() > deadline:
             name = dead[0] if dead else f"kubelet-{cluster.nodes[0].name}"
             raise ClusterError(
                 f"{cluster.name}: got {', '.join(waiting)} not ready{f', {name} dead' if dead else ''}, want all ready; "
                 f"the log of {name} ends:\n{processes.tail(cluster, name)}"
             )
+        for name in dead:
+            time.sleep(0.5 * ended[name])
+            processes.restart(cluster, name)
         time.sleep(0.2)
 
 

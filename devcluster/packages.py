@@ -32,6 +32,9 @@ COMPILE: Mapping[str, Sequence[str]] = {
 }
 """What compiling the tools needs besides: none of it with an archive of built tools."""
 TEST: Mapping[str, Sequence[str]] = {
+    "bsdutils": ("script",),
+    "curl": ("curl",),
+    "make": ("make",),
     "redis-tools": ("redis-check-rdb",),
     "skopeo": ("skopeo",),
     "git": ("git",),

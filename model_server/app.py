@@ -70,7 +70,9 @@ class ModelServer:
         return web.json_response({"status": state}, status=200 if state == "ready" else 503)
 
     async def models(self, _: web.Request) -> web.Response:
+        length = self.settings.context_length
         entry = {"id": self.settings.served_id, "object": "model", "created": 0, "owned_by": "modelfleet"}
+        entry |= {"context_length": length, "max_model_len": length, "capabilities": sorted(self.engine.abilities)}
         return web.json_response({"object": "list", "data": [entry]})
 
     async def show_metrics(self, _: web.Request) -> web.Response:
@@ -216,13 +218,20 @@ class _Lookup:
 
 
 def _refusal(status: int, body: bytes) -> ApiError:
-    """The engine's error in our form. A prompt beyond the context is refused with both numbers, never cut."""
+    """The engine's error in our form. A prompt beyond the context is refused with both numbers, never cut, in the sentences that
+    agents know: docs/gateway.md has them with their sources."""
     try:
         error: dict[str, Any] = json.loads(body)["error"]
+        if not isinstance(error, dict):
+            raise TypeError
     except (ValueError, KeyError, TypeError):
         return ApiError(502, "server_error", f"engine: got status {status}, want an answer; try again", "engine_failed")
     if error.get("type") == "exceed_context_size_error":
-        message = f"messages: got {error['n_prompt_tokens']} tokens, want at most {error['n_ctx']} with the answer; shorten them"
+        got, limit = error.get("n_prompt_tokens"), error.get("n_ctx")
+        message = (
+            f"prompt is too long: {got} tokens > {limit} maximum. This model's maximum context length is {limit} tokens. "
+            "Please reduce the length of the messages."
+        )
         return ApiError(400, "invalid_request_error", message, "context_length_exceeded")
     kind = "invalid_request_error" if status < 500 else "server_error"
     return ApiError(status, kind, str(error.get("message", "engine error")), str(error.get("type", "")) or None)

@@ -37,6 +37,11 @@ class Engine(Protocol):
     @property
     def failed(self) -> bool: ...
 
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What the loaded model can do: `completion`, `tools`, `thinking`, `vision`, `audio`. Empty while it is not known."""
+        ...
+
     async def start(self) -> None:
         """Load the model. Raises EngineError."""
         ...
@@ -79,6 +84,11 @@ class LlamaCppEngine:
         self._process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._url = ""
+        self._abilities: frozenset[str] = frozenset()
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        return self._abilities
 
     @property
     def ready(self) -> bool:
@@ -104,8 +114,21 @@ class LlamaCppEngine:
             raise EngineError(f"engine: got exit status {status} while loading, want a loaded model; see the lines above")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
-        self._url = json.loads(line)["url"]
+        url = json.loads(line)["url"]
+        self._abilities = await self._ask(url)
+        self._url = url
         log.info("model loaded, engine at %s", self._url)
+
+    async def _ask(self, url: str) -> frozenset[str]:
+        """What llama.cpp says of the model's template. Nothing, when it does not say it as this version does."""
+        assert self._session is not None  # noqa: S101
+        try:
+            async with self._session.get(f"{url}/props", timeout=aiohttp.ClientTimeout(total=10)) as response:
+                properties = await response.json()
+            return _abilities(properties)
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("engine: got %s when asked what the model can do, want its properties; nothing is known", type(error).__name__)
+            return frozenset()
 
     async def wait(self) -> int:
         """Exit status of the engine, when it ends."""
@@ -130,3 +153,18 @@ class LlamaCppEngine:
             raise EngineError("engine: got a request before the model was loaded, want it later")
         async with self._session.post(f"{self._url}/v1/chat/completions", json=dict(payload)) as response:
             yield _HttpAnswer(response)
+
+
+_THOUGHTS = ("<think>", "enable_thinking", "reasoning_content", "reasoning_effort")
+"""One of them stands in the chat template of every model that thinks."""
+
+
+def _abilities(properties: Mapping[str, Any]) -> frozenset[str]:
+    """From an answer of llama.cpp's /props. Source: tools/server/server-context.cpp, as packaged in xllamacpp 2026.10."""
+    template: str = properties["chat_template"]
+    found = {"completion"} | {name for name, here in properties["modalities"].items() if here}
+    if properties["chat_template_caps"]["supports_tools"]:
+        found.add("tools")
+    if any(word in template for word in _THOUGHTS):
+        found.add("thinking")
+    return frozenset(found)

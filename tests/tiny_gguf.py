@@ -66,7 +66,15 @@ def chunks(text: str, taken: set[str]) -> list[str]:
 
 
 def make(  # noqa: PLR0915 (one file, written from top to bottom)
-    out: Path, say: str, *, loop: bool = False, layers: int = 1, ff: int = 64, context: int = 8192, embeds: bool = False
+    out: Path,
+    say: str,
+    *,
+    loop: bool = False,
+    layers: int = 1,
+    ff: int = 64,
+    context: int = 8192,
+    embeds: bool = False,
+    template: str = CHATML,
 ) -> Path:
     """Write the file and return its path. `layers` and `ff` (feed-forward width) set what a token costs.
     `embeds`: Ollama takes it for a model of embeddings."""
@@ -134,7 +142,7 @@ def make(  # noqa: PLR0915 (one file, written from top to bottom)
     w.add_eos_token_id(eos)
     w.add_pad_token_id(bos)
     w.add_add_bos_token(False)
-    w.add_chat_template(CHATML)
+    w.add_chat_template(template)
     if embeds:
         w.add_pooling_type(PoolingType.MEAN)
 

@@ -38,8 +38,7 @@ def ours(cluster: Cluster) -> list[str]:
 def test_an_update_ends_at_once_with_a_cause_that_no_waiting_takes_away(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     """The shared claim was marked for deletion: it goes when its last pod does, and no new pod may use it."""
     stack.kube.run("delete", "pvc", "shared-models", "-n", stack.outputs.namespace, "--wait=false")
-    overrides = {**stack.overrides, "models": [{**stack.overrides["models"][0], "contextLength": 1024}]}
-    overrides["modelServer"] = {**stack.overrides["modelServer"], "parallel": 1}
+    overrides = {**stack.overrides, "modelServer": {**stack.overrides["modelServer"], "parallel": 1}}
     started = time.monotonic()
     with pytest.raises(CliError, match=r"PersistentVolumeClaim/shared-models: got a mark for deletion, which waits for pods .*; copy what"):
         stack.deployment.deploy(overrides)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,15 @@ def _wait(process: "subprocess.Popen[bytes]", ready: Path, log: Path, timeout_s:
         time.sleep(0.05)
 
 
+def _remove_groups() -> None:
+    """runc leaves the control group that its containers were in; one that another builder uses stays."""
+    root = Path("/sys/fs/cgroup")
+    for base in (root / "buildkit", *(path / "buildkit" for path in root.iterdir())):
+        for group in [*sorted((path for path in base.rglob("*") if path.is_dir()), reverse=True), base]:
+            with suppress(OSError):
+                group.rmdir()
+
+
 @contextmanager
 def builder(work: Path) -> Iterator[Builder]:
     """A builder, and a registry with the bases of our Dockerfiles, until the block ends."""
@@ -94,3 +103,5 @@ def builder(work: Path) -> Iterator[Builder]:
                 yield Builder(address, work / "buildx")
             finally:
                 daemon.terminate()
+                daemon.wait(30)
+                _remove_groups()

@@ -1,5 +1,6 @@
 """Real engines with scripted models, a real Redis, and the API server in front of them."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -71,53 +72,49 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 ModelServerFactory = Callable[..., Service]
+ApiServerFactory = Callable[..., Service]
+
+
+def start_model_server(stack: ExitStack, store: Path, work: Path, model: str, ready: str = "/ready", **env: str) -> Service:
+    """A model server that runs until the stack is closed; its log is in `work`."""
+    port = free_port()
+    settings = {"HOST": "127.0.0.1", "PORT": str(port), "MODELS_DIR": str(store), "MODEL": model, "CONTEXT_LENGTH": "2048", **env}
+    log = work / f"model-server-{port}.log"
+    return stack.enter_context(running("model_server", port, {f"MODEL_SERVER_{key}": value for key, value in settings.items()}, log, ready))
+
+
+def start_api_server(stack: ExitStack, work: Path, routes: dict[str, dict[str, object]], ready: str = "/ready", **env: str) -> Service:
+    """An API server that runs until the stack is closed; its keys and its log are in `work`."""
+    keys = work / "keys"
+    if not keys.exists():
+        keys.write_text(f"{KEY}\n\n")
+    port, metrics_port = free_port(), free_port()
+    settings = {
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "METRICS_PORT": str(metrics_port),
+        "KEYS_FILE": str(keys),
+        "ROUTES": json.dumps(routes),
+        "DRAIN_DELAY_S": "0.5",
+        **env,
+    }
+    variables = {f"API_SERVER_{key}": value for key, value in settings.items()}
+    service = stack.enter_context(running("api_server", port, variables, work / "api-server.log", ready))
+    service.metrics_url = f"http://127.0.0.1:{metrics_port}"
+    return service
 
 
 @pytest.fixture
 def model_server(store: Path, tmp_path: Path) -> Iterator[ModelServerFactory]:
     """Starts model servers: `model_server("tiny:1", PARALLEL="1")`."""
     with ExitStack() as stack:
-
-        def start(model: str, ready: str = "/ready", **env: str) -> Service:
-            port = free_port()
-            settings = {"HOST": "127.0.0.1", "PORT": str(port), "MODELS_DIR": str(store), "MODEL": model, "CONTEXT_LENGTH": "2048", **env}
-            log = tmp_path / f"model-server-{port}.log"
-            return stack.enter_context(
-                running("model_server", port, {f"MODEL_SERVER_{key}": value for key, value in settings.items()}, log, ready)
-            )
-
-        yield start
-
-
-ApiServerFactory = Callable[..., Service]
+        yield functools.partial(start_model_server, stack, store, tmp_path)
 
 
 @pytest.fixture
 def api_server(tmp_path: Path) -> Iterator[ApiServerFactory]:
     with ExitStack() as stack:
-
-        def start(routes: dict[str, dict[str, object]], ready: str = "/ready", **env: str) -> Service:
-            keys = tmp_path / "keys"
-            if not keys.exists():
-                keys.write_text(f"{KEY}\n\n")
-            port, metrics_port = free_port(), free_port()
-            settings = {
-                "HOST": "127.0.0.1",
-                "PORT": str(port),
-                "METRICS_PORT": str(metrics_port),
-                "KEYS_FILE": str(keys),
-                "ROUTES": json.dumps(routes),
-                "DRAIN_DELAY_S": "0.5",
-                **env,
-            }
-            log = tmp_path / "api-server.log"
-            service = stack.enter_context(
-                running("api_server", port, {f"API_SERVER_{key}": value for key, value in settings.items()}, log, ready)
-            )
-            service.metrics_url = f"http://127.0.0.1:{metrics_port}"
-            return service
-
-        yield start
+        yield functools.partial(start_api_server, stack, tmp_path)
 
 
 @pytest.fixture(scope="session")

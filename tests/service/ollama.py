@@ -11,27 +11,27 @@ from pathlib import Path
 
 import httpx
 
-from devcluster import toolchain
+from devcluster import go, toolchain
 from tests.service.processes import ROOT, Service, free_port
+
+_SOURCE = ROOT / "tools" / "ollama"
+
+
+def _environment() -> dict[str, str]:
+    """Of the Go that builds our tools: the machine may have none."""
+    return go.environment(toolchain.BY_NAME["ollama"].go_version) | {"CGO_ENABLED": "1"}
 
 
 def module() -> Path:
-    """Ollama's source, in the version that we build."""
-    return Path(_go("list", "-mod=readonly", "-m", "-f", "{{.Dir}}", "github.com/ollama/ollama"))
-
-
-def _go(*arguments: str) -> str:
-    """Run go within our module that requires Ollama, with its locked versions."""
-    environment = {**os.environ, "GOWORK": "off", "GOTOOLCHAIN": "local"}
-    return subprocess.run(
-        ["go", *arguments], cwd=ROOT / "tools" / "ollama", env=environment, capture_output=True, text=True, check=True
-    ).stdout.strip()  # fmt: skip
+    """Ollama's source, in the version that we build; downloaded if need be."""
+    return go.module_dir(_SOURCE, "github.com/ollama/ollama", _environment())
 
 
 def integration_tests(target: Path) -> Path:
     """Ollama's own tests of a running server, compiled from the same module; 15 s once Ollama itself is built."""
     program = target / "integration.test"
-    _go("test", "-c", "-mod=readonly", "-tags", "integration,fast", "-o", str(program), "github.com/ollama/ollama/integration")
+    build = ("test", "-c", "-mod=readonly", "-tags", "integration,fast", "-o", str(program))
+    go.output([*build, "github.com/ollama/ollama/integration"], _SOURCE, _environment())
     return program
 
 

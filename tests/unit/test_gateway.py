@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from api_server import context, errors, requests
+from api_server import errors, fields, history, paths, requests, size, translation
 from api_server.activator import Activator, Demand, Settings, Unreachable, wanted
 from api_server.settings import Route
+from api_server.upstreams import Upstream
 from api_server.usage import Reader
 
 ROUTE = Route(url="http://ollama:11434", model="m:1", engine="ollama", context_length=2048)
@@ -53,15 +55,46 @@ def test_only_options_of_one_answer_reach_ollama() -> None:
         "options": {"num_ctx": 9, "num_gpu": 0, "temperature": 1, "stop": ["a"]},
     }
     sent = requests.cleaned("/api/chat", payload, ROUTE, "a")
-    assert sent == {"model": "m:1", "messages": [], "truncate": False, "options": {"temperature": 1, "stop": ["a"]}}
+    assert sent == (
+        {"model": "m:1", "messages": [], "truncate": False, "options": {"temperature": 1, "stop": ["a"]}},
+        ["keep_alive", "shift", "num_ctx", "num_gpu"],
+    )
 
 
 def test_the_newer_name_of_the_limit_is_given_to_ollama_as_the_older() -> None:
-    payload = {"model": "a", "messages": [{}], "max_completion_tokens": 5, "stream": True}
-    sent = requests.cleaned("/v1/chat/completions", payload, ROUTE, "a")
-    assert sent == {"model": "m:1", "messages": [{}], "max_tokens": 5, "stream": True, "stream_options": {"include_usage": True}}
+    message = {"role": "user", "content": "a"}
+    payload = {"model": "a", "messages": [message], "max_completion_tokens": 5, "stream": True}
+    sent, dropped = requests.cleaned("/v1/chat/completions", payload, ROUTE, "a")
+    assert sent == {"model": "m:1", "messages": [message], "max_tokens": 5, "stream": True, "stream_options": {"include_usage": True}}
+    assert dropped == []
     other = Route(url="http://server:8080")
-    assert requests.cleaned("/v1/chat/completions", payload, other, "a")["max_completion_tokens"] == 5
+    assert requests.cleaned("/v1/chat/completions", payload, other, "a")[0]["max_completion_tokens"] == 5
+
+
+@pytest.mark.parametrize("path", list(paths.INFERENCE))
+@pytest.mark.parametrize(
+    "name", ["Keep_Alive", "KEEP_ALIVE", "keep_alive", "Option\u017f", "Options", "Model", "Messages", "\u212aeep_alive", "\u017fhift"]
+)
+def test_no_field_goes_on_in_another_spelling(path: str, name: str) -> None:
+    payload = {"model": "a", "messages": [{"role": "user", "content": "a", name: [1]}], "options": {"Num_Ctx": 1, name: 1}, name: 0}
+    sent, dropped = requests.cleaned(path, payload, ROUTE, "a")
+    assert name in dropped
+    assert name not in json.dumps(sent, ensure_ascii=False).replace('"truncate"', "")
+    assert sent["model"] == "m:1"
+
+
+def test_the_names_of_dropped_fields_are_bounded() -> None:
+    assert fields.label("keep_alive") == "keep_alive"
+    assert {fields.label(f"made_up_{number}") for number in range(100)} == {"other"}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+def test_a_choice_that_ollama_cannot_honour_is_refused_by_name(choice: object) -> None:
+    payload = {"model": "a", "messages": [{"role": "user", "content": "a"}], "tools": [{}]}
+    with pytest.raises(errors.ApiError, match="tool_choice: got"):
+        requests.cleaned("/v1/chat/completions", payload | {"tool_choice": choice}, ROUTE, "a")
+    assert "tools" not in requests.cleaned("/v1/chat/completions", payload | {"tool_choice": "none"}, ROUTE, "a")[0]
+    assert "tools" in requests.cleaned("/v1/chat/completions", payload | {"tool_choice": "auto"}, ROUTE, "a")[0]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +107,12 @@ def test_the_newer_name_of_the_limit_is_given_to_ollama_as_the_older() -> None:
         b'{"model": "a", "messages": [1], "options": 3}',
         b"[" * 100_000,
         b'{"model": "a", "messages": [1], "tools": {}}',
+        b'{"model": "a", "messages": [1], "max_tokens": 1e999}',
+        b'{"model": "a", "messages": [1], "max_tokens": NaN}',
+        b'{"model": "a", "messages": [1], "max_tokens": "100"}',
+        b'{"model": "a", "messages": [1], "reasoning_effort": ["high"]}',
+        b'{"model": "a", "model": "a", "messages": [1]}',
+        b'{"model": "a", "messages": [{"role": "user", "content": "a", "content": "b"}]}',
     ],
 )
 def test_what_is_no_request_is_refused(body: bytes) -> None:
@@ -90,7 +129,8 @@ def test_openais_messages_are_counted_in_ollamas_form() -> None:
         {"role": "assistant", "content": None, "tool_calls": [call], "reasoning": "hm"},
         {"role": "tool", "tool_call_id": "c1", "content": "out"},
     ]
-    path, body = context.counting_request("/v1/chat/completions", {"messages": messages, "reasoning_effort": "none"})
+    plain = history.normalised(messages, "reasoning")
+    path, body = translation.counting_request("/v1/chat/completions", {"messages": plain, "reasoning_effort": "none"})
     assert path == "/api/chat"
     assert body["think"] is False
     assert body["messages"] == [
@@ -106,23 +146,92 @@ def test_openais_messages_are_counted_in_ollamas_form() -> None:
     ]
 
 
+USER = {"role": "user", "content": "a"}
+
+
+def call(arguments: object) -> dict[str, Any]:
+    return {"id": "c1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
 @pytest.mark.parametrize(
-    "messages", [["text"], [{"role": "user", "content": [{"type": "video"}]}], [{"role": "assistant", "tool_calls": [{}]}]]
+    ("message", "where"),
+    [
+        ("text", "messages[1]"),
+        ({"content": "a"}, "messages[1].role"),
+        ({"role": "user", "content": 5}, "messages[1].content"),
+        ({"role": "user", "content": [{"type": "video"}]}, "messages[1].content[0].type"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": ["x"]}]}, "messages[1].content[0].image_url"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": 5}]}, "messages[1].content[0].image_url"),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://a/b.png"}}]},
+            "messages[1].content[0].image_url.url",
+        ),
+        ({"role": "assistant", "tool_calls": [{}]}, "messages[1].tool_calls[0]"),
+    ],
 )
-def test_messages_that_cannot_be_counted_are_refused(messages: list[Any]) -> None:
-    with pytest.raises(errors.ApiError):
-        context.counting_request("/v1/chat/completions", {"messages": messages})
+def test_messages_without_a_meaning_are_refused_by_their_place(message: object, where: str) -> None:
+    with pytest.raises(errors.ApiError) as caught:
+        history.normalised([USER, message], "reasoning")
+    assert str(caught.value).startswith(f"{where}: got")
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([{"role": "developer", "content": "s"}, USER], [{"role": "system", "content": "s"}, USER]),
+        ([USER, {"role": "assistant", "content": None}], [USER, {"role": "assistant", "content": ""}]),
+        ([USER, {"role": "assistant"}], [USER, {"role": "assistant", "content": ""}]),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}], [{"role": "user", "content": "a\nb"}]),
+        (
+            [{"role": "system", "content": "a"}, {"role": "system", "content": "b"}, USER],
+            [{"role": "system", "content": "a\n\nb"}, USER],
+        ),
+        ([USER, {"role": "system", "content": "s"}], [{"role": "user", "content": "a\n\ns"}]),
+        (
+            [USER, {"role": "assistant", "content": "b"}, {"role": "system", "content": "s"}],
+            [USER, {"role": "assistant", "content": "b"}, {"role": "user", "content": "s"}],
+        ),
+        ([{"role": "assistant", "tool_calls": [call("")]}], [{"role": "assistant", "content": "", "tool_calls": [call("{}")]}]),
+        ([{"role": "assistant", "tool_calls": [call('{"a": ')]}], [{"role": "assistant", "content": "", "tool_calls": [call("{}")]}]),
+        ([{"role": "assistant", "tool_calls": [call(None)]}], [{"role": "assistant", "content": "", "tool_calls": [call("{}")]}]),
+        ([{"role": "assistant", "tool_calls": [call("[1]")]}], [{"role": "assistant", "content": "", "tool_calls": [call("{}")]}]),
+        ([{"role": "assistant", "tool_calls": [call({"a": 1})]}], [{"role": "assistant", "content": "", "tool_calls": [call('{"a": 1}')]}]),
+        ([{"role": "assistant", "content": "a", "reasoning_content": "hm"}], [{"role": "assistant", "content": "a", "reasoning": "hm"}]),
+        (
+            [{"role": "tool", "tool_call_id": "c1", "name": "f", "content": [{"type": "text", "text": "a"}]}],
+            [{"role": "tool", "tool_call_id": "c1", "name": "f", "content": "a"}],
+        ),
+        (
+            [{"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": "data:,"}]}],
+            [
+                {"role": "tool", "tool_call_id": "c1", "content": "a"},
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]},
+            ],
+        ),
+        ([USER | {"Content": "b", "cache_control": {}}], [USER]),
+    ],
+)  # fmt: skip
+def test_a_replayed_history_becomes_what_servers_take(messages: list[Any], expected: list[Any]) -> None:
+    assert history.normalised(messages, "reasoning") == expected
+    assert history.normalised(expected, "reasoning") == expected, "a second time changes nothing"
+
+
+def test_each_server_gets_thoughts_and_arguments_in_its_own_form() -> None:
+    message = {"role": "assistant", "content": "a", "reasoning_content": "hm", "tool_calls": [call('{"a": 1}')]}
+    native = history.normalised([message], "thinking")[0]
+    assert (native["thinking"], native["tool_calls"][0]["function"]["arguments"]) == ("hm", {"a": 1})
+    assert history.normalised([message], "reasoning_content")[0]["reasoning_content"] == "hm"
 
 
 def test_size_is_an_upper_bound_but_for_images() -> None:
     text = "g\u00e4nge \U0001f600 \ud800"
-    assert (context.most_tokens("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}) or 0) > len(
+    assert (size.most_tokens("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}) or 0) > len(
         text.encode("utf-8", "surrogatepass")
     )
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": "data:,"}]}]
-    assert context.most_tokens("/v1/chat/completions", {"messages": image}) is None
-    assert context.most_tokens("/api/chat", {"messages": [{"role": "user", "content": "a", "images": ["QUJD"]}]}) is None
-    assert context.most_tokens("/v1/embeddings", {"input": ["a", "abc"]}) == 3
+    assert size.most_tokens("/v1/chat/completions", {"messages": image}) is None
+    assert size.most_tokens("/api/chat", {"messages": [{"role": "user", "content": "a", "images": ["QUJD"]}]}) is None
+    assert size.most_tokens("/v1/embeddings", {"input": ["a", "abc"]}) == 3
 
 
 class TestReader:
@@ -186,5 +295,40 @@ def test_a_fleet_that_somebody_else_brings_up_stays_for_the_whole_idle_time(monk
                 assert scaled.current == left
 
     # Not asyncio.run, which leaves the thread without a loop for Pulumi's mocks.
+    with closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(rounds())
+
+
+def test_a_failed_look_up_keeps_the_last_good_addresses_and_their_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the word that there is no such name means that no server is there."""
+    good = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 1)) for host in ("127.0.0.1", "127.0.0.2")]
+    answer: list[Any] = [good]
+
+    async def look_up(*_: object, **__: object) -> Any:
+        if isinstance(answer[0], OSError):
+            raise answer[0]
+        return answer[0]
+
+    async def rounds() -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+        upstream = Upstream("http://fleet.test:1", 2)
+        async with aiohttp.ClientSession() as session:
+            await upstream.refresh(session)
+            first = upstream.addresses["127.0.0.1"]
+            with upstream.claim(first):
+                for failure in (socket.gaierror(socket.EAI_AGAIN, "try again"), OSError(24, "too many open files")):
+                    answer[0] = failure
+                    await upstream.refresh(session)
+                    assert list(upstream.addresses) == ["127.0.0.1", "127.0.0.2"]
+                answer[0] = good[1:]
+                await upstream.refresh(session)
+                assert list(upstream.addresses) == ["127.0.0.2"]
+                answer[0] = good
+                await upstream.refresh(session)
+                assert upstream.addresses["127.0.0.1"] is first, "it comes back with its count"
+            answer[0] = socket.gaierror(socket.EAI_NONAME, "no such name")
+            await upstream.refresh(session)
+            assert not upstream.addresses
+
     with closing(asyncio.new_event_loop()) as loop:
         loop.run_until_complete(rounds())

@@ -1,0 +1,72 @@
+"""What a model can do, asked from its server once: to think, to call tools, to see.
+
+Clients ask every model alike. OpenHands sends `reasoning_effort` by default, and Ollama refuses it for a model that cannot think.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import aiohttp
+
+from api_server import errors
+from api_server.fields import THINKING
+from api_server.paths import Payload
+from api_server.size import has_media
+
+_TIMEOUT = aiohttp.ClientTimeout(total=2)
+"""For one question. A request waits for it at most once, and goes on without the answer."""
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """None: the server did not say, so nothing is refused or dropped."""
+
+    known: frozenset[str] | None = None
+    """`thinking`, `tools`, `vision`, `audio`, … in Ollama's words."""
+    context_length: int = 0
+    """Tokens of one request; 0: not said."""
+
+    def lacks(self, name: str) -> bool:
+        """Whether the server said what the model can do, and this is not part of it."""
+        return self.known is not None and name not in self.known
+
+
+UNKNOWN = Abilities()
+
+
+def concerned(payload: Payload) -> bool:
+    """Whether the answer to this request depends on what the model can do."""
+    return bool(THINKING & payload.keys() or payload.get("tools") or has_media(payload))
+
+
+async def ask(session: aiohttp.ClientSession, url: str, engine: Literal["openai", "ollama"], name: str) -> Abilities:
+    """Ollama says it at /api/show; our model server says it in its list of models. Raises what a server that is late, or another one,
+    makes of it: aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError."""
+    if engine == "ollama":
+        async with session.post(f"{url}/api/show", json={"model": name}, timeout=_TIMEOUT) as response:
+            response.raise_for_status()
+            return _abilities(await response.json())
+    async with session.get(f"{url}/v1/models", timeout=_TIMEOUT) as response:
+        response.raise_for_status()
+        entries = (await response.json())["data"]
+    return _abilities(next((entry for entry in entries if entry["id"] == name), {}))
+
+
+def _abilities(entry: dict[str, Any]) -> Abilities:
+    """From an answer of /api/show, or an entry of a list of models."""
+    named, length = entry.get("capabilities"), entry.get("context_length") or entry.get("max_model_len")
+    known = frozenset(each for each in named if isinstance(each, str)) if isinstance(named, list) and named else None
+    return Abilities(known, length if isinstance(length, int) else 0)
+
+
+def adapted(payload: Payload, abilities: Abilities, model: str) -> tuple[Payload, list[str]]:
+    """The payload as the model can take it, and the names of the fields that it lost. Raises ApiError 400 on tools and images that
+    the model cannot take: to leave them out would change the answer's meaning."""
+    if payload.get("tools") and abilities.lacks("tools"):
+        raise errors.no_tools(model)
+    if has_media(payload) and abilities.lacks("vision") and abilities.lacks("audio"):
+        raise errors.no_media(model)
+    if not abilities.lacks("thinking"):
+        return payload, []
+    dropped = [name for name in payload if name in THINKING]
+    return {name: value for name, value in payload.items() if name not in THINKING}, dropped

@@ -1,0 +1,118 @@
+"""Refuses requests that cannot fit a model's context, because Ollama would cut them without a word.
+
+A token is at least one byte of the prompt, so most requests are known to fit by their size alone. For the others Ollama itself
+counts: the same prompt goes to its own API first, with `truncate` off and one token to generate. Either it refuses, with
+the number, or the number is in its answer, and the prompt is then in the server's cache for the request proper.
+
+Only a prompt can be too long. A limit for the answer that is beyond what is left of the context is cut to what is left, and a request that
+names no limit gets what is left; beyond it, Ollama would forget the beginning.
+"""
+
+import json
+
+import aiohttp
+
+from api_server import errors
+from api_server.paths import EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, Payload, is_native
+from api_server.settings import Route
+from api_server.size import most_tokens
+from api_server.translation import counting_request
+from api_server.upstreams import Address, tagged
+
+_RETRY_S = 2
+
+
+class ContextGuard:
+    """Counts prompts for Ollama servers."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+        self._template_tokens: dict[tuple[str, str], int] = {}
+
+    async def fit(self, path: str, payload: Payload, route: Route, model: str, address: Address) -> tuple[Payload, bool]:
+        """The payload with a limit for the answer that the context has room for, and whether the server had to count.
+
+        Raises ApiError 400 with the numbers when the prompt does not fit.
+        """
+        name = route.model or model
+        limit = route.context_length
+        embeds = path in (EMBEDDINGS, NATIVE_EMBED)
+        asked = None if embeds else _answer_limit(path, payload)
+        half = limit // 2
+        wanted = 0 if embeds else half if asked is None else min(asked, half)
+        counted = False
+        used = None
+        # A first look without the template's own words, which have to be asked for once.
+        if (size := most_tokens(path, payload)) is not None and size + wanted <= limit:
+            used = size + await self._template(path, name, address)
+        if used is None or used + wanted > limit:
+            used, limit = await self._count(path, payload, name, address, limit)
+            counted = True
+        if embeds:
+            return payload, counted  # each input fits; the number is that of all together
+        if used >= limit:
+            raise errors.context_exceeded(model, used, limit)
+        if asked is not None and used + asked <= limit:
+            return payload, counted
+        return _with_limit(path, payload, max(1, limit - used - 1)), counted
+
+    async def _template(self, path: str, name: str, address: Address) -> int:
+        """Tokens of a prompt of one letter: what the model's template and its default system prompt add. Asked once a version."""
+        if path in (EMBEDDINGS, NATIVE_EMBED):
+            return 8  # begin, end and separator of the input
+        version = str((address.store or {}).get(tagged(name), {}).get("digest", ""))
+        if (name, version) not in self._template_tokens:
+            message = {"messages": [{"role": "user", "content": "a"}]}
+            self._template_tokens[name, version], _ = await self._count(NATIVE_CHAT, message, name, address, 0)
+        return self._template_tokens[name, version]
+
+    async def _count(self, path: str, payload: Payload, name: str, address: Address, limit: int) -> tuple[int, int]:
+        """Tokens of the prompt, and of the context as the server has it."""
+        url, body = counting_request(path, payload)
+        async with self._session.post(address.url + url, json=body | {"model": name, "truncate": False}) as response:
+            answer = await _json(response)
+        if response.status == 200 and isinstance(answer.get("prompt_eval_count"), int):
+            return answer["prompt_eval_count"], limit
+        numbers = _exceeded(answer)
+        if numbers is not None:
+            return numbers
+        reason = str(answer.get("error", "no count"))
+        if response.status == 503:
+            raise errors.too_busy(name, _RETRY_S)
+        if response.status == 404:
+            # The server's list of models was older than its store.
+            raise errors.unavailable(name, _RETRY_S)
+        if "exceeds the context length" in reason:
+            raise errors.context_exceeded(name, None, limit)
+        if 400 <= response.status < 500:
+            raise errors.bad_request(f"{name}: got {reason} when its prompt was counted, want one that fits the model; correct it")
+        raise errors.upstream_failed(name, f"{response.status} {reason}")
+
+
+async def _json(response: aiohttp.ClientResponse) -> Payload:
+    try:
+        answer = json.loads(await response.read())
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _exceeded(answer: Payload) -> tuple[int, int] | None:
+    """Ollama passes its engine's refusal on as JSON within JSON."""
+    try:
+        inner = json.loads(answer["error"])["error"]
+        return int(inner["n_prompt_tokens"]), int(inner["n_ctx"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _answer_limit(path: str, payload: Payload) -> int | None:
+    """Tokens that the client allows for the answer; None when it names none. Ollama reads -1 and -2 as no limit."""
+    value = (payload.get("options") or {}).get("num_predict") if is_native(path) else payload.get("max_tokens")
+    return int(value) if isinstance(value, int | float) and value >= 1 else None
+
+
+def _with_limit(path: str, payload: Payload, tokens: int) -> Payload:
+    if is_native(path):
+        return payload | {"options": (payload.get("options") or {}) | {"num_predict": tokens}}
+    return payload | {"max_tokens": tokens}

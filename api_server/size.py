@@ -1,0 +1,47 @@
+"""How large a prompt can be at most, from its bytes alone: a token is at least one byte."""
+
+import json
+from typing import Any
+
+from api_server.paths import COMPLETIONS, EMBEDDINGS, NATIVE_EMBED, NATIVE_GENERATE, Payload
+
+_TOOL_WORDS = 1024
+"""Tokens that a template says about tools beside the tools themselves. The longest of the families that call tools (gpt-oss, Qwen, Llama)
+needs under 500."""
+
+
+def most_tokens(path: str, payload: Payload) -> int | None:
+    """More tokens than the prompt can have, by its bytes; None where bytes say nothing: an image is a fixed number of tokens."""
+    if path in (NATIVE_EMBED, EMBEDDINGS):
+        inputs = payload.get("input")
+        return max((_size(each) for each in (inputs if isinstance(inputs, list) else [inputs])), default=0)
+    if path in (COMPLETIONS, NATIVE_GENERATE):
+        if payload.get("images") or payload.get("context"):
+            return None
+        return sum(_size(payload.get(key)) for key in ("prompt", "suffix", "system", "template"))
+    if has_media(payload):
+        return None
+    tools = payload.get("tools")
+    # A template may print the tools with other spaces than they came with.
+    return _size(payload["messages"]) + (2 * _size(tools) + _TOOL_WORDS if tools else 0)
+
+
+def _size(value: Any) -> int:
+    """UTF-8 bytes; of anything but text, as JSON, whose punctuation outweighs a template's marks."""
+    if value is None:
+        return 0
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def has_media(payload: Payload) -> bool:
+    """Whether an image or a sound is part of the prompt."""
+    return bool(payload.get("images")) or any(_message_has_media(message) for message in payload.get("messages") or [])
+
+
+def _message_has_media(message: Any) -> bool:
+    if not isinstance(message, dict):
+        return False
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    return bool(message.get("images")) or any(not isinstance(part, dict) or part.get("type") != "text" for part in parts)

@@ -1,0 +1,99 @@
+"""What is decided at the gateway's door, before any model is asked: keys, greetings, browsers."""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import httpx
+import pytest
+
+from tests.service.conftest import KEY, ApiServerFactory, start_api_server
+from tests.service.processes import Service, free_port
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A gateway whose model has no server."""
+    routes: dict[str, dict[str, object]] = {"a": {"url": f"http://127.0.0.1:{free_port()}"}}
+    with ExitStack() as stack:
+        origins = "https://ui.example, http://localhost:3000"
+        yield start_api_server(stack, tmp_path_factory.mktemp("door"), routes, ready="/health", CORS_ORIGINS=origins)
+
+
+def raw(service: Service, *lines: bytes) -> tuple[int, bytes]:
+    """Status and body of an answer to a request of exactly these lines."""
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"\r\n".join([*lines, b"Host: a", b"Connection: close", b"", b""]))
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+class TestKeys:
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            [],
+            [b"Authorization: Bearer \xff"],
+            [b"Authorization: Bearer caf\xe9-0123456789abcdef"],
+            [b"Authorization: Bearer " + "\N{LEFT DOUBLE QUOTATION MARK}".encode() + KEY.encode()],
+            [b"Authorization:"],
+            [b"Authorization: Bearer"],
+            [b"Authorization: Basic " + KEY.encode()],
+            [b"Authorization: Bearer " + b"x" * 30_000],
+            [b"Authorization: Bearer " + KEY.encode(), b"Authorization: Bearer wrong"],
+            [b"Authorization: Bearer wrong", b"Authorization: Bearer " + KEY.encode()],
+            [b"x-api-key: \xff"],
+            [b"x-api-key: " + KEY.encode(), b"x-api-key: wrong"],
+            [b"Authorization: Bearer wrong", b"x-api-key: " + KEY.encode()],
+        ],
+        ids=str,
+    )
+    def test_whatever_is_no_key_is_401_in_openais_shape(self, door: Service, headers: list[bytes]) -> None:
+        status, body = raw(door, b"GET /v1/models HTTP/1.1", *headers)
+        assert (status, json.loads(body)["error"]["code"]) == (401, "invalid_api_key")
+        assert "Traceback" not in door.log.read_text()
+
+    @pytest.mark.parametrize(
+        "header", [b"Authorization: Bearer " + KEY.encode(), b"authorization: bearer " + KEY.encode(), b"x-api-key: " + KEY.encode()]
+    )
+    def test_both_headers_count(self, door: Service, header: bytes) -> None:
+        assert raw(door, b"GET /v1/models HTTP/1.1", header)[0] == 200
+
+    def test_a_foreign_request_id_is_replaced(self, door: Service) -> None:
+        line = b"POST /v1/chat/completions HTTP/1.1"
+        status, body = raw(door, line, b"x-api-key: " + KEY.encode(), b"x-request-id: \xe9", b"Content-Length: 0")
+        assert (status, json.loads(body)["error"]["type"]) == (400, "invalid_request_error")
+
+
+class TestGreeting:
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    def test_it_says_that_it_runs_without_a_key(self, door: Service, method: str) -> None:
+        assert httpx.request(method, f"{door.url}/", timeout=10).status_code == 200
+
+
+class TestCors:
+    PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}  # noqa: RUF012
+
+    def test_a_named_origin_may_ask_and_read(self, door: Service) -> None:
+        url, origin = f"{door.url}/v1/chat/completions", {"Origin": "https://ui.example"}
+        allowed = httpx.options(url, headers=origin | self.PREFLIGHT, timeout=10)
+        assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (204, "https://ui.example")
+        assert "authorization" in allowed.headers["access-control-allow-headers"]
+        answer = httpx.post(url, headers=origin, timeout=10)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (401, "https://ui.example"), (
+            "an error can be read too"
+        )
+
+    def test_other_origins_and_the_default_allow_nothing(self, door: Service, api_server: ApiServerFactory) -> None:
+        for service, origin in (
+            (door, "https://evil.example"),
+            (api_server({"a": {"url": "http://127.0.0.1:1"}}, ready="/health"), "https://ui.example"),
+        ):
+            refused = httpx.options(f"{service.url}/v1/models", headers={"Origin": origin} | self.PREFLIGHT, timeout=10)
+            assert refused.status_code == 401
+            assert "access-control-allow-origin" not in refused.headers
