@@ -88,13 +88,11 @@ def _up(name: str, node_count: int, tools: Path, images: list[Image], timeout_s:
     existing = load(name)
     if existing is None:
         host.check_watches(node_count)
-        footprint.begin()
+    footprint.begin()
     cluster = create(name, node_count, host.taken_networks())
-    if existing is not None:
-        footprint.begin()
-        if existing.checkout != ROOT:
-            say(f"devcluster: {name} was made by {existing.checkout} and is taken over by {ROOT}")
-            save(cluster := replace(cluster, checkout=ROOT))
+    if cluster.checkout != ROOT:
+        say(f"devcluster: {name} was made by {cluster.checkout} and is taken over by {ROOT}")
+        save(cluster := replace(cluster, checkout=ROOT))
     pki.ensure(cluster)
     network.ensure(cluster)
     controlplane.write_config(cluster)
@@ -259,9 +257,11 @@ def down_named(name: str) -> bool:
 def _by_marks(name: str) -> Cluster | None:
     """From the alias of the link, or else from the names of the control groups."""
     for link in LINKS.glob("mf*-host"):
-        slot = int(link.name.removeprefix("mf").removesuffix("-host"))
+        slot = link.name.removeprefix("mf").removesuffix("-host")
+        if not slot.isdigit():
+            continue
         for count in range(1, MAX_NODES + 1):
-            cluster = Cluster(name=name, slot=slot, node_count=count)
+            cluster = Cluster(name=name, slot=int(slot), node_count=count)
             if network.owner(cluster) == cluster.host_alias:
                 return cluster
     for group in cgroups.found(f"modelfleet-*-{name}-n[1-{MAX_NODES}]"):
@@ -276,7 +276,7 @@ def _by_marks(name: str) -> Cluster | None:
 
 def of_others() -> list[str]:
     """State directories of clusters on this machine that other users, or this one with another HOME, have."""
-    aliases = [path.read_text().split() for path in LINKS.glob("mf*-host/ifalias")]
+    aliases = [path.read_text().strip().split(" ", 3) for path in LINKS.glob("mf*-host/ifalias")]
     return sorted(words[3] for words in aliases if len(words) == 4 and words[0] == "modelfleet" and Path(words[3]).parent != clusters_dir())
 
 

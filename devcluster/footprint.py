@@ -14,6 +14,8 @@ from devcluster import cgroups
 from devcluster.cache import locked, tried
 from devcluster.layout import ClusterError, clusters_dir, recorded, write
 
+NETNS = "/run/netns"
+"""Where iproute2 keeps its network namespaces."""
 _BRIDGE = Path("/proc/sys/net/bridge")
 _OURS = (
     *("br_netfilter", "bridge", "stp", "llc", "veth", "overlay"),
@@ -87,8 +89,8 @@ def _set_back() -> None:
             kept.append(directory)
             continue
         with contextlib.suppress(OSError):
-            if not any(Path(directory).iterdir()):
-                # `ip netns add` mounts its own directory on itself.
+            if directory == NETNS and not any(Path(directory).iterdir()):
+                # `ip netns add` mounts that directory on itself. A mount anywhere else is somebody else's.
                 subprocess.run(["umount", directory], capture_output=True)
             Path(directory).rmdir()
     if record.get("boot") == _boot():

@@ -84,7 +84,7 @@ def ensure(cluster: Cluster) -> None:
     if (other := owner(cluster)) and other != cluster.host_alias:
         raise ClusterError(f"{cluster.host_link}: got the link of another cluster ({other}), want our own; run down for that cluster first")
     fabric = cluster.fabric_netns
-    footprint.make_directory(Path("/run/netns"))
+    footprint.make_directory(Path(footprint.NETNS))
     _ensure_netns(fabric)
     if not _ip(fabric, "link", "show", "br0", check=False):
         _ip(fabric, "link", "add", "br0", "type", "bridge")

@@ -66,7 +66,7 @@ class PulumiCli:
     builder: str = "prebuilt"
     """`images.builder` of the stack: it decides which plugins there must be."""
     watch: "Callable[[], Watched]" = Watched
-    """Asked what an update waits for, each time that Pulumi says nothing for 15 s."""
+    """Asked what an update waits for, each time that Pulumi says nothing for `QUIET_S`."""
 
     def environment(self) -> dict[str, str]:
         """What Pulumi runs with: our plugins, our backend, no downloads, no telemetry of versions."""

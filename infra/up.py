@@ -282,8 +282,9 @@ def down(stack: str, context: str, *, agreed: bool = False) -> None:
         return
     say("down: nothing is up")
     for other in embedded.of_others():
-        home = other.partition("/.local/state/")[0]
-        say(f"down: there is a cluster in {other}, of another user or HOME; it goes with: sudo env HOME={home} make down")
+        state, name = Path(other).parents[2], Path(other).name
+        remove = f"sudo env XDG_STATE_HOME={state} {sys.executable} -m devcluster --name {name} down"
+        say(f"down: there is a cluster in {other}, of another user or HOME; it goes with: {remove}")
 
 
 def _down_context(deployment: Deployment, *, agreed: bool) -> None:
