@@ -6,11 +6,9 @@ UPLINK_BYTES a second, as a site's link to its registry would; the copy from the
     python -m bench.distribution
 """
 
-import datetime
 import http.client
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -27,6 +25,7 @@ from typing import Any
 
 import httpx
 
+from bench.conditions import conditions
 from images.embedded import default_model
 from model_sync import gguf, store
 from model_sync.fetch import Pace
@@ -231,17 +230,9 @@ def main() -> int:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as work:
         figures = measure(Path(work))
-    report = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {
-            "cores": os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
-            "kernel": platform.release(),
-        },
-        "command": "python -m bench.distribution",
+    report = conditions("python -m bench.distribution") | {
         "rounds": ROUNDS,
         "load_average_before": round(load, 1),
-        "versions": {"python": platform.python_version(), "ollama": "0.32.15"},
         "figures": figures,
     }
     target = Path(__file__).parent / "results" / "distribution.json"

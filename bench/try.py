@@ -5,10 +5,8 @@ Needs `python3` without this project's packages beside it, and the package index
     python -m bench.try
 """
 
-import datetime
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -19,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bench.conditions import conditions
 from modelfleet import TREE, processes, wheel
 from modelfleet.models import pinned
 
@@ -80,20 +79,11 @@ def main() -> int:
             home = Path(work, name.replace(" ", "-"))
             home.mkdir()
             figures[name] = {"cold": once(argv, home), "warm": once(argv, home)}
-    report = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {
-            "cores": os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
-            "kernel": platform.release(),
-            "load_before": round(load, 1),
-        },
-        "command": "python -m bench.try",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("uv", "xllamacpp", "aiohttp")},
-            pinned()["package"]: pinned()["version"],
-        },
+    said = conditions("python -m bench.try")
+    packages = {name: metadata.version(name) for name in ("uv", "xllamacpp", "aiohttp")}
+    report = said | {
+        "machine": said["machine"] | {"load_before": round(load, 1)},
+        "versions": {"python": said["versions"]["python"], **packages, pinned()["package"]: pinned()["version"]},
         "figures": figures,
         "aim_s": AIM_S,
         "ratio_to_aim": {name: round(each["cold"]["wall_s"] / AIM_S, 2) for name, each in figures.items()},
