@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.conditions import conditions
-from devcluster import cgroups, network, processes, toolchain
+from devcluster import cgroups, network, processes
 from devcluster import cluster as embedded
 from devcluster.layout import Cluster, load
 from infra import up
@@ -54,18 +54,6 @@ def idle_peak(cluster: Cluster) -> int:
     return peak
 
 
-def tool_minutes() -> dict[str, dict[str, float]]:
-    """Wall and CPU minutes of each tool's cold build, two at a time, as its cache entry recorded them; none that came in an archive."""
-    found: dict[str, dict[str, float]] = {}
-    for tool in toolchain.TOOLCHAIN:
-        path = toolchain.entry(tool) / "manifest.json"
-        facts = json.loads(path.read_text()) if path.exists() else {}
-        figures = {unit: round(facts[f"{unit}_s"] / 60, 1) for unit in ("wall", "cpu") if f"{unit}_s" in facts}
-        if figures:
-            found[tool.name] = figures
-    return found
-
-
 def main() -> int:
     left = load(NAME)
     if left is not None:
@@ -91,12 +79,9 @@ def main() -> int:
         "figures": figures | {"first_chat_s": chat_s, "down_s": down_s, "answer": answer},
         "aims": AIMS,
         "ratio_to_aim": {name: round(figures[name] / aim, 2) for name, aim in AIMS.items()},
-        "tool_build_min": tool_minutes(),
     }
     target = Path(__file__).parent / "results" / "up.json"
-    # Written by hand, with dates of their own: a new machine comes seldom, and `make test` takes half an hour.
-    kept = {name: value for name, value in json.loads(target.read_text()).items() if name in ("cold", "test")}
-    target.write_text(json.dumps(report | kept, indent=1) + "\n")
+    target.write_text(json.dumps(report, indent=1) + "\n")
     print(target.read_text())
     return 0
 

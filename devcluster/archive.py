@@ -30,7 +30,6 @@ from devcluster.toolchain import TOOLCHAIN, Tool, ToolchainError
 BUILD = Path(__file__).resolve().parent.parent / "build"
 _INDEX = "index.json"
 _CHUNK = 1 << 20
-_LAYER_NAME = re.compile(r"[a-z0-9-]+\.tar")
 
 
 class ArchiveError(ToolchainError):
@@ -39,6 +38,11 @@ class ArchiveError(ToolchainError):
 
 def _tools() -> list[Tool]:
     return [tool for tool in TOOLCHAIN if not tool.on_demand]
+
+
+def _layers() -> list[str]:
+    """Names of the layers that this commit wants."""
+    return sorted((system_images.base_layer_name(), system_images.pause_layer_name()))
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -115,12 +119,11 @@ def take(spec: str) -> None:
 
 def _is_here(note: Path) -> bool:
     try:
-        layers: list[str] = json.loads(note.read_text())["layers"]
-    except (OSError, ValueError, KeyError):
+        json.loads(note.read_text())
+    except (OSError, ValueError):
         return False
-    return all((system_images.images_cache() / name).exists() for name in layers) and not toolchain.missing(
-        [tool.name for tool in _tools()]
-    )
+    layers = [system_images.images_cache() / name for name in _layers()]
+    return all(path.exists() for path in layers) and not toolchain.missing([tool.name for tool in _tools()])
 
 
 def _parse(spec: str) -> tuple[str, str]:
@@ -211,12 +214,13 @@ def _check(index: dict[str, Any], origin: str) -> None:
     """Raise ArchiveError unless the index has every tool of this commit, and names nothing that has no place in the cache."""
     tools = {tool.name: tool for tool in _tools()}
     lacking = [name for name, tool in tools.items() if index["tools"].get(name, {}).get("key") != toolchain.key(tool)]
+    lacking += sorted(set(_layers()) - set(index["layers"]))
     if lacking:
         raise ArchiveError(
-            f"TOOLS: got {origin} without this commit's {', '.join(lacking)}, want every tool; run make tools on this commit"
+            f"TOOLS: got {origin} without this commit's {', '.join(lacking)}, want all of them; run make tools on this commit"
         )
     wanted = {f"tools/{name}/{file}" for name, tool in tools.items() for file in tool.files}
-    wanted |= {f"images/{name}" for name in index["layers"] if _LAYER_NAME.fullmatch(name)}
+    wanted |= {f"images/{name}" for name in _layers()}
     odd = sorted(wanted ^ set(index["members"]))
     if odd:
         raise ArchiveError(f"TOOLS: got an index of {origin} that differs in {', '.join(odd)}, want this commit's files; do not use it")
@@ -242,7 +246,7 @@ def _place(index: dict[str, Any], work: Path) -> None:
         toolchain.write_manifest(tool, staged)
         shutil.rmtree(entry, ignore_errors=True)
         staged.rename(entry)
-    for name in index["layers"]:
+    for name in _layers():
         staged = work / "images" / name
         cached_layer(system_images.images_cache() / name, functools.partial(_move, staged))
 

@@ -144,12 +144,14 @@ def wait_ready(cluster: Cluster, timeout_s: float = 90.0) -> None:
     with client(cluster) as api:
         while True:
             try:
-                if api.get("/readyz").status_code == 200:
+                answer = api.get("/readyz")
+                if answer.status_code == 200:
                     return
-            except httpx.HTTPError:
-                pass
+                got = f"{answer.status_code} {answer.text[-200:].strip()!r}"
+            except httpx.HTTPError as error:
+                got = repr(error)
             dead = next((name for name in ("etcd", "kube-apiserver") if running_pid(cluster, name) is None), None)
             if dead or time.monotonic() > deadline:
                 name = dead or "kube-apiserver"
-                raise ClusterError(f"{name}: got {'an exit' if dead else 'no readiness'}, want ready; its log ends:\n{tail(cluster, name)}")
+                raise ClusterError(f"{name}: got {'an exit' if dead else got}, want ready; its log ends:\n{tail(cluster, name)}")
             time.sleep(0.1)

@@ -69,18 +69,32 @@ def ensure_mount_namespace(node: Node) -> bool:
         subprocess.run(["mount", "--bind", str(directory), str(directory)], check=True)
         subprocess.run(["mount", "--make-private", str(directory)], check=True)
     node.mount_namespace.touch()
-    done = subprocess.run(
-        # Slave: what the user unmounts goes here too, and nothing that is mounted here comes out.
-        ["nsenter", f"--net=/run/netns/{node.netns}", "unshare", f"--mount={node.mount_namespace}", "--propagation=slave",
-         "sh", "-c", _MOUNT_SETUP, "sh", str(node.directory / "cgroups"), *(part for pair in binds.items() for part in pair)],
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    if done.returncode:
+    # Slave: what the user unmounts goes here too, and nothing that is mounted here comes out.
+    kept = ["unshare", f"--mount={node.mount_namespace}", "--propagation=slave"]
+    setup = ["sh", "-c", _MOUNT_SETUP, "sh", str(node.directory / "cgroups"), *(part for pair in binds.items() for part in pair)]
+    said = _on_some_cpu(["nsenter", f"--net=/run/netns/{node.netns}", *kept, *setup])
+    if said:
         subprocess.run(["umount", str(node.mount_namespace)], capture_output=True)
-        raise ClusterError(f"{node.name}: got {done.stderr.strip()!r} from mount, want a mount namespace; run as root with CAP_SYS_ADMIN")
+        raise ClusterError(f"{node.name}: got {said!r} from mount, want a mount namespace; run as root with CAP_SYS_ADMIN")
     mark.touch()
     return True
+
+
+def _on_some_cpu(argv: list[str]) -> str:
+    """Why the command failed, and nothing if it did not.
+
+    Linux 6.18 numbers namespaces in blocks of each CPU, and lets a mount namespace be kept in a file only where its number is higher than
+    the own one: in a container that depends on the CPU (`Invalid argument`; tried 2026-11-26).
+    """
+    said = ""
+    for cpu in sorted(os.sched_getaffinity(0)):
+        done = subprocess.run(["taskset", "--cpu-list", str(cpu), *argv], capture_output=True, text=True)
+        if done.returncode == 0:
+            return ""
+        said = done.stderr.strip() or f"exit status {done.returncode}"
+        if "Invalid argument" not in said:
+            break
+    return said
 
 
 def _holds(node: Node, binds: Mapping[str, str]) -> bool:

@@ -54,13 +54,17 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
+def base_layer_name() -> str:
+    keys = hashlib.sha256(KEYRING.read_bytes()).hexdigest()
+    return f"base-{_key(SUITE, keys, *_OPTIONS)}.tar"
+
+
 def base_layer() -> Layer:
     """Debian's essential packages with Python and Redis. About 4 minutes, once.
 
     Suite, components and keys are ours; of the machine comes the address of its Debian mirror alone.
     """
-    keys = hashlib.sha256(KEYRING.read_bytes()).hexdigest()
-    return cached_layer(images_cache() / f"base-{_key(SUITE, keys, *_OPTIONS)}.tar", _mmdebstrap)
+    return cached_layer(images_cache() / base_layer_name(), _mmdebstrap)
 
 
 def sources() -> list[str]:
@@ -109,6 +113,10 @@ def _mmdebstrap(target: Path) -> None:
     print(f"images: base layer made in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
 
+def pause_layer_name() -> str:
+    return f"pause-{_key(_PAUSE_SOURCE)}.tar"
+
+
 def pause() -> Image:
     def make(target: Path) -> None:
         source, binary = target.with_suffix(".c"), target.with_suffix(".bin")
@@ -120,7 +128,7 @@ def pause() -> Image:
         source.unlink()
         binary.unlink()
 
-    layer = cached_layer(images_cache() / f"pause-{_key(_PAUSE_SOURCE)}.tar", make)
+    layer = cached_layer(images_cache() / pause_layer_name(), make)
     return assemble(node.PAUSE_IMAGE, [layer], RuntimeConfig(entrypoint=["/pause"], user="65535:65535"))
 
 

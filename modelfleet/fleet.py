@@ -53,8 +53,10 @@ class Service:
         if (status := self.process.poll()) is None:
             return
         lines = [line.strip() for line in self.output.splitlines()]
-        reasons = [line for line in lines if "error loading model" in line] or [line for line in lines if " ERROR " in line]
-        reason = f"{reasons[0].rpartition(' ERROR ')[2][:300]} (exit status {status})" if reasons else f"exit status {status}"
+        signs = ("error loading model", "error: ", " ERROR ")
+        reasons = [line for sign in signs for line in lines if sign in line] or [line for line in lines[-1:] if line]
+        said = reasons[0].rpartition(" ERROR ")[2].removeprefix("error: ")[:300] if reasons else "nothing"
+        reason = f"{said} (exit status {status})"
         raise ServiceError(f"{self.name}: got {reason}, want it to run; see {self.log}")
 
 

@@ -23,6 +23,8 @@ def machine(directory: Path, monkeypatch: pytest.MonkeyPatch, *, full: bool = Fa
     monkeypatch.setattr(toolchain, "TOOLCHAIN", (TOOL,))
     monkeypatch.setattr(archive, "TOOLCHAIN", (TOOL,))
     monkeypatch.setattr(toolchain, "BY_NAME", {"hello": TOOL})
+    monkeypatch.setattr(system_images, "base_layer_name", lambda: BASE)
+    monkeypatch.setattr(system_images, "pause_layer_name", lambda: PAUSE)
     monkeypatch.setattr(system_images, "base_layer", lambda: _layer(BASE, b"base"))
     image = oci.Image(name="pause", layers=(), config=b"", manifest=b"")
     monkeypatch.setattr(

@@ -201,32 +201,10 @@ def fresh_root(suite: str, packages: str) -> Iterator[FreshRoot]:
 
 @contextmanager
 def _booted(suite: str, directory: Path) -> Iterator[int]:
-    """The process that is number 1 in the root, started on the first CPU whose mount namespaces come before those of the others.
-
-    Linux 6.18 numbers namespaces in blocks of each CPU, and lets nobody bind a mount namespace with a lower number than the own one:
-    `mount /proc/56/ns/mnt failed: Invalid argument` on some CPUs, where the root was started on another (tried on two, 2026-11-26).
-    """
-    every = sorted(os.sched_getaffinity(0))
-    for cpu in every:
-        with _started(suite, directory, cpu) as boot:
-            if all(_keeps_mount_namespaces(boot, each) for each in every):
-                yield boot
-                return
-    raise StepError(f"{suite}: got no CPU on which to start it so that mount namespaces can be kept, want one")
-
-
-def _keeps_mount_namespaces(boot: int, cpu: int) -> bool:
-    inside = f"touch /run/kept; taskset -c {cpu} unshare --mount=/run/kept true && umount /run/kept"
-    enter = ["nsenter", f"--target={boot}", "--mount", "--pid"]
-    return subprocess.run([*enter, "sh", "-c", inside], capture_output=True).returncode == 0
-
-
-@contextmanager
-def _started(suite: str, directory: Path, cpu: int) -> Iterator[int]:
-    unshare = ["taskset", "-c", str(cpu), "unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
-    every = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    """The process that is number 1 in the root."""
+    unshare = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
     # The namespace begins at the outer group, and its processes live in the inner one.
-    boot = f"taskset -pc {every} $$ >/dev/null\n" + ENTER_GROUPS.replace("GROUPS_OF_ROOT", "INIT_GROUPS") + _BOOT
+    boot = ENTER_GROUPS.replace("GROUPS_OF_ROOT", "INIT_GROUPS") + _BOOT
     outer = {"GROUPS_OF_ROOT": " ".join(map(str, groups(suite))), "INIT_GROUPS": " ".join(f"{group}/init" for group in groups(suite))}
     argv = ["sh", "-c", ENTER_GROUPS + f'exec {shlex.join([*unshare, "sh", "-c", boot, "boot"])} "$1"', "enter", str(directory)]
     with subprocess.Popen(argv, env={"PATH": PATH, **outer}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

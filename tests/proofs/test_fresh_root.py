@@ -1,6 +1,8 @@
 """The quick ways to an answer, on an empty Debian: plain processes, and the embedded cluster from built tools.
 
-Needs root, mmdebstrap, and the tools of `make up` built on this machine. About 15 minutes, beside nothing else.
+Then what depends on Debian's release is made from source: what its C compiler compiles, and the images.
+
+Needs root, mmdebstrap, and the tools of `make up` built on this machine. About 25 minutes, beside nothing else.
 """
 
 from typing import Any
@@ -22,5 +24,8 @@ def test_the_quick_ways_answer_on_an_empty_debian(suite: str, figures: dict[str,
         figures[f"{suite} make try"] = {"cold": tried.as_figures(), "warm": again.as_figures()}
         cold, warm = ways.up_and_down(root, ways.built_tools(root), 900)
         figures[f"{suite} make up TOOLS"] = {"cold": cold.as_figures(), "warm": warm.as_figures()}
+        ways.without_what_c_compiles(root)
+        compiled, _ = ways.up_and_down(root, ways.readme_command("make up"), 1200)
+        figures[f"{suite} make up, C and images from source"] = compiled.as_figures()
     assert tried.wall_s <= 120
     assert cold.wall_s <= 240

@@ -12,7 +12,9 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from devcluster import toolchain
 from infra.cli import ROOT
 from tests import machine
 from tests.proofs.empty_debian import StepError
@@ -25,12 +27,17 @@ ANSWER = re.compile(r"^\S+: .*\bParis\b", re.MULTILINE)
 """The line in which a model answers the question that every way asks."""
 MODPROBE = "modprobe: FATAL: Module br_netfilter not found in directory /lib/modules/"
 """What a container cannot do: it has no modules of the kernel. The machine must have loaded br_netfilter."""
-GUARDS = (
-    *("README.md", "Makefile", "Pulumi.yaml", "Pulumi.dev.yaml", "__main__.py", "requirements-bootstrap.lock", "requirements.lock"),
-    *("devcluster", "images", "infra", "components", "modelfleet_outputs", "tools"),
-    *("api_server", "model_server", "model_sync", "metrics_exporter", "ollama_agent", "modelfleet"),
+GUARDS_OF_TOOLS = (
+    *("README.md", "Makefile", "requirements-bootstrap.lock", "requirements.lock", "devcluster", "tools"),
     *("tests/proofs/empty_debian.py", "tests/proofs/fresh_root.py", "tests/proofs/ways.py"),
 )
+"""What decides how the tools are built, and what that costs."""
+GUARDS = (
+    *GUARDS_OF_TOOLS,
+    *("Pulumi.yaml", "Pulumi.dev.yaml", "__main__.py", "images", "infra", "components", "modelfleet_outputs"),
+    *("api_server", "model_server", "model_sync", "metrics_exporter", "ollama_agent", "modelfleet"),
+)
+"""What decides whether README's commands end with an answer."""
 
 
 def readme_command(pattern: str) -> str:
@@ -85,9 +92,14 @@ def try_it(root: FreshRoot) -> Cost:
     return cost
 
 
+def cache(root: FreshRoot) -> Path:
+    """The root's cache, as this machine sees it."""
+    return root.directory / "root/.cache/modelfleet"
+
+
 def _logs(root: FreshRoot) -> str:
     """The ends of the services' logs, which go with the root."""
-    logs = (root.directory / "root/.cache/modelfleet/try").glob("run-*/*.log")
+    logs = (cache(root) / "try").glob("run-*/*.log")
     return "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-1000:]}" for path in sorted(logs))
 
 
@@ -102,6 +114,13 @@ def built_tools(root: FreshRoot) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(ROOT / found[1], target)
     return command
+
+
+def without_what_c_compiles(root: FreshRoot) -> None:
+    """Take Ollama, the pause process and every image layer out of the root's cache: what comes out of its own C compiler and packages."""
+    ollama = toolchain.entry(toolchain.BY_NAME["ollama"]).name
+    for path in (cache(root) / "tools" / ollama, cache(root) / "images", *(cache(root) / "tools").glob("bin-*")):
+        shutil.rmtree(path)
 
 
 def up_and_down(root: FreshRoot, command: str, timeout_s: float) -> tuple[Cost, Cost]:

@@ -102,7 +102,7 @@ def test_an_archive_of_another_commit_is_refused_by_the_tools_that_it_lacks(
     file, digest = written(tmp_path)
     reader = machine(tmp_path / "reader", monkeypatch)
     (pinned.TOOLS / "hello" / "go.sum").write_text("another\n")
-    with pytest.raises(archive.ArchiveError, match=r"without this commit's hello, want every tool; run make tools on this commit"):
+    with pytest.raises(archive.ArchiveError, match=r"without this commit's hello, want all of them; run make tools on this commit"):
         archive.take(f"{file}@sha256:{digest}")
     assert everything(reader) == set()
 
@@ -125,9 +125,10 @@ def index(**changed: Any) -> tuple[tarfile.TarInfo, bytes]:
     facts = {"sha256": hashlib.sha256(b"hello").hexdigest(), "bytes": 5}
     whole: dict[str, Any] = {
         "tools": {"hello": {"key": toolchain.key(TOOL), "files": ["hello"]}},
-        "layers": [],
-        "members": {"tools/hello/hello": facts},
+        "layers": [BASE, PAUSE],
+        "members": dict.fromkeys(("tools/hello/hello", f"images/{BASE}", f"images/{PAUSE}"), facts),
     }
+    whole["members"] |= changed.pop("members", {})
     whole |= changed
     return member("index.json", json.dumps(whole).encode())
 
@@ -143,18 +144,22 @@ MALICE: dict[str, Any] = {
     "twice the same": (lambda: [index(), member(*HELLO), member(*HELLO)], r"got 'tools/hello/hello' in "),
     "another size": (lambda: [index(), member("tools/hello/hello", b"hello, and more")], r"got 'tools/hello/hello' in "),
     "another content": (lambda: [index(), member("tools/hello/hello", b"hullo")], r"got sha256:.* for hello in .*, want sha256:"),
-    "something missing": (lambda: [index()], r"without tools/hello/hello, want all that its index names"),
+    "something missing": (lambda: [index()], r"without images/.*, tools/hello/hello, want all that its index names"),
     "no index": (lambda: [member(*HELLO)], r"without index.json, want an archive of make tools"),
     "an index that is a link": (lambda: [member("index.json", kind=tarfile.SYMTYPE)], r"without index.json"),
     "no JSON": (lambda: [member("index.json", b"{")], r"want an archive of make tools; write one with make tools"),
     "other JSON": (lambda: [member("index.json", b"[]")], r"want an archive of make tools; write one with make tools"),
     "a file that the tool has not": (
-        lambda: [index(members={"tools/hello/hello": {}, "tools/hello/../../x": {}})],
+        lambda: [index(members={"tools/hello/../../x": {}})],
         r"differs in tools/hello/../../x, want this commit's files",
     ),
     "a layer above": (
-        lambda: [index(layers=["../x.tar"], members={"tools/hello/hello": {}, "images/../x.tar": {}})],
+        lambda: [index(layers=[BASE, PAUSE, "../x.tar"], members={"images/../x.tar": {}})],
         r"differs in images/../x.tar",
+    ),
+    "the layer of another commit": (
+        lambda: [index(layers=["base-000000000000.tar", PAUSE])],
+        rf"without this commit's {BASE}, want all of them; run make tools on this commit",
     ),
 }
 
