@@ -1,0 +1,75 @@
+"""What each way to the first answer takes, as docs/ways.md: written from the results of the proofs, never by hand.
+
+python -m bench.ways
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parent.parent / "docs" / "ways.md"
+_RESULTS = Path(__file__).parent / "results" / "proofs"
+_VENDORS = ("pulumi", "pulumi-language-python", "pulumi-resource-kubernetes")
+"""Not compiled where the vendor's `pulumi` is on the PATH."""
+_HEAD = """# The ways to the first answer, measured
+
+Each way was run on an empty Debian, with the commands of README and with what README asks for installed: on {machine}.
+To the first answer means from the command to the line in which the model answers; the fleet has one node.
+`python -m bench.ways` writes this page from the results of the proofs [fresh-root](../bench/results/proofs/fresh-root.json) ({quick}) and
+[fresh-root-source](../bench/results/proofs/fresh-root-source.json) ({source}).
+
+| way | Debian | first time | CPU minutes | downloads | disk it keeps | again |
+| --- | --- | --- | --- | --- | --- | --- |
+"""
+_VENDOR = """
+With the vendor's `pulumi` on the PATH, `make up` compiles {minutes:.0f} CPU minutes less of these. That way is not measured: the vendor's
+program can be had from the vendor alone.
+"""
+
+
+def _row(way: str, debian: str, costs: dict[str, dict[str, float]]) -> str:
+    cold, warm = costs["cold"], costs["warm"]
+    cells = (
+        way,
+        debian,
+        _time(cold["wall_s"]),
+        f"{cold['cpu_min']:.1f}",
+        *map(_size, (cold["download_mb"], cold["kept_mb"])),
+        _time(warm["wall_s"]),
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
+def _size(megabytes: float) -> str:
+    return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"
+
+
+def _result(name: str) -> dict[str, Any]:
+    return json.loads((_RESULTS / f"{name}.json").read_text())
+
+
+def page() -> str:
+    quick, source = _result("fresh-root"), _result("fresh-root-source")
+    machine = source["machine"]
+    text = _HEAD.format(machine=f"{machine['cores']} cores and {machine['memory_gib']} GiB", quick=quick["date"], source=source["date"])
+    for way in ("make try", "make up TOOLS"):
+        for suite, debian in (("bookworm", "12"), ("trixie", "13")):
+            text += _row(f"`{way}`", debian, quick["figures"][f"{suite} {way}"])
+    text += _row("`make up`", "12", source["figures"]["bookworm make up"])
+    minutes = sum(source["figures"]["tools"][name]["cpu_s"] for name in _VENDORS) / 60
+    return text + _VENDOR.format(minutes=minutes)
+
+
+def main() -> int:
+    PAGE.write_text(page())
+    print(PAGE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
