@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from api_server.abilities import Abilities
+from api_server.lookup import addresses
 from api_server.settings import Route
 
 REFRESH_S = 2.0
@@ -26,8 +26,6 @@ _HELD_REFRESH_S = 0.5
 _PROBE_S = 1.0
 _PENALTY_S = 2.0
 """How long an address that refused a connection is tried last."""
-
-_NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
 LATE_OR_STRANGE = (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError)
 
@@ -114,14 +112,8 @@ class Upstream:
 
     async def refresh(self, session: aiohttp.ClientSession) -> None:
         """Resolve the host and see what each address has. An address keeps its count for as long as a request of it runs."""
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-            hosts = list(dict.fromkeys(str(info[4][0]) for info in found))
-        except socket.gaierror as error:
-            # Only the word that there is no such name means no server; "try again" says nothing about them.
-            hosts = [] if error.errno in _NO_SUCH_NAME else list(self.addresses)
-        except OSError:
-            hosts = list(self.addresses)
+        found = await addresses(self.host, self.port)
+        hosts = list(self.addresses) if found is None else found
         known = self._gone | self.addresses
         fresh = {host: known.get(host) or Address(host, self.port) for host in hosts}
         self._gone = {host: address for host, address in known.items() if host not in fresh and address.in_flight}
