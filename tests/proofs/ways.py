@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from infra.cli import ROOT
+from infra import ROOT
 from tests import machine
 from tests.proofs.empty_debian import StepError
 from tests.proofs.fresh_root import CHECKOUT, Cost, FreshRoot, Watch, fresh_root
