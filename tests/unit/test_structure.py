@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for package in ("infra", "components") for path in (ROOT / package).rglob("*.py"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FUNCTION_LINES, FILE_LINES, COLUMNS, CONSTRUCTOR_MEDIAN = 60, 300, 140, 25
 PACKAGES = {
     "program": set(),
@@ -76,6 +77,12 @@ def test_constructors_of_components_only_make_and_wire() -> None:
     ]
     assert len(lengths) >= 13
     assert statistics.median(lengths) <= CONSTRUCTOR_MEDIAN
+
+
+@pytest.mark.parametrize("path", PAGES, ids=[path.relative_to(ROOT).as_posix() for path in PAGES])
+def test_lines_of_pages_are_short_but_for_tables_and_links(path: Path) -> None:
+    long = [line for line in path.read_text().splitlines() if len(line) > COLUMNS and not line.lstrip().startswith("|")]
+    assert [line for line in long if max(map(len, line.split())) <= COLUMNS] == []
 
 
 def test_no_module_imports_itself_through_others() -> None:
