@@ -1,4 +1,4 @@
-"""What keeps pods from being made at all: quotas, limits, pod security, names that do not exist."""
+"""Why pods are not even created: quotas, limits, pod security, names that do not exist."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ _HELD = (
     "NamespaceDeletionDiscoveryFailure",
     "NamespaceContentRemaining",
 )
-"""Conditions of a namespace that say what holds its deletion, the most telling first."""
+"""Conditions of a namespace that say why its deletion does not end, the most precise first."""
 _QUOTA_SETTINGS = {"requests.cpu": "cpu", "requests.memory": "memory", "pods": "pods"}
 
 
 def namespace(facts: Facts) -> Iterator[Finding]:
-    """The namespace is missing, or on its way out and held."""
+    """The namespace is missing, or its deletion does not end."""
     name = facts.snapshot.namespace
     subject, everything = f"Namespace/{name}", frozenset({"*"})
     found = next(iter(facts.all("Namespace")), None)
@@ -39,7 +39,7 @@ def namespace(facts: Facts) -> Iterator[Finding]:
 
 
 def refused(facts: Facts) -> Iterator[Finding]:
-    """A workload whose pods the API refuses. Each refusal has a form of its own."""
+    """Workloads whose pods the API server refuses. Each kind of refusal has a text of its own."""
     for workload, message in _refusals(facts):
         for pattern, explain in _REFUSALS:
             match = re.search(pattern, message)
@@ -53,7 +53,7 @@ def refused(facts: Facts) -> Iterator[Finding]:
 
 
 def _refusals(facts: Facts) -> Iterator[tuple[str, str]]:
-    """(workload, reason) of every one that has fewer pods than it should because making them failed."""
+    """(workload, reason) of every workload that has too few pods because their creation failed."""
     for kind, missing in _SHORT.items():
         for item in facts.all(kind):
             messages = facts.events(kind, item, "FailedCreate") if missing(item) else []

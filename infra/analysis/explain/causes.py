@@ -1,4 +1,4 @@
-"""From a snapshot to the findings that a person should act on: causes first, nothing that only follows from them."""
+"""From a snapshot to the findings that a person should act on: the causes, without the problems that follow from them."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -31,7 +31,7 @@ RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     network.services,
     network.answer,
 )
-"""The order is that of the causes: what a later rule sees may follow from what an earlier one found."""
+"""The rules, in the order of causes: a problem that a later rule finds may follow from the finding of an earlier rule."""
 _STORE_READERS = (OLLAMA, MODEL_SERVER)
 LASTING = frozenset(
     {
@@ -40,11 +40,11 @@ LASTING = frozenset(
         *("image-name", "command-missing", "runtime-handler-missing", "source-refused"),
     }
 )
-"""Causes that no waiting takes away: somebody has to change something first."""
+"""Causes that stay however long one waits: a person has to change something."""
 
 
 def explain(snapshot: Snapshot) -> list[Finding]:
-    """Findings, the most fundamental cause first; one a subject and cause."""
+    """Findings, the most fundamental cause first, and at most one for each subject and cause."""
     facts = Facts(snapshot)
     covered: set[str] = set()
     kept: dict[tuple[str, str], Finding] = {}
@@ -58,7 +58,7 @@ def explain(snapshot: Snapshot) -> list[Finding]:
 
 
 def _follows(facts: Facts, covered: Iterable[str]) -> Iterator[str]:
-    """What trouble with these brings with it: workloads and Services of pods, and components that need the component."""
+    """Keys of what else has a problem because of these: workloads and Services of pods, and components that need the component."""
     held = set(covered)
     affected = {name.removeprefix("soft:") for name in held if name.startswith("soft:")}
     for pod in facts.all("Pod"):
@@ -73,7 +73,7 @@ def _follows(facts: Facts, covered: Iterable[str]) -> Iterator[str]:
                 yield from network.services_for(facts, found)
                 affected.add(found.get("app.kubernetes.io/name", ""))
     if MODEL_WRITER in affected:
-        # Without the writer there is no model to start with, so even an exit says nothing new.
+        # Without the writer there is no model, so even servers that exit are no news.
         yield from (f"soft:{each}" for reader in _STORE_READERS for each in (reader, f"store:{reader}"))
         affected |= set(_STORE_READERS)
     above: set[str] = set()

@@ -1,4 +1,4 @@
-"""What happens to containers on their nodes: sandboxes, volumes, images, configuration, ends, probes."""
+"""Problems of containers on their nodes: sandboxes, volumes, images, configuration, exits, probes."""
 
 import re
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def sandbox(facts: Facts) -> Iterator[Finding]:
 
 
 def volumes(facts: Facts) -> Iterator[Finding]:
-    """Pods that mount a Secret or ConfigMap that is not there, or a volume that does not come."""
+    """Pods that mount a Secret or ConfigMap that does not exist, or a volume that cannot be attached or mounted."""
     for pod in facts.live_pods():
         if pod["status"].get("phase") != "Pending" or not pod["spec"].get("nodeName"):
             continue
@@ -93,7 +93,7 @@ def _reference(facts: Facts, pod: Object, kind: str, name: str, got: str) -> Fin
 
 
 def images(facts: Facts) -> Iterator[Finding]:
-    """Images that do not arrive, by what the registry says."""
+    """Images that cannot be pulled, with the answer of the registry."""
     for container in facts.containers():
         if container.waiting.get("reason") not in _PULL:
             continue
@@ -118,7 +118,7 @@ def images(facts: Facts) -> Iterator[Finding]:
 
 
 def _denied(facts: Facts, container: Container, where: str) -> tuple[str, str, str]:
-    """Got, want, do of a pull that the registry refuses: by the credentials that the pod names, or for want of any."""
+    """Got, want and do for a pull that the registry refuses: because of the pod's credentials, or because the pod names none."""
     pod, image = container.pod, container.spec["image"]
     ours = bool(facts.component(pod))
     names = [each["name"] for each in pod["spec"].get("imagePullSecrets", [])]
@@ -160,7 +160,7 @@ def configuration(facts: Facts) -> Iterator[Finding]:
 
 
 def ended(facts: Facts) -> Iterator[Finding]:
-    """Containers that were killed for memory or by their liveness probe, and pods that their node put out."""
+    """Containers that were killed for memory or by their liveness probe, and pods that were evicted."""
     for container in facts.containers():
         name, pod = container.name, container.pod
         if container.ended.get("reason") == "OOMKilled":
@@ -197,7 +197,7 @@ def models(facts: Facts) -> Iterator[Finding]:
 
 
 def sources(facts: Facts) -> Iterator[Finding]:
-    """Sources of models that do not let the writer in; it says itself what is wrong and what to do."""
+    """Sources of models that refuse the writer. The message is the writer's own."""
     for container in facts.containers():
         if facts.component(container.pod) != MODEL_WRITER:
             continue
@@ -207,7 +207,7 @@ def sources(facts: Facts) -> Iterator[Finding]:
 
 
 def crashes(facts: Facts) -> Iterator[Finding]:
-    """Containers that end by themselves, with their exit code and last words."""
+    """Containers that exit by themselves, with their exit code and the last line of their log."""
     for container in facts.containers():
         code = container.ended.get("exitCode")
         if not code:
@@ -228,7 +228,7 @@ def crashes(facts: Facts) -> Iterator[Finding]:
 
 
 def jobs(facts: Facts) -> Iterator[Finding]:
-    """Jobs that gave up."""
+    """Jobs that failed."""
     for job in facts.all("Job"):
         failed = [each for each in job["status"].get("conditions", []) if each["type"] == "Failed" and each["status"] == "True"]
         if failed:
@@ -241,7 +241,7 @@ def jobs(facts: Facts) -> Iterator[Finding]:
 
 
 def replicas(facts: Facts) -> Iterator[Finding]:
-    """Ollama servers that are not ready, in the words of the sidecar that holds them back: the agent, or the follower of the models."""
+    """Ollama servers that are not ready, with the reason that a sidecar logged: the agent, or the follower that copies the models."""
     for container in facts.containers():
         reason = _held_back(facts, container) if facts.component(container.pod) == OLLAMA and not container.ready else ""
         if not reason:
@@ -256,7 +256,7 @@ def replicas(facts: Facts) -> Iterator[Finding]:
 
 
 def _held_back(facts: Facts, container: Container) -> str:
-    """The last reason in the log of the agent, or of the follower, which runs before there is one; empty while none is given."""
+    """The last reason in the log of the agent. Before the agent runs, the last one in the log of the follower. Empty without a reason."""
     if container.name == OLLAMA:
         found = re.findall(r" (?:unready: (.+)|ready: .*)$", facts.log_of(container.pod, AGENT), re.MULTILINE)
     else:
@@ -280,10 +280,10 @@ def probes(facts: Facts) -> Iterator[Finding]:
 
 
 def leaving(facts: Facts) -> Iterator[Finding]:
-    """Pods that should be gone and are not."""
+    """Pods whose deletion does not end."""
     for pod in facts.all("Pod"):
         stamp = pod["metadata"].get("deletionTimestamp")
-        # The stamp lies in the future by the grace period.
+        # deletionTimestamp is the time of the request plus the grace period.
         if stamp and facts.age_s(stamp) > _STUCK_S:
             held = ", ".join(pod["metadata"].get("finalizers", [])) or "its node"
             got = f"a deletion that has waited {facts.age_s(stamp):.0f} s for {held}"

@@ -1,4 +1,4 @@
-"""Questions that the rules ask of a snapshot, and what a finding is."""
+"""A snapshot with the look-ups that the rules need, and the form of a finding."""
 
 import re
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _SECTIONS = {
     METRICS_EXPORTER: "monitoring",
 }
 _CONTAINER_IMAGES = {MODEL_WRITER: "model-sync", "ollama-agent": "ollama-agent", CONTEXT_PROBE: "ollama-agent"}
-"""Containers whose image is not that of their pod's component."""
+"""Containers with another image than that of their pod's component."""
 _RECENT_S = 600
 
 
@@ -26,16 +26,16 @@ class Finding:
     """One cause, in one sentence of the form `<subject>: got X, want Y; do Z`."""
 
     cause: str
-    """Short fixed name of the cause; one finding a subject and cause is shown."""
+    """Short fixed name of the cause. At most one finding is shown for each subject and cause."""
     subject: str
-    """`Kind/name` of what has to change or is in trouble."""
+    """`Kind/name` of the object that has to change or has a problem."""
     got: str
     want: str
     do: str
     about: frozenset[str]
-    """Keys (`Kind/name`, `soft:<component>`) of what this is said about: left out when an earlier finding covers one of them."""
+    """Keys (`Kind/name`, `soft:<component>`) of the objects of this finding. It is left out when an earlier finding covers one of them."""
     covers: frozenset[str] = frozenset()
-    """Further keys whose own trouble follows from this."""
+    """Further keys. Problems of these objects follow from this finding."""
 
     def __str__(self) -> str:
         return f"{self.subject}: got {self.got}, want {self.want}; {self.do}"
@@ -63,7 +63,7 @@ def selects(selector: dict[str, Any], found: dict[str, str]) -> bool:
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Fit for a sentence: no line breaks, no end mark, bounded."""
+    """`text` as a part of a sentence: without line breaks and full stop, and cut where it is long."""
     flat = re.sub(r"\s+", " ", text).strip().rstrip(".;: ")
     return flat if len(flat) <= limit else f"{flat[: limit - 1]}…"
 
@@ -86,7 +86,7 @@ class Container:
 
     @property
     def ended(self) -> Object:
-        """How it last ended; empty when it never did."""
+        """State of its last end; empty if it never ended."""
         return self.status.get("state", {}).get("terminated") or self.status.get("lastState", {}).get("terminated") or {}
 
     @property
@@ -128,13 +128,13 @@ class Facts:
         return [event.get("message", "") for event in reversed(found)]
 
     def live_pods(self) -> Iterator[Object]:
-        """Pods that should run: neither finished nor on their way out."""
+        """Pods that should run: neither finished nor being deleted."""
         for pod in self.all("Pod"):
             if pod["status"].get("phase") != "Succeeded" and not pod["metadata"].get("deletionTimestamp"):
                 yield pod
 
     def containers(self) -> Iterator[Container]:
-        """Containers in trouble: not ready, or restarted again and again of late."""
+        """Containers with a problem: not ready, or restarted several times recently."""
         for pod in self.live_pods():
             status = pod["status"]
             specs = {each["name"]: each for each in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]}
@@ -149,16 +149,16 @@ class Facts:
         return self.log_of(container.pod, container.name)
 
     def log_of(self, pod: Object, container: str) -> str:
-        """Last lines of a container that is in trouble itself, or says why another one is."""
+        """Last log lines of a container that has a problem, or that logs the reason for the problem of another container."""
         return self.snapshot.logs.get(f"{pod['metadata']['name']}/{container}", "")
 
     def log_line(self, container: Container) -> str:
-        """The last line that says why, of a container's log; empty without one."""
+        """The last line of a container's log that gives a reason; empty without one."""
         lines = [line.strip() for line in self.log(container).splitlines() if line.strip()]
         return next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "")
 
     def workload(self, pod: Object) -> str:
-        """`Kind/name` of what made the pod: a Deployment rather than its ReplicaSet; the pod itself when nothing did."""
+        """`Kind/name` of the workload that made the pod: the Deployment, not its ReplicaSet. A pod without a workload is its own."""
         owner = _controller(pod)
         if owner is None:
             return key(pod, "Pod")

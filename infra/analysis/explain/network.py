@@ -1,4 +1,4 @@
-"""Who can reach whom: network policies against the contract's edges, Services, and the API server's own answer."""
+"""Problems of connections: policies that block an edge of the contract, Services without pods, and the answer of the API server."""
 
 import ipaddress
 from collections.abc import Iterator
@@ -102,7 +102,7 @@ def _port_matches(ports: list[Any] | None, wanted: tuple[int, str]) -> bool:
 
 
 def scaled(facts: Facts) -> Iterator[Finding]:
-    """Workloads scaled to nothing."""
+    """Workloads with zero replicas."""
     for kind in _SCALED:
         for item in facts.all(kind):
             if item["spec"].get("replicas", 1) == 0:
@@ -119,7 +119,7 @@ def scaled(facts: Facts) -> Iterator[Finding]:
 
 
 def services(facts: Facts) -> Iterator[Finding]:
-    """Services that no pod answers."""
+    """Services without a ready pod."""
     for service in facts.all("Service"):
         selector = service["spec"].get("selector")
         if not selector or any(_is_ready(endpoint) for endpoint in _endpoints(facts, service)):
@@ -153,11 +153,11 @@ def _is_ready(endpoint: Object) -> bool:
 
 
 def missing(facts: Facts) -> Iterator[Finding]:
-    """Components of a fleet that are not there at all."""
+    """Components of a fleet that have no workload."""
     if not facts.all("Namespace") or labels(facts.all("Namespace")[0]).get("app.kubernetes.io/part-of") != PART_OF:
         return
     there = {facts.component(item) for kind in _SCALED for item in facts.all(kind)}
-    # The context probe is a Job, and gone when it has said what it found.
+    # The context probe is a Job, and may be deleted once it has ended.
     for component in sorted(
         ({each.target for each in EDGES} | {each.source for each in EDGES} | set(SCRAPED)) - {CONTEXT_PROBE, ACTIVATOR}
     ):
@@ -175,7 +175,7 @@ def missing(facts: Facts) -> Iterator[Finding]:
 
 
 def answer(facts: Facts) -> Iterator[Finding]:
-    """What the API server itself says to the key that was tried."""
+    """The answer of the API server to the key that was tried."""
     status = facts.snapshot.answer
     if status is None or status == 200:
         return

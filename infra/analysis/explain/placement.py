@@ -9,9 +9,9 @@ from infra.analysis.explain.snapshot import Object
 from infra.program.settings.section import quantity
 
 _GRACE_S = 10
-"""A claim or a pod younger than this is only on its way."""
+"""Seconds. A claim or a pod that is younger may still become ready by itself."""
 _SELF_INFLICTED = "node.kubernetes.io/"
-"""Taints that Kubernetes sets for a node's own trouble; that trouble is a finding of its own."""
+"""Taints that Kubernetes sets when a node has a problem. The problem is a finding of its own."""
 
 
 def nodes(facts: Facts) -> Iterator[Finding]:
@@ -66,7 +66,7 @@ def _claims_of(pod: Object) -> list[str]:
 
 
 def _leaving(claim: Object, users: list[Object]) -> Finding:
-    """Nothing takes the mark back: the claim goes when its last pod does, and no new pod may use it."""
+    """A deletion cannot be taken back: the claim goes with its last pod, and no new pod may use it."""
     name, subject = claim["metadata"]["name"], key(claim, "PersistentVolumeClaim")
     pods = ", ".join(pod["metadata"]["name"] for pod in users)
     held = f"pods {pods}" if pods else f"finalizers {', '.join(claim['metadata'].get('finalizers', [])) or 'none'}"
@@ -110,7 +110,7 @@ def _claim(facts: Facts, claim: Object, classes: dict[str, Object], users: list[
     chosen = claim["metadata"].get("annotations", {}).get("volume.kubernetes.io/selected-node")
     waits = classes.get(wanted or "", {}).get("volumeBindingMode") == "WaitForFirstConsumer" and not chosen
     if waits and not failed:
-        # With a pod that cannot be placed, the pod's own finding says why.
+        # When the pod cannot be placed, the finding about the pod says why.
         return None if users else _unused(facts, subject, about)
     provisioner = classes.get(wanted or "", {}).get("provisioner", "")
     if not failed and facts.age_s(claim["metadata"].get("creationTimestamp")) < _GRACE_S:
@@ -138,7 +138,7 @@ def _unused(facts: Facts, subject: str, about: frozenset[str]) -> Finding:
 
 
 def unschedulable(facts: Facts) -> Iterator[Finding]:
-    """Pods that no node takes. The scheduler's own reasons say which; the nodes say what would help."""
+    """Pods that fit no node. The reason is the scheduler's; the advice comes from a look at the nodes."""
     for pod in facts.live_pods():
         conditions = [each for each in pod["status"].get("conditions", []) if each["type"] == "PodScheduled" and each["status"] == "False"]
         if not conditions:

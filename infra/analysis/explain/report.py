@@ -1,4 +1,4 @@
-"""The answer to "why is it not ready", printed."""
+"""Prints why a stack is not ready."""
 
 import sys
 
@@ -7,7 +7,7 @@ from infra.analysis.explain.snapshot import collect
 
 
 def report(context: str, kubeconfig: str | None, namespace: str, key: str | None) -> int:
-    """Print one line a finding, or that everything is ready; the number of findings. Raises SnapshotError."""
+    """Print one line for each finding, or that everything is ready. Returns the number of findings. Raises SnapshotError."""
     snapshot = collect(context, kubeconfig, namespace, key)
     for kind, reason in snapshot.unreadable.items():
         print(f"note: {kind} objects: got {reason}, want leave to list them; without it their causes are not found", file=sys.stderr)

@@ -42,7 +42,7 @@ _CLUSTER_WIDE = {
     "PriorityClass": "/apis/scheduling.k8s.io/v1/priorityclasses",
 }
 _NAMES_ONLY = {"Secret", "ConfigMap"}
-"""Asked for as metadata: what they hold never leaves the cluster."""
+"""Kinds that are read as metadata alone: their contents never leave the cluster."""
 _TIMEOUT_S = 10
 _LOG_LINES = 20
 
@@ -143,7 +143,7 @@ def _troubled(objects: Mapping[str, list[Object]]) -> Iterator[tuple[str, str, b
             if ended.get("exitCode") or (not ended and not each.get("ready") and (previous or "running" in each.get("state", {}))):
                 yield pod["metadata"]["name"], each["name"], bool(previous) and not ended
                 if each["name"] == OLLAMA:
-                    # Its readiness is the word of the agent beside it.
+                    # The readiness of Ollama is what the agent beside it reports.
                     yield pod["metadata"]["name"], AGENT, False
 
 

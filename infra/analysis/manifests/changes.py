@@ -101,7 +101,7 @@ def _below(path: str, prefixes: Sequence[str]) -> bool:
 
 
 def _shrinks(kind: str, difference: Difference) -> bool:
-    """Whether a claim would get smaller; the API server lets none."""
+    """Whether a claim would get smaller, which the API server refuses."""
     sizes = difference.old, difference.new
     if (kind, difference.path) != ("PersistentVolumeClaim", "spec.resources.requests.storage") or None in sizes:
         return False
@@ -123,7 +123,7 @@ def _at(item: Object, path: str, absent: Any = None) -> Any:
 
 
 def _loss(old: Object, new: Object | None, action: Action) -> str:
-    """Why what is stored may be gone after the action, or empty."""
+    """Why stored data may be lost by the action; empty if it is kept."""
     kind = old.get("kind")
     for path, keeps, absent in _GUARDS.get(str(kind), ()):
         if new is not None and _at(old, path, absent) == keeps != _at(new, path, absent):

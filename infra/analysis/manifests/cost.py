@@ -1,4 +1,4 @@
-"""What a rendering asks a cluster for."""
+"""The resources that a rendering asks a cluster for."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -72,5 +72,5 @@ def _costs(objects: Sequence[Object]) -> Iterator[Cost]:
 
 
 def total(objects: Sequence[Object]) -> Cost:
-    """The whole environment."""
+    """Sums over all objects of a stack."""
     return sum(_costs(objects), Cost())

@@ -28,7 +28,7 @@ class Base:
     name: str
     objects: Sequence[Object]
     images: Sequence[str]
-    """Images whose sources are others there."""
+    """Images whose sources differ from those of the base."""
 
 
 def _value(value: Any) -> str:
@@ -62,7 +62,7 @@ def changes(found: Sequence[Change], base: str) -> str:
 
 
 def images(names: Sequence[str]) -> str:
-    """What is built anew. Tags of built images are left out of the comparison, so that this is where it shows."""
+    """The images that are built anew. The comparison leaves out their tags, so this line alone shows it."""
     return f"Images with other sources, whose pods are replaced one after the other: {', '.join(f'`{name}`' for name in names)}.\n"
 
 

@@ -35,7 +35,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "scheduling.k8s.io/v1": ("PriorityClass",),
     "storage.k8s.io/v1": ("StorageClass",),
 }
-"""What the stack renders, and what it may soon. A kind that is not here is an error of the rendering."""
+"""Kinds that the stack renders, and kinds that it may render later. A kind that is not here is an error of the rendering."""
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 _META = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
 

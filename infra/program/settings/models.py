@@ -44,7 +44,7 @@ class ModelSettings(Section):
         if self.source == IMAGE:
             return self
         if re.search(r"@|\?", self.source):
-            # Not echoed: logs, the state and the Job would show it.
+            # The source is not echoed: logs, the state and the Job would show the credential.
             raise ValueError("source: got a user, a password or a query, want the address alone; put the credential into sourceTokens")
         problem = _source_problem(self.source)
         if problem:
@@ -66,7 +66,7 @@ class DeliverySettings(Section):
     rate_limit: Bytes | None = None
     """Bytes a second that the writer takes from its sources; unlimited when unset."""
     verify: bool = False
-    """Hash what is in the shared store already, too, and fetch again what is damaged."""
+    """Hash also the files that are in the shared store already, and fetch damaged ones again."""
     networks: list[Cidr] = Field(default=[])
     """Networks of the sources that are named by host name (and of where they redirect to, or get tokens): a network policy knows
     addresses only."""
@@ -94,7 +94,7 @@ def is_address(host: str) -> bool:
 
 
 def _source_problem(source: str) -> str:
-    """What the source should be; nothing when it is that."""
+    """The form that the source should have; empty if it has it."""
     try:
         parts = urlsplit(source)
         port_is_valid = parts.port is None or parts.port > 0

@@ -25,7 +25,7 @@ def shown(value: object) -> str:
 
 
 def key(name: str) -> str:
-    """A key as a part of a path; an odd one is quoted, so that a line stays a line."""
+    """A key as a part of a path. A key with other characters is quoted, so that the message stays on one line."""
     return name if re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", name) else json.dumps(name[:80])
 
 

@@ -25,9 +25,9 @@ class ModelServerSettings(Section):
 
 class CacheSettings(Section):
     max_memory: Bytes
-    """What is evicted beyond."""
+    """Size of all entries together. When the cache is full, entries are evicted."""
     eviction_policy: Literal["allkeys-lru", "allkeys-lfu", "volatile-lru", "noeviction"] = "allkeys-lru"
-    """Which entries go first."""
+    """Which entries are evicted first."""
     resources: Resources
 
 
@@ -39,7 +39,7 @@ class ApiServerSettings(Section):
     hold_seconds: int = Field(default=0, ge=0, le=3600)
     """Longest wait of a request while no server has its model; 0 refuses at once, except with fleet.scaleToZero: 600."""
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
-    """How clients outside the cluster get in."""
+    """Type of the Service, which decides how clients outside the cluster reach it."""
     node_port: int | None = Field(default=None, ge=30000, le=32767)
     """The port on every node, for NodePort."""
     max_in_flight: int = Field(default=4, ge=1, le=1024)
