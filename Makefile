@@ -23,20 +23,20 @@ try: ## gateway, model server and a small model as plain processes, until Ctrl-C
 	@exec $(PYTHON) -m modelfleet try $(if $(call typed,MODEL),--model "$(MODEL)") $(if $(call typed,PORT),--port "$(PORT)")
 
 up: .venv/.stamp ## start the embedded cluster, deploy, print a chat answer; CONTEXT=name: your own cluster; TOOLS=file@sha256:hex: compile nothing
-	@$(VENV)/python -m infra.up up $(TARGET) --nodes $(or $(call typed,NODES),2) $(AGREED) \
+	@$(VENV)/python -m infra.lifecycle up $(TARGET) --nodes $(or $(call typed,NODES),2) $(AGREED) \
 		--allow-data-loss "$(call typed,ALLOW_DATA_LOSS)" --registry-auth "$(call typed,PULL_AUTH)" --tools "$(call typed,TOOLS)"
 
 down: .venv/.stamp ## remove what make up made, and nothing else
-	@$(VENV)/python -m infra.up down $(TARGET) $(AGREED)
+	@$(VENV)/python -m infra.lifecycle down $(TARGET) $(AGREED)
 
 status: .venv/.stamp ## say what runs, and where to reach it
-	@$(VENV)/python -m infra.up status $(TARGET)
+	@$(VENV)/python -m infra.lifecycle status $(TARGET)
 
 explain: .venv/.stamp ## say why it is not ready, one sentence a cause
-	@$(VENV)/python -m infra.explain $(TARGET)
+	@$(VENV)/python -m infra.lifecycle.explain $(TARGET)
 
 preview: .venv/.stamp ## render and check dev and prod without a cluster, say what changes; BASE=ref compares with that one
-	@$(VENV)/python -m infra.preview
+	@$(VENV)/python -m infra.analysis.preview
 
 tools: .venv/.stamp ## write an archive of what make up compiles into build/, and print the line that uses it elsewhere
 	@$(VENV)/python -m devcluster.archive write

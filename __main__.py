@@ -1,3 +1,3 @@
-from infra.stack import deploy
+from infra.program.stack import deploy
 
 deploy()

@@ -21,10 +21,11 @@ from typing import Any
 from bench.conditions import conditions
 from devcluster import cluster as embedded
 from devcluster.layout import load
-from infra import preview
-from infra.cli import ROOT, PulumiCli
-from infra.cluster import identity
-from infra.settings import IMAGE_NAMES
+from infra import ROOT
+from infra.analysis import preview
+from infra.engine.cli import PulumiCli
+from infra.program.cluster import identity
+from infra.program.settings.images import IMAGE_NAMES
 
 NAME = "modelfleet-preview-bench"
 ROUNDS = 5

@@ -15,7 +15,9 @@ from bench.conditions import conditions
 from devcluster import cgroups, network, processes
 from devcluster import cluster as embedded
 from devcluster.layout import Cluster, load
-from infra import up
+from images import embedded as images_of
+from infra.lifecycle.bring_up import QUESTION, chat
+from infra.lifecycle.embedded import image_overrides, on_embedded
 
 NAME = "modelfleet-bench"
 IDLE_S = 60
@@ -58,17 +60,17 @@ def main() -> int:
     left = load(NAME)
     if left is not None:
         embedded.down(left)
-    images = up.images.build()
+    images = images_of.build()
     try:
         cluster_s, cluster = timed(lambda: embedded.up(NAME, 2))
         idle = idle_peak(cluster)
         embedded.push(cluster, list(images.values()))
-        deployment = up.on_embedded(cluster, "dev")
-        overrides = up.image_overrides(images)
+        deployment = on_embedded(cluster, "dev")
+        overrides = image_overrides(images)
         stack_s, outputs = timed(lambda: deployment.deploy(overrides))
-        second_s, _ = timed(lambda: (embedded.up(NAME, 2), up.images.build(), deployment.deploy(overrides)))
+        second_s, _ = timed(lambda: (embedded.up(NAME, 2), images_of.build(), deployment.deploy(overrides)))
         url = f"http://{cluster.control_plane.address}:{outputs.node_port}"
-        chat_s, answer = timed(lambda: up.chat(url, deployment.key_file.read_text(), outputs.models[0].id, up.QUESTION))
+        chat_s, answer = timed(lambda: chat(url, deployment.key_file.read_text(), outputs.models[0].id, QUESTION))
         down_s, _ = timed(lambda: embedded.down(cluster))
     finally:
         left = load(NAME)

@@ -3,6 +3,7 @@
 from .activator import Activator, ActivatorArgs
 from .api_server import ApiServer, ApiServerArgs
 from .cache import CacheServer, CacheServerArgs
+from .containers import ResourceArgs
 from .governance import Governance, GovernanceArgs
 from .gpu import ClaimArgs, GpuRuntime, GpuRuntimeArgs, SharingArgs
 from .image_trust import ImageTrust, ImageTrustArgs
@@ -13,7 +14,6 @@ from .monitoring import Monitoring, MonitoringArgs
 from .network import Network, NetworkArgs, OriginArgs
 from .ollama import OllamaFleet, OllamaFleetArgs
 from .ollama_agent import AgentArgs
-from .pods import ResourceArgs
 from .storage import Storage, StorageArgs, TierArgs
 
 __all__ = [

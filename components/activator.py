@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from . import pods
-from .contract import ACTIVATOR, API_METRICS_PORT, API_SERVER, OLLAMA, PORTS, labels, type_token
+from . import containers, objects, pods
+from .contract import ACTIVATOR, API_METRICS_PORT, API_SERVER, OLLAMA, PORTS, labels, selector, type_token
 
 core = k8s.core.v1
 rbac = k8s.rbac.v1
@@ -25,7 +25,7 @@ class ActivatorArgs:
     """Ollama servers of a fleet that is up."""
     idle_s: int
     """Seconds without a request after which the fleet goes to zero."""
-    resources: pods.ResourceArgs
+    resources: containers.ResourceArgs
     priority_class: pulumi.Input[str] | None = None
 
 
@@ -42,15 +42,19 @@ class Activator(pulumi.ComponentResource):
     def __init__(self, name: str, args: ActivatorArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("Activator"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        meta = pods.metadata(ACTIVATOR, args.namespace)
+        account = self._account(name, args, child)
+        self._demand(name, args, child)
+        pod, once = _pod(args, account), k8s.apps.v1.DeploymentStrategyArgs(type="Recreate")
+        pods.deployment(f"{name}-server", ACTIVATOR, args.namespace, pod, child, strategy=once)
+        self.register_outputs({})
+
+    @staticmethod
+    def _account(name: str, args: ActivatorArgs, child: pulumi.ResourceOptions) -> pulumi.Output[str]:
+        """Name of the account that may scale the fleet."""
+        meta = objects.metadata(ACTIVATOR, args.namespace)
         account = core.ServiceAccount(f"{name}-account", metadata=meta, automount_service_account_token=False, opts=child)
         scale = rbac.PolicyRuleArgs(api_groups=["apps"], resources=["statefulsets/scale"], resource_names=[OLLAMA], verbs=["get", "patch"])
-        role = rbac.Role(
-            f"{name}-role",
-            metadata=meta,
-            rules=[scale],
-            opts=child,
-        )
+        role = rbac.Role(f"{name}-role", metadata=meta, rules=[scale], opts=child)
         rbac.RoleBinding(
             f"{name}-binding",
             metadata=meta,
@@ -58,36 +62,29 @@ class Activator(pulumi.ComponentResource):
             subjects=[rbac.SubjectArgs(kind="ServiceAccount", name=account.metadata.name, namespace=args.namespace)],
             opts=child,
         )
+        return account.metadata.name
+
+    @staticmethod
+    def _demand(name: str, args: ActivatorArgs, child: pulumi.ResourceOptions) -> None:
+        """A headless Service with the address of every API server: the activator asks each of them for its demand."""
         core.Service(
             f"{name}-demand",
             metadata=k8s.meta.v1.ObjectMetaArgs(
-                name=_DEMAND, namespace=args.namespace, labels=labels(API_SERVER), annotations=pods.SKIP_AWAIT
+                name=_DEMAND, namespace=args.namespace, labels=labels(API_SERVER), annotations=objects.SKIP_AWAIT
             ),
             spec=core.ServiceSpecArgs(
                 cluster_ip="None",
-                selector=pods.selector(API_SERVER),
-                # One that drains may still hold requests.
+                selector=selector(API_SERVER),
+                # A server that drains may still hold requests.
                 publish_not_ready_addresses=True,
                 ports=[core.ServicePortArgs(name="metrics", port=API_METRICS_PORT, target_port=API_METRICS_PORT)],
             ),
             opts=child,
         )
-        k8s.apps.v1.Deployment(
-            f"{name}-server",
-            metadata=meta,
-            spec=k8s.apps.v1.DeploymentSpecArgs(
-                replicas=1,
-                strategy=k8s.apps.v1.DeploymentStrategyArgs(type="Recreate"),
-                selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(ACTIVATOR)),
-                template=pods.template(ACTIVATOR, _pod(args, account.metadata.name)),
-            ),
-            opts=child,
-        )
-        self.register_outputs({})
 
 
 def _pod(args: ActivatorArgs, account: pulumi.Input[str]) -> core.PodSpecArgs:
-    tmp, tmp_mount = pods.scratch()
+    tmp, tmp_mount = containers.scratch()
     token = core.ServiceAccountTokenProjectionArgs(path="token", expiration_seconds=3600)
     authority = core.ConfigMapProjectionArgs(name="kube-root-ca.crt", items=[core.KeyToPathArgs(key="ca.crt", path="ca.crt")])
     identity = core.VolumeArgs(
@@ -102,9 +99,9 @@ def _pod(args: ActivatorArgs, account: pulumi.Input[str]) -> core.PodSpecArgs:
         name=ACTIVATOR,
         image=args.image,
         command=["python", "-m", "api_server.activator"],
-        env=pods.env(
+        env=containers.env(
             {
-                "HOME": "/tmp",  # noqa: S108
+                **containers.HOME,
                 "ACTIVATOR_GATEWAYS": f"{_DEMAND}:{API_METRICS_PORT}",
                 "ACTIVATOR_SCALE_URL": scale,
                 "ACTIVATOR_REPLICAS": str(args.replicas),
@@ -115,12 +112,12 @@ def _pod(args: ActivatorArgs, account: pulumi.Input[str]) -> core.PodSpecArgs:
             }
         ),
         ports=[core.ContainerPortArgs(name="health", container_port=PORTS[ACTIVATOR])],
-        resources=pods.resources(args.resources),
-        security_context=pods.container_security(),
+        resources=containers.resources(args.resources),
+        security_context=containers.security(),
         volume_mounts=[tmp_mount, core.VolumeMountArgs(name="identity", mount_path=_TOKEN_PATH, read_only=True)],
-        readiness_probe=pods.http_probe("/health", PORTS[ACTIVATOR]),
-        liveness_probe=pods.http_probe("/health", PORTS[ACTIVATOR], period_s=10, failures=6, timeout_s=5),
+        readiness_probe=containers.http_probe("/health", PORTS[ACTIVATOR]),
+        liveness_probe=containers.liveness(PORTS[ACTIVATOR]),
     )
-    pod = pods.spec(ACTIVATOR, [container], [tmp, identity], priority_class=args.priority_class)
+    pod = pods.spec(ACTIVATOR, [container], [tmp, identity], pods.Placement(priority_class=args.priority_class))
     pod.service_account_name = account
     return pod

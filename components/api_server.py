@@ -8,12 +8,14 @@ from typing import Literal
 import pulumi
 import pulumi_kubernetes as k8s
 
-from . import pods
+from . import containers, objects, pods
 from .contract import API_METRICS_PORT, API_SERVER, PORTS, type_token
 
 core = k8s.core.v1
 _DRAIN_S = 600
 """Longest answer that a rollout waits for: agents ask for minutes of generation."""
+_NEVER_FEWER = k8s.apps.v1.DeploymentStrategyArgs(rolling_update=k8s.apps.v1.RollingUpdateDeploymentArgs(max_unavailable=0, max_surge=1))
+"""A rollout makes a new pod before an old one goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class ApiServerArgs:
     """None: an autoscaler owns the number."""
     hold_s: int = 0
     """Longest wait in seconds of a request for a model that no server has; 0 refuses at once."""
-    resources: pods.ResourceArgs
+    resources: containers.ResourceArgs
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     node_port: int | None = None
     priority_class: pulumi.Input[str] | None = None
@@ -58,33 +60,15 @@ class ApiServer(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         secret = core.Secret(
             f"{name}-keys",
-            metadata=pods.metadata(API_SERVER, args.namespace, named=False),
+            metadata=objects.metadata(API_SERVER, args.namespace, named=False),
             string_data={"keys": pulumi.Output.secret(args.keys).apply(lambda keys: "\n".join(keys) + "\n")},
             opts=child,
         )
-        service = pods.service(
-            f"{name}-service",
-            API_SERVER,
-            args.namespace,
-            {"http": PORTS[API_SERVER]},
-            child,
-            kind=args.service_type,
-            node_port=args.node_port,
-        )
-        k8s.apps.v1.Deployment(
-            f"{name}-servers",
-            metadata=pods.metadata(API_SERVER, args.namespace),
-            spec=k8s.apps.v1.DeploymentSpecArgs(
-                replicas=args.replicas,
-                strategy=k8s.apps.v1.DeploymentStrategyArgs(
-                    rolling_update=k8s.apps.v1.RollingUpdateDeploymentArgs(max_unavailable=0, max_surge=1)
-                ),
-                selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(API_SERVER)),
-                template=pods.template(API_SERVER, _pod(args, secret.metadata.name)),
-            ),
-            opts=child,
-        )
-        pods.disruption_budget(f"{name}-budget", API_SERVER, args.namespace, child)
+        ports, kind = {"http": PORTS[API_SERVER]}, args.service_type
+        service = objects.service(f"{name}-service", API_SERVER, args.namespace, ports, child, kind=kind, node_port=args.node_port)
+        pod, space = _pod(args, secret.metadata.name), args.namespace
+        pods.deployment(f"{name}-servers", API_SERVER, space, pod, child, replicas=args.replicas, strategy=_NEVER_FEWER)
+        objects.disruption_budget(f"{name}-budget", API_SERVER, args.namespace, child)
         self.service_name = service.metadata.name
         asked = args.service_type == "LoadBalancer"
         self.load_balancer = service.status.apply(_address) if asked else pulumi.Output.from_input(None)
@@ -98,15 +82,15 @@ def _address(status: core.outputs.ServiceStatus | None) -> str | None:
 
 
 def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str]) -> core.PodSpecArgs:
-    tmp, tmp_mount = pods.scratch()
-    keys, keys_mount = pods.secret_file("keys", keys_secret, "/etc/api-keys")
+    tmp, tmp_mount = containers.scratch()
+    keys, keys_mount = containers.secret_file("keys", keys_secret, "/etc/api-keys")
     port = PORTS[API_SERVER]
     container = core.ContainerArgs(
         name=API_SERVER,
         image=args.image,
-        env=pods.env(
+        env=containers.env(
             {
-                "HOME": "/tmp",  # noqa: S108
+                **containers.HOME,
                 "API_SERVER_PORT": str(port),
                 "API_SERVER_METRICS_PORT": str(API_METRICS_PORT),
                 "API_SERVER_KEYS_FILE": "/etc/api-keys/keys",
@@ -119,11 +103,12 @@ def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str]) -> core.PodSpecArg
             core.ContainerPortArgs(name="http", container_port=port),
             core.ContainerPortArgs(name="metrics", container_port=API_METRICS_PORT),
         ],
-        resources=pods.resources(args.resources),
-        security_context=pods.container_security(),
+        resources=containers.resources(args.resources),
+        security_context=containers.security(),
         volume_mounts=[tmp_mount, keys_mount],
-        readiness_probe=pods.http_probe("/ready", port, period_s=2),
-        startup_probe=pods.http_probe("/health", port, period_s=1, failures=60),
-        liveness_probe=pods.http_probe("/health", port, period_s=10, failures=6, timeout_s=5),
+        readiness_probe=containers.http_probe("/ready", port, period_s=2),
+        startup_probe=containers.http_probe("/health", port, period_s=1, failures=60),
+        liveness_probe=containers.liveness(port),
     )
-    return pods.spec(API_SERVER, [container], [tmp, keys], grace_s=_DRAIN_S + 15, priority_class=args.priority_class)
+    placement = pods.Placement(priority_class=args.priority_class)
+    return pods.spec(API_SERVER, [container], [tmp, keys], placement, grace_s=_DRAIN_S + 15)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from . import pods
+from . import containers, objects, pods
 from .contract import CACHE_SERVER, PORTS, type_token
 
 core = k8s.core.v1
@@ -22,7 +22,7 @@ class CacheServerArgs:
     max_memory_bytes: int
     eviction_policy: str = "allkeys-lru"
     """A `maxmemory-policy` of Redis."""
-    resources: pods.ResourceArgs
+    resources: containers.ResourceArgs
 
 
 class CacheServer(pulumi.ComponentResource):
@@ -47,27 +47,19 @@ class CacheServer(pulumi.ComponentResource):
         # Both are named by Pulumi: a changed value is a new object, and the pods that use it roll.
         secret = core.Secret(
             f"{name}-auth",
-            metadata=pods.metadata(CACHE_SERVER, args.namespace, named=False),
+            metadata=objects.metadata(CACHE_SERVER, args.namespace, named=False),
             string_data={"password": password, "auth.conf": password.apply(lambda value: f"requirepass {value}\n")},
             opts=child,
         )
         config = core.ConfigMap(
             f"{name}-config",
-            metadata=pods.metadata(CACHE_SERVER, args.namespace, named=False),
+            metadata=objects.metadata(CACHE_SERVER, args.namespace, named=False),
             data={"cache.conf": cache_conf(args.max_memory_bytes, args.eviction_policy)},
             opts=child,
         )
-        pods.service(f"{name}-service", CACHE_SERVER, args.namespace, {"redis": PORTS[CACHE_SERVER]}, child)
-        k8s.apps.v1.Deployment(
-            f"{name}-server",
-            metadata=pods.metadata(CACHE_SERVER, args.namespace),
-            spec=k8s.apps.v1.DeploymentSpecArgs(
-                replicas=1,
-                selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(CACHE_SERVER)),
-                template=pods.template(CACHE_SERVER, _pod(args, secret.metadata.name, config.metadata.name)),
-            ),
-            opts=child,
-        )
+        objects.service(f"{name}-service", CACHE_SERVER, args.namespace, {"redis": PORTS[CACHE_SERVER]}, child)
+        pod = _pod(args, secret.metadata.name, config.metadata.name)
+        pods.deployment(f"{name}-server", CACHE_SERVER, args.namespace, pod, child)
         self.secret_name = secret.metadata.name
         self.register_outputs({"secret_name": self.secret_name})
 
@@ -89,18 +81,18 @@ def cache_conf(max_memory_bytes: int, eviction_policy: str) -> str:
 
 
 def _pod(args: CacheServerArgs, secret: pulumi.Input[str], config: pulumi.Input[str]) -> core.PodSpecArgs:
-    tmp, tmp_mount = pods.scratch()
-    auth, auth_mount = pods.secret_file("auth", secret, "/etc/cache-auth")
-    conf = core.VolumeArgs(name="config", config_map=core.ConfigMapVolumeSourceArgs(name=config))
+    tmp, tmp_mount = containers.scratch()
+    auth, auth_mount = containers.secret_file("auth", secret, "/etc/cache-auth")
+    conf, conf_mount = containers.config_file("config", config, "/etc/cache")
     port = core.TCPSocketActionArgs(port=PORTS[CACHE_SERVER])
     container = core.ContainerArgs(
         name=CACHE_SERVER,
         image=args.image,
         args=["/etc/cache/cache.conf"],
         ports=[core.ContainerPortArgs(name="redis", container_port=PORTS[CACHE_SERVER])],
-        resources=pods.resources(args.resources),
-        security_context=pods.container_security(),
-        volume_mounts=[tmp_mount, auth_mount, core.VolumeMountArgs(name="config", mount_path="/etc/cache", read_only=True)],
+        resources=containers.resources(args.resources),
+        security_context=containers.security(),
+        volume_mounts=[tmp_mount, auth_mount, conf_mount],
         readiness_probe=core.ProbeArgs(tcp_socket=port, period_seconds=5),
         liveness_probe=core.ProbeArgs(tcp_socket=port, period_seconds=10, failure_threshold=6),
     )

@@ -98,8 +98,8 @@ SCRAPED = {
 READER_LABEL = "modelfleet.dev/read-by"
 """Of a ConfigMap that no pod of ours mounts: the program that finds it by its labels."""
 DATA_LABEL = "modelfleet.dev/data"
-"""Of a Namespace: `retain` or `disposable`, and `none` where there are no claims. The policy pack asks for protected claims unless it says
-disposable; `make up` deletes only one that says none without being told to."""
+"""Of a Namespace: `retain` or `disposable`, and `none` where the namespace has no claims. The policy pack wants every claim protected,
+except in a namespace with the value `disposable`. `make up` deletes a namespace with the value `none` without asking, and no other one."""
 PROTECTED_ANNOTATION = "modelfleet.dev/protected"
 """Of a claim that Pulumi refuses to delete."""
 GPU_MEMORY_ANNOTATION = "modelfleet.dev/gpu-memory"

@@ -84,19 +84,7 @@ class GpuRuntime(pulumi.ComponentResource):
         self.runtime_class = _runtime_class(f"{name}-runtime", args, child) if args.enabled else None
         self.priority_class, self.gateway_priority_class, self.batch_priority_class = _priorities(name, args.priority, child)
         if args.sharing is not None:
-            config = node_runtime.device_plugin_config(args.sharing.strategy, args.sharing.replicas)
-            annotations = {GPU_MEMORY_ANNOTATION: "not-isolated"} if args.sharing.strategy == "time-slicing" else None
-            k8s.core.v1.ConfigMap(
-                f"{name}-sharing",
-                metadata=meta.ObjectMetaArgs(
-                    name=SHARING_CONFIG,
-                    namespace=args.sharing.operator_namespace,
-                    labels=labels("gpu-runtime"),
-                    annotations=annotations,
-                ),
-                data={SHARING_CONFIG: config},
-                opts=child,
-            )
+            _sharing(f"{name}-sharing", args.sharing, child)
         self.claim_template = _claim_template(f"{name}-claim", args.claim, child) if args.claim is not None else None
         self.register_outputs(
             {
@@ -107,6 +95,19 @@ class GpuRuntime(pulumi.ComponentResource):
                 "claim_template": self.claim_template,
             }
         )
+
+
+def _sharing(name: str, args: SharingArgs, opts: pulumi.ResourceOptions) -> None:
+    """What NVIDIA's device plugin reads."""
+    annotations = {GPU_MEMORY_ANNOTATION: "not-isolated"} if args.strategy == "time-slicing" else None
+    k8s.core.v1.ConfigMap(
+        name,
+        metadata=meta.ObjectMetaArgs(
+            name=SHARING_CONFIG, namespace=args.operator_namespace, labels=labels("gpu-runtime"), annotations=annotations
+        ),
+        data={SHARING_CONFIG: node_runtime.device_plugin_config(args.strategy, args.replicas)},
+        opts=opts,
+    )
 
 
 def _replaced(opts: pulumi.ResourceOptions, *fields: str) -> pulumi.ResourceOptions:
@@ -132,8 +133,9 @@ def _runtime_class(name: str, args: GpuRuntimeArgs, opts: pulumi.ResourceOptions
 def _name(text: str) -> pulumi.Output[str]:
     """A name that does not depend on its object.
 
-    An object that is deleted before it is replaced pulls along whatever has a property from it: a StatefulSet that read its
-    PriorityClass's name there was replaced with it, and so were its replicas' claims. Users depend on the component instead.
+    When Pulumi deletes an object before it makes the object anew, it also replaces every object that reads a property of the first one.
+    A StatefulSet that read the name of its PriorityClass was replaced together with the class, and so were the claims of its replicas.
+    So users of the name depend on the component instead.
     """
     return pulumi.Output.from_input(text)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from . import pods, registry_auth
-from .contract import DATA_LABEL, IMAGE_VERIFIER, PORTS, PULL_SECRET, RESTRICTED, labels, type_token
+from . import containers, objects, pods, registry_auth
+from .contract import DATA_LABEL, IMAGE_VERIFIER, PORTS, PULL_SECRET, RESTRICTED, labels, selector, type_token
 from .network import default_deny, dns_egress
 
 admission = k8s.admissionregistration.v1
@@ -39,7 +39,7 @@ class ImageTrustArgs:
     ca_bundle: str = ""
     """Authorities of registries beside the public ones, PEM."""
     replicas: int = 2
-    resources: pods.ResourceArgs
+    resources: containers.ResourceArgs
 
 
 class ImageTrust(pulumi.ComponentResource):
@@ -67,34 +67,9 @@ class ImageTrust(pulumi.ComponentResource):
             opts=child,
         ).metadata.name
         self._policies(name, namespace, child)
-        tls = core.Secret(
-            f"{name}-tls",
-            metadata=pods.metadata(IMAGE_VERIFIER, namespace, named=False),
-            string_data={"tls.crt": args.certificate, "tls.key": pulumi.Output.secret(args.private_key)},
-            opts=child,
-        )
-        keys = core.ConfigMap(
-            f"{name}-keys",
-            metadata=pods.metadata(IMAGE_VERIFIER, namespace, named=False),
-            data={"cosign.pub": args.public_keys, **({"ca.pem": args.ca_bundle} if args.ca_bundle else {})},
-            opts=child,
-        )
-        before = child
-        if args.registry_auth is not None:
-            logins = registry_auth.pull_secret(f"{name}-registry-auth", namespace, args.registry_auth, child)
-            before = pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(depends_on=[logins]))
-        service = pods.service(f"{name}-service", IMAGE_VERIFIER, namespace, {"https": PORTS[IMAGE_VERIFIER]}, child)
-        servers = k8s.apps.v1.Deployment(
-            f"{name}-servers",
-            metadata=pods.metadata(IMAGE_VERIFIER, namespace),
-            spec=k8s.apps.v1.DeploymentSpecArgs(
-                replicas=args.replicas,
-                selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(IMAGE_VERIFIER)),
-                template=pods.template(IMAGE_VERIFIER, _pod(args, tls.metadata.name, keys.metadata.name)),
-            ),
-            opts=before,
-        )
-        pods.disruption_budget(f"{name}-budget", IMAGE_VERIFIER, namespace, child)
+        servers = self._servers(name, args, namespace, child)
+        service = objects.service(f"{name}-service", IMAGE_VERIFIER, namespace, {"https": PORTS[IMAGE_VERIFIER]}, child)
+        objects.disruption_budget(f"{name}-budget", IMAGE_VERIFIER, namespace, child)
         webhook = admission.ValidatingWebhookConfiguration(
             f"{name}-webhook",
             metadata=k8s.meta.v1.ObjectMetaArgs(name=f"{IMAGE_VERIFIER}.modelfleet.dev", labels=labels(IMAGE_VERIFIER)),
@@ -104,6 +79,28 @@ class ImageTrust(pulumi.ComponentResource):
         )
         self.webhook = webhook.metadata.name
         self.register_outputs({"webhook": self.webhook})
+
+    def _servers(
+        self, name: str, args: ImageTrustArgs, namespace: pulumi.Input[str], child: pulumi.ResourceOptions
+    ) -> k8s.apps.v1.Deployment:
+        tls = core.Secret(
+            f"{name}-tls",
+            metadata=objects.metadata(IMAGE_VERIFIER, namespace, named=False),
+            string_data={"tls.crt": args.certificate, "tls.key": pulumi.Output.secret(args.private_key)},
+            opts=child,
+        )
+        keys = core.ConfigMap(
+            f"{name}-keys",
+            metadata=objects.metadata(IMAGE_VERIFIER, namespace, named=False),
+            data={"cosign.pub": args.public_keys, **({"ca.pem": args.ca_bundle} if args.ca_bundle else {})},
+            opts=child,
+        )
+        logins: list[pulumi.Resource] = []
+        if args.registry_auth is not None:
+            logins.append(registry_auth.pull_secret(f"{name}-registry-auth", namespace, args.registry_auth, child))
+        after = pulumi.ResourceOptions(parent=self, depends_on=logins)
+        pod = _pod(args, tls.metadata.name, keys.metadata.name)
+        return pods.deployment(f"{name}-servers", IMAGE_VERIFIER, namespace, pod, after, replicas=args.replicas)
 
     @staticmethod
     def _policies(name: str, namespace: pulumi.Input[str], child: pulumi.ResourceOptions) -> None:
@@ -115,7 +112,7 @@ class ImageTrust(pulumi.ComponentResource):
             f"{name}-{IMAGE_VERIFIER}",
             metadata=k8s.meta.v1.ObjectMetaArgs(name=IMAGE_VERIFIER, namespace=namespace, labels=labels("network")),
             spec=net.NetworkPolicySpecArgs(
-                pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(IMAGE_VERIFIER)),
+                pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(IMAGE_VERIFIER)),
                 policy_types=["Ingress", "Egress"],
                 ingress=[net.NetworkPolicyIngressRuleArgs(ports=[port])],
                 egress=[net.NetworkPolicyEgressRuleArgs(to=[anywhere]), dns_egress()],
@@ -152,14 +149,14 @@ def _webhook(args: ImageTrustArgs, service: pulumi.Output[k8s.meta.v1.outputs.Ob
 
 
 def _pod(args: ImageTrustArgs, tls: pulumi.Input[str], keys: pulumi.Input[str]) -> core.PodSpecArgs:
-    tmp, tmp_mount = pods.scratch()
-    secret, secret_mount = pods.secret_file("tls", tls, "/etc/tls")
-    config = core.VolumeArgs(name="keys", config_map=core.ConfigMapVolumeSourceArgs(name=keys))
+    tmp, tmp_mount = containers.scratch()
+    secret, secret_mount = containers.secret_file("tls", tls, "/etc/tls")
+    config, config_mount = containers.config_file("keys", keys, "/etc/keys")
     volumes = [tmp, secret, config]
-    mounts = [tmp_mount, secret_mount, core.VolumeMountArgs(name="keys", mount_path="/etc/keys", read_only=True)]
+    mounts = [tmp_mount, secret_mount, config_mount]
     optional: dict[str, pulumi.Input[str]] = {"VERIFIER_CA_FILE": "/etc/keys/ca.pem"} if args.ca_bundle else {}
     if args.registry_auth is not None:
-        logins, logins_mount = pods.secret_file("registry-auth", PULL_SECRET, "/etc/registry-auth")
+        logins, logins_mount = containers.secret_file("registry-auth", PULL_SECRET, "/etc/registry-auth")
         volumes, mounts = [*volumes, logins], [*mounts, logins_mount]
         optional["VERIFIER_REGISTRY_AUTH_FILE"] = f"/etc/registry-auth/{registry_auth.FILE}"
     port = PORTS[IMAGE_VERIFIER]
@@ -167,9 +164,9 @@ def _pod(args: ImageTrustArgs, tls: pulumi.Input[str], keys: pulumi.Input[str]) 
     container = core.ContainerArgs(
         name=IMAGE_VERIFIER,
         image=args.image,
-        env=pods.env(
+        env=containers.env(
             {
-                "HOME": "/tmp",  # noqa: S108
+                **containers.HOME,
                 "VERIFIER_PORT": str(port),
                 "VERIFIER_CERTIFICATE_FILE": "/etc/tls/tls.crt",
                 "VERIFIER_KEY_FILE": "/etc/tls/tls.key",
@@ -180,8 +177,8 @@ def _pod(args: ImageTrustArgs, tls: pulumi.Input[str], keys: pulumi.Input[str]) 
             }
         ),
         ports=[core.ContainerPortArgs(name="https", container_port=port)],
-        resources=pods.resources(args.resources),
-        security_context=pods.container_security(),
+        resources=containers.resources(args.resources),
+        security_context=containers.security(),
         volume_mounts=mounts,
         readiness_probe=core.ProbeArgs(http_get=probe, period_seconds=2, timeout_seconds=3),
         liveness_probe=core.ProbeArgs(http_get=probe, period_seconds=10, failure_threshold=6, timeout_seconds=5),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from . import pods
+from . import containers, objects, pods
 from .contract import CACHE_SERVER, MODEL_SERVER, MODEL_VERSION_ANNOTATION, PORTS, type_token
 from .models import STORE_PATH
 
@@ -23,7 +23,7 @@ class ModelServerArgs:
     cache_secret: pulumi.Input[str]
     """Secret with the key `password`."""
     replicas: int
-    resources: pods.ResourceArgs
+    resources: containers.ResourceArgs
     model: str
     model_version: pulumi.Input[str]
     """Another one restarts the servers: they keep the weights mapped, and an old file goes once nothing names it."""
@@ -53,37 +53,32 @@ class ModelServer(pulumi.ComponentResource):
     def __init__(self, name: str, args: ModelServerArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("ModelServer"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        service = pods.service(f"{name}-service", MODEL_SERVER, args.namespace, {"http": PORTS[MODEL_SERVER]}, child, headless=True)
-        k8s.apps.v1.Deployment(
+        service = objects.service(f"{name}-service", MODEL_SERVER, args.namespace, {"http": PORTS[MODEL_SERVER]}, child, headless=True)
+        pods.deployment(
             f"{name}-servers",
-            metadata=pods.metadata(MODEL_SERVER, args.namespace),
-            spec=k8s.apps.v1.DeploymentSpecArgs(
-                replicas=args.replicas,
-                selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(MODEL_SERVER)),
-                template=pods.template(MODEL_SERVER, _pod(args), {MODEL_VERSION_ANNOTATION: args.model_version}),
-            ),
-            opts=pulumi.ResourceOptions.merge(
-                child, pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create="30m", update="30m"))
-            ),
+            MODEL_SERVER,
+            args.namespace,
+            _pod(args),
+            pulumi.ResourceOptions(parent=self, custom_timeouts=pulumi.CustomTimeouts(create="30m", update="30m")),
+            replicas=args.replicas,
+            annotations={MODEL_VERSION_ANNOTATION: args.model_version},
         )
-        pods.disruption_budget(f"{name}-budget", MODEL_SERVER, args.namespace, child)
+        objects.disruption_budget(f"{name}-budget", MODEL_SERVER, args.namespace, child)
         self.url = service.metadata.name.apply(lambda host: f"http://{host}:{PORTS[MODEL_SERVER]}")
         self.register_outputs({"url": self.url})
 
 
 def _pod(args: ModelServerArgs) -> core.PodSpecArgs:
-    tmp, tmp_mount = pods.scratch()
-    secret, secret_mount = pods.secret_file("cache-auth", args.cache_secret, "/etc/cache-auth")
-    store = core.VolumeArgs(
-        name="models", persistent_volume_claim=core.PersistentVolumeClaimVolumeSourceArgs(claim_name=args.shared_claim, read_only=True)
-    )
+    tmp, tmp_mount = containers.scratch()
+    secret, secret_mount = containers.secret_file("cache-auth", args.cache_secret, "/etc/cache-auth")
+    store = containers.claim("models", args.shared_claim, read_only=True)
     port = PORTS[MODEL_SERVER]
     container = core.ContainerArgs(
         name=MODEL_SERVER,
         image=args.image,
-        env=pods.env(
+        env=containers.env(
             {
-                "HOME": "/tmp",  # noqa: S108
+                **containers.HOME,
                 "MODEL_SERVER_PORT": str(port),
                 "MODEL_SERVER_MODELS_DIR": STORE_PATH,
                 "MODEL_SERVER_MODEL": args.model,
@@ -97,13 +92,12 @@ def _pod(args: ModelServerArgs) -> core.PodSpecArgs:
             }
         ),
         ports=[core.ContainerPortArgs(name="http", container_port=port)],
-        resources=pods.resources(args.resources),
-        security_context=pods.container_security(),
+        resources=containers.resources(args.resources),
+        security_context=containers.security(),
         volume_mounts=[tmp_mount, secret_mount, core.VolumeMountArgs(name="models", mount_path=STORE_PATH, read_only=True)],
-        readiness_probe=pods.http_probe("/ready", port),
-        startup_probe=pods.http_probe("/ready", port, period_s=2, failures=300),
-        liveness_probe=pods.http_probe("/health", port, period_s=10, failures=6, timeout_s=5),
+        readiness_probe=containers.http_probe("/ready", port),
+        startup_probe=containers.http_probe("/ready", port, period_s=2, failures=300),
+        liveness_probe=containers.liveness(port),
     )
-    return pods.spec(
-        MODEL_SERVER, [container], [tmp, secret, store], grace_s=_DRAIN_S + 15, priority_class=args.priority_class
-    )  # fmt: skip
+    placement = pods.Placement(priority_class=args.priority_class)
+    return pods.spec(MODEL_SERVER, [container], [tmp, secret, store], placement, grace_s=_DRAIN_S + 15)

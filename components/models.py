@@ -8,7 +8,7 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from . import pods
+from . import containers, objects, pods
 from .contract import MODEL_WRITER, type_token
 
 core = k8s.core.v1
@@ -20,7 +20,7 @@ _File = tuple[core.VolumeArgs, core.VolumeMountArgs]
 _HYDRATION_S = 3600
 """How long the first copy of a replica's models may take: 100 GB at 28 MB/s."""
 
-FOLLOWER_RESOURCES = pods.ResourceArgs(cpu="50m", memory="128Mi")
+FOLLOWER_RESOURCES = containers.ResourceArgs(cpu="50m", memory="128Mi")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ class ModelStoreArgs:
 class ModelStore(pulumi.ComponentResource):
     """A Job that delivers the declared models into the shared claim: verified blobs first, then manifests, last the catalog.
 
-    Other models mean a new Job; the store keeps what it has, and only new blobs are fetched. When a source is refused, or stays away,
-    the Job fails, the reason is the message of its pod, and what is served stays. The next `pulumi up` goes on where it was.
+    Another list of models makes a new Job; the store keeps its blobs, and only new blobs are fetched. When a source refuses or does not
+    answer, the Job fails, and the message of its pod has the reason. Models that are served stay. The next `pulumi up` continues the work.
 
         model = {"name": "qwen3-coder:30b", "source": "https://models.example.com/qwen3-coder-30b.gguf", "digest": "sha256:" + 64 * "0",
                  "size": 19 * 2**30, "context_length": 65536, "quantization": "Q4_K_M", "replicas": 0, "keep_alive": "-1"}
@@ -86,61 +86,59 @@ class ModelStore(pulumi.ComponentResource):
         self.register_outputs({})
 
     def clean_after(self, readers: Sequence[pulumi.Resource]) -> None:
-        """Once every reader has moved on to what is published now, a second Job removes what is not."""
+        """Once every reader uses the models that are published now, a second Job removes all other ones."""
         after = pulumi.ResourceOptions(parent=self, depends_on=[self.writer, *readers])
         self._job("cleaner", self._args.sync_image, ["clean", SHARED_PATH], after)
 
     def _credentials(self, credentials: pulumi.Input[str], child: pulumi.ResourceOptions) -> _File:
         secret = core.Secret(
             f"{self._name}-credentials",
-            metadata=pods.metadata(MODEL_WRITER, self._args.namespace, named=False),
+            metadata=objects.metadata(MODEL_WRITER, self._args.namespace, named=False),
             string_data={_CREDENTIALS_FILE: pulumi.Output.secret(credentials)},
             opts=child,
         )
-        return pods.secret_file("credentials", secret.metadata.name, _CREDENTIALS_PATH)
+        return containers.secret_file("credentials", secret.metadata.name, _CREDENTIALS_PATH)
 
     def _authorities(self, child: pulumi.ResourceOptions) -> _File:
         bundle = core.ConfigMap(
             f"{self._name}-authorities",
-            metadata=pods.metadata(MODEL_WRITER, self._args.namespace, named=False),
+            metadata=objects.metadata(MODEL_WRITER, self._args.namespace, named=False),
             data={_AUTHORITIES_FILE: self._args.ca_bundle},
             opts=child,
         )
-        volume = core.VolumeArgs(name="authorities", config_map=core.ConfigMapVolumeSourceArgs(name=bundle.metadata.name))
-        return volume, core.VolumeMountArgs(name="authorities", mount_path=_AUTHORITIES_PATH, read_only=True)
+        return containers.config_file("authorities", bundle.metadata.name, _AUTHORITIES_PATH)
 
     def _job(
         self, role: str, image: pulumi.Input[str], command: list[str], opts: pulumi.ResourceOptions, files: Sequence[_File] = ()
     ) -> k8s.batch.v1.Job:
         args = self._args
-        tmp, tmp_mount = pods.scratch()
-        shared = core.VolumeArgs(
-            name="shared", persistent_volume_claim=core.PersistentVolumeClaimVolumeSourceArgs(claim_name=args.claim)
-        )  # fmt: skip
+        tmp, tmp_mount = containers.scratch()
+        shared = containers.claim("shared", args.claim)
         container = core.ContainerArgs(
             name="model-sync",
             image=image,
             args=command,
-            # The cleaner has them too: what it removes follows from them, so another declaration or another store is another Job.
-            env=pods.env(
+            # The cleaner removes what these do not name. So other models or another store make another Job of it, too.
+            env=containers.env(
                 {
                     "MODEL_SYNC_MODELS": json.dumps({"fleet": args.fleet, "models": [dict(model) for model in args.models]}),
                     "MODEL_SYNC_SEED": args.image,
                 }
             ),
-            resources=pods.resources(pods.ResourceArgs(cpu="50m", memory="128Mi")),
-            security_context=pods.container_security(),
+            resources=containers.resources(containers.ResourceArgs(cpu="50m", memory="128Mi")),
+            security_context=containers.security(),
             termination_message_policy="FallbackToLogsOnError",
             volume_mounts=[tmp_mount, core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH), *(mount for _, mount in files)],
         )
-        # A pod that failed stays, with its reason; what it fetched is in the claim, and the next one goes on from there.
+        # A pod that failed stays, so that its message can be read. Its blobs are in the claim, and the next pod continues there.
         volumes = [tmp, shared, *(volume for volume, _ in files)]
-        pod = pods.spec(MODEL_WRITER, [container], volumes, restart_policy="Never", priority_class=args.priority_class)
+        placement = pods.Placement(priority_class=args.priority_class)
+        pod = pods.spec(MODEL_WRITER, [container], volumes, placement, restart_policy="Never")
         return k8s.batch.v1.Job(
             f"{self._name}-{role}",
-            metadata=pods.metadata(MODEL_WRITER, args.namespace, named=False),
+            metadata=objects.metadata(MODEL_WRITER, args.namespace, named=False),
             spec=k8s.batch.v1.JobSpecArgs(
-                # The writer itself asks again; what it gives up on is told at once.
+                # The writer itself tries again, so its first failure is final.
                 backoff_limit=0,
                 pod_failure_policy=pods.disruptions_are_no_failures(),
                 template=pods.template(MODEL_WRITER, pod),
@@ -162,19 +160,12 @@ def follower(image: pulumi.Input[str], capacity_bytes: int, mounts: list[core.Vo
         name="model-sync",
         image=image,
         args=["follow", SHARED_PATH, STORE_PATH, "--ordinal=$(ORDINAL)", f"--capacity={capacity_bytes}", f"--marker={marker}"],
-        env=[
-            core.EnvVarArgs(
-                name="ORDINAL",
-                value_from=core.EnvVarSourceArgs(
-                    field_ref=core.ObjectFieldSelectorArgs(field_path="metadata.labels['apps.kubernetes.io/pod-index']")
-                ),
-            )
-        ],
+        env=[containers.field("ORDINAL", "metadata.labels['apps.kubernetes.io/pod-index']")],
         restart_policy="Always",
-        resources=pods.resources(FOLLOWER_RESOURCES),
-        security_context=pods.container_security(),
+        resources=containers.resources(FOLLOWER_RESOURCES),
+        security_context=containers.security(),
         startup_probe=core.ProbeArgs(
-            # The marker of an earlier life of the container names another start; after a node's restart it is still there.
+            # The marker holds the start time of process 1. A marker from before a restart is still there, but holds another time.
             exec_=core.ExecActionArgs(command=["sh", "-c", f'test "$(cut -d" " -f22 /proc/1/stat)" = "$(cat {marker})"']),
             period_seconds=2,
             failure_threshold=_HYDRATION_S // 2,

@@ -8,10 +8,12 @@ import pulumi
 import pulumi_kubernetes as k8s
 import yaml
 
-from . import alerts, dashboard, pods
-from .contract import CACHE_SERVER, GPU_NODES, METRICS_EXPORTER, PORTS, READER_LABEL, labels, type_token
+from . import alerts, containers, dashboard, objects, pods
+from .contract import CACHE_SERVER, GPU_NODES, METRICS_EXPORTER, PORTS, READER_LABEL, labels, selector, type_token
 
 core = k8s.core.v1
+_EXPORTER = "modelfleet.dev/exporter"
+"""Label with the kind of an exporter: `fleet` or `gpu`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class MonitoringArgs:
     namespace: pulumi.Input[str]
     image: pulumi.Input[str]
     cache_secret: pulumi.Input[str]
-    resources: pods.ResourceArgs
+    resources: containers.ResourceArgs
     gpu_nodes: bool = False
     """Also run one exporter on every GPU node."""
     runtime_class: pulumi.Input[str] | None = None
@@ -43,41 +45,31 @@ class Monitoring(pulumi.ComponentResource):
     def __init__(self, name: str, args: MonitoringArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("Monitoring"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        match = k8s.meta.v1.LabelSelectorArgs
-        role = "modelfleet.dev/exporter"
         k8s.apps.v1.Deployment(
             f"{name}-fleet",
-            metadata=pods.metadata(METRICS_EXPORTER, args.namespace),
-            spec=k8s.apps.v1.DeploymentSpecArgs(
-                replicas=1,
-                selector=match(match_labels=pods.selector(METRICS_EXPORTER) | {role: "fleet"}),
-                template=_labelled(role, "fleet", _pod(args, gpus=False)),
-            ),
+            metadata=objects.metadata(METRICS_EXPORTER, args.namespace),
+            spec=k8s.apps.v1.DeploymentSpecArgs(replicas=1, selector=_match("fleet"), template=_template("fleet", _pod(args, gpus=False))),
             opts=child,
         )
-        pods.service(f"{name}-service", METRICS_EXPORTER, args.namespace, {"metrics": PORTS[METRICS_EXPORTER]}, child)
+        objects.service(f"{name}-service", METRICS_EXPORTER, args.namespace, {"metrics": PORTS[METRICS_EXPORTER]}, child)
         if args.gpu_nodes:
-            gpu_pod = _pod(args, gpus=True)
-            # Said here too, not by the RuntimeClass alone: the DaemonSet controller looks at the template when it chooses nodes.
-            gpu_pod.node_selector = dict(GPU_NODES)
-            gpu_pod.tolerations = [pods.tolerate_gpu_nodes()]
-            k8s.apps.v1.DaemonSet(
-                f"{name}-gpus",
-                metadata=k8s.meta.v1.ObjectMetaArgs(
-                    name=f"{METRICS_EXPORTER}-gpu", namespace=args.namespace, labels=pods.labels(METRICS_EXPORTER)
-                ),
-                spec=k8s.apps.v1.DaemonSetSpecArgs(
-                    selector=match(match_labels=pods.selector(METRICS_EXPORTER) | {role: "gpu"}),
-                    template=_labelled(role, "gpu", gpu_pod),
-                ),
-                # A node that joins without its driver must not fail the update of everything else.
-                opts=pulumi.ResourceOptions.merge(
-                    child, pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create="10m", update="10m"))
-                ),
-            )
+            self._on_gpu_nodes(name, args)
         self._rules(name, args, child)
         _config_map(f"{name}-dashboard", args, "grafana", {"modelfleet.json": dashboard.text()}, {"grafana_dashboard": "1"}, child)
         self.register_outputs({})
+
+    def _on_gpu_nodes(self, name: str, args: MonitoringArgs) -> None:
+        pod = _pod(args, gpus=True)
+        # The RuntimeClass says so, too, but the DaemonSet controller looks at the template alone when it chooses nodes.
+        pod.node_selector = dict(GPU_NODES)
+        pod.tolerations = [pods.tolerate_gpu_nodes()]
+        k8s.apps.v1.DaemonSet(
+            f"{name}-gpus",
+            metadata=k8s.meta.v1.ObjectMetaArgs(name=f"{METRICS_EXPORTER}-gpu", namespace=args.namespace, labels=labels(METRICS_EXPORTER)),
+            spec=k8s.apps.v1.DaemonSetSpecArgs(selector=_match("gpu"), template=_template("gpu", pod)),
+            # A node that joins without its driver must not fail the update of everything else.
+            opts=pulumi.ResourceOptions(parent=self, custom_timeouts=pulumi.CustomTimeouts(create="10m", update="10m")),
+        )
 
     @staticmethod
     def _rules(name: str, args: MonitoringArgs, child: pulumi.ResourceOptions) -> None:
@@ -110,39 +102,44 @@ def _config_map(
     core.ConfigMap(name, metadata=metadata, data=dict(data), opts=opts)
 
 
-def _labelled(role: str, value: str, pod: core.PodSpecArgs) -> core.PodTemplateSpecArgs:
-    return core.PodTemplateSpecArgs(
-        metadata=k8s.meta.v1.ObjectMetaArgs(labels=pods.labels(METRICS_EXPORTER) | {role: value}), spec=pod
-    )  # fmt: skip
+def _match(exporter: str) -> k8s.meta.v1.LabelSelectorArgs:
+    return k8s.meta.v1.LabelSelectorArgs(match_labels=selector(METRICS_EXPORTER) | {_EXPORTER: exporter})
+
+
+def _template(exporter: str, pod: core.PodSpecArgs) -> core.PodTemplateSpecArgs:
+    own = k8s.meta.v1.ObjectMetaArgs(labels=labels(METRICS_EXPORTER) | {_EXPORTER: exporter})
+    return core.PodTemplateSpecArgs(metadata=own, spec=pod)
 
 
 def _pod(args: MonitoringArgs, *, gpus: bool) -> core.PodSpecArgs:
     port = PORTS[METRICS_EXPORTER]
-    tmp, tmp_mount = pods.scratch()
+    tmp, tmp_mount = containers.scratch()
     volumes, mounts = [tmp], [tmp_mount]
-    values: dict[str, pulumi.Input[str]] = {"HOME": "/tmp", "EXPORTER_PORT": str(port), "EXPORTER_NVML": "1" if gpus else "0"}  # noqa: S108
+    values: dict[str, pulumi.Input[str]] = {
+        **containers.HOME,
+        "EXPORTER_PORT": str(port),
+        "EXPORTER_NVML": "1" if gpus else "0",
+    }
     if gpus:
         # The node's driver libraries, and every GPU without claiming one.
         values |= {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "utility"}
     else:
-        secret, secret_mount = pods.secret_file("cache-auth", args.cache_secret, "/etc/cache-auth")
+        secret, secret_mount = containers.secret_file("cache-auth", args.cache_secret, "/etc/cache-auth")
         volumes, mounts = [*volumes, secret], [*mounts, secret_mount]
         values |= {
             "EXPORTER_CACHE_URL": f"redis://{CACHE_SERVER}:{PORTS[CACHE_SERVER]}/0",
             "EXPORTER_CACHE_PASSWORD_FILE": "/etc/cache-auth/password",
         }
-    node_name = core.EnvVarArgs(
-        name="NODE_NAME", value_from=core.EnvVarSourceArgs(field_ref=core.ObjectFieldSelectorArgs(field_path="spec.nodeName"))
-    )  # fmt: skip
     container = core.ContainerArgs(
         name=METRICS_EXPORTER,
         image=args.image,
-        env=[*pods.env(values), node_name],
+        env=[*containers.env(values), containers.field("NODE_NAME", "spec.nodeName")],
         ports=[core.ContainerPortArgs(name="metrics", container_port=port)],
-        resources=pods.resources(args.resources),
-        security_context=pods.container_security(),
+        resources=containers.resources(args.resources),
+        security_context=containers.security(),
         volume_mounts=mounts,
-        readiness_probe=pods.http_probe("/health", port),
-        liveness_probe=pods.http_probe("/health", port, period_s=10, failures=6, timeout_s=5),
+        readiness_probe=containers.http_probe("/health", port),
+        liveness_probe=containers.liveness(port),
     )
-    return pods.spec(METRICS_EXPORTER, [container], volumes, runtime_class=args.runtime_class if gpus else None)
+    placement = pods.Placement(runtime_class=args.runtime_class if gpus else None)
+    return pods.spec(METRICS_EXPORTER, [container], volumes, placement)

@@ -124,7 +124,7 @@ def default_deny(name: str, namespace: pulumi.Input[str], opts: pulumi.ResourceO
 
 
 def dns_egress() -> net.NetworkPolicyEgressRuleArgs:
-    """To the cluster's DNS pods, which carry this label in every distribution."""
+    """To the cluster's DNS pods: those with the label k8s-app=kube-dns in kube-system, as kubeadm and most distributions have them."""
     dns = _namespace("kube-system", {"k8s-app": "kube-dns"})
     return net.NetworkPolicyEgressRuleArgs(to=[dns], ports=[_port(53, "UDP"), _port(53, "TCP")])
 

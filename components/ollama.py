@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 import pulumi
 import pulumi_kubernetes as k8s
 
-from . import pods
-from .contract import AGENT_CONTROL_PORT, OLLAMA, PORTS, type_token
+from . import containers, objects, pods
+from .contract import AGENT_CONTROL_PORT, OLLAMA, PORTS, selector, type_token
 from .models import SHARED_PATH, STORE_PATH, follower
 from .ollama_agent import LOAD_S, AgentArgs, agent_container, context_probe, drain_hook, replicas_service, revision
 
@@ -15,7 +15,8 @@ core = k8s.core.v1
 _MAX_MODELS = 32
 """More than the configuration takes. Nothing in the pod may depend on the list of models, or every change of it would restart the fleet."""
 _NO_AWAIT = {"pulumi.com/waitFor": "jsonpath={.metadata.uid}"}
-"""Pulumi would wait for readiness an hour long and say nothing of a model that does not fit. The context probe waits instead, and does."""
+"""Pulumi does not wait for the replicas: it would wait for an hour, and would not say that a model does not fit.
+The context probe waits for them, and says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class OllamaFleetArgs:
     """The same in bytes."""
     replicas: int | None
     """None: an autoscaler owns the number."""
-    resources: pods.ResourceArgs
+    resources: containers.ResourceArgs
     context_length: int
     """Tokens; always set, because Ollama's default depends on the GPU's memory."""
     num_parallel: int = 1
@@ -77,35 +78,39 @@ class OllamaFleet(pulumi.ComponentResource):
     def __init__(self, name: str, args: OllamaFleetArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("OllamaFleet"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        service = pods.service(f"{name}-service", OLLAMA, args.namespace, {"http": PORTS[OLLAMA]}, child, headless=True)
-        keep = "Retain" if args.retain else "Delete"
+        service = objects.service(f"{name}-service", OLLAMA, args.namespace, {"http": PORTS[OLLAMA]}, child, headless=True)
         replicas_service(f"{name}-replicas", args.namespace, child)
         version = _revision(args)
-        servers = k8s.apps.v1.StatefulSet(
-            f"{name}-servers",
-            metadata=pods.metadata(OLLAMA, args.namespace, annotations=_NO_AWAIT),
-            spec=k8s.apps.v1.StatefulSetSpecArgs(
-                # The Service's name, not its Output: awaiting one from the other would deadlock.
-                service_name=OLLAMA,
-                replicas=args.replicas,
-                pod_management_policy="Parallel",
-                selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods.selector(OLLAMA)),
-                template=pods.template(OLLAMA, _pod(args, version)),
-                volume_claim_templates=[_claim(args)],
-                persistent_volume_claim_retention_policy=k8s.apps.v1.StatefulSetPersistentVolumeClaimRetentionPolicyArgs(
-                    when_deleted=keep, when_scaled="Retain"
-                ),
-            ),
-            opts=child,
-        )
+        servers = _servers(f"{name}-servers", args, version, child)
         self.probe = None
         if args.replicas is not None:
             after = pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(depends_on=[servers]))
             job = context_probe(f"{name}-contexts", args.agent, args.namespace, args.replicas, args.models, version, after)
             self.probe = job.metadata.name
-        pods.disruption_budget(f"{name}-budget", OLLAMA, args.namespace, child)
+        objects.disruption_budget(f"{name}-budget", OLLAMA, args.namespace, child)
         self.url = service.metadata.name.apply(lambda host: f"http://{host}:{PORTS[OLLAMA]}")
         self.register_outputs({"url": self.url, "probe": self.probe})
+
+
+def _servers(name: str, args: OllamaFleetArgs, version: pulumi.Input[str], opts: pulumi.ResourceOptions) -> k8s.apps.v1.StatefulSet:
+    retention = k8s.apps.v1.StatefulSetPersistentVolumeClaimRetentionPolicyArgs(
+        when_deleted="Retain" if args.retain else "Delete", when_scaled="Retain"
+    )
+    return k8s.apps.v1.StatefulSet(
+        name,
+        metadata=objects.metadata(OLLAMA, args.namespace, annotations=_NO_AWAIT),
+        spec=k8s.apps.v1.StatefulSetSpecArgs(
+            # The Service's name, not its Output: awaiting one from the other would deadlock.
+            service_name=OLLAMA,
+            replicas=args.replicas,
+            pod_management_policy="Parallel",
+            selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(OLLAMA)),
+            template=pods.template(OLLAMA, _pod(args, version)),
+            volume_claim_templates=[_claim(args)],
+            persistent_volume_claim_retention_policy=retention,
+        ),
+        opts=opts,
+    )
 
 
 def _environment(args: OllamaFleetArgs) -> dict[str, str]:
@@ -135,42 +140,41 @@ def _revision(args: OllamaFleetArgs) -> pulumi.Output[str]:
 
 
 def _pod(args: OllamaFleetArgs, version: pulumi.Input[str]) -> core.PodSpecArgs:
-    tmp, tmp_mount = pods.scratch()
+    tmp, tmp_mount = containers.scratch()
     store = core.VolumeMountArgs(name="models", mount_path=STORE_PATH)
     read_only_store = core.VolumeMountArgs(name="models", mount_path=STORE_PATH, read_only=True)
-    shared = core.VolumeArgs(
-        name="shared", persistent_volume_claim=core.PersistentVolumeClaimVolumeSourceArgs(claim_name=args.shared_claim, read_only=True)
-    )
+    shared = containers.claim("shared", args.shared_claim, read_only=True)
     shared_mount = core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH, read_only=True)
     container = core.ContainerArgs(
         name="ollama",
         image=args.image,
-        env=pods.env(_environment(args)),
+        env=containers.env(_environment(args)),
         ports=[core.ContainerPortArgs(name="http", container_port=PORTS[OLLAMA])],
-        resources=pods.resources(args.resources),
-        security_context=pods.container_security(),
+        resources=containers.resources(args.resources),
+        security_context=containers.security(),
         volume_mounts=[tmp_mount, read_only_store],
         # `/` answers before any model is there; the agent knows whether they were loaded. However long a load takes, only readiness waits
         # for it: neither of the other two would ask for more than the listener, which a load leaves alone.
-        readiness_probe=pods.http_probe("/ready", AGENT_CONTROL_PORT, period_s=2, failures=2),
-        startup_probe=pods.http_probe("/", PORTS[OLLAMA], period_s=2, failures=150),
-        liveness_probe=pods.http_probe("/", PORTS[OLLAMA], period_s=10, failures=30, timeout_s=5),
+        readiness_probe=containers.http_probe("/ready", AGENT_CONTROL_PORT, period_s=2, failures=2),
+        startup_probe=containers.http_probe("/", PORTS[OLLAMA], period_s=2, failures=150),
+        liveness_probe=containers.http_probe("/", PORTS[OLLAMA], period_s=10, failures=30, timeout_s=5),
         lifecycle=drain_hook(),
+    )
+    sync = follower(args.sync_image, args.hot_bytes, [tmp_mount, shared_mount, store])
+    placement = pods.Placement(
+        runtime_class=args.runtime_class,
+        priority_class=args.priority_class,
+        claim_template=args.claim_template,
+        gpu_toleration=args.resources.gpus > 0,
+        apart=True,
     )
     return pods.spec(
         OLLAMA,
         [container],
         [tmp, shared],
-        init_containers=[
-            follower(args.sync_image, args.hot_bytes, [tmp_mount, shared_mount, store]),
-            agent_container(args.agent, version),
-        ],
+        placement,
+        init_containers=[sync, agent_container(args.agent, version)],
         grace_s=args.agent.grace_s,
-        gpu_toleration=args.resources.gpus > 0,
-        apart=True,
-        runtime_class=args.runtime_class,
-        priority_class=args.priority_class,
-        claim_template=args.claim_template,
     )
 
 

@@ -9,22 +9,22 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as k8s
 
-from . import pods
-from .contract import AGENT_CONTROL_PORT, AGENT_PORT, CONTEXT_PROBE, OLLAMA, OLLAMA_REPLICAS
+from . import containers, objects, pods
+from .contract import AGENT_CONTROL_PORT, AGENT_PORT, CONTEXT_PROBE, OLLAMA, OLLAMA_REPLICAS, labels, selector
 from .models import STORE_PATH
 
 core = k8s.core.v1
 AGENT = "ollama-agent"
-AGENT_RESOURCES = pods.ResourceArgs(cpu="20m", memory="128Mi")
-PROBE_RESOURCES = pods.ResourceArgs(cpu="20m", memory="128Mi")
+AGENT_RESOURCES = containers.ResourceArgs(cpu="20m", memory="128Mi")
+PROBE_RESOURCES = containers.ResourceArgs(cpu="20m", memory="128Mi")
 LOAD_S = 1800
 """Longest load of one model: 130 GB at the 72 MB/s that were seen over a network file system (ollama issue 5826)."""
 _START_S = 900
-"""What one replica of a rollout may take beside its drain: images, the copy of the models, the load."""
+"""Seconds that one replica of a rollout may take after the drain: to pull images, copy the models, and load them."""
 _LEAST_S = 3600
-"""A first deployment copies every model."""
+"""Least time for a rollout, in seconds: the first deployment copies every model."""
 _GRACE_MARGIN_S = 30
-"""Between the end of the longest drain and Kubernetes' kill."""
+"""Seconds from the end of the longest drain to the moment when Kubernetes kills the pod."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,10 @@ def rollout_s(replicas: int, drain_s: int) -> int:
 
 
 def revision(parts: Mapping[str, Any], images: Sequence[pulumi.Input[str]]) -> pulumi.Output[str]:
-    """A name for what the replicas are made from. It stands in their pods, so the probe knows new ones from old ones.
+    """A name for everything that the replicas are made from. It is in their pods, so that the probe can tell new replicas from old ones.
 
-    Images stand in it as they are, and not in the digest, which would change a reviewed rendering with every edit of a service.
+    References of images are a part of the name, and not of its digest. Otherwise every edit of a service would change the digest in the
+    renderings that are reviewed.
     """
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     return pulumi.Output.all(*images).apply(lambda known: " ".join([digest, *known]))
@@ -65,30 +66,27 @@ def agent_container(args: AgentArgs, version: pulumi.Input[str]) -> core.Contain
         "OLLAMA_AGENT_LOAD_TIMEOUT_S": str(LOAD_S),
         "OLLAMA_AGENT_REVISION": version,
     }
-    name = core.EnvVarArgs(
-        name="OLLAMA_AGENT_REPLICA",
-        value_from=core.EnvVarSourceArgs(field_ref=core.ObjectFieldSelectorArgs(field_path="metadata.name")),
-    )
+    replica = containers.field("OLLAMA_AGENT_REPLICA", "metadata.name")
     return core.ContainerArgs(
         name=AGENT,
         image=args.image,
         restart_policy="Always",
-        env=[*pods.env(values), name],
+        env=[*containers.env(values), replica],
         ports=[
             core.ContainerPortArgs(name="metrics", container_port=AGENT_PORT),
             core.ContainerPortArgs(name="control", container_port=AGENT_CONTROL_PORT),
         ],
-        resources=pods.resources(AGENT_RESOURCES),
-        security_context=pods.container_security(),
+        resources=containers.resources(AGENT_RESOURCES),
+        security_context=containers.security(),
         volume_mounts=[core.VolumeMountArgs(name="models", mount_path=STORE_PATH, read_only=True)],
-        startup_probe=pods.http_probe("/health", AGENT_CONTROL_PORT, period_s=1, failures=60),
-        readiness_probe=pods.http_probe("/health", AGENT_CONTROL_PORT),
-        liveness_probe=pods.http_probe("/health", AGENT_CONTROL_PORT, period_s=10, failures=6, timeout_s=5),
+        startup_probe=containers.http_probe("/health", AGENT_CONTROL_PORT, period_s=1, failures=60),
+        readiness_probe=containers.http_probe("/health", AGENT_CONTROL_PORT),
+        liveness_probe=containers.liveness(AGENT_CONTROL_PORT),
     )
 
 
 def drain_hook() -> core.LifecycleArgs:
-    """Before SIGTERM, which cuts Ollama's streams."""
+    """Called before SIGTERM, because Ollama cuts its streams at SIGTERM."""
     get = core.HTTPGetActionArgs(path="/drain", port=AGENT_CONTROL_PORT)
     return core.LifecycleArgs(pre_stop=core.LifecycleHandlerArgs(http_get=get))
 
@@ -98,12 +96,12 @@ def replicas_service(name: str, namespace: pulumi.Input[str], opts: pulumi.Resou
     core.Service(
         name,
         metadata=k8s.meta.v1.ObjectMetaArgs(
-            name=OLLAMA_REPLICAS, namespace=namespace, labels=pods.labels(OLLAMA), annotations=dict(pods.SKIP_AWAIT)
+            name=OLLAMA_REPLICAS, namespace=namespace, labels=labels(OLLAMA), annotations=dict(objects.SKIP_AWAIT)
         ),
         spec=core.ServiceSpecArgs(
             type="ClusterIP",
             cluster_ip="None",
-            selector=pods.selector(OLLAMA),
+            selector=selector(OLLAMA),
             publish_not_ready_addresses=True,
             ports=[core.ServicePortArgs(name="agent", port=AGENT_PORT, target_port=AGENT_PORT)],
         ),
@@ -126,7 +124,7 @@ def context_probe(
         name=CONTEXT_PROBE,
         image=args.image,
         args=["probe"],
-        env=pods.env(
+        env=containers.env(
             {
                 "OLLAMA_PROBE_HOST": OLLAMA_REPLICAS,
                 "OLLAMA_PROBE_PORT": str(AGENT_PORT),
@@ -137,14 +135,14 @@ def context_probe(
                 "OLLAMA_PROBE_TIMEOUT_S": str(timeout_s),
             }
         ),
-        resources=pods.resources(PROBE_RESOURCES),
-        security_context=pods.container_security(),
+        resources=containers.resources(PROBE_RESOURCES),
+        security_context=containers.security(),
     )
     return k8s.batch.v1.Job(
         name,
-        metadata=pods.metadata(CONTEXT_PROBE, namespace, named=False),
+        metadata=objects.metadata(CONTEXT_PROBE, namespace, named=False),
         spec=k8s.batch.v1.JobSpecArgs(
-            # The probe itself waits and asks again; its first failure is the answer.
+            # The probe itself waits and asks again, so its first failure is final.
             backoff_limit=0,
             pod_failure_policy=pods.disruptions_are_no_failures(),
             template=pods.template(CONTEXT_PROBE, pods.spec(CONTEXT_PROBE, [container], [], restart_policy="Never")),

@@ -7,7 +7,6 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from .contract import HOT_CLASS, MODEL_WRITER, PROTECTED_ANNOTATION, SHARED_CLAIM, SHARED_CLASS, labels, type_token
-from .pods import metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ class Storage(pulumi.ComponentResource):
             metadata=k8s.meta.v1.ObjectMetaArgs(
                 name=SHARED_CLAIM,
                 namespace=args.namespace,
-                labels=metadata(MODEL_WRITER, "").labels,
+                labels=labels(MODEL_WRITER),
                 annotations={PROTECTED_ANNOTATION: str(args.retain).lower()},
             ),
             spec=k8s.core.v1.PersistentVolumeClaimSpecArgs(

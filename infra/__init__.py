@@ -1,0 +1,16 @@
+"""What is deployed, and how: the Pulumi program and the commands of the Makefile.
+
+`program`        what `pulumi up` runs: settings, then components, then outputs
+`engine`         runs Pulumi's command line on that program, and reads what an update would do before it runs
+`analysis`       looks at renderings and at running clusters: `preview`, `manifests`, `policy`, `explain`
+`lifecycle`      `make up`, `make down`, `make status` and `make explain`
+`preparation`    what a person makes before a deployment: a certificate, files for GPU nodes
+`documentation`  the pages of docs/ that are made from code
+
+Each package imports from those above it alone; `preparation` and `documentation` import from `program` alone.
+"""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The repository."""

@@ -11,7 +11,8 @@ import pytest
 from devcluster import cluster as embedded
 from devcluster.layout import Cluster, load, recorded
 from devcluster.oci import Image
-from infra import up
+from infra.lifecycle import embedded as lifecycle
+from infra.lifecycle.deployment import Deployment
 from modelfleet_outputs import FleetOutputs
 from tests import tiny_gguf
 from tests.cluster.kube import Kube
@@ -28,7 +29,7 @@ class Stack:
     """The deployed dev stack."""
 
     cluster: Cluster
-    deployment: up.Deployment
+    deployment: Deployment
     overrides: dict[str, Any]
     images: dict[str, Image]
     outputs: FleetOutputs
@@ -51,7 +52,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
             embedded.down(left)
     gguf = tiny_gguf.make(tmp_path_factory.mktemp("models") / "tiny.gguf", SCRIPT)
     try:
-        yield up.start_embedded(NAME, 2, {MODEL: gguf})
+        yield lifecycle.start_embedded(NAME, 2, {MODEL: gguf})
     finally:
         cluster = load(NAME)
         if cluster is not None:
@@ -66,9 +67,9 @@ def kube(started: tuple[Cluster, dict[str, Image]]) -> Kube:
 @pytest.fixture(scope="session")
 def stack(started: tuple[Cluster, dict[str, Image]], kube: Kube) -> Stack:
     cluster, images = started
-    deployment = up.on_embedded(cluster, "dev")
+    deployment = lifecycle.on_embedded(cluster, "dev")
     overrides = {
-        **up.image_overrides(images),
+        **lifecycle.image_overrides(images),
         "models": [{"name": MODEL, "size": "2Mi", "kvBytesPerToken": 1024}],
         "modelServer": {"model": MODEL, "modelId": SERVER_ID},
     }

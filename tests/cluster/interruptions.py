@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from infra import up
-from infra.cli import ROOT
+from infra import ROOT
+from infra.lifecycle.bring_up import chat
 from tests.cluster.conftest import MODEL, SCRIPT, Stack
 from tests.cluster.kube import descendants
 from tests.cluster.test_lifecycle import BY_HAND
@@ -20,7 +20,7 @@ from tests.cluster.test_lifecycle import BY_HAND
 DEPLOY = """
 import json, sys
 from pathlib import Path
-from infra.up import Deployment
+from infra.lifecycle.deployment import Deployment
 given = json.load(sys.stdin)
 Deployment(**given["deployment"] | {"state_dir": Path(given["deployment"]["state_dir"])}).deploy(given["overrides"])
 """
@@ -94,4 +94,4 @@ def finish(stack: Stack) -> None:
     }
     live = stack.kube.get(",".join(BY_HAND), "-A", "-l", "app.kubernetes.io/part-of=modelfleet")["items"]
     assert {f"{item['kind']}/{item['metadata']['name']}" for item in live} == ours, "objects that the state does not know"
-    assert up.chat(stack.url, stack.key, MODEL, "Say it.") == SCRIPT
+    assert chat(stack.url, stack.key, MODEL, "Say it.") == SCRIPT

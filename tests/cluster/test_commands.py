@@ -13,7 +13,9 @@ import pytest
 from devcluster import cluster as embedded
 from devcluster import controlplane, layout, network
 from devcluster.oci import EPOCH, MANIFEST
-from infra import up
+from infra.engine.errors import CommandError
+from infra.lifecycle import own_cluster
+from infra.lifecycle.bring_up import chat
 from tests.cluster.conftest import MODEL, NAME, SCRIPT, Stack
 from tests.cluster.kube import eventually
 
@@ -135,7 +137,7 @@ def test_a_user_without_root_is_told_what_to_do() -> None:
 
 def test_an_unknown_context_is_one_clear_error(tmp_path: Path) -> None:
     environment = os.environ | {"XDG_STATE_HOME": str(tmp_path), "KUBECONFIG": str(tmp_path / "none")}
-    command = [sys.executable, "-m", "infra.up", "up", "--context", "nowhere"]
+    command = [sys.executable, "-m", "infra.lifecycle", "up", "--context", "nowhere"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "error: modelfleet:cluster.context: got 'nowhere', want a context of the kubeconfig (it has none at all)" in done.stderr
@@ -143,10 +145,8 @@ def test_an_unknown_context_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_down_on_a_context_shows_what_goes_and_does_nothing_without_a_yes(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(
-        layout.ClusterError, match="down: got no confirmation, want the context's name typed; run it in a terminal, or add YES=1"
-    ):
-        up._down_context(stack.deployment, agreed=False)
+    with pytest.raises(CommandError, match="down: got no confirmation, want the context's name typed; run it in a terminal, or add YES=1"):
+        own_cluster.down(stack.deployment, agreed=False)
     shown = capsys.readouterr().err
     assert f"objects of stack dev go from {stack.deployment.context}, namespace {stack.outputs.namespace}:" in shown
     assert "StatefulSet/ollama" in shown
@@ -155,5 +155,5 @@ def test_down_on_a_context_shows_what_goes_and_does_nothing_without_a_yes(stack:
 
 def test_a_cluster_of_ones_own_is_reached_through_a_forwarded_port(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{stack.kube.kubectl.parent}:{os.environ['PATH']}")
-    with up.port_forward(stack.deployment, stack.outputs) as url:
-        assert up.chat(url, stack.key, MODEL, "Say it.") == SCRIPT
+    with own_cluster.port_forward(stack.deployment, stack.outputs) as url:
+        assert chat(url, stack.key, MODEL, "Say it.") == SCRIPT

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.cli import PulumiCli
+from infra.engine.cli import PulumiCli
 from tests import wheel
 from tests.cluster.conftest import SCRIPT, SERVER_ID, Stack
 

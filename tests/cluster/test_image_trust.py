@@ -8,7 +8,8 @@ import pytest
 from devcluster import network
 from devcluster.layout import REGISTRY
 from images import signing
-from infra.certificates import verifier_namespace, verifier_tls
+from infra.preparation.certificates import verifier_tls
+from infra.program.settings.cluster import verifier_namespace
 from tests.cluster.conftest import MODEL, Stack
 from tests.cluster.kube import eventually
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.changes import DataLossError, ImpossibleError, read
+from infra.engine.changes import DataLossError, ImpossibleError, read
 from tests.cluster.conftest import Stack
 from tests.golden.test_golden import GOLDEN
 

@@ -11,7 +11,7 @@ import pytest
 
 from devcluster import cluster as embedded
 from images import embedded as images
-from infra.cli import CliError
+from infra.engine.errors import CliError
 from tests import tiny_gguf
 from tests.cluster.conftest import MODEL, SCRIPT, Stack
 from tests.cluster.kube import eventually

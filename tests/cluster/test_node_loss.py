@@ -12,7 +12,7 @@ import pytest
 
 from devcluster import cgroups, processes
 from devcluster import cluster as embedded
-from infra.cli import ROOT
+from infra import ROOT
 from tests.cluster.conftest import MODEL, NAME, SCRIPT, Stack
 from tests.cluster.kube import eventually
 from tests.cluster.test_stack import ask

@@ -11,10 +11,10 @@ import yaml
 
 from devcluster import cluster as embedded
 from devcluster import controlplane, layout
-from infra import preview
-from infra.cli import ROOT
-from infra.manifests import schema
-from infra.manifests.changes import IMMUTABLE, REPLACED
+from infra import ROOT
+from infra.analysis import preview
+from infra.analysis.manifests import schema, schema_source
+from infra.analysis.manifests.changes import IMMUTABLE, REPLACED
 from tests.cluster.conftest import NAME, Stack
 from tests.cluster.kube import Kube
 
@@ -63,8 +63,8 @@ def applied(request: pytest.FixtureRequest, empty: Kube) -> Iterator[tuple[str, 
 
 def test_the_stored_schemas_are_those_of_the_server(cluster: layout.Cluster) -> None:
     with controlplane.client(cluster) as api:
-        found = schema.dump(schema.generate(lambda path: api.get(f"/openapi/v3/{path}").raise_for_status().json()))
-    assert found == schema.SCHEMAS.read_text(), "make up, then python -m infra.manifests.schema"
+        found = schema_source.dump(schema_source.generate(lambda path: api.get(f"/openapi/v3/{path}").raise_for_status().json()))
+    assert found == schema.SCHEMAS.read_text(), "make up, then python -m infra.analysis.manifests.schema_source"
 
 
 def test_the_server_would_take_every_object(applied: tuple[str, Kube]) -> None:
@@ -152,5 +152,5 @@ def test_the_dry_run_finds_what_is_wrong(applied: tuple[str, Kube]) -> None:
 
 
 def test_the_policy_pack_passes_the_running_stack_with_what_the_server_added(stack: Stack) -> None:
-    said = stack.deployment.cli.run("preview", "--policy-pack", str(ROOT / "infra" / "policy"))
+    said = stack.deployment.cli.run("preview", "--policy-pack", str(ROOT / "infra" / "analysis" / "policy"))
     assert "✅ modelfleet@v1.0.0" in said

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from devcluster import oci
-from infra.cli import ROOT, PulumiCli
-from infra.explain.causes import explain
-from infra.explain.facts import Finding
-from infra.explain.snapshot import collect
+from infra import ROOT
+from infra.analysis.explain.causes import explain
+from infra.analysis.explain.facts import Finding
+from infra.analysis.explain.snapshot import collect
+from infra.engine.cli import PulumiCli
 from tests.cluster.conftest import Stack
 from tests.cluster.faults import Object, container, pod
 from tests.cluster.kube import eventually

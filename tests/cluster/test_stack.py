@@ -14,7 +14,9 @@ import pytest
 from devcluster import cluster as embedded
 from devcluster.oci import assemble
 from images.embedded import runtime_config
-from infra.cli import ROOT, CliError, PulumiCli
+from infra import ROOT
+from infra.engine.cli import PulumiCli
+from infra.engine.errors import CliError
 from modelfleet_outputs import FleetOutputs
 from tests.cluster.conftest import MODEL, SCRIPT, SERVER_ID, Stack
 from tests.cluster.kube import descendants, eventually

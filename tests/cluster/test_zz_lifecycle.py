@@ -9,7 +9,7 @@ import pytest
 from devcluster import cgroups
 from devcluster import cluster as embedded
 from devcluster.layout import Cluster, default_name, load
-from infra.cli import CliError
+from infra.engine.errors import CliError
 from tests.cluster.conftest import Stack
 from tests.cluster.interruptions import at, finish, killed
 from tests.cluster.kube import eventually

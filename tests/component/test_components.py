@@ -12,9 +12,9 @@ import yaml
 
 import components as c
 from components.contract import ACTIVATOR, AGENT_CONTROL_PORT, AGENT_PORT, COMPONENTS, CONTEXT_PROBE, DNS_CLIENTS, EDGES, PORTS
-from infra.constraints import EPHEMERAL_DEFAULT
-from infra.policy import rules
-from infra.section import quantity
+from infra.analysis.policy import rules
+from infra.program.settings.constraints import EPHEMERAL_DEFAULT
+from infra.program.settings.section import quantity
 from tests.component.harness import Recorder, render
 
 ROOT = Path(__file__).resolve().parents[2]

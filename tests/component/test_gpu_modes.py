@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from infra import stack
-from infra.policy import rules
-from infra.settings import parse
+from infra.analysis.policy import rules
+from infra.program import stack
+from infra.program.settings import parse
 from tests.component.harness import render
 from tests.unit.test_settings import REFS, document
 from tests.unit.test_settings_fuzz import GOOD, with_config

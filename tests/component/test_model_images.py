@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 from images import embedded
-from infra import stack
-from infra.certificates import verifier_tls
-from infra.policy import rules
-from infra.settings import parse
+from infra.analysis.policy import rules
+from infra.preparation.certificates import verifier_tls
+from infra.program import stack
+from infra.program.settings import parse
 from tests.component.harness import render
 from tests.unit.test_settings import REFS, document
 from tests.unit.test_settings_fuzz import GOOD, with_config

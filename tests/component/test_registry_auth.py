@@ -9,11 +9,12 @@ import pytest
 
 import components as c
 from components.registry_auth import login_for, logins
-from infra import stack
-from infra.certificates import verifier_tls
-from infra.cli import ROOT
-from infra.policy import rules
-from infra.settings import VERIFIER_IMAGE, parse
+from infra import ROOT
+from infra.analysis.policy import rules
+from infra.preparation.certificates import verifier_tls
+from infra.program import stack
+from infra.program.settings import parse
+from infra.program.settings.images import VERIFIER_IMAGE
 from tests.component.harness import Recorder, render
 from tests.unit.test_settings import REFS, document
 from tests.unit.test_settings_fuzz import GOOD, with_config

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import components as c
-from infra.policy import rules
+from infra.analysis.policy import rules
 from tests.component.harness import Recorder, render
 from tests.component.test_components import API_SERVER, OLLAMA, SMALL, network
 

@@ -25,7 +25,7 @@ def test_both_run_make_preview_once_and_repeat_nothing_of_it() -> None:
 
 def test_the_target_exists_and_writes_the_summary() -> None:
     assert re.search(r"^preview:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert '"summary.md"' in (ROOT / "infra" / "preview.py").read_text()
+    assert '"summary.md"' in (ROOT / "infra" / "analysis" / "preview.py").read_text()
 
 
 def test_the_github_workflow_runs_on_pull_requests_shows_and_comments_the_summary() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from components import __main__ as page
+from infra.documentation import components as page
 from tests.wheel import ROOT
 
 PROJECT = tomllib.loads((ROOT / "components" / "pyproject.toml").read_text())["project"]
@@ -64,7 +64,7 @@ def test_the_package_keeps_what_its_version_published() -> None:
 
 
 def test_what_was_added_is_promised_too() -> None:
-    added = f"python -m components --json > {STORED.relative_to(ROOT)}"
+    added = f"python -m infra.documentation.components > {STORED.relative_to(ROOT)}"
     assert STORED.read_text() == page.promise(), f"when nothing is broken: {added}"
 
 

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from components import node_runtime
-from infra import gpu_nodes
-from infra.policy import dockerfiles, rules
-from infra.preview import stack_config
-from infra.section import SettingsError
-from infra.settings import parse
+from infra.analysis.policy import dockerfiles, rules
+from infra.preparation import gpu_nodes
+from infra.program.settings import parse
+from infra.program.settings.committed import stack_config
+from infra.program.settings.section import SettingsError
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {

@@ -12,10 +12,10 @@ from jsonschema import Draft202012Validator
 
 from components.contract import ACTIVATOR, AGENT_PORT, API_METRICS_PORT, API_SERVER, COMPONENTS, EDGES, OLLAMA, PORTS, SCRAPED
 from images import embedded
-from infra import configuration, diagram
-from infra.cli import PROVIDERS
-from infra.settings import BASE_NAMES, IMAGE_NAMES, VERIFIER_IMAGE
-from modelfleet_outputs import __main__ as outputs_page
+from infra.documentation import configuration, network
+from infra.documentation import outputs as outputs_page
+from infra.engine.binaries import PROVIDERS
+from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, VERIFIER_IMAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -238,8 +238,8 @@ def test_the_outputs_page_is_that_of_the_contract() -> None:
 
 
 def test_the_configuration_page_and_the_schema_are_those_of_the_settings() -> None:
-    assert configuration.PAGE.read_text() == configuration.document()
-    assert configuration.SCHEMA.read_text() == configuration.schema_text()
+    assert (ROOT / "docs" / "configuration.md").read_text() == configuration.document()
+    assert (ROOT / "docs" / "stack.schema.json").read_text() == configuration.schema_text()
 
 
 @pytest.mark.parametrize("stack", ["dev", "prod"])
@@ -253,7 +253,7 @@ class TestTheSchema:
 
     def test_is_named_by_the_stack_and_accepts_it(self, stack: str) -> None:
         first_line = (ROOT / f"Pulumi.{stack}.yaml").read_text().splitlines()[0]
-        assert first_line == f"# yaml-language-server: $schema={configuration.SCHEMA.relative_to(ROOT)}"
+        assert first_line == "# yaml-language-server: $schema=docs/stack.schema.json"
         Draft202012Validator.check_schema(configuration.schema())
         self.validator.validate(self.stack_file(stack))
 
@@ -285,4 +285,4 @@ class TestTheSchema:
 
 
 def test_the_picture_of_connections_is_that_of_the_table() -> None:
-    assert (ROOT / "docs" / "network.md").read_text() == diagram.document()
+    assert (ROOT / "docs" / "network.md").read_text() == network.document()

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from infra.outputs import models
-from infra.settings import parse as parse_settings
+from infra.program.outputs import models
+from infra.program.settings import parse as parse_settings
 from modelfleet_outputs import VERSION, FleetOutputs, OutputsError, parse
 from tests.unit.test_settings import document as stack_document
 from tests.wheel import build as build_wheel

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 
 from components.contract import DNS_CLIENTS, EDGES, OLLAMA
-from infra import constraints
-from infra.policy import rules
-from infra.section import quantity
-from infra.settings import parse
+from infra.analysis.policy import rules
+from infra.program.settings import constraints, parse
+from infra.program.settings.section import quantity
 from tests.contract.test_laws import documents
 from tests.unit.test_settings import document, refusal
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra import preview
-from infra.changes import Plan, read
-from infra.cli import PulumiCli
-from infra.settings import IMAGE_NAMES
+from infra.analysis import preview
+from infra.engine.changes import Plan, read
+from infra.engine.cli import PulumiCli
+from infra.program.settings.images import IMAGE_NAMES
 
 PREBUILT = {"builder": "prebuilt", "refs": {name: f"modelfleet/{name}@sha256:{'0' * 64}" for name in IMAGE_NAMES}}
 """Images that do not change with the sources."""

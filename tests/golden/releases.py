@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from infra import preview
-from infra.cli import ROOT
+from infra import ROOT
+from infra.analysis import preview
 from tests.golden.engine import PREBUILT, Engine
 
 RELEASES = Path(__file__).parent / "releases"

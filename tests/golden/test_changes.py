@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from infra import preview
-from infra.changes import DataLossError, ImpossibleError, Plan, read, refuse_data_loss, refuse_the_impossible
-from infra.cli import ROOT, CliError, PulumiCli
+from infra import ROOT
+from infra.analysis import preview
+from infra.engine.changes import DataLossError, ImpossibleError, Plan, read, refuse_data_loss, refuse_the_impossible
+from infra.engine.cli import PulumiCli
+from infra.engine.errors import CliError
 from tests.golden.engine import Engine
 
 LARGER = {"dev": {"shared": "3Gi", "hot": "2Gi"}, "prod": {"shared": "1400Gi", "hot": "200Gi"}}

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.cli import CliError, PulumiCli
-from infra.policy import rules
+from infra.analysis.policy import rules
+from infra.engine.cli import PulumiCli
+from infra.engine.errors import CliError
 from tests import wheel
 
 KEY = "a-key-that-is-long-enough"

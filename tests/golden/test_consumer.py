@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra import preview
-from infra.cli import ROOT, CliError, PulumiCli
+from infra import ROOT
+from infra.analysis import preview
+from infra.engine.cli import PulumiCli
+from infra.engine.errors import CliError
 from modelfleet_outputs import parse
 
 KEY = "masked-in-the-rendering"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infra import preview
+from infra.analysis import preview
 
 GOLDEN = Path(__file__).parent
 

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from infra import preview
-from infra.cli import ROOT, CliError, PulumiCli
-from infra.policy.rules import RULES
+from infra import ROOT
+from infra.analysis import preview
+from infra.analysis.policy.rules import RULES
+from infra.engine.cli import PulumiCli
+from infra.engine.errors import CliError
 
-PACK = str(ROOT / "infra" / "policy")
+PACK = str(ROOT / "infra" / "analysis" / "policy")
 PROGRAM = '''
 import asyncio
 

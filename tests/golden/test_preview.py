@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from infra import preview
-from infra.cli import ROOT
+from infra import ROOT
+from infra.analysis import preview
 
 
 def run(cwd: Path, **env: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "infra.preview"], cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=280
+        [sys.executable, "-m", "infra.analysis.preview"], cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=280
     )
 
 

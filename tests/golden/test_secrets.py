@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from infra import up
-from infra.cli import CliError, PulumiCli
-from infra.preview import stack_config
-from infra.settings import SettingsError
+from infra.engine.cli import PulumiCli
+from infra.engine.errors import CliError
+from infra.lifecycle import deployment as lifecycle
+from infra.program.settings.committed import stack_config
+from infra.program.settings.section import SettingsError
 
 AUTH = json.dumps({"auths": {"registry.example.com": {"username": "fleet", "password": "of-the-registry"}}})
 VALUES = {"apiKeys": json.dumps(["a-key-of-sufficient-length"]), "cachePassword": "sufficientlylong1", "registryAuth": AUTH}
@@ -48,9 +49,9 @@ def test_production_takes_secrets_encrypted_only(cli: PulumiCli) -> None:
 
 def test_the_logins_of_a_file_are_kept_encrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     committed = stack_config("dev") | {"modelfleet:verifierTls": {"secure": "v1:for-another-key"}}
-    monkeypatch.setattr(up, "stack_config", lambda _: dict(committed))
-    monkeypatch.setattr(up, "cluster_identity", lambda *_: "3f1c")
-    deployment = up.Deployment(stack="dev", context="elsewhere", kubeconfig=str(tmp_path / "none"), state_dir=tmp_path / "state")
+    monkeypatch.setattr(lifecycle, "stack_config", lambda _: dict(committed))
+    monkeypatch.setattr(lifecycle, "cluster_identity", lambda *_: "3f1c")
+    deployment = lifecycle.Deployment(stack="dev", context="elsewhere", kubeconfig=str(tmp_path / "none"), state_dir=tmp_path / "state")
     (tmp_path / "auth.json").write_text(AUTH)
     deployment.take_registry_auth({}, str(tmp_path / "auth.json"))
     deployment.configure({})

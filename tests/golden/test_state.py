@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.cli import CliError, PulumiCli
+from infra.engine.cli import PulumiCli
+from infra.engine.errors import CliError
 
 
 def test_half_written_metadata_of_a_state_file_does_not_lock_the_stack_out(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from infra import preview
-from infra.changes import Plan, Step, refuse_data_loss, refuse_the_impossible
+from infra.analysis import preview
+from infra.engine.changes import Plan, Step, refuse_data_loss, refuse_the_impossible
 from tests.golden.engine import Engine
 from tests.golden.releases import Release, kept, prebuilt
 from tests.golden.test_golden import GOLDEN

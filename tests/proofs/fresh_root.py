@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from devcluster.toolchain import cache_root
-from infra.cli import ROOT
+from infra import ROOT
 from tests.proofs.empty_debian import ENTER_GROUPS, HOME, PATH, StepError, bootstrap, give_client_configuration
 
 CHECKOUT = HOME / "modelfleet"

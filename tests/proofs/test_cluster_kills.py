@@ -15,7 +15,7 @@ import pytest
 
 from devcluster import cluster as embedded
 from devcluster import layout
-from infra.cli import ROOT
+from infra import ROOT
 from tests import machine
 from tests.cluster.kube import eventually
 from tests.proofs.records import Proof

@@ -17,8 +17,10 @@ import yaml
 from devcluster import cluster as embedded
 from devcluster.layout import load
 from devcluster.oci import Image
-from infra import up
-from infra.changes import read
+from infra.engine.changes import read
+from infra.lifecycle import embedded as lifecycle
+from infra.lifecycle.bring_up import QUESTION, chat
+from infra.lifecycle.deployment import Deployment
 from tests.cluster.kube import Kube
 from tests.golden.releases import Release
 from tests.golden.test_upgrade import lines
@@ -41,18 +43,18 @@ _SECRET = "4dabf18193072939515e22adb298388d"
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[tuple[up.Deployment, dict[str, Image], Kube]]:
+def place() -> Iterator[tuple[Deployment, dict[str, Image], Kube]]:
     try:
-        cluster, images = up.start_embedded(NAME, 2)
+        cluster, images = lifecycle.start_embedded(NAME, 2)
         kube = Kube(Path(embedded.binaries()) / "kubectl", cluster.kubeconfig)
-        yield up.on_embedded(cluster, FIRST.stack), images, kube
+        yield lifecycle.on_embedded(cluster, FIRST.stack), images, kube
     finally:
         cluster = load(NAME)
         if cluster is not None:
             embedded.down(cluster)
 
 
-def released_state(deployment: up.Deployment, images: dict[str, Image]) -> dict[str, Any]:
+def released_state(deployment: Deployment, images: dict[str, Image]) -> dict[str, Any]:
     """The first release's state as a deployment to this cluster would have left it."""
     text = json.dumps(FIRST.state("/nowhere"))
     for name, image in images.items():
@@ -83,7 +85,7 @@ def apply(kube: Kube, state: dict[str, Any]) -> None:
             kube.run("apply", "--server-side", f"--field-manager={manager}", "-f", "-", stdin=json.dumps(plain(resource["inputs"])))
 
 
-def held(deployment: up.Deployment, kube: Kube) -> dict[str, Any]:
+def held(deployment: Deployment, kube: Kube) -> dict[str, Any]:
     """What an upgrade must not lose: claims and their volumes, models by digest, secrets."""
     namespace = deployment.namespace
     claims = {item["metadata"]["name"]: item for item in kube.get("pvc", "-n", namespace)["items"]}
@@ -100,18 +102,18 @@ def held(deployment: up.Deployment, kube: Kube) -> dict[str, Any]:
 
 
 def asked(url: str, model: str) -> str:
-    return up.chat(url, KEY, model, up.QUESTION)
+    return chat(url, KEY, model, QUESTION)
 
 
 @pytest.mark.timeout(1200)
-def test_the_first_release_is_upgraded_without_loss(place: tuple[up.Deployment, dict[str, Image], Kube], figures: dict[str, Any]) -> None:
+def test_the_first_release_is_upgraded_without_loss(place: tuple[Deployment, dict[str, Image], Kube], figures: dict[str, Any]) -> None:
     deployment, images, kube = place
     cli = deployment.cli
     cli.ensure_stack()
     cli.write_config({})
     cli.run("config", "set", "--secret", "modelfleet:apiKeys", stdin=json.dumps([KEY]))
     cli.run("config", "set", "--secret", "modelfleet:cachePassword", stdin=PASSWORD)
-    overrides = up.image_overrides(images)
+    overrides = lifecycle.image_overrides(images)
     deployment.configure(overrides)
     state = released_state(deployment, images)
     apply(kube, state)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from devcluster import toolchain
-from infra.cli import ROOT
+from infra import ROOT
 from tests import machine
 from tests.proofs.empty_debian import StepError
 from tests.proofs.fresh_root import CHECKOUT, Cost, FreshRoot, Watch, fresh_root

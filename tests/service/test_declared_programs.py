@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from devcluster import go
-from infra.cli import ROOT
+from infra import ROOT
 from tests import declared
 
 

@@ -9,7 +9,8 @@ from pulumi import automation
 
 from components import RuntimeImages, RuntimeImagesArgs
 from images import embedded
-from infra.cli import ROOT, PulumiCli
+from infra import ROOT
+from infra.engine.cli import PulumiCli
 from tests.service.buildkit import BUILDER, Builder, builder
 
 IMAGES = ("ollama", "model-sync", "api-server", "metrics-exporter")

@@ -19,7 +19,7 @@ from devcluster import oci, toolchain
 from devcluster.oci import Image, RuntimeConfig
 from images import signing, supply_chain
 from images.supply_chain import NO_LOG, Publisher, SupplyChainError
-from infra.certificates import verifier_tls
+from infra.preparation.certificates import verifier_tls
 from tests.service import registries
 from tests.service.processes import Service, free_port, refused, running
 

@@ -12,7 +12,7 @@ import pytest
 
 from devcluster import cache, clean
 from devcluster.cache import locked
-from infra.cli import ROOT
+from infra import ROOT
 
 
 @pytest.fixture(autouse=True)

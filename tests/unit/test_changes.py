@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from infra import interrupted
-from infra.changes import DataLossError, ImpossibleError, read, refuse_data_loss, refuse_the_impossible
+from infra.engine import interrupted
+from infra.engine.changes import DataLossError, ImpossibleError, read, refuse_data_loss, refuse_the_impossible
 
 URN = "urn:pulumi:dev::modelfleet::modelfleet:index:Storage${}::{}"
 CLAIM = URN.format("kubernetes:core/v1:PersistentVolumeClaim", "storage-claim")

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from infra import cli
-from infra.cli import CliError, PulumiCli, Watched
+from infra import ROOT
+from infra.engine import binaries, progress
+from infra.engine.cli import PulumiCli
+from infra.engine.errors import CliError
+from infra.engine.progress import Watched
 
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A `pulumi` that says one thing and then nothing, until it is interrupted."""
-    monkeypatch.setattr(cli, "QUIET_S", 0.2)
+    monkeypatch.setattr(progress, "QUIET_S", 0.2)
     program = tmp_path / "bin" / "pulumi"
     program.parent.mkdir()
     program.write_text(
@@ -58,13 +61,13 @@ def test_a_pulumi_on_the_path_is_used_if_it_is_new_enough(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     if error:
         with pytest.raises(CliError, match=error):
-            cli.needs_own_tools()
+            binaries.needs_own_tools()
     else:
-        assert not cli.needs_own_tools()
+        assert not binaries.needs_own_tools()
         assert f"pulumi: using {program}, version {said.removeprefix('v').partition('-')[0]}" in capsys.readouterr().err
 
 
 def test_the_oldest_engine_is_that_of_the_sdk() -> None:
-    wanted = re.search(r'"pulumi==([\d.]+)"', (cli.ROOT / "pyproject.toml").read_text())
+    wanted = re.search(r'"pulumi==([\d.]+)"', (ROOT / "pyproject.toml").read_text())
     assert wanted is not None
-    assert tuple(map(int, wanted[1].split("."))) == cli._OLDEST
+    assert tuple(map(int, wanted[1].split("."))) == binaries._OLDEST

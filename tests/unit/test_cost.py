@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from infra.manifests import report
-from infra.manifests.cost import Cost, total
+from infra.analysis.manifests import report
+from infra.analysis.manifests.cost import Cost, total
 
 GIB = 2**30
 

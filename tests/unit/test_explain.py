@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from infra.explain.causes import LASTING, explain
-from infra.explain.snapshot import Snapshot
+from infra.analysis.explain.causes import LASTING, explain
+from infra.analysis.explain.snapshot import Snapshot
 
 RECORDED = sorted((Path(__file__).parent / "snapshots").glob("*.json"))
 """Written by UPDATE_SNAPSHOTS=1 python -m pytest tests/cluster/test_explain.py"""
@@ -219,7 +219,9 @@ def test_the_api_servers_answer_is_read(status: int, cause: str) -> None:
 
 
 def test_every_lasting_cause_is_one_that_a_rule_names() -> None:
-    rules = "".join(path.read_text() for path in (Path(__file__).parents[2] / "infra" / "explain").glob("*.py") if path.name != "causes.py")
+    rules = "".join(
+        path.read_text() for path in (Path(__file__).parents[2] / "infra" / "analysis" / "explain").glob("*.py") if path.name != "causes.py"
+    )
     assert [cause for cause in LASTING if f'"{cause}"' not in rules] == []
 
 

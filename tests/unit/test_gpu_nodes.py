@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from components import node_runtime
-from infra import gpu_nodes
+from infra.preparation import gpu_nodes
 
 
 def test_the_files_lie_at_their_paths_on_the_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ def test_what_is_typed_decides() -> None:
 
 def test_every_target_that_a_message_or_a_page_names_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    files = [*ROOT.glob("README.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/*.py"), *ROOT.glob("infra/*/*.py")]
+    files = [*ROOT.glob("README.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/*.py"), *ROOT.glob("infra/**/*.py")]
     named = {
         (path.relative_to(ROOT).as_posix(), target)
         for path in files

@@ -6,7 +6,7 @@ import pytest
 from pulumi_policy import PolicyCustomTimeouts, PolicyResource, PolicyResourceOptions, StackValidationArgs
 from pulumi_policy.proxy import UNKNOWN_OBJECT_VALUE, UNKNOWN_STRING_VALUE, unknown_checking_proxy
 
-from infra.policy import pack, rules
+from infra.analysis.policy import pack, rules
 
 PINNED = "x@sha256:" + "a" * 64
 

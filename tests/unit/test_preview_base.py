@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from infra import preview
-from infra.cli import CliError
+from infra.analysis import preview
+from infra.engine.errors import CliError
 
 
 def git(root: Path, *arguments: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.manifests import report
-from infra.manifests.changes import Change, compare
+from infra.analysis.manifests import report
+from infra.analysis.manifests.changes import Change, compare
 
 PROD = [yaml.safe_load(path.read_text()) for path in (Path(__file__).parents[1] / "golden" / "prod").glob("*.yaml")]
 

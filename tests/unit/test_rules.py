@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.policy import rules
+from infra.analysis.policy import rules
 
 Change = dict[str, Any]
 

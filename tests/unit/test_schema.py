@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import components as c
-from infra.manifests import schema
+from infra.analysis.manifests import schema, schema_source
 from tests.component.harness import render
 from tests.component.test_scale import MONITORING
 
@@ -76,7 +76,9 @@ def test_the_generator_follows_references_and_drops_prose_defaults_and_status() 
         "Unused": {"type": "string"},
     }
     empty = {"components": {"schemas": {}}}
-    found = schema.generate(lambda path: {"components": {"schemas": schemas}} if path == "apis/rbac.authorization.k8s.io/v1" else empty)
+    found = schema_source.generate(
+        lambda path: {"components": {"schemas": schemas}} if path == "apis/rbac.authorization.k8s.io/v1" else empty
+    )
     assert found == {
         "kinds": {"rbac.authorization.k8s.io/v1/Role": "Role"},
         "$defs": {
@@ -124,5 +126,5 @@ def test_a_kind_of_another_operator_does_not_pass_unread() -> None:
     item = {"apiVersion": "monitoring.coreos.com/v1", "kind": "ServiceMonitor", "metadata": {"name": "x"}, "spec": {}}
     assert schema.problems(item) == [
         "ServiceMonitor/x: got monitoring.coreos.com/v1/ServiceMonitor, want a kind with a schema; "
-        "add it to KINDS or CUSTOM of infra/manifests/schema.py"
+        "add it to KINDS or CUSTOM of infra/analysis/manifests/schema.py"
     ]

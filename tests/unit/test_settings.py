@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from infra import constraints
-from infra.certificates import verifier_tls
-from infra.gpu_settings import GpuSettings
-from infra.preview import stack_config
-from infra.settings import IMAGE_NAMES, VERIFIER_IMAGE, Settings, SettingsError, parse, quantity
+from infra.preparation.certificates import verifier_tls
+from infra.program.settings import Settings, constraints, parse
+from infra.program.settings.committed import stack_config
+from infra.program.settings.gpu import GpuSettings
+from infra.program.settings.images import IMAGE_NAMES, VERIFIER_IMAGE
+from infra.program.settings.section import SettingsError, quantity
 from model_sync.catalog import is_held_by
 
 SMALL = {"name": "smollm2:135m", "size": "100M", "kvBytesPerToken": 23040}

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pulumi.runtime import config as runtime_config
 
-from infra import inputs
-from infra.settings import PROJECT, Settings, SettingsError, parse
+from infra.program.settings import Settings, inputs, parse
+from infra.program.settings.section import PROJECT, SettingsError
 from tests.unit.test_settings import document
 
 LINE = re.compile(r"^modelfleet:\S.*: got .+, want .+; .+$")

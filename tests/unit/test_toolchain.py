@@ -9,7 +9,7 @@ import pytest
 from devcluster import cluster, go, pinned, toolchain
 from devcluster.cache import locked
 from devcluster.toolchain import BY_NAME, TOOLCHAIN, Tool, is_intact, key
-from infra import up
+from infra.lifecycle import embedded as lifecycle
 from tests.empty_cache import empty_cache
 
 
@@ -113,10 +113,10 @@ def test_make_up_builds_no_tool_that_only_tests_need(monkeypatch: pytest.MonkeyP
         raise toolchain.ToolchainError("enough")
 
     monkeypatch.setattr(cluster, "prepare", lambda tools, agreed: None)
-    monkeypatch.setattr(up.images, "fetch", lambda ggufs: None)
+    monkeypatch.setattr(lifecycle.images, "fetch", lambda ggufs: None)
     monkeypatch.setattr(toolchain, "ensure", ensure)
     with pytest.raises(toolchain.ToolchainError, match="enough"):
-        up.start_embedded("none", 1)
+        lifecycle.start_embedded("none", 1)
     assert {"kubernetes", "ollama"} <= set(asked)
     assert "nvidia-container-toolkit" not in asked
 

@@ -1,0 +1,94 @@
+"""What the containers of all components share: resources, hardening, probes, variables and mounts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+core = k8s.core.v1
+GPU_CLAIM = "gpu"
+"""Name of the claim in a pod that has its GPUs by a claim."""
+HOME = {"HOME": "/tmp"}  # noqa: S108 (a directory of the pod)
+"""The one directory that can be written: the root file system cannot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceArgs:
+    """What one container asks for."""
+
+    cpu: str
+    """CPU request, a Kubernetes quantity. There is no CPU limit."""
+    memory: str
+    """Memory request and limit, a Kubernetes quantity."""
+    gpus: int = 0
+    gpu_resource: str = "nvidia.com/gpu"
+    claims_gpus: bool = False
+    """The GPUs come by the pod's claim `gpu` (DRA), not as an extended resource."""
+
+
+def resources(args: ResourceArgs) -> core.ResourceRequirementsArgs:
+    claimed = args.claims_gpus and args.gpus > 0
+    gpu = {args.gpu_resource: str(args.gpus)} if args.gpus and not claimed else {}
+    return core.ResourceRequirementsArgs(
+        requests={"cpu": args.cpu, "memory": args.memory, **gpu},
+        limits={"memory": args.memory, **gpu},
+        claims=[core.ResourceClaimArgs(name=GPU_CLAIM)] if claimed else None,
+    )
+
+
+def security() -> core.SecurityContextArgs:
+    """The Pod Security Standard `restricted`, and a root file system that cannot be written."""
+    return core.SecurityContextArgs(
+        allow_privilege_escalation=False,
+        read_only_root_filesystem=True,
+        run_as_non_root=True,
+        capabilities=core.CapabilitiesArgs(drop=["ALL"]),
+    )
+
+
+def http_probe(path: str, port: int, *, period_s: int = 5, failures: int = 3, timeout_s: int = 3) -> core.ProbeArgs:
+    return core.ProbeArgs(
+        http_get=core.HTTPGetActionArgs(path=path, port=port),
+        period_seconds=period_s,
+        failure_threshold=failures,
+        timeout_seconds=timeout_s,
+    )
+
+
+def liveness(port: int) -> core.ProbeArgs:
+    """A minute without an answer to /health restarts the container."""
+    return http_probe("/health", port, period_s=10, failures=6, timeout_s=5)
+
+
+def env(values: Mapping[str, pulumi.Input[str]]) -> list[core.EnvVarArgs]:
+    return [core.EnvVarArgs(name=name, value=value) for name, value in values.items()]
+
+
+def field(name: str, path: str) -> core.EnvVarArgs:
+    """A variable with the value of a field of the pod itself."""
+    return core.EnvVarArgs(name=name, value_from=core.EnvVarSourceArgs(field_ref=core.ObjectFieldSelectorArgs(field_path=path)))
+
+
+def scratch(name: str = "tmp", path: str = "/tmp", size: str = "64Mi") -> tuple[core.VolumeArgs, core.VolumeMountArgs]:  # noqa: S108
+    """A small writable directory, since the root file system is not."""
+    volume = core.VolumeArgs(name=name, empty_dir=core.EmptyDirVolumeSourceArgs(size_limit=size))
+    return volume, core.VolumeMountArgs(name=name, mount_path=path)
+
+
+def secret_file(name: str, secret: pulumi.Input[str], path: str) -> tuple[core.VolumeArgs, core.VolumeMountArgs]:
+    """The keys of a Secret as files below `path`."""
+    volume = core.VolumeArgs(name=name, secret=core.SecretVolumeSourceArgs(secret_name=secret, default_mode=0o440))
+    return volume, core.VolumeMountArgs(name=name, mount_path=path, read_only=True)
+
+
+def config_file(name: str, config: pulumi.Input[str], path: str) -> tuple[core.VolumeArgs, core.VolumeMountArgs]:
+    """The keys of a ConfigMap as files below `path`."""
+    volume = core.VolumeArgs(name=name, config_map=core.ConfigMapVolumeSourceArgs(name=config))
+    return volume, core.VolumeMountArgs(name=name, mount_path=path, read_only=True)
+
+
+def claim(name: str, claim_name: pulumi.Input[str], *, read_only: bool | None = None) -> core.VolumeArgs:
+    """The volume of a claim that is there already."""
+    source = core.PersistentVolumeClaimVolumeSourceArgs(claim_name=claim_name, read_only=read_only)
+    return core.VolumeArgs(name=name, persistent_volume_claim=source)

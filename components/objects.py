@@ -1,0 +1,70 @@
+"""What the objects of all components share: metadata, and the Services and disruption budgets that several of them have."""
+
+from collections.abc import Mapping
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+from .contract import EXPOSED_ANNOTATION, labels, selector
+
+core = k8s.core.v1
+SKIP_AWAIT = {"pulumi.com/skipAwait": "true"}
+"""A Service would wait until no endpoint is unready, that is for as long as the slowest pod loads its model."""
+
+
+def metadata(
+    component: str, namespace: pulumi.Input[str], *, named: bool = True, annotations: Mapping[str, str] | None = None
+) -> k8s.meta.v1.ObjectMetaArgs:
+    """Object metadata. `named=False` leaves the name to Pulumi, so that a replacement is made before the old one goes."""
+    return k8s.meta.v1.ObjectMetaArgs(
+        name=component if named else None,
+        namespace=namespace,
+        labels=labels(component),
+        annotations=dict(annotations) if annotations else None,
+    )
+
+
+def service(
+    name: str,
+    component: str,
+    namespace: pulumi.Input[str],
+    ports: Mapping[str, int],
+    opts: pulumi.ResourceOptions,
+    *,
+    kind: str = "ClusterIP",
+    node_port: int | None = None,
+    headless: bool = False,
+) -> core.Service:
+    """A Service under the component's own name. `headless`: clients see every pod's address and balance themselves.
+
+    A `kind` other than ClusterIP is the configuration's wish and is noted on the object, for the policy pack.
+    """
+    exposed = {} if kind == "ClusterIP" else {EXPOSED_ANNOTATION: kind}
+    return core.Service(
+        name,
+        metadata=metadata(component, namespace, annotations=SKIP_AWAIT | exposed),
+        spec=core.ServiceSpecArgs(
+            type=kind,
+            cluster_ip="None" if headless else None,
+            selector=selector(component),
+            # A headless Service gives out all addresses, and its clients choose.
+            traffic_distribution=None if headless else "PreferSameZone",
+            ports=[
+                core.ServicePortArgs(name=port_name, port=port, target_port=port, node_port=node_port if index == 0 else None)
+                for index, (port_name, port) in enumerate(ports.items())
+            ],
+        ),
+        opts=opts,
+    )
+
+
+def disruption_budget(name: str, component: str, namespace: pulumi.Input[str], opts: pulumi.ResourceOptions) -> None:
+    """At most one pod of the component goes away by choice at a time."""
+    k8s.policy.v1.PodDisruptionBudget(
+        name,
+        metadata=metadata(component, namespace),
+        spec=k8s.policy.v1.PodDisruptionBudgetSpecArgs(
+            max_unavailable=1, selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(component))
+        ),
+        opts=opts,
+    )

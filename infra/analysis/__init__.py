@@ -1,0 +1,1 @@
+"""Looks at renderings, which need no cluster, and at clusters that run."""

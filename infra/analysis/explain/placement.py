@@ -1,0 +1,274 @@
+"""Where pods and volumes go: nodes, GPUs, labels, taints, room, claims and their provisioners."""
+
+import re
+from collections.abc import Callable, Iterator
+
+from components.contract import SHARED_CLASS
+from infra.analysis.explain.facts import Facts, Finding, key, labels, one_line
+from infra.analysis.explain.snapshot import Object
+from infra.program.settings.section import quantity
+
+_GRACE_S = 10
+"""Seconds. A claim or a pod that is younger may still become ready by itself."""
+_SELF_INFLICTED = "node.kubernetes.io/"
+"""Taints that Kubernetes sets when a node has a problem. The problem is a finding of its own."""
+
+
+def nodes(facts: Facts) -> Iterator[Finding]:
+    """Nodes that are not ready or under pressure."""
+    for node in facts.all("Node"):
+        conditions = {each["type"]: each for each in node["status"].get("conditions", [])}
+        ready = conditions.get("Ready", {"status": "Unknown", "reason": "no condition"})
+        name = node["metadata"]["name"]
+        on_it = frozenset(key(pod, "Pod") for pod in facts.all("Pod") if pod["spec"].get("nodeName") == name)
+        if ready["status"] != "True":
+            reason = one_line(": ".join(part for part in (ready.get("reason"), ready.get("message")) if part))
+            yield Finding(
+                cause="node-not-ready",
+                subject=key(node, "Node"),
+                got=f"Ready={ready['status']} ({reason})",
+                want="True",
+                do=f"start its kubelet again (make up does on the embedded cluster), or move its pods: kubectl drain {name}",
+                about=frozenset({key(node, "Node")}),
+                covers=on_it | {"soft:nodes"},
+            )
+        for pressure in ("MemoryPressure", "DiskPressure", "PIDPressure"):
+            if conditions.get(pressure, {}).get("status") == "True":
+                yield Finding(
+                    cause="node-pressure",
+                    subject=key(node, "Node"),
+                    got=f"{pressure} ({one_line(conditions[pressure].get('message', ''))})",
+                    want="room for its pods",
+                    do=f"free some on {name}: kubectl describe node {name}",
+                    about=frozenset({key(node, "Node")}),
+                )
+
+
+def claims(facts: Facts) -> Iterator[Finding]:
+    """Claims that are not bound, and why; and claims that are marked for deletion while pods use them."""
+    classes = {item["metadata"]["name"]: item for item in facts.all("StorageClass")}
+    for claim in facts.all("PersistentVolumeClaim"):
+        users = [pod for pod in facts.live_pods() if claim["metadata"]["name"] in _claims_of(pod)]
+        if claim["metadata"].get("deletionTimestamp"):
+            yield _leaving(claim, users)
+            continue
+        if claim["status"].get("phase") == "Bound":
+            continue
+        finding = _claim(facts, claim, classes, users)
+        if finding is not None:
+            yield finding
+
+
+def _claims_of(pod: Object) -> list[str]:
+    return [
+        each["persistentVolumeClaim"]["claimName"] for each in pod["spec"].get("volumes", []) if "persistentVolumeClaim" in each
+    ]  # fmt: skip
+
+
+def _leaving(claim: Object, users: list[Object]) -> Finding:
+    """A deletion cannot be taken back: the claim goes with its last pod, and no new pod may use it."""
+    name, subject = claim["metadata"]["name"], key(claim, "PersistentVolumeClaim")
+    pods = ", ".join(pod["metadata"]["name"] for pod in users)
+    held = f"pods {pods}" if pods else f"finalizers {', '.join(claim['metadata'].get('finalizers', [])) or 'none'}"
+    return Finding(
+        cause="claim-leaving",
+        subject=subject,
+        got=f"a mark for deletion, which waits for {held}",
+        want="a claim that pods can use",
+        do=f"copy what you need from it, end what uses it, and run make up, which makes a new one: kubectl describe pvc {name}",
+        about=frozenset({subject}),
+        covers=frozenset(key(pod, "Pod") for pod in users if pod["status"].get("phase") == "Pending"),
+    )
+
+
+def _claim(facts: Facts, claim: Object, classes: dict[str, Object], users: list[Object]) -> Finding | None:
+    subject, wanted = key(claim, "PersistentVolumeClaim"), claim["spec"].get("storageClassName")
+    tier = "shared" if SHARED_CLASS in (wanted, claim["metadata"]["name"]) else "hot"
+    about, covers = frozenset({subject}), frozenset(key(pod, "Pod") for pod in users)
+    failed = facts.events("PersistentVolumeClaim", claim, "ProvisioningFailed")
+    if "StorageClass" not in facts.snapshot.unreadable and wanted not in classes:
+        known = ", ".join(sorted(classes)) or "none at all"
+        return Finding(
+            cause="storage-class-missing",
+            subject=subject,
+            got=f"StorageClass {wanted}, which does not exist" if wanted else "no StorageClass, and no default one",
+            want=f"one that is there ({known})",
+            do="correct storageClassName, or run make up, which makes the fleet's two",
+            about=about,
+            covers=covers,
+        )
+    if claim["status"].get("phase") == "Lost":
+        return Finding(
+            cause="claim-lost",
+            subject=subject,
+            got=f"its volume {claim['spec'].get('volumeName')} gone",
+            want="a bound claim",
+            do=f"delete the claim, and run make up to fill a new one: kubectl delete pvc {claim['metadata']['name']}",
+            about=about,
+            covers=covers,
+        )
+    chosen = claim["metadata"].get("annotations", {}).get("volume.kubernetes.io/selected-node")
+    waits = classes.get(wanted or "", {}).get("volumeBindingMode") == "WaitForFirstConsumer" and not chosen
+    if waits and not failed:
+        # When the pod cannot be placed, the finding about the pod says why.
+        return None if users else _unused(facts, subject, about)
+    provisioner = classes.get(wanted or "", {}).get("provisioner", "")
+    if not failed and facts.age_s(claim["metadata"].get("creationTimestamp")) < _GRACE_S:
+        return None
+    return Finding(
+        cause="provisioner",
+        subject=subject,
+        got=f"no volume from provisioner {provisioner}" + (f" ({one_line(failed[0])})" if failed else ""),
+        want="Bound",
+        do=f"see that {provisioner} runs in the cluster, or name one that does in modelfleet:storage.{tier}.provisioner",
+        about=about,
+        covers=covers,
+    )
+
+
+def _unused(facts: Facts, subject: str, about: frozenset[str]) -> Finding:
+    return Finding(
+        cause="claim-unused",
+        subject=subject,
+        got="WaitForFirstConsumer and no pod that mounts it",
+        want="a pod that does",
+        do=f"start what uses it, or delete it: kubectl delete -n {facts.snapshot.namespace} {subject}",
+        about=about,
+    )
+
+
+def unschedulable(facts: Facts) -> Iterator[Finding]:
+    """Pods that fit no node. The reason is the scheduler's; the advice comes from a look at the nodes."""
+    for pod in facts.live_pods():
+        conditions = [each for each in pod["status"].get("conditions", []) if each["type"] == "PodScheduled" and each["status"] == "False"]
+        if not conditions:
+            continue
+        message = conditions[0].get("message", "")
+        reasons = one_line(re.sub(r"^\d+/\d+ nodes are available: |[.,] (?:no new claims to deallocate|preemption:).*$", "", message))
+        cause, got, want, do = _why_unplaced(facts, pod, reasons)
+        subject = facts.workload(pod)
+        about = frozenset({key(pod, "Pod")} | ({"soft:nodes"} if cause == "node-taints" else set()))
+        yield Finding(cause=cause, subject=subject, got=got, want=want, do=do, about=about)
+
+
+_Why = tuple[str, str, str, str]
+"""(cause, got, want, do)"""
+
+
+def _why_unplaced(facts: Facts, pod: Object, reasons: str) -> _Why:
+    """The first of the scheduler's reasons that a person has to act on."""
+    for pattern, explain in _REASONS:
+        match = re.search(pattern, reasons)
+        found = explain(facts, pod, reasons, match) if match else None
+        if found:
+            return found
+    return "unschedulable", reasons or "no node", "a node for it", f"kubectl describe pod {pod['metadata']['name']}"
+
+
+def _no_claim(_: Facts, __: Object, ___: str, match: re.Match[str]) -> _Why:
+    do = "run make up, which makes the fleet's claims, or correct the name"
+    return "claim-missing", f"no PersistentVolumeClaim {match[1]}", "it", do
+
+
+def _volume_elsewhere(_: Facts, __: Object, reasons: str, ___: re.Match[str]) -> _Why:
+    do = "bring that node back, or delete the claim so that the copy is made anew elsewhere"
+    return "volume-node", reasons, "the node that its volume is on", do
+
+
+def _cordoned(_: Facts, __: Object, reasons: str, ___: re.Match[str]) -> _Why:
+    return "nodes-cordoned", reasons, "a node that takes pods", "kubectl uncordon one of them"
+
+
+def _requested(pod: Object, resource: str) -> str:
+    asks = [each.get("resources", {}).get("requests", {}).get(resource) for each in pod["spec"]["containers"]]
+    return next((ask for ask in asks if ask), "some")
+
+
+def _device(facts: Facts, pod: Object, _: str, match: re.Match[str]) -> _Why:
+    resource = match[1]
+    have = {node["metadata"]["name"]: int(node["status"].get("allocatable", {}).get(resource, 0)) for node in facts.all("Node")}
+    wanted = _requested(pod, resource)
+    if not any(have.values()):
+        got = f"no {resource} on any of {len(have)} nodes"
+        do = "install the GPU operator or device plugin on the GPU nodes, or set modelfleet:fleet.gpusPerPod to 0"
+        return "no-gpu", got, f"{wanted} on one node", do
+    shown = ", ".join(f"{name}: {count}" for name, count in have.items() if count)
+    do = "add GPU nodes, or lower modelfleet:fleet.replicas or gpusPerPod"
+    return "gpus-taken", f"no free {resource} (nodes have {shown})", f"{wanted} free on one node", do
+
+
+def _selector(facts: Facts, pod: Object, reasons: str, _: re.Match[str]) -> _Why | None:
+    selector: dict[str, str] = pod["spec"].get("nodeSelector") or {}
+    runtime = facts.find("RuntimeClass", pod["spec"].get("runtimeClassName", "")) or {}
+    from_runtime = (runtime.get("scheduling") or {}).get("nodeSelector") or {}
+    lacking = {name: value for name, value in selector.items() if not any(labels(node).get(name) == value for node in facts.all("Node"))}
+    if selector and any(selector.items() <= labels(node).items() for node in facts.all("Node")):
+        return None  # Some node has the labels: what keeps the pod off that one is among the other reasons.
+    shown = ", ".join(f"{name}={value}" for name, value in (lacking or selector).items())
+    if not shown:
+        return "node-selector", reasons, "a node that fits its affinity", f"kubectl describe pod {pod['metadata']['name']}"
+    label = f"label one: kubectl label node <name> {shown.replace(', ', ' ')}"
+    if from_runtime.items() & lacking.items():
+        label = f"install GPU feature discovery, or {label}"
+    return "node-selector", f"no node with {shown} that takes it", f"one for {key(pod, 'Pod')}", label
+
+
+def _taints(facts: Facts, pod: Object, reasons: str, _: re.Match[str]) -> _Why | None:
+    tolerations = pod["spec"].get("tolerations") or []
+    wanted = (pod["spec"].get("nodeSelector") or {}).items()
+    fitting = [node for node in facts.all("Node") if wanted <= labels(node).items()]
+    found = {
+        f"{taint['key']}={taint.get('value', '')}:{taint['effect']}".replace("=:", ":"): taint["key"]
+        for node in fitting
+        for taint in _untolerated(node, tolerations)
+    }
+    if not all(_untolerated(node, tolerations) for node in fitting):
+        return None  # Some node is open to it: what is lacking there is among the other reasons.
+    foreign = [shown for shown, name in found.items() if not name.startswith(_SELF_INFLICTED)]
+    if not foreign:
+        return "node-taints", reasons, "a node without them", "see to those nodes: kubectl get nodes"
+    do = f"add a toleration to the pod, or take the taint off: kubectl taint node <name> {foreign[0]}-"
+    return "taint", f"only nodes with the taint {', '.join(foreign)} left ({reasons})", "a node whose taints it tolerates", do
+
+
+def _untolerated(node: Object, tolerations: list[Object]) -> list[Object]:
+    return [
+        taint
+        for taint in node["spec"].get("taints", [])
+        if taint["effect"] != "PreferNoSchedule" and not any(_tolerates(each, taint) for each in tolerations)
+    ]
+
+
+def _tolerates(toleration: Object, taint: Object) -> bool:
+    if toleration.get("effect") not in (None, "", taint["effect"]):
+        return False
+    if toleration.get("operator") == "Exists":
+        return toleration.get("key") in (None, "", taint["key"])
+    return (toleration.get("key"), toleration.get("value") or "") == (taint["key"], taint.get("value") or "")
+
+
+def _room(facts: Facts, pod: Object, reasons: str, match: re.Match[str]) -> _Why:
+    resource = match[1]
+    sizes = [node["status"].get("allocatable", {}).get(resource, "0") for node in facts.all("Node")]
+    largest = max(sizes, key=_amount, default="0")
+    wanted = _requested(pod, resource)
+    setting = facts.setting(pod, f"resources.{resource}")
+    return f"no-{resource}", reasons, f"{wanted} free on one node (the largest has {largest} in all)", f"lower {setting}, or add nodes"
+
+
+_REASONS: tuple[tuple[str, Callable[[Facts, Object, str, re.Match[str]], _Why | None]], ...] = (
+    (r"persistentvolumeclaim \"([^\"]+)\" not found", _no_claim),
+    (r"Insufficient (\S+/[^\s,.]+)", _device),
+    (r"Pod's node affinity|node selector", _selector),
+    (r"untolerated taint", _taints),
+    (r"Insufficient (cpu|memory|ephemeral-storage|pods)", _room),
+    (r"volume node affinity", _volume_elsewhere),
+    (r"unschedulable", _cordoned),
+)
+
+
+def _amount(text: str) -> float:
+    try:
+        return quantity(text)
+    except ValueError:
+        return 0.0

@@ -1,0 +1,181 @@
+"""What `explain` looks at: one reading of a namespace and of what its pods need from the cluster, as plain data."""
+
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import kubernetes
+import urllib3
+from kubernetes.client import ApiClient
+from kubernetes.client.exceptions import ApiException
+from kubernetes.config.config_exception import ConfigException
+from kubernetes.stream import portforward
+
+from components.contract import API_SERVER, OLLAMA, PORTS
+from components.ollama_agent import AGENT
+
+Object = dict[str, Any]
+
+_NAMESPACED = {
+    "Pod": "/api/v1/namespaces/{}/pods",
+    "Event": "/api/v1/namespaces/{}/events",
+    "PersistentVolumeClaim": "/api/v1/namespaces/{}/persistentvolumeclaims",
+    "ResourceQuota": "/api/v1/namespaces/{}/resourcequotas",
+    "Service": "/api/v1/namespaces/{}/services",
+    "ConfigMap": "/api/v1/namespaces/{}/configmaps",
+    "Secret": "/api/v1/namespaces/{}/secrets",
+    "EndpointSlice": "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices",
+    "Deployment": "/apis/apps/v1/namespaces/{}/deployments",
+    "ReplicaSet": "/apis/apps/v1/namespaces/{}/replicasets",
+    "StatefulSet": "/apis/apps/v1/namespaces/{}/statefulsets",
+    "DaemonSet": "/apis/apps/v1/namespaces/{}/daemonsets",
+    "Job": "/apis/batch/v1/namespaces/{}/jobs",
+    "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies",
+}
+_CLUSTER_WIDE = {
+    "Node": "/api/v1/nodes",
+    "StorageClass": "/apis/storage.k8s.io/v1/storageclasses",
+    "RuntimeClass": "/apis/node.k8s.io/v1/runtimeclasses",
+    "PriorityClass": "/apis/scheduling.k8s.io/v1/priorityclasses",
+}
+_NAMES_ONLY = {"Secret", "ConfigMap"}
+"""Kinds that are read as metadata alone: their contents never leave the cluster."""
+_TIMEOUT_S = 10
+_LOG_LINES = 20
+
+
+class SnapshotError(Exception):
+    """The cluster could not be read; the message has the form `<path>: got X, want Y; do Z`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One reading. Objects are as the API sends them, without managed fields and a node's description of itself."""
+
+    namespace: str
+    taken: str
+    """RFC 3339, UTC."""
+    objects: Mapping[str, list[Object]]
+    """Kind to objects; the key `Namespace` holds the namespace itself, or nothing."""
+    logs: Mapping[str, str] = field(default_factory=dict)
+    """`pod/container` to the last lines of a container in trouble."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Cluster-wide kind to the reason why it could not be read."""
+    answer: int | None = None
+    """HTTP status of the API server for the key that was tried; 0 when no answer came, None when nothing was tried."""
+
+
+def collect(context: str, kubeconfig: str | None, namespace: str, key: str | None) -> Snapshot:
+    """Read `namespace` behind `context`; with `key`, also ask a ready API server pod for its models. Raises SnapshotError."""
+    try:
+        client = kubernetes.config.new_client_from_config(config_file=kubeconfig, context=context)
+        client.configuration.retries = 0
+        return _collect(client, namespace, key)
+    except ApiException as error:
+        got = f"{error.status} {error.reason}"
+        raise SnapshotError(f"namespace {namespace}: got {got}, want leave to read it; ask for the role view") from None
+    except (urllib3.exceptions.HTTPError, OSError, ConfigException) as error:
+        reason = type(error).__name__
+        raise SnapshotError(f"context {context}: got no answer ({reason}), want the cluster's API; start it or check the VPN") from None
+
+
+def _collect(client: ApiClient, namespace: str, key: str | None) -> Snapshot:
+    unreadable: dict[str, str] = {}
+    objects: dict[str, list[Object]] = {}
+    try:
+        objects["Namespace"] = [_get(client, f"/api/v1/namespaces/{namespace}")]
+    except ApiException as error:
+        if error.status != 404:
+            raise
+        objects["Namespace"] = []
+    for kind, path in _NAMESPACED.items():
+        objects[kind] = _list(client, path.format(namespace), names_only=kind in _NAMES_ONLY)
+    for kind, path in _CLUSTER_WIDE.items():
+        try:
+            objects[kind] = _list(client, path)
+        except ApiException as error:
+            unreadable[kind] = f"{error.status} {error.reason}"
+    logs = {
+        f"{pod}/{container}": _log(client, namespace, pod, container, previous=previous) for pod, container, previous in _troubled(objects)
+    }
+    return Snapshot(
+        namespace=namespace,
+        taken=datetime.now(UTC).isoformat(timespec="seconds"),
+        objects=objects,
+        logs=logs,
+        unreadable=unreadable,
+        answer=_ask(client, namespace, objects["Pod"], key) if key is not None else None,
+    )
+
+
+def _get(client: ApiClient, path: str, query: Mapping[str, str | int] | None = None, accept: str = "application/json") -> Any:
+    request = client.param_serialize(
+        "GET", path, query_params=list((query or {}).items()), header_params={"Accept": accept}, auth_settings=["BearerToken"]
+    )
+    response = client.call_api(*request, _request_timeout=_TIMEOUT_S)
+    body: bytes = response.read()
+    if response.status != 200:
+        raise ApiException(status=response.status, reason=response.reason)
+    return json.loads(body) if accept.startswith("application/json") else body.decode(errors="replace")
+
+
+def _list(client: ApiClient, path: str, *, names_only: bool = False) -> list[Object]:
+    accept = "application/json" + (";as=PartialObjectMetadataList;g=meta.k8s.io;v=v1" if names_only else "")
+    items: list[Object] = _get(client, path, accept=accept)["items"] or []
+    for item in items:
+        item["metadata"].pop("managedFields", None)
+        item["metadata"].get("annotations", {}).pop("kubectl.kubernetes.io/last-applied-configuration", None)
+        for own in ("images", "nodeInfo"):
+            item.get("status", {}).pop(own, None)
+    return items
+
+
+def _troubled(objects: Mapping[str, list[Object]]) -> Iterator[tuple[str, str, bool]]:
+    """(pod, container, whether to read the log of its previous life) of containers that failed or are not ready."""
+    for pod in objects["Pod"]:
+        status = pod.get("status", {})
+        for each in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
+            ended = each.get("state", {}).get("terminated", {})
+            previous = each.get("lastState", {}).get("terminated", {})
+            if ended.get("exitCode") or (not ended and not each.get("ready") and (previous or "running" in each.get("state", {}))):
+                yield pod["metadata"]["name"], each["name"], bool(previous) and not ended
+                if each["name"] == OLLAMA:
+                    # The readiness of Ollama is what the agent beside it reports.
+                    yield pod["metadata"]["name"], AGENT, False
+
+
+def _log(client: ApiClient, namespace: str, pod: str, container: str, *, previous: bool) -> str:
+    query: dict[str, str | int] = {"container": container, "tailLines": _LOG_LINES, "previous": str(previous).lower()}
+    try:
+        return str(_get(client, f"/api/v1/namespaces/{namespace}/pods/{pod}/log", query, accept="*/*"))
+    except ApiException:
+        return ""
+
+
+def _ask(client: ApiClient, namespace: str, pods: list[Object], key: str) -> int | None:
+    """Status of GET /v1/models on one ready pod, through the cluster's own API: works wherever kubectl does."""
+    ready = [
+        pod["metadata"]["name"]
+        for pod in pods
+        if pod["metadata"].get("labels", {}).get("app.kubernetes.io/name") == API_SERVER
+        and any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", []))
+    ]
+    if not ready:
+        return None
+    port = PORTS[API_SERVER]
+    api = kubernetes.client.CoreV1Api(client)
+    try:
+        forward = portforward(api.connect_get_namespaced_pod_portforward, ready[0], namespace, ports=str(port))
+        connection = http.client.HTTPConnection("127.0.0.1", timeout=_TIMEOUT_S)
+        connection.sock = forward.socket(port)
+        try:
+            connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
+            return connection.getresponse().status
+        finally:
+            connection.close()
+            forward.close()
+    except (OSError, http.client.HTTPException, ApiException):
+        return 0

@@ -1,0 +1,104 @@
+"""Strict validation of rendered objects: an unknown field, a wrong type or a missing field is an error, without a cluster.
+
+An object of a kind without a schema is an error, too. kubernetes.schema.json holds the schemas of KINDS, which `schema_source` makes.
+"""
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+SCHEMAS = Path(__file__).parent / "kubernetes.schema.json"
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "v1": (
+        "ConfigMap",
+        "LimitRange",
+        "Namespace",
+        "PersistentVolumeClaim",
+        "ResourceQuota",
+        "Secret",
+        "Service",
+        "ServiceAccount",
+    ),
+    "admissionregistration.k8s.io/v1": ("ValidatingWebhookConfiguration",),
+    "apps/v1": ("DaemonSet", "Deployment", "StatefulSet"),
+    "autoscaling/v2": ("HorizontalPodAutoscaler",),
+    "batch/v1": ("CronJob", "Job"),
+    "networking.k8s.io/v1": ("NetworkPolicy",),
+    "node.k8s.io/v1": ("RuntimeClass",),
+    "policy/v1": ("PodDisruptionBudget",),
+    "rbac.authorization.k8s.io/v1": ("Role", "RoleBinding"),
+    "resource.k8s.io/v1": ("ResourceClaimTemplate",),
+    "scheduling.k8s.io/v1": ("PriorityClass",),
+    "storage.k8s.io/v1": ("StorageClass",),
+}
+"""Kinds that the stack renders, and kinds that it may render later. A kind that is not here is an error of the rendering."""
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+_META = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
+
+
+def _fields(required: str, **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "required": required.split(), "properties": properties}
+
+
+_RULE = _fields(
+    "alert expr",
+    alert={"type": "string", "minLength": 1},
+    expr={"type": "string", "minLength": 1},
+    labels=_TEXTS,
+    annotations=_TEXTS,
+    **{"for": {"type": "string", "pattern": r"^(0|([0-9]+(ms|[ywdhms]))+)$"}},
+)
+CUSTOM: Mapping[str, dict[str, Any]] = {
+    "monitoring.coreos.com/v1/PrometheusRule": _fields(
+        "apiVersion kind metadata spec",
+        apiVersion={"type": "string"},
+        kind={"type": "string"},
+        metadata={"$ref": f"#/$defs/{_META}"},
+        spec=_fields(
+            "groups",
+            groups={"type": "array", "items": _fields("name rules", name={"type": "string"}, rules={"type": "array", "items": _RULE})},
+        ),
+    ),
+}
+"""Kinds of operators, which the embedded API server does not know: of their fields only those that we render.
+Source: API reference of the Prometheus operator; durations as Prometheus' documentation has them."""
+
+
+@functools.cache
+def document() -> dict[str, Any]:
+    """Every schema: those that are stored, and CUSTOM."""
+    stored = json.loads(SCHEMAS.read_text())
+    return {"kinds": {**stored["kinds"], **{kind: kind for kind in CUSTOM}}, "$defs": {**stored["$defs"], **CUSTOM}}
+
+
+@functools.cache
+def _validator(definition: str) -> jsonschema.Draft202012Validator:
+    # A kind with slashes in its name is escaped as JSON Pointer wants it.
+    return jsonschema.Draft202012Validator({"$ref": f"#/$defs/{definition.replace('/', '~1')}", "$defs": document()["$defs"]})
+
+
+def problems(item: Mapping[str, Any]) -> list[str]:
+    """What the API server would not accept, one line each: `<kind>/<name>: got X, want Y; do Z`."""
+    title = f"{item.get('kind')}/{item.get('metadata', {}).get('name')}"
+    kind = f"{item.get('apiVersion')}/{item.get('kind')}"
+    definition = document()["kinds"].get(kind)
+    if definition is None:
+        return [f"{title}: got {kind}, want a kind with a schema; add it to KINDS or CUSTOM of infra/analysis/manifests/schema.py"]
+    errors = sorted(_validator(definition).iter_errors(item), key=lambda error: error.json_path)
+    return [f"{title}: {_line(error)}" for error in errors]
+
+
+def _line(error: jsonschema.ValidationError) -> str:
+    path = ".".join(str(part) for part in error.absolute_path) or "the object"
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        known = (error.schema if isinstance(error.schema, dict) else {}).get("properties", {})
+        unknown = ", ".join(sorted(error.instance.keys() - known.keys()))
+        return f"got the unknown field {unknown} in {path}, want one of {', '.join(sorted(known))}; correct it"
+    if error.validator == "required":
+        return f"got {path} without a field ({error.message}), want it; add it"
+    want = error.validator_value if error.validator in ("type", "enum") else "another form"
+    return f"got {str(error.instance)[:80]!r} at {path}, want {want}; correct it"

@@ -1,0 +1,196 @@
+"""What an update would do, read from `pulumi preview --json` before it runs: which changes lose data, and what drifted."""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from components.contract import DATA_LABEL
+from infra.program.settings.section import quantity
+
+_REMOVING = ("delete", "replace", "delete-replaced")
+
+
+class RefusedError(Exception):
+    """An update was refused before it began. The message has one line for each object: `<Kind/name>: got X, want Y; do Z`."""
+
+
+class DataLossError(RefusedError):
+    """The update would delete data, and the user did not allow it."""
+
+
+class ImpossibleError(RefusedError):
+    """The cluster would refuse the update halfway, or the update would not change what it should."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a preview."""
+
+    op: str
+    urn: str
+    old: Mapping[str, Any]
+    new: Mapping[str, Any]
+    reasons: tuple[str, ...]
+    """Paths of the properties that force a replacement, or that differ."""
+
+    @property
+    def kind(self) -> str:
+        return self.urn.split("::")[2].rpartition(":")[2]
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The object as it is now; after a refresh, as the cluster has it."""
+        return self.old.get("inputs") or {}
+
+    @property
+    def wanted(self) -> Mapping[str, Any]:
+        return self.new.get("inputs") or {}
+
+    @property
+    def object(self) -> str:
+        """`Kind/name`, as kubectl names the object; the logical name where the step is of no object."""
+        inputs = self.inputs or self.wanted
+        return f"{self.kind}/{(inputs.get('metadata') or {}).get('name', self.urn.rpartition('::')[2])}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a preview says."""
+
+    steps: list[Step]
+    """The changes of the update. Objects that stay the same are not in it."""
+    recorded: Mapping[str, Any]
+    """URN to the inputs of the last update, for every object that the refresh read."""
+    errors: list[tuple[str, str]]
+    """(URN or nothing, message)"""
+
+    def drift(self) -> list[str]:
+        """One line for every object that was changed or removed by hand: the program wants the same as before, and yet there is a step."""
+        lines: list[str] = []
+        for step in self.steps:
+            if step.urn in self.recorded and self.recorded[step.urn] == step.new.get("inputs"):
+                if step.op == "create":
+                    lines.append(f"{step.object}: removed by hand; making it again")
+                elif step.op in ("update", "replace"):
+                    lines.append(f"{step.object}: {', '.join(_changed(step))} changed by hand; setting it back")
+        return lines
+
+    def removed(self, objects: Collection[str]) -> set[str]:
+        """URNs of these objects (`Kind/name`) that the update would delete or replace."""
+        return {step.urn for step in self.steps if step.op in _REMOVING and step.object in objects}
+
+
+def read(preview: str) -> Plan:
+    """The JSON that `pulumi preview --json` prints, with or without `--refresh`, also when it ends with an error."""
+    document: dict[str, Any] = json.loads(preview)
+    found = document.get("steps", [])
+    said = [each for each in document.get("diagnostics", []) if each.get("severity") == "error"]
+    return Plan(
+        steps=[
+            Step(
+                op=each["op"],
+                urn=each["urn"],
+                old=each.get("oldState") or {},
+                new=each.get("newState") or {},
+                reasons=tuple(each.get("replaceReasons") or each.get("detailedDiff") or ()),
+            )
+            for each in found
+            if each["op"] not in ("refresh", "same", "read")
+        ],
+        recorded={each["urn"]: (each.get("oldState") or {}).get("inputs") for each in found if each["op"] == "refresh"},
+        errors=[(each.get("urn", ""), each["message"].strip().removeprefix("error: ")) for each in said],
+    )
+
+
+def _changed(step: Step) -> list[str]:
+    """Paths of the fields that differ: those that the provider names, or else those whose values are not what the program wants.
+
+    When only the owner of a field changed, no value differs. Owners are kept in the managed fields, so these are returned then.
+    """
+    live = step.old.get("outputs")
+    found = sorted(step.reasons) or _differing(step.wanted, step.inputs) or (_differing(step.wanted, live) if live else [])
+    return found or ["metadata.managedFields"]
+
+
+def _differing(want: Any, have: Any, path: str = "") -> list[str]:
+    """Paths of the values in `want` that `have` lacks or has differently. Values that only `have` has do not count."""
+    if isinstance(want, Mapping) and isinstance(have, Mapping):
+        return [each for name in want for each in _differing(want[name], have.get(name), f"{path}.{name}" if path else name)]
+    if isinstance(want, list) and isinstance(have, list) and len(want) == len(have):
+        return [each for index, item in enumerate(want) for each in _differing(item, have[index], f"{path}[{index}]")]
+    return [] if want == have else [path]
+
+
+def _loss(step: Step) -> str | None:
+    """What is lost when the old object goes, or None.
+
+    A StorageClass holds no data: volumes stay when their class goes. An object with `retainOnDelete` stays in the cluster.
+    """
+    if step.old.get("retainOnDelete"):
+        return None
+    if step.kind == "PersistentVolumeClaim":
+        return "the models on its volume"
+    if step.kind == "Namespace":
+        labels = (step.inputs.get("metadata") or {}).get("labels") or {}
+        return None if labels.get(DATA_LABEL) == "none" else "everything in it"
+    if step.kind == "StatefulSet":
+        spec = step.inputs.get("spec") or {}
+        policy = spec.get("persistentVolumeClaimRetentionPolicy") or {}
+        return "its replicas' volumes" if spec.get("volumeClaimTemplates") and policy.get("whenDeleted") == "Delete" else None
+    return None
+
+
+def refuse_data_loss(plan: Plan, allowed: Collection[str]) -> None:
+    """Raise DataLossError for every object whose data would go and that `allowed` (`Kind/name`) does not name."""
+    lines: dict[str, str] = {}
+    for step in plan.steps:
+        lost = _loss(step) if step.op in _REMOVING else None
+        if lost and step.object not in allowed:
+            why = f" ({', '.join(step.reasons)} cannot change in place)" if step.reasons else ""
+            lines[step.object] = (
+                f"{step.object}: got a change that deletes it and {lost}{why}, want it kept; "
+                f"undo the change, or copy what you need and run make up ALLOW_DATA_LOSS={step.object}"
+            )
+    if lines:
+        raise DataLossError("\n".join(lines.values()))
+
+
+def refuse_the_impossible(plan: Plan, allowed: Collection[str]) -> None:
+    """Raise ImpossibleError for every claim that cannot get its size.
+
+    `allowed` (`Kind/name`): objects whose claims the user has changed by hand.
+    """
+    lines = {step.object: line for step in plan.steps if (line := _impossible(step, plan)) and step.object not in allowed}
+    if lines:
+        raise ImpossibleError("\n".join(lines.values()))
+
+
+def _impossible(step: Step, plan: Plan) -> str | None:
+    if step.kind == "PersistentVolumeClaim" and step.op == "update":
+        have, want = _size(step.inputs), _size(step.wanted)
+        name = (step.wanted.get("spec") or {}).get("storageClassName")
+        if quantity(want) < quantity(have):
+            return f"{step.object}: got {want}, want at least the {have} that it has: no claim shrinks; set its size back"
+        if quantity(want) > quantity(have) and any(_forbids_growth(each, name) for each in plan.steps):
+            return (
+                f"{step.object}: got {want} after {have} in a StorageClass without allowVolumeExpansion, want one that has it; "
+                f"run kubectl patch storageclass {name} -p '{{\"allowVolumeExpansion\":true}}', then make up again"
+            )
+    kept = ((step.inputs.get("spec") or {}).get("persistentVolumeClaimRetentionPolicy") or {}).get("whenDeleted") == "Retain"
+    if step.kind == "StatefulSet" and step.op in _REMOVING and kept and any("volumeClaimTemplates" in each for each in step.reasons):
+        return (
+            f"{step.object}: got other volumeClaimTemplates, which stop all its replicas and leave their claims as they are, want the "
+            f"claims changed first; grow them with kubectl edit pvc, then run make up ALLOW_DATA_LOSS={step.object}, or undo the change"
+        )
+    return None
+
+
+def _size(claim: Mapping[str, Any]) -> str:
+    return str((((claim.get("spec") or {}).get("resources") or {}).get("requests") or {}).get("storage", "0"))
+
+
+def _forbids_growth(step: Step, name: str | None) -> bool:
+    """Whether the step is of that class, and the class as it is in the cluster lets no claim grow."""
+    inputs = step.inputs
+    return step.kind == "StorageClass" and (inputs.get("metadata") or {}).get("name") == name and not inputs.get("allowVolumeExpansion")

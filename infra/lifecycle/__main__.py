@@ -1,0 +1,65 @@
+"""`make up`, `make down`, `make status`: from nothing to a chat answer, and back."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+import httpx
+
+from infra.engine.changes import RefusedError
+from infra.engine.errors import CliError, CommandError
+from infra.lifecycle.bring_up import say
+from infra.lifecycle.target import Target, target
+from infra.program.settings.section import SettingsError
+from modelfleet_outputs import OutputsError
+
+
+def _run(command: str, cluster: Target, options: argparse.Namespace) -> int:
+    """The exit status. Raises what went wrong."""
+    if command == "status":
+        return cluster.status()
+    if command == "down":
+        cluster.down(options)
+        return 0
+    started = time.monotonic()
+    cluster.up(options)
+    say(f"up: done in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def _explain(cluster: Target) -> None:
+    """What `make explain` says, after an error; nothing when it has nothing to say or cannot look."""
+    deployment = cluster.deployment()
+    for finding in deployment.findings() if deployment else []:
+        if finding.cause != "namespace-missing":
+            print(f"cause: {finding}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m infra.lifecycle", description=__doc__)
+    parser.add_argument("command", choices=["up", "down", "status"])
+    parser.add_argument("--stack", default="dev")
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--context", default="", help="default: the embedded cluster")
+    parser.add_argument("--allow-data-loss", default="", help="objects (Kind/name) whose data may go")
+    parser.add_argument("--registry-auth", default="", help="file with the logins of private registries")
+    parser.add_argument("--tools", default="", help="FILE-or-https-address@sha256:HEX of an archive of built tools: nothing is compiled")
+    parser.add_argument("--yes", action="store_true", help="ask nothing: install missing packages, delete what down shows")
+    options = parser.parse_args(arguments)
+    cluster = target(options.stack, options.context)
+    try:
+        return _run(options.command, cluster, options)
+    except (CommandError, RefusedError, SettingsError, OutputsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except CliError as error:
+        print(f"error: {error}", file=sys.stderr)
+        _explain(cluster)
+    except httpx.HTTPError as error:
+        print(f"error: chat: got {error}, want an answer; see the causes below, or run make explain", file=sys.stderr)
+        _explain(cluster)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

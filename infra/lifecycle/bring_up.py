@@ -1,0 +1,76 @@
+"""The end of `make up`: deploy the stack, ask each model a question, and say how to reach it."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import httpx
+
+from infra.lifecycle.deployment import Deployment
+from modelfleet_outputs import FleetOutputs
+
+QUESTION = "What is the capital of France? Answer in one short sentence."
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def bring_up(
+    deployment: Deployment,
+    overrides: Mapping[str, Any],
+    options: argparse.Namespace,
+    reach: Callable[[FleetOutputs], AbstractContextManager[str]],
+    *,
+    forwarded: bool,
+) -> None:
+    """Deploy, ask each model a question at the address that `reach` opens, and say how to reach the stack. Raises what went wrong.
+
+    `forwarded`: that address is a forwarded port, which the user has to open again.
+    """
+    if options.registry_auth:
+        deployment.take_registry_auth(overrides, options.registry_auth)
+    started = time.monotonic()
+    outputs = deployment.deploy(overrides, options.allow_data_loss.split())
+    say(f"up: stack {deployment.stack} deployed in {time.monotonic() - started:.0f} s")
+    with reach(outputs) as url:
+        _show(deployment, outputs, url, forwarded=forwarded)
+
+
+def _show(deployment: Deployment, outputs: FleetOutputs, url: str, *, forwarded: bool) -> None:
+    key = deployment.key_file.read_text()
+    for model in outputs.models:
+        say(f"chat: asking {model.id}: {QUESTION}")
+        print(f"\n{model.id}: {chat(url, key, model.id, QUESTION)}")
+    print()
+    example = json.dumps({"model": outputs.models[0].id, "messages": [{"role": "user", "content": "Hello"}]})
+    if forwarded:
+        kubectl = f"kubectl --context {deployment.context} -n {outputs.namespace}"
+        print(f"forward:   {kubectl} port-forward service/{outputs.service} 8000:{outputs.port}")
+        url = "http://127.0.0.1:8000"
+    print(f"endpoint:  {url}{outputs.base_path}")
+    print(f"models:    {', '.join(model.id for model in outputs.models)}")
+    print(f"key:       {deployment.key_file}")
+    print(f'try:       curl {url}/v1/chat/completions -H "Authorization: Bearer $(cat {deployment.key_file})" \\')
+    print(f"             -H 'Content-Type: application/json' -d '{example}'")
+    stack = f" STACK={deployment.stack}" if deployment.stack != "dev" else ""
+    print("stop:      make down" + (f" CONTEXT={deployment.context}{stack}" if forwarded else ""))
+
+
+def chat(url: str, key: str, model: str, question: str, timeout_s: float = 120.0) -> str:
+    """One answer of the fleet; asks again while it says 503 or 429 with Retry-After. Raises httpx.HTTPError."""
+    body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": 64, "temperature": 0}
+    deadline = time.monotonic() + timeout_s
+    with httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=timeout_s, trust_env=False) as client:
+        while True:
+            response = client.post(f"{url}/v1/chat/completions", json=body)
+            wait_s = float(response.headers.get("retry-after", 0))
+            if response.status_code not in (429, 503) or not wait_s or time.monotonic() + wait_s > deadline:
+                break
+            time.sleep(wait_s)
+    response.raise_for_status()
+    return str(response.json()["choices"][0]["message"]["content"]).strip()

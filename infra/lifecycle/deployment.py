@@ -1,0 +1,129 @@
+"""A stack on a cluster: its configuration and secrets, its update, what came of it."""
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.analysis.explain.causes import LASTING, explain
+from infra.analysis.explain.facts import Finding
+from infra.analysis.explain.snapshot import SnapshotError, collect
+from infra.engine.cli import PulumiCli
+from infra.engine.progress import Watched
+from infra.program.cluster import identity as cluster_identity
+from infra.program.settings.committed import stack_config
+from infra.program.settings.section import SettingsError
+from modelfleet_outputs import FleetOutputs, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """A stack on a cluster: where it is, and where its state is."""
+
+    stack: str
+    context: str
+    kubeconfig: str
+    state_dir: Path
+    builder: str = "prebuilt"
+    """`images.builder` of the stack."""
+
+    @property
+    def cli(self) -> PulumiCli:
+        env = {"KUBECONFIG": self.kubeconfig}
+        return PulumiCli(stack=self.stack, state_dir=self.state_dir, env=env, builder=self.builder, watch=self._watch())
+
+    @property
+    def key_file(self) -> Path:
+        return self.state_dir / "api-key"
+
+    @property
+    def namespace(self) -> str:
+        """Namespace of the stack by its private configuration, or else by the committed one."""
+        cluster = self.cli.read_config().get("modelfleet:cluster") or stack_config(self.stack).get("modelfleet:cluster", {})
+        return str(cluster.get("namespace", "modelfleet"))
+
+    def findings(self) -> list[Finding]:
+        """What `make explain` would say now; nothing when the cluster cannot be read."""
+        try:
+            return explain(collect(self.context, self.kubeconfig, self.namespace, None))
+        except SnapshotError:
+            return []
+
+    def _watch(self) -> Callable[[], Watched]:
+        """A function that says what an update waits for. A lasting cause that it sees twice in a row ends the update."""
+        before: set[tuple[str, str]] = set()
+
+        def look() -> Watched:
+            nonlocal before
+            found = self.findings()
+            lasting = {(each.subject, each.cause): each for each in found if each.cause in LASTING}
+            hopeless = next((str(each) for name, each in lasting.items() if name in before), "")
+            before = set(lasting)
+            return Watched([f"waiting: {each}" for each in found], hopeless)
+
+        return look
+
+    def configure(self, overrides: Mapping[str, Any]) -> None:
+        """Write the private configuration: the committed values, changed by `overrides`, and the secrets.
+
+        An override is merged into its section; a list such as `models` takes the place of the committed one. Secrets are made at the first
+        call, and stay the same afterwards.
+        """
+        cli = self.cli
+        cli.ensure_stack()
+        before = cli.read_config()
+        # The encrypted values of the committed file are left out: they are for the key of that file, and this stack has another key.
+        config = {key: value for key, value in stack_config(self.stack).items() if not _is_encrypted(value)}
+        config["modelfleet:cluster"] = {
+            **config.get("modelfleet:cluster", {}),
+            "context": self.context,
+            "identity": before.get("modelfleet:cluster", {}).get("identity") or cluster_identity(self.context, self.kubeconfig),
+        }
+        for section, values in overrides.items():
+            key = f"modelfleet:{section}"
+            config[key] = {**config.get(key, {}), **values} if isinstance(values, Mapping) else values
+        kept = {name: value for name, value in before.items() if _is_encrypted(value)}
+        cli.write_config(config | kept)
+        if "modelfleet:apiKeys" not in kept:
+            key = secrets.token_urlsafe(24)
+            with os.fdopen(os.open(self.key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(key)
+            cli.run("config", "set", "--secret", "modelfleet:apiKeys", stdin=json.dumps([key]))
+        if "modelfleet:cachePassword" not in kept:
+            cli.run("config", "set", "--secret", "modelfleet:cachePassword", stdin=secrets.token_hex(16))
+
+    def take_registry_auth(self, overrides: Mapping[str, Any], file: str) -> None:
+        """Keep the logins of a dockerconfigjson in the private configuration, encrypted. Raises SettingsError."""
+        try:
+            text = Path(file).read_text()
+        except OSError as error:
+            raise SettingsError(f"PULL_AUTH: got {file!r} ({error.strerror}), want a dockerconfigjson; see docs/images.md") from None
+        self.configure(overrides)
+        self.cli.run("config", "set", "--secret", "modelfleet:registryAuth", stdin=text)
+
+    def deploy(self, overrides: Mapping[str, Any], allow_data_loss: Collection[str] = ()) -> FleetOutputs:
+        """`pulumi up`. Raises CliError with Pulumi's message, or RefusedError, also for data that `allow_data_loss` does not name."""
+        self.configure(overrides)
+        self.cli.update("up", allow_data_loss)
+        return self.outputs()
+
+    def outputs(self) -> FleetOutputs:
+        return parse(json.loads(self.cli.run("stack", "output", "fleet", "--json")))
+
+    def objects(self) -> list[str]:
+        """`Kind/name` of every object that the state knows, sorted; none without a state. Raises CliError."""
+        if not self.cli.has_stack():
+            return []
+        state = json.loads(self.cli.run("stack", "export"))["deployment"]
+        found = [each for each in state.get("resources", []) if each["type"].startswith("kubernetes:")]
+        return sorted(f"{each['type'].rpartition(':')[2]}/{each['id'].rpartition('/')[2]}" for each in found if each.get("id"))
+
+    def destroy(self) -> None:
+        self.cli.update("destroy")
+
+
+def _is_encrypted(value: Any) -> bool:
+    return isinstance(value, dict) and "secure" in value

@@ -1,0 +1,122 @@
+"""A stack on the embedded cluster, which is made on this machine and goes with everything in it."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from devcluster import archive, host, toolchain
+from devcluster import cluster as embedded
+from devcluster.layout import Cluster, ClusterError, default_name, load
+from devcluster.oci import Image, RegistryError
+from devcluster.toolchain import ToolchainError
+from images import embedded as images
+from infra.engine.binaries import needs_own_tools
+from infra.engine.errors import CommandError
+from infra.engine.own_tools import TOOLS
+from infra.lifecycle.bring_up import bring_up, say
+from infra.lifecycle.deployment import Deployment
+
+
+@contextmanager
+def _errors_of_a_command() -> Iterator[None]:
+    """Turn the errors of the embedded cluster into those of a command, which every caller knows."""
+    try:
+        yield
+    except (ClusterError, ToolchainError, RegistryError, images.ImageError) as error:
+        raise CommandError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class EmbeddedCluster:
+    """Where `make up` without a context deploys a stack."""
+
+    stack: str
+
+    @_errors_of_a_command()
+    def deployment(self) -> Deployment | None:
+        """None while there is no embedded cluster."""
+        cluster = load(default_name())
+        return on_embedded(cluster, self.stack) if cluster is not None else None
+
+    @_errors_of_a_command()
+    def up(self, options: argparse.Namespace) -> None:
+        """Make the cluster, and deploy the stack. Raises what went wrong."""
+        if options.tools:
+            host.check()
+            archive.take(options.tools)
+        cluster, built = start_embedded(default_name(), options.nodes, agreed=options.yes)
+        address = cluster.control_plane.address
+        bring_up(
+            on_embedded(cluster, self.stack),
+            image_overrides(built),
+            options,
+            lambda outputs: nullcontext(f"http://{address}:{outputs.node_port}"),
+            forwarded=False,
+        )
+
+    @_errors_of_a_command()
+    def down(self, options: argparse.Namespace) -> None:
+        """Remove the cluster. Raises what went wrong."""
+        if os.geteuid() != 0:
+            raise CommandError("user: got no root, want the user that ran make up; run with sudo")
+        # The cluster goes with everything in it, so there is nothing to destroy one by one.
+        if embedded.down_named(default_name()):
+            say("down: the embedded cluster and all that it made are gone")
+            return
+        say("down: nothing is up")
+        for other in embedded.of_others():
+            state, name = Path(other).parents[2], Path(other).name
+            remove = f"sudo env XDG_STATE_HOME={state} {sys.executable} -m devcluster --name {name} down"
+            say(f"down: there is a cluster in {other}, of another user or HOME; it goes with: {remove}")
+
+    @_errors_of_a_command()
+    def status(self) -> int:
+        """Print what runs, and where the stack is reached. Returns the exit status."""
+        cluster = load(default_name())
+        if cluster is None:
+            print("down; run make up")
+            return 1
+        rows = embedded.status(cluster)
+        for name, state in rows:
+            print(f"{name:28} {state}")
+        outputs = on_embedded(cluster, self.stack).outputs()
+        print(f"{'endpoint':28} http://{cluster.control_plane.address}:{outputs.node_port}{outputs.base_path}")
+        return 0 if rows[-1][1] == "ready" else 1
+
+
+def on_embedded(cluster: Cluster, stack: str) -> Deployment:
+    return Deployment(
+        stack=stack, context=cluster.context, kubeconfig=str(cluster.kubeconfig), state_dir=cluster.state_dir / "pulumi" / stack
+    )  # fmt: skip
+
+
+def image_overrides(built: Mapping[str, Image]) -> dict[str, Any]:
+    return {"images": {"builder": "prebuilt", "refs": {name: image.reference for name, image in built.items()}}}
+
+
+def start_embedded(
+    name: str, nodes: int, ggufs: Mapping[str, Path] | None = None, *, agreed: bool = False
+) -> tuple[Cluster, dict[str, Image]]:
+    """A ready cluster with every image of the stack in its registry. `agreed`: missing packages are installed without a question.
+
+    The base of the images is fetched while the tools compile, and the images are built while the cluster starts.
+    """
+    # All tools in one call: two are built at a time until the end, and the estimate is of the whole.
+    own = needs_own_tools()
+    tools = [tool.name for tool in toolchain.TOOLCHAIN if not tool.on_demand and (own or tool.name not in TOOLS)]
+    embedded.prepare(tools, agreed=agreed)
+    with ThreadPoolExecutor(1) as pool:
+        fetching = pool.submit(images.fetch, ggufs)
+        toolchain.ensure(tools)
+        fetching.result()
+        building = pool.submit(images.build, ggufs)
+        cluster = embedded.up(name, nodes)
+        built = building.result()
+    embedded.push(cluster, list(built.values()))
+    return cluster, built

@@ -1,0 +1,43 @@
+"""`make explain`: one sentence for each cause of what is not ready.
+
+Ends with 0 when everything is ready, 1 with findings, 2 without a cluster.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from infra.analysis.explain.report import report
+from infra.analysis.explain.snapshot import SnapshotError
+from infra.lifecycle.target import target
+from infra.program.cluster import identity
+from infra.program.settings.section import SettingsError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m infra.lifecycle.explain", description=__doc__)
+    parser.add_argument("--stack", default="dev")
+    parser.add_argument("--context", default="", help="default: the embedded cluster")
+    parser.add_argument("--namespace", help="default: the stack's")
+    parser.add_argument("--key-file", type=Path, help="the API key to try; default: the one that make up made")
+    options = parser.parse_args(arguments)
+    deployment = target(options.stack, options.context).deployment()
+    if deployment is None:
+        print("error: cluster: got none, want one that runs; run make up, or name yours: make explain CONTEXT=name", file=sys.stderr)
+        return 2
+    try:
+        identity(deployment.context, deployment.kubeconfig)
+        key_file = options.key_file or deployment.key_file
+        key = key_file.read_text().strip() if options.key_file or key_file.exists() else None
+        return int(report(deployment.context, deployment.kubeconfig, options.namespace or deployment.namespace, key) > 0)
+    except OSError as error:
+        print(f"error: --key-file: got {error.strerror} for {error.filename}, want a file with one key; name another", file=sys.stderr)
+        return 2
+    except (SnapshotError, SettingsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

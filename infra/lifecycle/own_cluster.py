@@ -1,0 +1,91 @@
+"""A stack on a cluster of the user's own, behind a context of the kubeconfig. Nothing of the embedded cluster is needed for it."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.engine.errors import CommandError
+from infra.lifecycle.bring_up import bring_up, say
+from infra.lifecycle.deployment import Deployment
+from infra.program.settings.committed import stack_config
+from modelfleet_outputs import FleetOutputs
+
+
+@dataclass(frozen=True)
+class OwnCluster:
+    """Where `make up CONTEXT=…` deploys a stack."""
+
+    stack: str
+    context: str
+
+    def deployment(self) -> Deployment:
+        return on_context(self.context, self.stack)
+
+    def up(self, options: argparse.Namespace) -> None:
+        """Deploy the stack. Raises what went wrong."""
+        deployment = self.deployment()
+        bring_up(deployment, {}, options, lambda outputs: port_forward(deployment, outputs), forwarded=True)
+
+    def down(self, options: argparse.Namespace) -> None:
+        """Remove what the stack made, after a question. Raises what went wrong."""
+        down(self.deployment(), agreed=options.yes)
+
+    def status(self) -> int:
+        """Print the stack's outputs. Returns the exit status."""
+        print(self.deployment().outputs().model_dump_json(indent=1))
+        return 0
+
+
+def on_context(context: str, stack: str) -> Deployment:
+    """The deployment behind a context of the kubeconfig. Its state is in the user's state directory."""
+    root = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "modelfleet" / "contexts"
+    kubeconfig = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    builder = stack_config(stack).get("modelfleet:images", {}).get("builder", "prebuilt")
+    directory = root / context.replace("/", "_") / stack
+    return Deployment(stack=stack, context=context, kubeconfig=kubeconfig, state_dir=directory, builder=builder)
+
+
+@contextmanager
+def port_forward(deployment: Deployment, outputs: FleetOutputs) -> Iterator[str]:
+    """A loopback port to the API server through the cluster's own API."""
+    argv = ["kubectl", "--kubeconfig", deployment.kubeconfig, "--context", deployment.context, "-n", outputs.namespace]
+    argv += ["port-forward", f"service/{outputs.service}", f":{outputs.port}"]
+    if shutil.which("kubectl") is None:
+        raise CommandError("PATH: got no kubectl, want it to reach a cluster of your own; install it")
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline() if process.stdout else ""
+        port = line.partition("127.0.0.1:")[2].partition(" ")[0]
+        if not port:
+            raise CommandError("kubectl port-forward: got no port, want one; look at kubectl get pods")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def down(deployment: Deployment, *, agreed: bool) -> None:
+    """Show the objects that will be deleted, ask, and delete them. Raises CommandError without a yes."""
+    resources = deployment.objects()
+    if not resources:
+        say(f"down: stack {deployment.stack} has nothing on {deployment.context}")
+        return
+    say(f"down: these {len(resources)} objects of stack {deployment.stack} go from {deployment.context}, namespace {deployment.namespace}:")
+    for line in resources:
+        say(f"  {line}")
+    if not agreed and not _confirmed(f"Type the name of the context, {deployment.context}, to delete them: ", deployment.context):
+        raise CommandError("down: got no confirmation, want the context's name typed; run it in a terminal, or add YES=1")
+    deployment.destroy()
+
+
+def _confirmed(question: str, answer: str) -> bool:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip() == answer

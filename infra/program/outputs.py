@@ -1,0 +1,59 @@
+"""What the stack exports. The contract is that of modelfleet_outputs, which consumers import."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pulumi
+
+import components as c
+from components.contract import HOT_CLASS, METRICS_EXPORTER, MODEL_SERVER, PORTS, SHARED_CLASS
+from infra.program.effective_context import effective_contexts
+from infra.program.settings import Settings
+from modelfleet_outputs import VERSION, FleetOutputs, ModelOutput, StorageClasses
+
+BASE_PATH = "/v1"
+
+
+def models(settings: Settings, effective: Mapping[str, int] | None = None) -> list[ModelOutput]:
+    """The fleet's models first, in the order of the configuration."""
+    server = settings.model_server
+    probed = effective or {}
+    found = [
+        ModelOutput(id=model.name, context_length=settings.context_length(model), effective_context=probed.get(model.name))
+        for model in settings.models
+    ]
+    return [*found, ModelOutput(id=server.model_id, context_length=server.context_length)]
+
+
+def outputs(
+    settings: Settings, api: c.ApiServer, fleet: c.OllamaFleet, images: Mapping[str, pulumi.Output[str]]
+) -> pulumi.Output[dict[str, Any]]:
+    """The stack output `fleet`, checked against the contract."""
+    known = pulumi.Output.all(
+        service=api.service_name,
+        load_balancer=api.load_balancer,
+        images=pulumi.Output.all(**images),
+        effective=effective_contexts(settings, fleet.probe) if fleet.probe is not None else {},
+    )
+    return known.apply(lambda values: _document(settings, **values))
+
+
+def _document(
+    settings: Settings, service: str, load_balancer: str | None, images: dict[str, str], effective: Mapping[str, int]
+) -> dict[str, Any]:
+    namespace, port = settings.cluster.namespace, PORTS["api-server"]
+    return FleetOutputs(
+        version=VERSION,
+        namespace=namespace,
+        service=service,
+        port=port,
+        node_port=settings.api_server.node_port,
+        load_balancer=load_balancer,
+        base_path=BASE_PATH,
+        url=f"http://{service}.{namespace}.svc:{port}{BASE_PATH}",
+        models=models(settings, effective),
+        images=images,
+        storage_classes=StorageClasses(hot=HOT_CLASS, shared=SHARED_CLASS),
+        runtime_class=settings.gpu.runtime_class if settings.gpu.enabled else None,
+        metrics={name: f"http://{name}.{namespace}.svc:{PORTS[name]}/metrics" for name in (MODEL_SERVER, METRICS_EXPORTER)},
+    ).model_dump()

@@ -1,0 +1,225 @@
+"""Rules between sections. Each says, by path, what is wrong and what to do: `<path>: got X, want Y; do Z`.
+
+GPU memory. All models stay loaded, so one server needs, with what its GPUs must hold for each model:
+
+    size + kvBytesPerToken x contextLength x numParallel + 1.5 GiB x gpusPerPod  <=  gpusPerPod x memory of one unit
+
+where a unit is a whole GPU, an equal share, or a MIG partition (`GpuSettings.unit_memory`).
+"""
+
+import re
+from collections.abc import Iterator
+
+from components.models import FOLLOWER_RESOURCES
+from components.ollama_agent import AGENT_RESOURCES, PROBE_RESOURCES
+from infra.program.settings.models import ModelSettings, is_address
+from infra.program.settings.section import GIB, MIB, in_gib, quantity
+from infra.program.settings.sections import Sections
+from model_sync.catalog import is_held_by
+
+GPU_WORKSPACE = 1.5 * GIB
+"""Bytes of one loaded model on each GPU beside weights and KV cache: the CUDA context (about 0.5 GiB) and llama.cpp's compute buffers at
+a batch of 512 (under 1 GiB up to 70B parameters). An estimate on the safe side, not a measurement."""
+EPHEMERAL_DEFAULT = 64 * MIB
+"""Disk that the namespace's LimitRange requests for a container without a request for it. None of our containers has one."""
+SIDECARS = (FOLLOWER_RESOURCES, AGENT_RESOURCES)
+"""Resources of the containers beside each Ollama server in its pod."""
+HOT_FILL = 0.9
+"""Part of the node-local volume that models may fill: a new version arrives beside the old one, and a full disk evicts pods."""
+
+
+OLLAMA_VERSION = "0.32.15"
+"""The version whose source the next constant was read from."""
+_ONE_AT_A_TIME = re.compile(r"llama3\.2-vision|qwen3-vl|qwen3\.[56]|qwen3-next|lfm2|nemotron-?(h|3)", re.IGNORECASE)
+"""Names of the families that Ollama serves one request at a time.
+Source: server/sched.go (mllama, qwen3vl, qwen35, qwen3next, lfm2, nemotron_h)."""
+
+
+def problems(settings: Sections) -> list[str]:
+    """Every rule that the sections break together."""
+    checks = (_models, _delivery, _contexts, _scale, _gpus, _gpu_memory, _host_memory, _storage, _cache, _quota)
+    found = [line for check in checks for line in check(settings)]
+    return found + list(_production(settings)) if settings.governance.production else found
+
+
+def gpu_bytes(model: ModelSettings, settings: Sections) -> float:
+    """GPU memory that one server needs for `model`, by the formula above."""
+    return quantity(model.size) + _kv_bytes(model, settings) + GPU_WORKSPACE * settings.fleet.gpus_per_pod
+
+
+def _kv_bytes(model: ModelSettings, settings: Sections) -> float:
+    return model.kv_bytes_per_token * settings.context_length(model) * settings.fleet.num_parallel
+
+
+def _scale(settings: Sections) -> Iterator[str]:
+    if settings.fleet.autoscaled and settings.fleet.scale_to_zero is not None:
+        yield "fleet.autoscaled: got true with scaleToZero, want one owner of the number of servers; remove one of them"
+    owner = "autoscaled" if settings.fleet.autoscaled else "scaleToZero" if settings.fleet.scale_to_zero is not None else None
+    for index, model in enumerate(settings.models):
+        if owner and model.replicas:
+            # The catalog gives each model to numbered replicas. When replicas come and go, some models would be on no replica.
+            yield (
+                f"models.{index}.replicas: got {model.replicas} with fleet.{owner}, want every model on every replica where their number "
+                f"changes by itself; leave it out, or remove fleet.{owner}"
+            )
+
+
+def _models(settings: Sections) -> Iterator[str]:
+    names, server = settings.model_names, settings.model_server
+    if len(set(names)) != len(names):
+        yield f"models: got {', '.join(names)}, want each name once; remove the repetition"
+    if server.model not in names:
+        yield f"modelServer.model: got {server.model}, want one of models {', '.join(names)}; add it there"
+    if server.model_id in names:
+        yield f"modelServer.modelId: got {server.model_id}, want an id that no model has; choose another"
+
+
+def _delivery(settings: Sections) -> Iterator[str]:
+    fleet = settings.fleet
+    for index, model in enumerate(settings.models):
+        path = f"models.{index}"
+        if settings.context_length(model) > fleet.context_length:
+            yield f"{path}.contextLength: got {model.context_length}, want at most fleet.contextLength {fleet.context_length}; raise that"
+        if (model.replicas or 1) > fleet.replicas:
+            yield f"{path}.replicas: got {model.replicas}, want at most fleet.replicas {fleet.replicas}; lower it, or leave it out for all"
+        if model.origin and not is_address(model.origin[0]) and not settings.delivery.networks:
+            yield (
+                f"delivery.networks: got nothing, want the networks of {model.origin[0]}, the source of {model.name}; "
+                "list them, since a network policy cannot name hosts"
+            )
+
+
+def _largest_replica(settings: Sections) -> list[ModelSettings]:
+    """The models of the replica that must hold most bytes."""
+    fleet = settings.fleet.replicas
+    held = [[model for model in settings.models if is_held_by(model.name, model.replicas or 0, fleet, ordinal)] for ordinal in range(fleet)]
+    return max(held, key=lambda models: sum(quantity(model.size) for model in models))
+
+
+def _gpus(settings: Sections) -> Iterator[str]:
+    fleet, gpu = settings.fleet, settings.gpu
+    gpus = fleet.replicas * fleet.gpus_per_pod
+    if fleet.gpus_per_pod and not gpu.enabled:
+        yield f"fleet.gpusPerPod: got {fleet.gpus_per_pod}, want 0 while gpu.enabled is false; enable gpu or set it to 0"
+    if fleet.gpus_per_pod > 1 and gpu.sharing.strategy != "none":
+        # Shares of one pod may be of the same GPU, and a CUDA process uses one MIG partition only.
+        yield f"fleet.gpusPerPod: got {fleet.gpus_per_pod}, want at most 1 with gpu.sharing {gpu.sharing.strategy}; take larger shares"
+    if gpus > settings.governance.gpu_quota:
+        yield (
+            f"fleet: got {gpus} GPUs (replicas {fleet.replicas} x gpusPerPod {fleet.gpus_per_pod}), want at most "
+            f"governance.gpuQuota {settings.governance.gpu_quota}; raise the quota or lower the fleet"
+        )
+
+
+def _gpu_memory(settings: Sections) -> Iterator[str]:
+    fleet, gpu = settings.fleet, settings.gpu
+    have = gpu.unit_memory * fleet.gpus_per_pod
+    models = _largest_replica(settings)
+    need = sum(gpu_bytes(model, settings) for model in models)
+    names = ", ".join(model.name for model in models)
+    if have and need > have:
+        yield (
+            f"models: got {in_gib(need)} of GPU memory for {names} (weights + KV cache of contextLength "
+            f"{fleet.context_length} x numParallel {fleet.num_parallel} + {in_gib(GPU_WORKSPACE)} a model and GPU), want at most "
+            f"{in_gib(have)} ({gpu.describe_unit()}); lower fleet.contextLength or fleet.numParallel, or give more GPUs"
+        )
+
+
+def _host_memory(settings: Sections) -> Iterator[str]:
+    """Weights pass through host memory (and stay there without a GPU); llama.cpp keeps old prompts there in any case."""
+    fleet, models = settings.fleet, _largest_replica(settings)
+    on_host = 0.0 if fleet.gpus_per_pod else sum(_kv_bytes(model, settings) for model in models)
+    weights = sum(quantity(model.size) for model in models)
+    cached = quantity(fleet.prompt_cache) * len(models)
+    need = weights + cached + on_host
+    if need > quantity(fleet.resources.memory):
+        yield (
+            f"fleet.resources.memory: got {fleet.resources.memory}, want at least {in_gib(need)} (weights {in_gib(weights)}, promptCache "
+            f"{in_gib(cached)}, KV cache {in_gib(on_host)}); raise it or lower fleet.promptCache"
+        )
+
+
+def _contexts(settings: Sections) -> Iterator[str]:
+    fleet = settings.fleet
+    for index, model in enumerate(settings.models):
+        if settings.context_length(model) < fleet.min_context:
+            yield (
+                f"models.{index}.contextLength: got {settings.context_length(model)}, want at least fleet.minContext {fleet.min_context}; "
+                "raise it, or say by minContext that less will do"
+            )
+    for model in settings.models if fleet.num_parallel > 1 else []:
+        if _ONE_AT_A_TIME.match(model.name.rpartition("/")[2]):
+            yield (
+                f"fleet.numParallel: got {fleet.num_parallel}, want 1 with model {model.name}: Ollama serves its family one request at a "
+                "time whatever is asked; set it to 1 and raise fleet.replicas"
+            )
+
+
+def _storage(settings: Sections) -> Iterator[str]:
+    hot, shared = settings.storage.hot, settings.storage.shared
+    held = sum(quantity(model.size) for model in _largest_replica(settings))
+    need = sum(quantity(model.size) for model in settings.models)
+    if held > HOT_FILL * quantity(hot.size):
+        yield f"storage.hot.size: got {hot.size}, want at least {in_gib(held / HOT_FILL)}, the models and a tenth more; raise it"
+    if need > quantity(shared.size):
+        yield f"storage.shared.size: got {shared.size}, want at least {in_gib(need)}, the sum of all models; raise it"
+
+
+def _cache(settings: Sections) -> Iterator[str]:
+    cache = settings.cache
+    if quantity(cache.max_memory) >= quantity(cache.resources.memory):
+        yield (
+            f"cache.maxMemory: got {cache.max_memory}, want less than cache.resources.memory "
+            f"{cache.resources.memory}; leave a tenth for the server itself"
+        )
+
+
+def _quota(settings: Sections) -> Iterator[str]:
+    """What the workloads ask for together fits into the namespace's quota."""
+    fleet, limits, storage = settings.fleet, settings.governance, settings.storage
+    parts = [
+        (fleet.replicas, fleet.resources),
+        *((fleet.replicas, each) for each in SIDECARS),
+        (1, PROBE_RESOURCES),
+        (fleet.replicas if fleet.gpus_per_pod else 0, settings.gpu.overhead),
+        (settings.model_server.replicas, settings.model_server.resources),
+        (1, settings.cache.resources),
+        (settings.api_server.replicas, settings.api_server.resources),
+        (1, settings.monitoring.resources),
+    ]
+    cpu = sum(count * quantity(each.cpu) for count, each in parts)
+    memory = sum(count * quantity(each.memory) for count, each in parts)
+    claimed = fleet.replicas * quantity(storage.hot.size) + quantity(storage.shared.size)
+    if cpu > quantity(limits.cpu):
+        yield f"governance.cpu: got {limits.cpu}, want at least {cpu:.1f}, the sum of all requests; raise it or lower replicas"
+    if memory > quantity(limits.memory):
+        yield f"governance.memory: got {limits.memory}, want at least {in_gib(memory)}, the sum of all requests; raise it or lower replicas"
+    # The gateway, model server and fleet, and one each of cache, exporter, writer, cleaner, context probe, and what a rollout adds.
+    count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 6 + int(fleet.scale_to_zero is not None)
+    if count > limits.pods:
+        yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and six more; raise it or lower replicas"
+    containers = count + fleet.replicas * len(SIDECARS)
+    if containers * EPHEMERAL_DEFAULT > quantity(limits.ephemeral_storage):
+        yield (
+            f"governance.ephemeralStorage: got {limits.ephemeral_storage}, want at least {in_gib(containers * EPHEMERAL_DEFAULT)}, "
+            f"{EPHEMERAL_DEFAULT // MIB}Mi for each of {containers} containers; raise it"
+        )
+    if fleet.replicas + 1 > limits.claims:
+        yield f"governance.claims: got {limits.claims}, want at least {fleet.replicas + 1}, one a replica and the shared one; raise it"
+    if claimed > quantity(limits.storage):
+        yield f"governance.storage: got {limits.storage}, want at least {in_gib(claimed)}, the sum of all claims; raise it"
+
+
+def _production(settings: Sections) -> Iterator[str]:
+    because = "with governance.production"
+    replicas = {"apiServer": settings.api_server.replicas, "fleet": settings.fleet.replicas, "modelServer": settings.model_server.replicas}
+    for section, count in replicas.items():
+        if count < 2:
+            yield f"{section}.replicas: got {count}, want at least 2 {because}; raise it"
+    if not settings.storage.retain:
+        yield f"storage.retain: got false, want true {because}; models would go with the stack"
+    api = settings.api_server
+    if api.service_type == "LoadBalancer" and any(cidr.endswith("/0") for cidr in api.client_cidrs):
+        yield f"apiServer.clientCidrs: got {', '.join(api.client_cidrs)}, want your clients' networks {because}; list them"
+    if settings.gpu.sharing.strategy == "time-slicing":
+        yield f"gpu.sharing.strategy: got time-slicing, want none, mps or mig {because}; no memory limit would hold"

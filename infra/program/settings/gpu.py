@@ -1,0 +1,128 @@
+"""The section `gpu`: which GPUs the nodes have, how pods get them, and how much memory one share of one really holds."""
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from infra.program.settings.section import GIB, Bytes, Cores, DnsLabel, Section, in_gib, quantity
+
+_MIG_PROFILE = r"^[1-7]g\.[0-9]{1,3}gb$"
+_MIG_USABLE = 0.95
+"""Usable part of the memory in a profile's name: 1g.5gb has 4.75 GiB (NVIDIA's MIG user guide, A100 40 GB); larger profiles have more."""
+
+
+class SharingSettings(Section):
+    """How several pods use one GPU. The strategy holds for every GPU node: a node has one."""
+
+    strategy: Literal["none", "time-slicing", "mps", "mig"] = "none"
+    """`none`: whole GPUs. `mig`: hardware partitions, memory and faults isolated. `mps`: memory limited by the MPS daemon to an equal
+    share, faults shared. `time-slicing`: nothing is isolated; only the sizes that this configuration declares bound the memory."""
+    replicas: int | None = Field(default=None, ge=2, le=64)
+    """Shares of one GPU, for time-slicing and mps."""
+    profile: str | None = Field(default=None, pattern=_MIG_PROFILE)
+    """MIG profile such as 1g.10gb, for mig; nodes are partitioned by the operator's MIG manager."""
+    acknowledge_no_isolation: bool = False
+    """Must be true for time-slicing: a pod that is not ours can take all memory of a GPU, and a fault ends every pod on it."""
+
+    @model_validator(mode="after")
+    def _has_what_its_strategy_needs(self) -> Self:
+        replicated = self.strategy in ("time-slicing", "mps")
+        problems: list[str] = []
+        if replicated and self.replicas is None:
+            problems.append(f"replicas: got nothing, want a number of shares for strategy {self.strategy}; set it")
+        if not replicated and self.replicas is not None:
+            problems.append(f"replicas: got {self.replicas} with strategy {self.strategy}, want it with time-slicing or mps; remove it")
+        if self.strategy == "mig" and self.profile is None:
+            problems.append("profile: got nothing, want a MIG profile such as 1g.10gb; set it")
+        if self.strategy != "mig" and self.profile is not None:
+            problems.append(f"profile: got {self.profile} with strategy {self.strategy}, want it with mig; remove it")
+        if self.strategy == "time-slicing" and not self.acknowledge_no_isolation:
+            problems.append(
+                "acknowledgeNoIsolation: got false, want true for time-slicing, which limits no pod's memory; set it, or choose mps or mig"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class PodOverhead(Section):
+    cpu: Cores = "10m"
+    """Added to the CPU request of a pod."""
+    memory: Bytes = "16Mi"
+    """Added to the memory request and limit of a pod."""
+
+
+class GpuSettings(Section):
+    enabled: bool = False
+    """Whether the cluster has GPU nodes."""
+    memory: Bytes | None = None
+    """Memory of one GPU as nvidia-smi reports it (memory.total), the smallest if nodes differ; required when enabled."""
+    allocation: Literal["device-plugin", "dra"] = "device-plugin"
+    """How pods ask: for an extended resource of NVIDIA's device plugin, or with a claim (resource.k8s.io/v1) of NVIDIA's DRA driver."""
+    sharing: SharingSettings = SharingSettings()
+    runtime_class: DnsLabel = "nvidia"
+    """Name of the RuntimeClass that GPU pods use."""
+    handler: DnsLabel = "nvidia"
+    """Name of the runtime handler in the node's containerd or CRI-O configuration (docs/gpu-nodes.md)."""
+    create_runtime_class: bool = True
+    """False where the GPU operator owns the RuntimeClass."""
+    runtime_mode: Literal["cdi", "auto", "legacy"] = "cdi"
+    """How NVIDIA's runtime puts devices into containers: by CDI specifications, by its hook (legacy), or as the node allows (auto)."""
+    overhead: PodOverhead = PodOverhead()
+    """What a pod of the RuntimeClass costs beyond its containers; the scheduler and the quota count it."""
+    priority: int = Field(default=1_000_000, ge=1_000, le=999_000_000)
+    """Value of PriorityClass gpu-priority, for serving; the gateway's is 1000 higher, that of batch work a tenth.
+    Kubernetes reserves what is above 10^9."""
+    operator_namespace: DnsLabel = "gpu-operator"
+    """Where NVIDIA's device plugin runs; its sharing configuration is a ConfigMap there."""
+
+    @model_validator(mode="after")
+    def _is_complete_and_possible(self) -> Self:
+        problems: list[str] = []
+        shared = self.sharing.strategy in ("time-slicing", "mps")
+        if self.enabled and self.memory is None:
+            problems.append("memory: got nothing, want one GPU's memory such as 46068Mi; take it from nvidia-smi")
+        if not self.enabled and self.sharing.strategy != "none":
+            problems.append(f"sharing.strategy: got {self.sharing.strategy}, want none while gpu.enabled is false; enable gpu")
+        if self.allocation == "dra" and shared:
+            problems.append(
+                f"allocation: got dra with sharing {self.sharing.strategy}, want device-plugin; "
+                "a claim gives each pod a device of its own, so share by mig or the device plugin"
+            )
+        if self.memory is not None and self.sharing.profile is not None and _profile_gib(self.sharing.profile) * _MIG_USABLE > (
+            quantity(self.memory) / GIB
+        ):  # fmt: skip
+            problems.append(f"sharing.profile: got {self.sharing.profile}, want one within gpu.memory {self.memory}; choose a smaller one")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def resource(self) -> str:
+        """The extended resource that stands for one GPU, share or partition, by the device plugin's naming rules."""
+        if self.sharing.profile is not None:
+            return f"nvidia.com/mig-{self.sharing.profile}"
+        return "nvidia.com/gpu" if self.sharing.strategy == "none" else "nvidia.com/gpu.shared"
+
+    @property
+    def unit_memory(self) -> float:
+        """Bytes of GPU memory behind one unit of `resource`; 0 without GPUs.
+
+        A MIG partition has what its profile names, less a twentieth; a share of n has an n-th. The MPS daemon enforces that n-th,
+        time-slicing enforces nothing.
+        """
+        if self.memory is None:
+            return 0.0
+        if self.sharing.profile is not None:
+            return _profile_gib(self.sharing.profile) * _MIG_USABLE * GIB
+        return quantity(self.memory) / (self.sharing.replicas or 1)
+
+    def describe_unit(self) -> str:
+        """For error messages: what one unit holds, and why."""
+        where = f"gpu.memory {self.memory}" if self.sharing.strategy == "none" else f"gpu.sharing {self.sharing.strategy}"
+        return f"{in_gib(self.unit_memory)} a unit by {where}"
+
+
+def _profile_gib(profile: str) -> int:
+    return int(re.findall(r"[0-9]+", profile)[1])

@@ -1,0 +1,109 @@
+"""Which models the fleet has, where each comes from, and how it is delivered."""
+
+import ipaddress
+import re
+import ssl
+from typing import Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from infra.program.settings.section import Bytes, Cidr, ModelName, Section
+
+IMAGE = "image"
+KEEP_ALIVE = r"^(-1|[0-9]{1,6}(ms|s|m|h))$"
+_PORTS = {"registry": 443, "registry+http": 80, "https": 443, "http": 80}
+_FORMS = "image, registry://host/namespace/model:tag, registry+http://…, https://…, http://… or file:///…"
+
+
+class ModelSettings(Section):
+    name: ModelName
+    """name:tag in the model store, and the model id of the API."""
+    size: Bytes
+    """Size of the weights: of the GGUF file, rounded up. A larger file is refused."""
+    kv_bytes_per_token: int = Field(ge=1, le=2**26)
+    """Bytes of KV cache for one token: 2 x layers x KV heads x head dimension x bytes per element (2 for f16, Ollama's default).
+    The numbers are in the model's GGUF metadata: block_count, attention.head_count_kv, attention.key_length."""
+    source: str = IMAGE
+    """Where the writer takes it from: `image` (the store in the models image), `registry://host/namespace/model:tag` (Ollama's and
+    Docker's registry protocol; `registry+http://` without TLS), a GGUF file at `https://…` or `http://…`, or one at `file:///…` in the
+    writer's image."""
+    digest: str = Field(default="", pattern=r"^(sha256:[0-9a-f]{64})?$")
+    """sha256 of the manifest in a registry, of the file elsewhere. Needed with every source but `image`."""
+    context_length: int | None = Field(default=None, ge=512, le=1_048_576)
+    """Tokens that a request to this model may have; fleet.contextLength when unset, and at most that."""
+    quantization: str = Field(default="", pattern=r"^[A-Z0-9_]{0,20}$")
+    """For example Q4_K_M: another one in the file is refused."""
+    keep_alive: str | None = Field(default=None, pattern=KEEP_ALIVE)
+    """How long the idle model stays loaded; fleet.keepAlive when unset."""
+    replicas: int | None = Field(default=None, ge=1, le=64)
+    """How many of the fleet's replicas hold it; all when unset, as it must be where the number of replicas changes by itself."""
+
+    @model_validator(mode="after")
+    def _source_is_complete(self) -> Self:
+        if self.source == IMAGE:
+            return self
+        if re.search(r"@|\?", self.source):
+            # The source is not echoed: logs, the state and the Job would show the credential.
+            raise ValueError("source: got a user, a password or a query, want the address alone; put the credential into sourceTokens")
+        problem = _source_problem(self.source)
+        if problem:
+            raise ValueError(f"source: got {self.source!r}, want {problem}; correct it")
+        if not self.digest:
+            raise ValueError(f"digest: got nothing, want the sha256 of what {self.source} must deliver; ask who publishes it")
+        return self
+
+    @property
+    def origin(self) -> tuple[str, int] | None:
+        """Host and port that the writer connects to, if it does."""
+        parts = urlsplit(self.source)
+        if parts.scheme not in _PORTS or parts.hostname is None:
+            return None
+        return parts.hostname, parts.port or _PORTS[parts.scheme]
+
+
+class DeliverySettings(Section):
+    rate_limit: Bytes | None = None
+    """Bytes a second that the writer takes from its sources; unlimited when unset."""
+    verify: bool = False
+    """Hash also the files that are in the shared store already, and fetch damaged ones again."""
+    networks: list[Cidr] = Field(default=[])
+    """Networks of the sources that are named by host name (and of where they redirect to, or get tokens): a network policy knows
+    addresses only."""
+    ca_bundle: str = ""
+    """Certificates (PEM) of authorities that the writer trusts beside the public ones."""
+
+    @model_validator(mode="after")
+    def _authorities_are_certificates(self) -> Self:
+        if "PRIVATE KEY" in self.ca_bundle:
+            raise ValueError("caBundle: got a private key, want certificates alone; remove it, and renew that key")
+        try:
+            if self.ca_bundle:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=self.ca_bundle)
+        except (ssl.SSLError, ValueError, TypeError):
+            raise ValueError("caBundle: got no certificates, want them as PEM; copy them with their BEGIN and END lines") from None
+        return self
+
+
+def is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _source_problem(source: str) -> str:
+    """The form that the source should have; empty if it has it."""
+    try:
+        parts = urlsplit(source)
+        port_is_valid = parts.port is None or parts.port > 0
+    except ValueError:
+        return _FORMS
+    if parts.scheme == "file":
+        return "" if not parts.netloc and parts.path.startswith("/") and len(parts.path) > 1 else "file:///absolute/path"
+    if parts.scheme not in _PORTS or not parts.hostname or not port_is_valid or re.search(r"\s", source):
+        return _FORMS
+    if parts.scheme.startswith("registry") and not re.fullmatch(r"/[a-z0-9][a-z0-9._/-]*:[A-Za-z0-9._-]{1,128}", parts.path):
+        return f"{parts.scheme}://host/namespace/model:tag"
+    return ""

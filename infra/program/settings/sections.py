@@ -1,0 +1,39 @@
+"""All sections of a stack's configuration together."""
+
+from pydantic import Field
+
+from infra.program.settings.cluster import ClusterSettings
+from infra.program.settings.fleet import FleetSettings
+from infra.program.settings.governance import GovernanceSettings
+from infra.program.settings.gpu import GpuSettings
+from infra.program.settings.images import ImagesSettings
+from infra.program.settings.models import DeliverySettings, ModelSettings
+from infra.program.settings.section import Section
+from infra.program.settings.services import ApiServerSettings, CacheSettings, ModelServerSettings, MonitoringSettings
+from infra.program.settings.storage import StorageSettings
+
+
+class Sections(Section):
+    """Every section by itself. `Settings` adds the rules between them."""
+
+    cluster: ClusterSettings
+    images: ImagesSettings
+    storage: StorageSettings
+    gpu: GpuSettings = GpuSettings()
+    governance: GovernanceSettings = GovernanceSettings()
+    models: list[ModelSettings] = Field(min_length=1, max_length=32)
+    """The models of the fleet, in the order of routes and outputs."""
+    delivery: DeliverySettings = DeliverySettings()
+    fleet: FleetSettings
+    model_server: ModelServerSettings
+    cache: CacheSettings
+    api_server: ApiServerSettings
+    monitoring: MonitoringSettings
+
+    @property
+    def model_names(self) -> list[str]:
+        return [model.name for model in self.models]
+
+    def context_length(self, model: ModelSettings) -> int:
+        """Tokens that a request to the model may have."""
+        return model.context_length or self.fleet.context_length

@@ -1,0 +1,63 @@
+"""The sections of the services beside the fleet: `modelServer`, `cache`, `apiServer` and `monitoring`."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from infra.program.settings.section import Bytes, Cidr, DnsLabel, ModelName, Resources, Section
+
+
+class ModelServerSettings(Section):
+    replicas: int = Field(default=1, ge=1, le=16)
+    """Model servers."""
+    model: ModelName
+    """A model of the store."""
+    model_id: str = Field(pattern=r"^[A-Za-z0-9._:/-]{1,100}$")
+    """The id that clients use for it; differs from the fleet's ids."""
+    context_length: int = Field(default=4096, ge=512, le=1_048_576)
+    """Tokens per request; longer ones are refused."""
+    parallel: int = Field(default=2, ge=1, le=64)
+    """Requests that are generated at once."""
+    max_queue: int = Field(default=16, ge=0, le=512)
+    """Requests that may wait; more get 503."""
+    resources: Resources
+
+
+class CacheSettings(Section):
+    max_memory: Bytes
+    """Size of all entries together. When the cache is full, entries are evicted."""
+    eviction_policy: Literal["allkeys-lru", "allkeys-lfu", "volatile-lru", "noeviction"] = "allkeys-lru"
+    """Which entries are evicted first."""
+    resources: Resources
+
+
+class ApiServerSettings(Section):
+    replicas: int = Field(default=2, ge=1, le=64)
+    """API servers; with an autoscaler, the most that it may make."""
+    autoscaled: bool = False
+    """An autoscaler of yours sets the number of API servers: the stack leaves it alone."""
+    hold_seconds: int = Field(default=0, ge=0, le=3600)
+    """Longest wait of a request while no server has its model; 0 refuses at once, except with fleet.scaleToZero: 600."""
+    service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
+    """Type of the Service, which decides how clients outside the cluster reach it."""
+    node_port: int | None = Field(default=None, ge=30000, le=32767)
+    """The port on every node, for NodePort."""
+    max_in_flight: int = Field(default=4, ge=1, le=1024)
+    """Requests at once to one upstream address; more get 429 with Retry-After."""
+    client_cidrs: list[Cidr] = Field(default=["0.0.0.0/0"], min_length=1)
+    """Who may connect; clients still need a key."""
+    resources: Resources
+
+    @model_validator(mode="after")
+    def _port_fits_type(self) -> Self:
+        if self.node_port is not None and self.service_type != "NodePort":
+            raise ValueError(f"nodePort: got {self.node_port} with serviceType {self.service_type}, want it with NodePort only; remove it")
+        return self
+
+
+class MonitoringSettings(Section):
+    prometheus_namespace: DnsLabel = "monitoring"
+    """Only pods of this namespace may scrape."""
+    alert_rules: Literal["config-map", "prometheus-rule"] = "config-map"
+    """Alert rules as a file in a ConfigMap, or as an object of the Prometheus operator, whose CRDs must then be there."""
+    resources: Resources

@@ -1,0 +1,107 @@
+"""The composition: which components there are, and what each of them is made from and after."""
+
+from dataclasses import dataclass
+
+import pulumi
+import pulumi_kubernetes as k8s
+
+import components as c
+from components.registry_auth import pulls
+from infra.program import arguments, cluster, delivery
+from infra.program.outputs import outputs
+from infra.program.settings import Settings, inputs
+from infra.program.settings.cluster import ClusterSettings
+from infra.program.settings.section import SettingsError
+
+
+def deploy() -> None:
+    """The Pulumi program. Ends with one error and exit status 1, before any resource, when the configuration is wrong."""
+    try:
+        settings = inputs.load()
+        cluster.check(settings.cluster)
+    except SettingsError as error:
+        raise pulumi.RunError(str(error)) from None
+    build(settings)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where components are made."""
+
+    provider: k8s.Provider
+    pulls: bool
+    """Whether pods name the namespace's logins of private registries."""
+
+    def after(self, *before: pulumi.Resource | None) -> pulumi.ResourceOptions:
+        """Options of a component that is made once `before` are there. None stands for a component that the stack does not have."""
+        return pulumi.ResourceOptions(
+            providers=[self.provider],
+            depends_on=[each for each in before if each is not None],
+            transformations=[pulls] if self.pulls else [],
+        )
+
+
+def _provider(target: ClusterSettings) -> k8s.Provider:
+    if target.render_to is not None:
+        return k8s.Provider("cluster", render_yaml_to_directory=target.render_to)
+    return k8s.Provider("cluster", context=target.context, cluster_identifier=target.identity)
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What every workload stands on."""
+
+    place: _Place
+    images: arguments.Images
+    space: c.Governance
+    trust: c.ImageTrust | None
+    network: c.Network
+    runtime: c.GpuRuntime
+
+    @property
+    def namespace(self) -> pulumi.Output[str]:
+        return self.space.namespace
+
+    def after(self, *before: pulumi.Resource) -> pulumi.ResourceOptions:
+        """Options of a workload that is made once `before` are there.
+
+        No pod is there before the quotas and logins of its namespace, its network policies, and the webhook that checks its images. The
+        runtime's classes come first, too: pods name them as plain text, and would be refused without them. When fleet.scaleToZero is
+        removed, the policies cut the activator off before the fleet is changed, so the activator cannot scale the new fleet to zero.
+        """
+        return self.place.after(self.space, self.trust, self.network, self.runtime, *before)
+
+
+def _ground(settings: Settings) -> _Ground:
+    place = _Place(_provider(settings.cluster), pulls=inputs.registry_auth() is not None)
+    images = c.RuntimeImages("images", arguments.images(settings)).refs
+    space = c.Governance("governance", arguments.governance(settings), place.after())
+    trust = None
+    if settings.images.trust is not None:
+        args = arguments.image_trust(settings, settings.images.trust, space.namespace, images)
+        trust = c.ImageTrust("image-trust", args, place.after(space))
+    network = c.Network("network", arguments.network(settings, space.namespace), place.after(space))
+    runtime = c.GpuRuntime("gpu", arguments.gpu_runtime(settings, space.namespace), place.after(space))
+    return _Ground(place, images, space, trust, network, runtime)
+
+
+def build(settings: Settings) -> None:
+    """Register every component. Each gets what it depends on as a value."""
+    ground = _ground(settings)
+    namespace, images, runtime = ground.namespace, ground.images, ground.runtime
+    store = c.Storage("storage", arguments.storage(settings, namespace), ground.place.after(ground.space))
+    models = c.ModelStore("models", delivery.model_store(settings, namespace, images, store, runtime), ground.after())
+    cache = c.CacheServer("cache", arguments.cache(settings, namespace, images), ground.after())
+    # Servers of models read what the writer wrote.
+    readers = ground.after(store, models.writer)
+    fleet = c.OllamaFleet("ollama", arguments.fleet(settings, namespace, images, runtime, store), readers)
+    server = c.ModelServer("model-server", arguments.model_server(settings, namespace, images, runtime, store, cache), readers)
+    models.clean_after([fleet, server])
+    # The first look-up of the API server must find both, or it would refuse the first requests.
+    api = c.ApiServer("api-server", arguments.api_server(settings, namespace, images, runtime), ground.after(fleet, server))
+    if settings.fleet.scale_to_zero is not None:
+        idle_minutes = settings.fleet.scale_to_zero.idle_minutes
+        c.Activator("activator", arguments.activator(settings, idle_minutes, namespace, images, runtime), ground.after())
+    c.Monitoring("monitoring", arguments.monitoring(settings, namespace, images, runtime, cache), ground.after())
+    pulumi.export("fleet", outputs(settings, api, fleet, images))
+    pulumi.export("apiKeys", pulumi.Output.secret(inputs.api_keys()))
