@@ -1,11 +1,15 @@
 """How the tests share two cores: the cluster tier mostly waits for pods, so the other tiers run beside it."""
 
+import os
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.proofs.records import ProofError, declared, stale
+
+# What was typed with `make test` is not for the commands that tests run.
+os.environ.pop("MAKEFLAGS", None)
 
 
 class Tiers(LoadScopeScheduling):

@@ -89,7 +89,8 @@ def test_an_up_without_changes_does_not_touch_the_stack(stack: Stack, capsys: py
     # The test before this one has deployed the same.
     capsys.readouterr()
     stack.deployment.deploy(stack.overrides)
-    assert capsys.readouterr().err == ""
+    # A busy machine may take long enough for signs of life.
+    assert [line for line in capsys.readouterr().err.splitlines() if not line.endswith(" goes on")] == []
 
 
 def test_an_update_that_would_lose_data_is_refused_before_anything_changes(stack: Stack) -> None:

@@ -164,6 +164,31 @@ def test_a_lost_claim_is_named() -> None:
     assert named(snapshot(PersistentVolumeClaim=[claim], StorageClass=[storage_class])) == [("claim-lost", "PersistentVolumeClaim/c")]
 
 
+@pytest.mark.parametrize(
+    ("finalizers", "used_by", "cause"),
+    [
+        (["kubernetes.io/pvc-protection"], {}, "claim-leaving"),
+        (["kubernetes.io/pvc-protection"], {"deletionTimestamp": "2026-11-24T12:05:00Z"}, "claim-ending"),
+        (["kubernetes.io/pvc-protection"], None, "claim-ending"),
+        (["kubernetes.io/pvc-protection", "backup.example/keep"], None, "claim-leaving"),
+    ],
+)
+def test_a_claim_that_goes_by_itself_is_no_lasting_cause(finalizers: list[str], used_by: dict[str, Any] | None, cause: str) -> None:
+    """A StatefulSet that is replaced takes its claims with it: pods first, then the claims, a moment later."""
+    claim = {
+        "metadata": metadata("c", deletionTimestamp="2026-11-24T11:59:50Z", finalizers=finalizers),
+        "spec": {"storageClassName": "fast"},
+        "status": {"phase": "Bound"},
+    }
+    users = []
+    if used_by is not None:
+        users = [pod("a", status={"phase": "Running"}, **used_by)]
+        users[0]["spec"]["volumes"] = [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]
+    found = named(snapshot(PersistentVolumeClaim=[claim], Pod=users))
+    assert (cause, "PersistentVolumeClaim/c") in found
+    assert (cause in LASTING) == (cause == "claim-leaving")
+
+
 def test_a_young_claim_is_no_finding_yet() -> None:
     claim = {"metadata": metadata("c", creationTimestamp=NOW), "spec": {"storageClassName": "s"}, "status": {"phase": "Pending"}}
     storage_class = {"metadata": metadata("s"), "provisioner": "p"}
@@ -237,4 +262,4 @@ def test_a_claim_that_is_marked_for_deletion_is_named_with_what_holds_it() -> No
     (used,) = explain(snapshot(PersistentVolumeClaim=[held], Pod=[user]))
     assert str(used).startswith("PersistentVolumeClaim/shared-models: got a mark for deletion, which waits for pods ollama-0, want a claim")
     (unused,) = explain(snapshot(PersistentVolumeClaim=[held]))
-    assert "waits for finalizers kubernetes.io/pvc-protection" in str(unused)
+    assert "got a deletion that is about to end" in str(unused)

@@ -50,7 +50,8 @@ def claims(facts: Facts) -> Iterator[Finding]:
     for claim in facts.all("PersistentVolumeClaim"):
         users = [pod for pod in facts.live_pods() if claim["metadata"]["name"] in _claims_of(pod)]
         if claim["metadata"].get("deletionTimestamp"):
-            yield _leaving(claim, users)
+            ending = [pod for pod in facts.all("Pod") if claim["metadata"]["name"] in _claims_of(pod)]
+            yield _leaving(claim, users) if users or _held_by_others(claim) else _ending(claim, ending)
             continue
         if claim["status"].get("phase") == "Bound":
             continue
@@ -78,6 +79,26 @@ def _leaving(claim: Object, users: list[Object]) -> Finding:
         do=f"copy what you need from it, end what uses it, and run make up, which makes a new one: kubectl describe pvc {name}",
         about=frozenset({subject}),
         covers=frozenset(key(pod, "Pod") for pod in users if pod["status"].get("phase") == "Pending"),
+    )
+
+
+def _held_by_others(claim: Object) -> bool:
+    """Whether something keeps it that Kubernetes does not take away by itself when no pod uses the claim."""
+    return bool(set(claim["metadata"].get("finalizers", [])) - {"kubernetes.io/pvc-protection"})
+
+
+def _ending(claim: Object, pods: list[Object]) -> Finding:
+    """As when a StatefulSet is replaced together with its volumes: it goes by itself, with the last of its pods."""
+    name, subject = claim["metadata"]["name"], key(claim, "PersistentVolumeClaim")
+    waits = f"waits for {', '.join(pod['metadata']['name'] for pod in pods)} to end" if pods else "is about to end"
+    return Finding(
+        cause="claim-ending",
+        subject=subject,
+        got=f"a deletion that {waits}",
+        want="its end, and then a new claim where one is declared",
+        do=f"wait; when it lasts, see what holds it: kubectl describe pvc {name}",
+        about=frozenset({subject}),
+        covers=frozenset(),
     )
 
 

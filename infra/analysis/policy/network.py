@@ -27,7 +27,8 @@ def policies_that_look_names_up_may_reach_dns(objects: Sequence[Object]) -> list
     for item in of(objects, "NetworkPolicy"):
         rules = item["spec"].get("egress") or []
         ports = {(port.get("port"), port.get("protocol", "TCP")) for rule in rules for port in rule.get("ports", [])}
-        if any(rule.get("to") for rule in rules) and not {(53, "UDP"), (53, "TCP")} <= ports:
+        to_pods = any("ipBlock" not in peer for rule in rules for peer in rule.get("to", []))
+        if to_pods and not {(53, "UDP"), (53, "TCP")} <= ports:
             found.append(f"{title(item)}: got egress without DNS, want port 53 UDP and TCP; allow it")
     return found
 
