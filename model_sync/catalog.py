@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from model_sync.store import DIGEST, StoreError, manifest_path, write_file
+from model_sync.store import DIGEST, StoreError, has_content, manifest_path, write_file
 
 FILE = "catalog.json"
 VERSION = 1
@@ -79,7 +79,7 @@ def write(store: Path, catalog: Catalog) -> None:
     document |= {"problems": dict(catalog.problems)} if catalog.problems else {}
     content = (json.dumps(document, indent=1) + "\n").encode()
     path = store / FILE
-    if not path.is_file() or path.read_bytes() != content:
+    if not has_content(path, content):
         write_file(store, path, content)
 
 

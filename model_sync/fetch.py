@@ -15,7 +15,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from model_sync.source import ATTEMPTS, Source, SourceError, Stream, pause, reason
-from model_sync.store import CHUNK_BYTES, StoreError, flush_directory
+from model_sync.store import CHUNK_BYTES, StoreError, name_whole
 
 LEAST_BYTES_PER_S = 64 << 10
 """A connection that brings less, over the time that a source may be silent, is given up."""
@@ -133,9 +133,7 @@ def fetch(source: Source, target: Target, pace: Pace, attempts: int = ATTEMPTS) 
             pause(patience.failures, error)
             continue
         if partial.digest == target.digest:
-            target.partial.chmod(0o644)
-            target.partial.replace(target.path)
-            flush_directory(target.path.parent)
+            name_whole(target.partial, target.path)
             return
         found = partial.digest
         partial.drop()

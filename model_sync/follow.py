@@ -27,10 +27,10 @@ from model_sync.store import (
     drop,
     exclusive,
     file_digest,
-    flush_directory,
     is_present,
     manifest_path,
     manifests,
+    name_whole,
     remove_manifest,
     sha256,
     write_file,
@@ -107,7 +107,6 @@ class Replica:
             return catalog.read(self.store) or Catalog()
         except (StoreError, OSError) as error:
             print(f"warning: {error}", flush=True)
-            drop(self.store / catalog.FILE)
             return Catalog()
 
     def _publish(self, published: Catalog, held: Sequence[Entry], here: Mapping[str, Entry], problems: Mapping[str, str]) -> None:
@@ -158,10 +157,7 @@ class Replica:
         wanted = [blob for blob in dict.fromkeys(blobs(content, path)) if not self._has(blob, entry)]
         self.retired.make_room(sum(blob.size for blob in wanted), entry.name)
         for blob in wanted:
-            target = self.store / "blobs" / blob.file_name
-            if target.is_dir():
-                drop(target)
-            _copy(self.shared / "blobs" / blob.file_name, target, blob)
+            _copy(self.shared / "blobs" / blob.file_name, self.store / "blobs" / blob.file_name, blob)
             self._sound.add(blob.digest)
         if (self.store / path).is_file() and (self.store / path).read_bytes() != content:
             unload(self.server, entry.name)
@@ -209,8 +205,6 @@ def _copy(source: Path, target: Path, blob: Blob) -> None:
         found = f"sha256:{digest.hexdigest()}"
         if found != blob.digest:
             raise StoreError(f"{source}: got content {found}, want {blob.digest}; {REPAIR}")
-        fresh.chmod(0o644)
-        fresh.replace(target)
+        name_whole(fresh, target)
     finally:
         fresh.unlink(missing_ok=True)
-    flush_directory(target.parent)

@@ -25,9 +25,9 @@ from model_sync.store import (
     StoreError,
     blobs,
     display_name,
-    drop,
     exclusive,
     file_digest,
+    has_content,
     is_present,
     manifest_path,
     manifests,
@@ -79,7 +79,7 @@ class Writer:
     def _before(self) -> Catalog:
         try:
             return catalog.read(self.store) or Catalog()
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             print(f"warning: {error}", flush=True)
             return Catalog()
 
@@ -90,8 +90,7 @@ class Writer:
         self._check(model, base)
         content = json.dumps(self._with_context(base, model.context_length), separators=(",", ":")).encode()
         target = self.store / manifest_path(model.name)
-        if not target.is_file() or target.read_bytes() != content:
-            drop(target)
+        if not has_content(target, content):
             write_file(self.store, target, content)
         size = sum(blob.size for blob in dict.fromkeys(blobs(content, target)))
         return Entry(model.name, file_digest(content), size, model.context_length, model.replicas, model.keep_alive)

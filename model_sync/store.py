@@ -146,7 +146,14 @@ def write_file(store: Path, target: Path, content: bytes) -> None:
         writer.write(content)
         writer.flush()
         os.fsync(writer.fileno())
+    name_whole(fresh, target)
+
+
+def name_whole(fresh: Path, target: Path) -> None:
+    """Give a finished file its name, in one step, whatever has that name now."""
     fresh.chmod(0o644)
+    if target.is_dir():
+        drop(target)
     fresh.replace(target)
     flush_directory(target.parent)
 
@@ -155,7 +162,7 @@ def write_blob(store: Path, content: bytes) -> Blob:
     """A small blob from memory."""
     blob = Blob(file_digest(content), len(content))
     target = store / "blobs" / blob.file_name
-    if not target.is_file() or target.read_bytes() != content:
+    if not is_present(store, blob, verify=True):
         write_file(store, target, content)
     return blob
 
@@ -164,10 +171,17 @@ def is_present(store: Path, blob: Blob, *, verify: bool = False) -> bool:
     """Whether the blob is there in its full size. It got its name after it was hashed; `verify` hashes it again, for damage since."""
     path = store / "blobs" / blob.file_name
     try:
-        size = path.stat().st_size
-    except FileNotFoundError:
+        return path.is_file() and path.stat().st_size == blob.size and (not verify or sha256(path) == blob.digest)
+    except OSError:  # Gone, or a disk that cannot read it.
         return False
-    return size == blob.size and (not verify or sha256(path) == blob.digest)
+
+
+def has_content(path: Path, content: bytes) -> bool:
+    """Whether the file is there and can be read, and has this content."""
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def room(store: Path, capacity: int | None) -> int:
