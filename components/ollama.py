@@ -163,7 +163,7 @@ def _pod(args: OllamaFleetArgs, version: pulumi.Input[str]) -> core.PodSpecArgs:
         [tmp, shared],
         init_containers=[
             follower(args.sync_image, args.hot_bytes, [tmp_mount, shared_mount, store]),
-            agent_container(args.agent, version),
+            agent_container(args.agent, version, gpu=args.resources.gpus > 0),
         ],
         grace_s=args.agent.grace_s,
         gpu_toleration=args.resources.gpus > 0,
