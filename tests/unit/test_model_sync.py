@@ -458,7 +458,7 @@ def test_a_cleaner_keeps_the_blobs_of_a_manifest_that_it_cannot_read(published: 
     published(MODEL, TWO)
     before = blobs(shared)
     garbage(shared / store.manifest_path("one:1"))
-    with pytest.raises(store.StoreError, match="set delivery.verify and deploy to repair it"):
+    with pytest.raises(store.StoreError, match=r"set delivery\.verify and deploy to repair it"):
         publish.clean(shared)
     assert blobs(shared) == before
 
