@@ -173,7 +173,7 @@ def _pod(args: OllamaFleetArgs, version: pulumi.Input[str]) -> core.PodSpecArgs:
         [container],
         [tmp, shared],
         placement,
-        init_containers=[sync, agent_container(args.agent, version)],
+        init_containers=[sync, agent_container(args.agent, version, gpu=args.resources.gpus > 0)],
         grace_s=args.agent.grace_s,
     )
 

@@ -57,14 +57,15 @@ def revision(parts: Mapping[str, Any], images: Sequence[pulumi.Input[str]]) -> p
     return pulumi.Output.all(*images).apply(lambda known: " ".join([digest, *known]))
 
 
-def agent_container(args: AgentArgs, version: pulumi.Input[str]) -> core.ContainerArgs:
-    """A native sidecar: it starts before Ollama and stops after it."""
+def agent_container(args: AgentArgs, version: pulumi.Input[str], *, gpu: bool) -> core.ContainerArgs:
+    """A native sidecar: it starts before Ollama and stops after it. `gpu`: models that are not all on GPUs make the replica unready."""
     values: dict[str, pulumi.Input[str]] = {
         "OLLAMA_AGENT_CATALOG": f"{STORE_PATH}/catalog.json",
         "OLLAMA_AGENT_STORE": STORE_PATH,
         "OLLAMA_AGENT_DRAIN_S": str(args.drain_s),
         "OLLAMA_AGENT_LOAD_TIMEOUT_S": str(LOAD_S),
         "OLLAMA_AGENT_REVISION": version,
+        **({"OLLAMA_AGENT_GPU": "1"} if gpu else {}),
     }
     replica = containers.field("OLLAMA_AGENT_REPLICA", "metadata.name")
     return core.ContainerArgs(

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import signal
 import ssl
 import sys
@@ -34,7 +33,7 @@ async def serve(settings: Settings, verifier: Verifier) -> None:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        settings = Settings.from_env(os.environ)
+        settings = Settings.read()
         verifier = Verifier(settings, read_keys(settings.public_keys_file))
         asyncio.run(serve(settings, verifier))
     except (SettingsError, KeysError, AccessError) as error:

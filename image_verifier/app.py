@@ -2,21 +2,26 @@
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 import aiohttp
 from aiohttp import web
 
 from image_verifier.access import Logins, authorities
 from image_verifier.registry import DeniedError, Reference, Registries, RegistryError
+from image_verifier.review import Request, ReviewError, parse
 from image_verifier.settings import Settings
 from image_verifier.signatures import PublicKey, is_signed
 
 log = logging.getLogger("image_verifier")
-_KINDS = ("initContainers", "containers", "ephemeralContainers")
-_CACHED = 10_000
-"""A digest that was signed once stays signed; a process forgets all of them when it has seen so many."""
+_REMEMBERED = 10_000
+"""Images that were found signed; a process forgets all of them when it has seen so many."""
+_REVIEW_BYTES = 8 << 20
+"""An update has the pod twice, and etcd takes objects of 1.5 MiB."""
+_LOOKUPS = 8
+"""Images that are looked up at the same time, of all pods together: each may have a body in memory."""
 
 
 class Verifier:
@@ -29,11 +34,13 @@ class Verifier:
         self._logins = Logins(settings.registry_auth_file)
         self._logins.read()
         self._authorities = authorities(settings.ca_file)
-        self._signed: set[str] = set()
         self._registries: Registries | None = None
+        self._signed: dict[str, float] = {}
+        """Image to when it was found signed."""
+        self._places = asyncio.Semaphore(_LOOKUPS)
 
     def app(self) -> web.Application:
-        app = web.Application()
+        app = web.Application(client_max_size=_REVIEW_BYTES)
         app.router.add_post("/validate", self.validate)
         app.router.add_get("/health", self.health)
         app.cleanup_ctx.append(self._run)
@@ -41,7 +48,10 @@ class Verifier:
 
     async def _run(self, _: web.Application) -> AsyncIterator[None]:
         connector = aiohttp.TCPConnector(ssl=self._authorities)
-        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=self.settings.timeout_s)) as session:
+        timeout = aiohttp.ClientTimeout(total=self.settings.timeout_s)
+        # What is compressed may be small on its way and large here: none is asked for, and none is unpacked.
+        plain = {"Accept-Encoding": "identity"}
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=plain, auto_decompress=False) as session:
             self._registries = Registries(session, self.settings.mirror, self._logins)
             yield
 
@@ -49,45 +59,47 @@ class Verifier:
         return web.json_response({"status": "ok"})
 
     async def validate(self, request: web.Request) -> web.Response:
-        review = await request.json()
-        asked = review["request"]
-        problems = await self.problems(asked["object"])
-        response: dict[str, Any] = {"uid": asked["uid"], "allowed": not problems}
+        try:
+            asked = parse(await request.read())
+        except ReviewError as error:
+            return web.Response(text=f"{error}\n", status=400)
+        problems = await self._problems(asked)
         if problems:
-            name = asked["object"].get("metadata", {}).get("name") or asked["object"].get("metadata", {}).get("generateName", "")
-            log.info("refused pod %s/%s: %s", asked.get("namespace"), name, "; ".join(problems))
-            response["status"] = {"code": 403, "message": "\n".join(problems)}
-        return web.json_response({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
+            log.info("refused pod %s: %s", asked.name(), "; ".join(problems))
+        return web.json_response(asked.answer(problems))
 
-    async def problems(self, pod: dict[str, Any]) -> list[str]:
+    async def _problems(self, asked: Request) -> list[str]:
         """One line for every image that may not run."""
-        spec = pod.get("spec", {})
-        images = [
-            (f"spec.{kind}[{index}].image", str(container.get("image", "")))
-            for kind in _KINDS
-            for index, container in enumerate(spec.get(kind) or [])
-        ]
-        found = await asyncio.gather(*(self._problem(path, image) for path, image in images))
+        deadline = asyncio.get_running_loop().time() + self.settings.timeout_s
+        found = await asyncio.gather(*(self._problem(path, image, deadline) for path, image in asked.new_images().items()))
         return [line for line in found if line]
 
-    async def _problem(self, path: str, image: str) -> str | None:
+    async def _problem(self, path: str, image: str, deadline: float) -> str | None:
         try:
             reference = Reference.parse(image)
         except ValueError:
             return f"{path}: got {image!r}, want an image by digest, since a tag can move; write repository@sha256:…"
-        if image in self._signed:
+        allowed = self.settings.registries
+        if allowed and reference.host not in allowed:
+            return f"{path}: got {image}, want an image of {', '.join(allowed)}; push it there, or allow its registry in images.trust"
+        if time.monotonic() - self._signed.get(image, -math.inf) < self.settings.trust_s:
             return None
+        found = await self._unsigned(reference, image, deadline)
+        return f"{path}: got {image}, {found}" if found else None
+
+    async def _unsigned(self, reference: Reference, image: str, deadline: float) -> str | None:
+        """What is wrong with its signature, what is wanted, and what to do; None when it is signed."""
         assert self._registries is not None  # noqa: S101 (set while the application runs)
         try:
-            async with asyncio.timeout(self.settings.timeout_s):
+            async with asyncio.timeout_at(deadline), self._places:
                 signed = await is_signed(self._registries, reference, self.keys)
         except DeniedError as error:
-            return f"{path}: got {image}, which {error}, {error.remedy}"
+            return f"which {error}, {error.remedy}"
         except (RegistryError, TimeoutError) as error:
-            return f"{path}: got {image}, whose signature cannot be read ({error or 'timeout'}), want a registry that answers; try again"
+            return f"whose signature cannot be read ({error or 'timeout'}), want a registry that answers; try again"
         if not signed:
-            return f"{path}: got {image}, want a signature by a key of images.trust; run cosign sign --key KEY {image}"
-        if len(self._signed) >= _CACHED:
+            return f"want a signature by a key of images.trust; run cosign sign --key KEY {image}"
+        if len(self._signed) >= _REMEMBERED:
             self._signed.clear()
-        self._signed.add(image)
+        self._signed[image] = time.monotonic()
         return None

@@ -1,16 +1,23 @@
 """Reads manifests and blobs from OCI registries. Source: OCI distribution specification 1.1; Docker's token authentication."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
+from yarl import URL
 
 from image_verifier.access import AccessError, Logins
 
 _INDEX = "application/vnd.oci.image.index.v1+json"
 _ACCEPT = f"application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, {_INDEX}"
 _DEFAULT_HOST = "registry-1.docker.io"
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_BODY_BYTES = 1 << 20
+"""Of a manifest, an index, a signature or a token: the largest have some 10 KB."""
+_REDIRECTS = 3
+_MOVED = (301, 302, 303, 307, 308)
 _CACHED = 1_000
 """Repositories whose authorization is remembered; a process forgets all of them when it has seen so many."""
 
@@ -41,7 +48,7 @@ class Reference:
     def parse(cls, text: str) -> "Reference":
         """Raises ValueError unless `text` is `[host/]repository[:tag]@sha256:<64 hex digits>`."""
         name, at, digest = text.partition("@")
-        if not at or not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        if not at or not DIGEST.fullmatch(digest):
             raise ValueError(text)
         first, slash, rest = name.partition("/")
         has_host = bool(slash) and ("." in first or ":" in first or first == "localhost")
@@ -52,6 +59,17 @@ class Reference:
         if docker_hub and "/" not in repository:
             repository = f"library/{repository}"
         return cls(_DEFAULT_HOST if docker_hub else first, repository, digest)
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """All of it. Raises RegistryError when there is more than any registry needs."""
+    found = bytearray()
+    async for chunk in response.content.iter_chunked(1 << 16):
+        found += chunk
+        if len(found) > _BODY_BYTES:
+            response.close()
+            raise RegistryError(f"{response.url.origin()}: got an answer of more than {_BODY_BYTES} bytes, want a manifest or a signature")
+    return bytes(found)
 
 
 def _host(registry: str) -> str:
@@ -92,7 +110,7 @@ class Registries:
             if status == 401 and challenge:
                 granted = await self._authorize(registry, image.repository, challenge)
                 status, body, _ = await self._fetch(url, headers, granted)
-        except (aiohttp.ClientError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
             # The class alone: a message may hold an address with a token in it.
             raise RegistryError(f"{url}: {type(error).__name__}") from None
         if status in (401, 403):
@@ -111,10 +129,19 @@ class Registries:
         self._granted[place] = granted
 
     async def _fetch(self, url: str, headers: Mapping[str, str], authorization: str | None) -> tuple[int, bytes, str]:
-        # A redirect to another host, as to a store of blobs, goes without the authorization: aiohttp drops it.
-        sent = {**headers, **({"Authorization": authorization} if authorization else {})}
-        async with self._session.get(url, headers=sent) as response:
-            return response.status, await response.read(), response.headers.get("WWW-Authenticate", "")
+        """Status, body and challenge. An authorization goes to its own host alone, and nothing to a plainer place than the first."""
+        place, sent = URL(url), {**headers, **({"Authorization": authorization} if authorization else {})}
+        for _ in range(_REDIRECTS + 1):
+            async with self._session.get(place, headers=sent, allow_redirects=False) as response:
+                if response.status not in _MOVED:
+                    return response.status, await _body(response), response.headers.get("WWW-Authenticate", "")
+                moved = place.join(URL(response.headers.get("Location", "")))
+            if moved.scheme != "https" and moved.origin() != URL(url).origin():
+                raise RegistryError(f"{url}: got a redirect to {str(moved.origin())[:100]}, want one over HTTPS")
+            if moved.origin() != place.origin():
+                sent.pop("Authorization", None)
+            place = moved
+        raise RegistryError(f"{url}: got more than {_REDIRECTS} redirects, want the content")
 
     def _login(self, registry: str, repository: str) -> str | None:
         try:
@@ -134,12 +161,12 @@ class Registries:
             raise RegistryError(f"{registry}: got the challenge {challenge[:100]!r}, want Basic, or Bearer with a realm over HTTPS")
         query = {name: fields[name] for name in ("service", "scope") if name in fields}
         headers = {"Authorization": login} if login else {}
-        async with self._session.get(realm, params=query, headers=headers) as response:
+        async with self._session.get(realm, params=query, headers=headers, allow_redirects=False) as response:
             if response.status in (401, 403):
                 raise DeniedError(_host(registry), response.status, known=login is not None)
             if response.status != 200:
                 raise RegistryError(f"{realm}: status {response.status}")
-            token = await response.json(content_type=None)
+            token = json.loads(await _body(response))
         found = (token.get("token") or token.get("access_token")) if isinstance(token, dict) else None
         if not isinstance(found, str):
             raise RegistryError(f"{realm}: got an answer without a token")

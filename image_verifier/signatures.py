@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from image_verifier.registry import Reference, Registries
+from image_verifier.registry import DIGEST, Reference, Registries
 
 _BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PREDICATE = "https://sigstore.dev/cosign/sign/v1"
@@ -27,6 +27,8 @@ _PREDICATE = "https://sigstore.dev/cosign/sign/v1"
 _ANNOTATION = "dev.cosignproject.cosign/signature"
 _PAYLOAD_TYPE = "cosign container image signature"
 _MAX_SIGNATURES = 32
+NOT_WHAT_IT_SHOULD_BE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a stranger's JSON may raise."""
 
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
@@ -69,7 +71,8 @@ async def _has_payload(registries: Registries, image: Reference, keys: list[Publ
     manifest = await registries.manifest(image, f"{image.digest.replace(':', '-')}.sig")
     for layer in _entries(manifest, "layers")[:_MAX_SIGNATURES]:
         payload = await _content(registries, image, layer["digest"])
-        signature = _decoded(layer.get("annotations", {}).get(_ANNOTATION, ""))
+        annotations = layer.get("annotations")
+        signature = _decoded(annotations.get(_ANNOTATION) if isinstance(annotations, dict) else None)
         if _names(payload, image.digest) and any(_verifies(key, signature, payload) for key in keys):
             return True
     return False
@@ -83,8 +86,9 @@ async def _content(registries: Registries, image: Reference, digest: str) -> byt
 
 def _entries(document: bytes | None, field: str) -> list[dict[str, Any]]:
     try:
-        return [entry for entry in json.loads(document or b"{}").get(field, []) if isinstance(entry["digest"], str)]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        found = json.loads(document or b"{}").get(field) or []
+        return [entry for entry in found if DIGEST.fullmatch(entry["digest"])]
+    except NOT_WHAT_IT_SHOULD_BE:
         return []
 
 
@@ -96,14 +100,17 @@ def _bundle_verifies(key: PublicKey, bundle: bytes, digest: str) -> bool:
         subjects = {f"sha256:{subject['digest']['sha256']}" for subject in statement["subject"]}
         states = statement["predicateType"] == _PREDICATE and digest in subjects
         signatures = [_decoded(entry["sig"]) for entry in envelope["signatures"]]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except NOT_WHAT_IT_SHOULD_BE:
         return False
     # The DSSE pre-authentication encoding: what is signed is type and payload, each after its length.
     signed = f"DSSEv1 {len(kind.encode())} {kind} {len(payload)} ".encode() + payload
     return states and any(_verifies(key, signature, signed) for signature in signatures)
 
 
-def _decoded(text: str) -> bytes:
+def _decoded(text: Any) -> bytes:
+    """Base64; nothing of what is none."""
+    if not isinstance(text, str):
+        return b""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -115,7 +122,7 @@ def _names(payload: bytes, digest: str) -> bool:
     try:
         critical = json.loads(payload)["critical"]
         return critical["type"] == _PAYLOAD_TYPE and critical["image"]["docker-manifest-digest"] == digest
-    except (ValueError, KeyError, TypeError):
+    except NOT_WHAT_IT_SHOULD_BE:
         return False
 
 

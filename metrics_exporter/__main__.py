@@ -2,17 +2,19 @@
 
 import asyncio
 import logging
-import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 import redis.asyncio
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
+from prometheus_client.aiohttp import make_aiohttp_handler
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from metrics_exporter.driver import Driver
 from metrics_exporter.nvml import Nvml
 from metrics_exporter.settings import Settings, SettingsError
 from metrics_exporter.targets import cache_metrics
@@ -20,26 +22,30 @@ from metrics_exporter.targets import cache_metrics
 log = logging.getLogger("metrics_exporter")
 
 
-class _Once(Collector):
-    """What one scrape found."""
+class _Latest(Collector):
+    """What the last look at the targets found."""
 
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = list(families)
+    def __init__(self) -> None:
+        self.families: list[Metric] = []
 
     def collect(self) -> list[Metric]:
-        return self._families
+        return self.families
 
 
 class Exporter:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._nvml = Nvml(settings.node) if settings.nvml else None
+        self._driver = Driver(settings.node, Nvml(settings.node).collect, settings.timeout_s) if settings.nvml else None
         password_file = settings.cache_password_file
         self._cache: redis.asyncio.Redis | None = None
         if settings.cache_url:
             self._cache = redis.asyncio.Redis.from_url(
                 settings.cache_url, password=password_file.read_text().strip() if password_file else None, retry=None
             )
+        self._latest = _Latest()
+        registry = CollectorRegistry()
+        registry.register(self._latest)
+        self._handler = make_aiohttp_handler(registry)
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -49,8 +55,7 @@ class Exporter:
         return app
 
     async def _run(self, _: web.Application) -> AsyncIterator[None]:
-        if self._nvml is not None:
-            await asyncio.to_thread(self._nvml.collect)
+        await self._look()
         yield
         if self._cache is not None:
             await self._cache.aclose()
@@ -58,16 +63,18 @@ class Exporter:
     async def health(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
-    async def metrics(self, _: web.Request) -> web.Response:
-        timeout_s = self.settings.timeout_s
-        reads: list[asyncio.Task[list[Metric]]] = []
-        if self._nvml is not None:
-            reads.append(asyncio.create_task(asyncio.to_thread(self._nvml.collect)))
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
+        await self._look()
+        return await self._handler(request)
+
+    async def _look(self) -> None:
+        """At all targets at once; each has its own time, and fails alone."""
+        reads: list[Coroutine[Any, Any, list[Metric]]] = []
+        if self._driver is not None:
+            reads.append(self._driver.read())
         if self._cache is not None:
-            reads.append(asyncio.create_task(cache_metrics(self._cache, timeout_s)))
-        registry = CollectorRegistry()
-        registry.register(_Once(family for families in await asyncio.gather(*reads) for family in families))
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+            reads.append(cache_metrics(self._cache, self.settings.timeout_s))
+        self._latest.families = [family for families in await asyncio.gather(*reads) for family in families]
 
 
 async def serve(settings: Settings) -> None:
@@ -85,7 +92,7 @@ async def serve(settings: Settings) -> None:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        asyncio.run(serve(Settings.from_env(os.environ)))
+        asyncio.run(serve(Settings.read()))
     except (SettingsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,10 +1,13 @@
 """GPU metrics through NVML. The only module that imports pynvml (the package nvidia-ml-py).
 
-What a driver or device does not offer is absent from the answer: a zero would be a lie, an old value a worse one.
+What a driver or device does not offer is absent from the answer: a zero would be a lie, an old value a worse one. A GPU that is lost is
+told as lost, and hides no other.
 """
 
 import logging
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pynvml
@@ -12,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 log = logging.getLogger("metrics_exporter")
 _LABELS = ["node", "gpu", "uuid", "model"]
+_MIG_LABELS = [*_LABELS, "instance"]
 _MILLI = 1e-3
 _ABSENT = (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, pynvml.NVML_ERROR_NO_PERMISSION)
 
@@ -45,6 +49,14 @@ _READINGS: tuple[_Reading, ...] = (
         lambda gpu: pynvml.nvmlDeviceGetTotalEccErrors(gpu, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC),
     ),
 )
+_MIG_READINGS: tuple[_Reading, ...] = (
+    ("nvml_mig_memory_used_bytes", "Memory in use", GaugeMetricFamily, lambda mig: pynvml.nvmlDeviceGetMemoryInfo(mig).used),
+    ("nvml_mig_memory_total_bytes", "Memory of the instance", GaugeMetricFamily, lambda mig: pynvml.nvmlDeviceGetMemoryInfo(mig).total),
+)
+"""Of a MIG instance NVML tells no more; DCGM measures the rest."""
+
+_Samples = list[tuple[str, list[str], float]]
+"""Metric, labels, value."""
 
 
 class Nvml:
@@ -54,6 +66,24 @@ class Nvml:
         self._node = node
         self._initialized = False
         self._said = False
+        self._lost: dict[int, str] = {}
+        self._names: dict[int, list[str]] = {}
+        """Index to labels: a GPU that is lost does not even tell its name."""
+
+    def collect(self) -> list[Metric]:
+        """Ends the process when a driver that was there has gone: its library is mapped, and no later one can be."""
+        alive = self._initialize()
+        samples: _Samples = [("nvml_up", [self._node], float(alive))]
+        if alive:
+            try:
+                count = pynvml.nvmlDeviceGetCount()
+            except pynvml.NVMLError as error:
+                log.critical("error: NVML: got %s, want an answer; ending, to load the driver's library anew", error)
+                sys.stderr.flush()
+                os._exit(1)
+            for index in range(count):
+                samples += self._gpu(index)
+        return list(_families(samples))
 
     def _initialize(self) -> bool:
         if self._initialized:
@@ -66,44 +96,65 @@ class Nvml:
                 log.warning("NVML: got %s, want the NVIDIA driver's library; reporting nvml_up 0 and trying again at every scrape", error)
             return False
         self._initialized = True
-        self._said = False
-        log.info("NVML: %d GPUs", pynvml.nvmlDeviceGetCount())
         return True
 
-    def collect(self) -> list[Metric]:
-        up = GaugeMetricFamily("nvml_up", "Whether NVML answers", labels=["node"])
-        families: list[Metric] = []
+    def _gpu(self, index: int) -> _Samples:
+        """All of one GPU, or that it is lost."""
+        labels = self._names.get(index, [self._node, str(index), "", ""])
         try:
-            alive = self._initialize()
-            if alive:
-                families = self._gpus()
-        except pynvml.NVMLError as error:
-            # The driver went away, for an upgrade for example: start over at the next scrape.
-            log.warning("NVML: got %s, want an answer; starting over at the next scrape", error)
-            alive, self._initialized = False, False
-        up.add_metric([self._node], float(alive))
-        return [up, *families]
-
-    def _gpus(self) -> list[Metric]:
-        families: dict[str, Any] = {name: family(name, text, labels=_LABELS) for name, text, family, _ in _READINGS}
-        for index in range(pynvml.nvmlDeviceGetCount()):
             gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
-            labels = [
-                self._node,
-                str(index),
-                *(_optional(read, gpu) or "" for read in (pynvml.nvmlDeviceGetUUID, pynvml.nvmlDeviceGetName)),
-            ]
-            for name, _, _, read in _READINGS:
-                value = _optional(read, gpu)
-                if value is not None:
-                    families[name].add_metric(labels, float(value))
-        return [family for family in families.values() if family.samples]
+            labels = self._names[index] = [self._node, str(index), *_identity(gpu)]
+            samples = [*_read(_READINGS, gpu, labels), *_instances(gpu, labels)]
+        except pynvml.NVMLError as error:
+            if self._lost.get(index) != str(error):
+                log.warning("NVML: GPU %d: got %s, want an answer; reporting nvml_gpu_up 0", index, error)
+            self._lost[index] = str(error)
+            return [("nvml_gpu_up", labels, 0.0)]
+        self._lost.pop(index, None)
+        return [("nvml_gpu_up", labels, 1.0), *samples]
 
 
-def _optional(read: Callable[[Any], Any], gpu: Any) -> Any:
+def _families(samples: _Samples) -> Iterator[Metric]:
+    """One family of each metric that has samples."""
+    families: dict[str, Any] = {
+        "nvml_up": GaugeMetricFamily("nvml_up", "Whether NVML answers", labels=["node"]),
+        "nvml_gpu_up": GaugeMetricFamily("nvml_gpu_up", "Whether the GPU answers", labels=_LABELS),
+        **{name: family(name, text, labels=_LABELS) for name, text, family, _ in _READINGS},
+        **{name: family(name, text, labels=_MIG_LABELS) for name, text, family, _ in _MIG_READINGS},
+    }
+    for name, labels, value in samples:
+        families[name].add_metric(labels, value)
+    return (family for family in families.values() if family.samples)
+
+
+def _identity(device: Any) -> list[str]:
+    return [str(_optional(read, device) or "") for read in (pynvml.nvmlDeviceGetUUID, pynvml.nvmlDeviceGetName)]
+
+
+def _read(readings: tuple[_Reading, ...], device: Any, labels: list[str]) -> _Samples:
+    values = [(name, _optional(read, device)) for name, _, _, read in readings]
+    return [(name, labels, float(value)) for name, value in values if value is not None]
+
+
+def _instances(gpu: Any, labels: list[str]) -> Iterator[tuple[str, list[str], float]]:
+    """The MIG instances of a GPU that is cut into them; `uuid` and `model` are theirs."""
+    mode = _optional(pynvml.nvmlDeviceGetMigMode, gpu)
+    if mode is None or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
+        return
+    for slot in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
+        try:
+            instance = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, slot)
+        except pynvml.NVMLError as error:
+            if error.value == pynvml.NVML_ERROR_NOT_FOUND:  # pyright: ignore[reportAttributeAccessIssue] (set by the library's __new__)
+                continue
+            raise
+        yield from _read(_MIG_READINGS, instance, [*labels[:2], *_identity(instance), str(slot)])
+
+
+def _optional(read: Callable[[Any], Any], device: Any) -> Any:
     """The reading, or None where this driver or device has none."""
     try:
-        return read(gpu)
+        return read(device)
     except pynvml.NVMLError as error:
         if error.value in _ABSENT:  # pyright: ignore[reportAttributeAccessIssue] (set by the library's __new__)
             return None

@@ -1,21 +1,53 @@
 """Settings from the environment."""
 
-from collections.abc import Mapping
+import os
+import re
 from pathlib import Path
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-PREFIX = "EXPORTER_"
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class SettingsError(Exception):
     """Every wrong variable, one a line: `<variable>: got X, want Y; do Z`."""
 
 
-class Settings(BaseModel):
-    """One field for each variable, which is `EXPORTER_` and the field's name in capitals; `node` comes from NODE_NAME."""
+class Environment(BaseSettings):
+    """One field for each variable, which is the prefix and the field's name in capitals."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @classmethod
+    def read(cls) -> Self:
+        """Raises SettingsError."""
+        prefix = cls.model_config.get("env_prefix", "")
+        names = [f"{prefix}{name}".upper() for name in cls.model_fields]
+        # The library takes what it knows, and a misspelt variable for somebody else's.
+        unknown = sorted(name for name in os.environ if name.startswith(prefix) and name not in names)
+        lines = [f"{name}: got an unknown variable, want one of {', '.join(names)}; correct or remove it" for name in unknown]
+        try:
+            found = cls()
+        except ValidationError as error:
+            raise SettingsError("\n".join([*lines, *(_line(prefix, each) for each in error.errors(include_url=False))])) from None
+        if lines:
+            raise SettingsError("\n".join(lines))
+        return found
+
+
+def _line(prefix: str, error: Any) -> str:
+    name = f"{prefix}{error['loc'][0]}".upper()
+    if error["type"] == "missing":
+        return f"{name}: got nothing, want a value; set the variable"
+    # What stands before an @ may be a password.
+    got = repr(re.sub(r".*@", "…@", os.environ.get(name, ""))) if len(error["loc"]) == 1 else f"a wrong {error['loc'][-1]}"
+    return f"{name}: got {got}, want {error['msg'].removeprefix('Input should be ')}; correct the variable"
+
+
+class Settings(Environment):
+    """Variables `EXPORTER_…`; `node` comes from NODE_NAME."""
+
+    model_config = SettingsConfigDict(env_prefix="EXPORTER_")
 
     host: str = "0.0.0.0"
     port: int = Field(default=9400, ge=0, le=65535)
@@ -25,24 +57,4 @@ class Settings(BaseModel):
     cache_password_file: Path | None = None
     timeout_s: float = Field(default=2.0, gt=0, le=10)
     """What one target may take of a scrape; Prometheus itself waits 10 s by default."""
-    node: str = ""
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
-        """Raises SettingsError."""
-        values = {name[len(PREFIX) :].lower(): value for name, value in environ.items() if name.startswith(PREFIX)}
-        values["node"] = environ.get("NODE_NAME", "")
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise SettingsError("\n".join(_line(each, values) for each in error.errors(include_url=False))) from None
-
-
-def _line(error: Mapping[str, object], values: Mapping[str, str]) -> str:
-    loc = error["loc"]
-    assert isinstance(loc, tuple)  # noqa: S101 (pydantic's own contract)
-    name = f"{PREFIX}{str(loc[0]).upper()}"
-    if error["type"] == "extra_forbidden":
-        known = ", ".join(PREFIX + field.upper() for field in Settings.model_fields if field != "node")
-        return f"{name}: got an unknown variable, want one of {known}; correct or remove it"
-    return f"{name}: got {values.get(str(loc[0]), '')!r}, want {str(error['msg']).removeprefix('Input should be ')}; correct the variable"
+    node: str = Field(default="", validation_alias="NODE_NAME")

@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model_sync import catalog
-from model_sync.access import Access, credentials
-from model_sync.fetch import ATTEMPTS, Pace, SourceError
+from model_sync.access import TIMEOUT_S, Access, credentials
+from model_sync.declared import declared
+from model_sync.fetch import Pace
 from model_sync.follow import Replica
-from model_sync.publish import Writer, clean, declared
+from model_sync.publish import Writer, clean
+from model_sync.source import ATTEMPTS, SourceError
 from model_sync.store import StoreError
 
 
 def _publish(options: argparse.Namespace) -> int:
-    access = Access(credentials(options.credentials) if options.credentials else {}, options.ca_bundle)
+    access = Access(credentials(options.credentials) if options.credentials else {}, options.ca_bundle, options.silence_s)
     pace = Pace(options.rate_limit)
     writer = Writer(options.seed, options.store, options.capacity, pace, options.verify, options.attempts, access)
     problems = writer.publish(*declared(os.environ.get("MODEL_SYNC_MODELS", "")))
@@ -40,19 +42,20 @@ def _follow(options: argparse.Namespace) -> int:
     replica = Replica(options.shared, options.store, options.ordinal, options.capacity, options.keep_s, options.server)
     options.marker.unlink(missing_ok=True)
     seen: bytes | None = None
-    retry_at = 0.0
+    again_at = 0.0
     said: list[str] = []
     while True:
         content = _content(options.shared / catalog.FILE)
-        if content != seen or time.monotonic() >= retry_at:
+        if content != seen or time.monotonic() >= again_at:
             problems = _pass(replica)
             if problems != said:
                 for problem in problems:
                     print(f"error: {problem}", file=sys.stderr, flush=True)
-            seen, said, retry_at = content, problems, time.monotonic() + options.retry_s if problems else float("inf")
+            seen, said = content, problems
+            again_at = time.monotonic() + (options.retry_s if problems else options.check_s)
             if _serves(replica, problems):
                 options.marker.write_text(_started())
-        replica.evict()
+        _evict(replica)
         if options.once:
             return 1 if said else 0
         time.sleep(options.poll_s)
@@ -70,9 +73,20 @@ def _pass(replica: Replica) -> list[str]:
         return [str(error)]
 
 
+def _evict(replica: Replica) -> None:
+    """Room that cannot be made now is made later; a model that needs it says so itself."""
+    try:
+        replica.evict()
+    except OSError as error:
+        print(f"warning: {error}", file=sys.stderr, flush=True)
+
+
 def _serves(replica: Replica, problems: Sequence[str]) -> bool:
     """A replica without one of its models still serves the others; one that has none waits for its first."""
-    held = catalog.read(replica.store)
+    try:
+        held = catalog.read(replica.store)
+    except (StoreError, OSError):
+        return False
     return held is not None and (bool(held.models) or not problems)
 
 
@@ -94,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--rate-limit", type=int, default=0, help="bytes a second from all sources together; 0 is unlimited")
     publish.add_argument("--verify", action="store_true", help="hash blobs that are already there, too")
     publish.add_argument("--attempts", type=int, default=ATTEMPTS, help="without a new byte between them, before a source is given up")
+    publish.add_argument("--silence-s", type=float, default=TIMEOUT_S, help="that a source may keep, or bring less than 64 KiB/s for")
     publish.add_argument("--credentials", type=Path, help="JSON file: host or host:port to a token or user:password")
     publish.add_argument("--ca-bundle", type=Path, help="certificates (PEM) of authorities that are trusted, too")
     publish.set_defaults(run=_publish)
@@ -109,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     follow.add_argument("--keep-s", type=float, default=60, help="how long bytes stay that the catalog no longer names")
     follow.add_argument("--poll-s", type=float, default=2)
     follow.add_argument("--retry-s", type=float, default=30, help="between attempts at a model that could not be copied")
+    follow.add_argument("--check-s", type=float, default=60, help="between looks at manifests and sizes of what is here")
     follow.add_argument("--server", default="http://127.0.0.1:11434", help="the Ollama that reads the store")
     follow.add_argument("--once", action="store_true", help="one pass, then end")
     follow.set_defaults(run=_follow)

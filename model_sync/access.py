@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from model_sync.connections import Http, Https, Redirects, read_all, server_of
 from model_sync.store import StoreError
 
-TIMEOUT_S = 60
+TIMEOUT_S = 60.0
+"""How long a source may be silent, and what its handshake and the head of an answer may take."""
 _DOCUMENT_BYTES = 1 << 20
-_PORTS = {"https": 443, "http": 80}
 
 
 class AccessError(StoreError):
@@ -45,6 +46,7 @@ class Access:
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
     ca_bundle: Path | None = None
     """Certificates (PEM) that are trusted beside those of the image."""
+    timeout_s: float = TIMEOUT_S
     _pull_tokens: dict[tuple[str, str], str] = field(default_factory=dict, repr=False)
     """Server and repository to the token that its registry gave out."""
 
@@ -53,16 +55,23 @@ class Access:
 
         Raises AccessError where the server refuses us or we refuse the server, HTTPError for any other bad status, or OSError.
         """
-        token = self._pull_tokens.get((_server(url), repository))
+        try:
+            return self._open(url, headers, repository)
+        except ValueError as error:
+            # Of an address in a redirect, in a challenge, or in a header that is none.
+            raise AccessError(f"got an answer of {url} that is no HTTP ({error}), want the content; ask who runs it") from None
+
+    def _open(self, url: str, headers: Mapping[str, str], repository: str) -> HTTPResponse:
+        token = self._pull_tokens.get((server_of(url), repository))
         try:
             return self._send(url, headers, f"Bearer {token}" if token else self._authorization(url))
         except urllib.error.HTTPError as error:
             challenge = _challenge(error)
-            if not repository or error.code != 401 or challenge is None or _server(error.url) != _server(url):
+            if not repository or error.code != 401 or challenge is None or server_of(error.url) != server_of(url):
                 raise self._refused(error, url) from None
             error.close()
         token = self._pull_token(url, challenge, repository)
-        self._pull_tokens[_server(url), repository] = token
+        self._pull_tokens[server_of(url), repository] = token
         try:
             return self._send(url, headers, f"Bearer {token}")
         except urllib.error.HTTPError as error:
@@ -71,19 +80,21 @@ class Access:
     def _pull_token(self, url: str, challenge: Mapping[str, str], repository: str) -> str:
         realm, scope = challenge.get("realm", ""), f"repository:{repository}:pull"
         if urlsplit(realm).scheme not in ("https", urlsplit(url).scheme):
-            raise AccessError(f"got the token server {realm[:200]!r} from {_server(url)}, want an https address; ask who runs the registry")
+            raise AccessError(
+                f"got the token server {realm[:200]!r} from {server_of(url)}, want an https address; ask who runs the registry"
+            )
         asked = {"service": challenge["service"]} if "service" in challenge else {}
         address = f"{realm}{'&' if '?' in realm else '?'}{urlencode({**asked, 'scope': scope})}"
         try:
             with self._send(address, {}, self._authorization(realm)) as response:
-                found: Any = json.loads(response.read(_DOCUMENT_BYTES))
+                found: Any = json.loads(read_all(response, _DOCUMENT_BYTES, self.timeout_s))
             token = found.get("token") or found.get("access_token")
         except urllib.error.HTTPError as error:
             raise self._refused(error, realm) from None
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             token = None
         if not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
-            raise AccessError(f"got no token from {_server(realm)}, want one for {scope}; ask who runs the registry")
+            raise AccessError(f"got no token from {server_of(realm)}, want one for {scope}; ask who runs the registry")
         return token
 
     def _send(self, url: str, headers: Mapping[str, str], authorization: str | None) -> HTTPResponse:
@@ -91,11 +102,11 @@ class Access:
         if authorization:
             request.add_header("Authorization", authorization)
         try:
-            return self._opener.open(request, timeout=TIMEOUT_S)
+            return self._opener.open(request, timeout=self.timeout_s)
         except urllib.error.URLError as error:
             if isinstance(error.reason, ssl.SSLCertVerificationError):
                 raise AccessError(
-                    f"got a certificate of {_server(url)} that is not trusted ({error.reason.verify_message}), want one by a known "
+                    f"got a certificate of {server_of(url)} that is not trusted ({error.reason.verify_message}), want one by a known "
                     "authority; set delivery.caBundle to the certificate of yours, or correct the source"
                 ) from None
             raise
@@ -108,12 +119,12 @@ class Access:
             context.load_verify_locations(cafile=self.ca_bundle)
         opener = urllib.request.OpenerDirector()
         for handler in (
-            urllib.request.HTTPHandler(),
-            urllib.request.HTTPSHandler(context=context),
+            Http(),
+            Https(context=context),
             urllib.request.HTTPDefaultErrorHandler(),
             urllib.request.HTTPErrorProcessor(),
             urllib.request.UnknownHandler(),
-            _Redirects(),
+            Redirects(),
         ):
             opener.add_handler(handler)
         return opener
@@ -121,7 +132,7 @@ class Access:
     def _credential(self, url: str) -> str | None:
         if urlsplit(url).scheme != "https":
             return None
-        return next((value for host, value in self.credentials.items() if _server(f"https://{host}") == _server(url)), None)
+        return next((value for host, value in self.credentials.items() if server_of(f"https://{host}") == server_of(url)), None)
 
     def _authorization(self, url: str) -> str | None:
         credential = self._credential(url)
@@ -134,9 +145,9 @@ class Access:
         if error.code not in (401, 403):
             return error
         error.close()
-        server = _server(error.url)
-        if server != _server(url):
-            return AccessError(f"got {error.code} from {server}, where {_server(url)} redirects to, want the content; ask who runs them")
+        server = server_of(error.url)
+        if server != server_of(url):
+            return AccessError(f"got {error.code} from {server}, where {server_of(url)} redirects to, want the content; ask who runs them")
         if self._credential(url) is not None:
             return AccessError(
                 f"got {error.code} from {server} with its credential, want leave to read; renew it in modelfleet:sourceTokens"
@@ -145,24 +156,6 @@ class Access:
         if urlsplit(url).scheme != "https":
             hint = "open it to the writer, or serve it over TLS and set modelfleet:sourceTokens"
         return AccessError(f"got {error.code} from {server}, want leave to read; {hint}")
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        following = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if following is not None and (following.type, _server(following.full_url)) != (req.type, _server(req.full_url)):
-            following.remove_header("Authorization")
-        return following
-
-
-def _server(url: str) -> str:
-    """`host`, or `host:port` where the port is not the scheme's own."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    host = f"[{host}]" if ":" in host else host
-    return host if parts.port in (None, _PORTS.get(parts.scheme)) else f"{host}:{parts.port}"
 
 
 def _challenge(error: urllib.error.HTTPError) -> dict[str, str] | None:

@@ -1,14 +1,17 @@
 """The catalog: which models a store serves. A model that is not in it is not served, whatever else lies in the store.
 
-`catalog.json` at the top of a store: `{"version": 1, "fleet": …, "models": [{"name", "digest", …}]}`, with the fields of `Entry`.
+`catalog.json` at the top of a store: `{"version": 1, "fleet": …, "models": [{"name", "digest", …}], "problems": {name: line}}`, with the
+fields of `Entry`.
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-from model_sync.store import StoreError, write_file
+from model_sync.store import DIGEST, StoreError, has_content, manifest_path, write_file
 
 FILE = "catalog.json"
 VERSION = 1
@@ -32,6 +35,8 @@ class Catalog:
     fleet: int = 0
     """Replicas of the fleet; only counts for models that not all of them hold."""
     models: tuple[Entry, ...] = ()
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """Model to the line that says why it could not be delivered, or only an older version of it. The agent of a replica shows them."""
 
     def entry(self, name: str) -> Entry | None:
         return next((entry for entry in self.models if entry.name == name), None)
@@ -43,9 +48,19 @@ def parse(content: bytes, path: Path) -> Catalog:
         document = json.loads(content)
         if document["version"] != VERSION:
             raise StoreError(f"{path}: got version {document['version']!r}, want {VERSION}; use images of one release")
-        return Catalog(int(document["fleet"]), tuple(Entry(**model) for model in document["models"]))
-    except (ValueError, KeyError, TypeError) as error:
+        problems = {str(name): str(line) for name, line in document.get("problems", {}).items()}
+        return Catalog(int(document["fleet"]), tuple(_entry(model) for model in document["models"]), problems)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise StoreError(f"{path}: got no catalog ({error}), want one of version {VERSION}; run the writer again") from None
+
+
+def _entry(model: dict[str, Any]) -> Entry:
+    entry = Entry(**model)
+    wrong = [each.name for each in fields(Entry) if type(getattr(entry, each.name)) is not each.type]
+    if wrong or not DIGEST.fullmatch(entry.digest):
+        raise ValueError(f"{wrong[0] if wrong else 'digest'} of a model")
+    manifest_path(entry.name)
+    return entry
 
 
 def read(store: Path) -> Catalog | None:
@@ -60,10 +75,11 @@ def read(store: Path) -> Catalog | None:
 
 def write(store: Path, catalog: Catalog) -> None:
     """In one step, and only when something changed: readers look at it every few seconds."""
-    document = {"version": VERSION, "fleet": catalog.fleet, "models": [asdict(entry) for entry in catalog.models]}
+    document: dict[str, Any] = {"version": VERSION, "fleet": catalog.fleet, "models": [asdict(entry) for entry in catalog.models]}
+    document |= {"problems": dict(catalog.problems)} if catalog.problems else {}
     content = (json.dumps(document, indent=1) + "\n").encode()
     path = store / FILE
-    if not path.is_file() or path.read_bytes() != content:
+    if not has_content(path, content):
         write_file(store, path, content)
 
 

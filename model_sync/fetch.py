@@ -1,87 +1,28 @@
-"""One blob from a file or an HTTP server into a store: resumed, slowed down when asked, hashed on the way, named last."""
+"""One blob from its source into a store: resumed, slowed down when asked, hashed on the way, named last.
+
+A source may cut, trickle, lie and repeat itself; what that costs us is linear in the size that the configuration allows.
+"""
 
 import errno
 import hashlib
 import os
 import shutil
 import time
-import urllib.error
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
-from urllib.parse import unquote, urlsplit
 
-from model_sync.access import Access
-from model_sync.store import CHUNK_BYTES, StoreError, flush_directory
+from model_sync.source import ATTEMPTS, Source, SourceError, Stream, pause, reason
+from model_sync.store import CHUNK_BYTES, StoreError, name_whole
 
-ATTEMPTS = 8
-"""Without a new byte between them: about a minute."""
-_BACKOFF_S = 0.5
-"""Before the second attempt; doubles with each."""
-_LONGEST_BACKOFF_S = 30
+LEAST_BYTES_PER_S = 64 << 10
+"""A connection that brings less, over the time that a source may be silent, is given up."""
+_STEPS = 10_000
+"""A source that breaks off again and again has made progress by this part of the model: so many connections are the most that it gets,
+times the attempts."""
 _BLOCK_BYTES = 64 << 10
-_DOCUMENT_BYTES = 4 << 20
-_PASSING_STATUSES = (408, 425, 429)
-
-
-class SourceError(Exception):
-    """A source that does not deliver now; another run may succeed."""
-
-
-@dataclass(frozen=True)
-class Stream:
-    file: BinaryIO
-    start: int
-    """Offset of its first byte: 0 when the server ignored the range."""
-    total: int | None
-    """Bytes of the whole content, if the source says so."""
-
-
-@dataclass(frozen=True)
-class Source:
-    url: str
-    headers: dict[str, str] = field(default_factory=dict)
-    access: Access = field(default_factory=Access)
-    repository: str = ""
-    """Of a registry, for its tokens."""
-
-    def open(self, offset: int = 0) -> Stream:
-        """The content from `offset` on. Raises StoreError when another attempt cannot help, OSError or HTTPException when it may."""
-        if self.url.startswith("file://"):
-            path = Path(unquote(urlsplit(self.url).path))
-            try:
-                file = path.open("rb")
-            except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-                raise StoreError(f"{self.url}: got {error.strerror}, want a file that the writer can read; correct the source") from None
-            total = os.fstat(file.fileno()).st_size
-            start = min(offset, total)
-            file.seek(start)
-            return Stream(file, start, total)
-        return self._request(offset)
-
-    def _request(self, offset: int) -> Stream:
-        headers = self.headers | ({"Range": f"bytes={offset}-"} if offset else {})
-        try:
-            response = self.access.open(self.url, headers, self.repository)
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == 416:  # The rest that we ask for is not there: the part that we have is of something else.
-                return self._request(0)
-            if error.code < 500 and error.code not in _PASSING_STATUSES:
-                raise StoreError(f"{self.url}: got status {error.code}, want the content; correct the source") from None
-            raise
-        if response.status == 206:
-            span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-            start = span.partition("-")[0]
-            if not start.isdecimal():
-                response.close()
-                return self._request(0)
-            return Stream(response, int(start), int(total) if total.isdecimal() else None)
-        length = response.headers.get("Content-Length")
-        return Stream(response, 0, int(length) if length and length.isdecimal() else None)
 
 
 class Pace:
@@ -115,97 +56,141 @@ class Target:
     def partial(self) -> Path:
         return self.path.with_name(f".{self.path.name}.partial")
 
+    @property
+    def most(self) -> int:
+        return self.limit if self.size is None else self.size
+
+
+@dataclass
+class _Partial:
+    """What came so far. Its hash goes on from connection to connection: no byte on the disk is read twice."""
+
+    path: Path
+    length: int = 0
+    starts: int = 0
+    """How often it began again at its first byte."""
+    _hash: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+
+    @classmethod
+    def found(cls, target: Target) -> "_Partial":
+        """What an earlier run left, hashed once; nothing when it is longer than the blob may be."""
+        partial = cls(target.partial)
+        if not partial.path.is_file() or partial.path.stat().st_size > target.most:
+            partial.drop()
+            return partial
+        with partial.path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                partial.passed(chunk)
+        return partial
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def passed(self, block: bytes) -> None:
+        self._hash.update(block)
+        self.length += len(block)
+
+    def start_again(self) -> None:
+        self._hash, self.length, self.starts = hashlib.sha256(), 0, self.starts + 1
+
+    def drop(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self._hash, self.length = hashlib.sha256(), 0
+
+
+@dataclass
+class _Patience:
+    """How many connections a source gets."""
+
+    attempts: int
+    step: int
+    """Bytes of progress after which failures are forgotten."""
+    reached: int
+    failures: int = 0
+
+    def is_over(self, partial: _Partial) -> bool:
+        """After one more failure."""
+        if partial.length >= self.reached + self.step:
+            self.failures, self.reached = 0, partial.length
+        self.failures += 1
+        return self.failures >= self.attempts or partial.starts > self.attempts
+
 
 def fetch(source: Source, target: Target, pace: Pace, attempts: int = ATTEMPTS) -> None:
     """Raises StoreError when the source is refused, SourceError when it breaks off too often; then the next run goes on from there."""
-    resumed = target.partial.exists()
-    failures, known = 0, _length(target.partial)
+    partial = _Partial.found(target)
+    resumed, step = partial.length > 0, max(_BLOCK_BYTES, target.most // _STEPS)
+    patience = _Patience(attempts, step, partial.length)
     while True:
         try:
-            found = _attempt(source, target, pace)
+            _connection(source, target, partial, pace)
         except (OSError, HTTPException, SourceError) as error:
             _refuse_full_disk(error, target)
-            length = _length(target.partial)
-            failures, known = (1, length) if length > known else (failures + 1, known)
-            if failures >= attempts:
-                raise SourceError(f"{source.url}: got {_reason(error)} after {length} bytes, want {target.size or 'all of it'}; "
+            if patience.is_over(partial):
+                raise SourceError(f"{source.url}: got {reason(error)} after {partial.length} bytes, want {target.size or 'all of it'}; "
                                         "check the source, the next run goes on from there") from None  # fmt: skip
-            pause(failures)
+            pause(patience.failures, error)
             continue
-        if found == target.digest:
-            target.partial.chmod(0o644)
-            target.partial.replace(target.path)
-            flush_directory(target.path.parent)
+        if partial.digest == target.digest:
+            name_whole(target.partial, target.path)
             return
-        target.partial.unlink()
+        found = partial.digest
+        partial.drop()
         if not resumed:
             raise StoreError(f"{source.url}: got content {found}, want {target.digest}; do not use it, or correct models.<name>.digest")
         # What an earlier run left may be the damaged part.
-        resumed, known = False, 0
+        resumed, patience = False, _Patience(attempts, step, 0)
 
 
-def document(source: Source, attempts: int = ATTEMPTS) -> bytes:
-    """A small document, such as a registry's manifest. Raises StoreError or SourceError."""
-    reason = "no attempt"
-    for failures in range(1, attempts + 1):
-        try:
-            with closing(source.open().file) as file:
-                return file.read(_DOCUMENT_BYTES)
-        except (OSError, HTTPException) as error:
-            reason = _reason(error)
-        if failures < attempts:
-            pause(failures)
-    raise SourceError(f"{source.url}: got {reason}, want the document; check the source")
-
-
-def pause(failures: int) -> None:
-    """Before the next attempt."""
-    time.sleep(min(_BACKOFF_S * 2 ** (failures - 1), _LONGEST_BACKOFF_S))
-
-
-def _attempt(source: Source, target: Target, pace: Pace) -> str:
-    """One connection, up to the end of the content. Returns the digest of the whole file."""
-    digest, offset = _prefix(target)
-    if f"sha256:{digest.hexdigest()}" == target.digest and offset:
-        return target.digest
-    stream = source.open(offset)
-    with closing(stream.file), target.partial.open("r+b" if offset else "wb") as writer:
-        if stream.start not in (0, offset):
-            raise StoreError(f"{source.url}: got a range from {stream.start}, want one from {offset}; the server is broken, use another")
-        if stream.start != offset:
-            digest, offset = hashlib.sha256(), 0
-        writer.seek(offset)
+def _connection(source: Source, target: Target, partial: _Partial, pace: Pace) -> None:
+    """Up to the end of the content, or of the connection."""
+    if partial.length and partial.digest == target.digest:
+        return
+    stream = source.open(partial.length)
+    with closing(stream.file), target.partial.open("r+b" if partial.length else "wb") as writer:
+        if stream.start not in (0, partial.length):
+            got = f"{source.url}: got a range from {stream.start}, want one from {partial.length}"
+            raise StoreError(f"{got}; the server is broken, use another")
+        if stream.start != partial.length:
+            partial.start_again()
+        writer.seek(partial.length)
         writer.truncate()
         expected = _expected(source, stream, target)
-        if expected is not None and expected - offset > target.room():
+        if expected is not None and expected - partial.length > target.room():
             free = f"{target.path.parent.parent}: got {target.room()} bytes free"
-            raise StoreError(f"{free}, want {expected - offset} for {source.url}; enlarge storage.shared.size")
-        while block := stream.file.read(_BLOCK_BYTES):
-            offset += len(block)
-            if offset > (target.limit if expected is None else expected):
-                raise _too_long(source, target, offset)
+            raise StoreError(f"{free}, want {expected - partial.length} for {source.url}; enlarge storage.shared.size")
+        flow = _Flow(stream, source.access.timeout_s)
+        while block := flow.read():
+            if partial.length + len(block) > (target.limit if expected is None else expected):
+                raise _too_long(source, target, partial.length + len(block))
             writer.write(block)
-            digest.update(block)
+            partial.passed(block)
             pace.passed(len(block))
         writer.flush()
         os.fsync(writer.fileno())
-    if expected is not None and offset < expected:
+    if partial.length < (1 if expected is None else expected):
         raise SourceError("the end of the content")
-    return f"sha256:{digest.hexdigest()}"
 
 
-def _prefix(target: Target) -> tuple["hashlib._Hash", int]:
-    """What an earlier attempt left: its hash and length."""
-    digest, length = hashlib.sha256(), 0
-    if target.partial.exists():
-        with target.partial.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
-                length += len(chunk)
-    if length > (target.limit if target.size is None else target.size):
-        target.partial.unlink()
-        return hashlib.sha256(), 0
-    return digest, length
+class _Flow:
+    """Blocks of a stream, while they come fast enough. The time that we take ourselves does not count."""
+
+    def __init__(self, stream: Stream, window_s: float) -> None:
+        self._file, self._window_s = stream.file, window_s
+        self._waited_s, self._count = 0.0, 0
+
+    def read(self) -> bytes:
+        started = time.monotonic()
+        # What is there: a full block may be days away.
+        block = self._file.read1(_BLOCK_BYTES)
+        self._waited_s += time.monotonic() - started
+        self._count += len(block)
+        if self._waited_s >= self._window_s:
+            if block and self._count < self._waited_s * LEAST_BYTES_PER_S:
+                raise SourceError(f"{self._count} bytes in {self._waited_s:.0f} s")
+            self._waited_s, self._count = 0.0, 0
+        return block
 
 
 def _expected(source: Source, stream: Stream, target: Target) -> int | None:
@@ -221,8 +206,7 @@ def _expected(source: Source, stream: Stream, target: Target) -> int | None:
 
 def _too_long(source: Source, target: Target, length: int) -> StoreError:
     target.partial.unlink(missing_ok=True)
-    limit = target.limit if target.size is None else target.size
-    return StoreError(f"{source.url}: got {length} bytes or more, want at most {limit}; correct the source or the model's size")
+    return StoreError(f"{source.url}: got {length} bytes or more, want at most {target.most}; correct the source or the model's size")
 
 
 def _refuse_full_disk(error: Exception, target: Target) -> None:
@@ -231,16 +215,3 @@ def _refuse_full_disk(error: Exception, target: Target) -> None:
         free = shutil.disk_usage(target.path.parent).free
         raise StoreError(f"{target.path.parent.parent}: got {error.strerror} with {free} bytes free, want room for {target.path.name}; "
                          "enlarge storage.shared.size") from None  # fmt: skip
-
-
-def _length(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"status {error.code}"
-    return str(error) or type(error).__name__

@@ -5,18 +5,16 @@ The same file and name give the same bytes everywhere, so the digest of a manife
 
 import argparse
 import json
+import re
 import shutil
-import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from model_sync import header, templates
 from model_sync.store import MODEL_LAYER, Blob, StoreError, is_present, manifest_path, sha256, write_blob, write_file
 
-# GGUF value types with a fixed width, as struct formats. Source: ggml docs/gguf.md.
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
 _FILE_TYPES = {
     **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L"},
     **{14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS"},
@@ -26,61 +24,48 @@ _FILE_TYPES = {
 """`general.file_type` to the name of the quantization. Source: llama.cpp, include/llama.h, enum llama_ftype."""
 
 
-def _scalar(file: BinaryIO, code: str) -> Any:
-    size = struct.calcsize(f"<{code}")
-    content = file.read(size)
-    if len(content) < size:
-        raise StoreError("GGUF: got the end inside of the metadata, want all of it; the file is cut off")
-    return struct.unpack(f"<{code}", content)[0]
-
-
-def _value(file: BinaryIO, kind: int) -> Any:
-    if kind in _SCALARS:
-        return _scalar(file, _SCALARS[kind])
-    if kind == _STRING:
-        return file.read(_scalar(file, "Q")).decode(errors="replace")
-    if kind == _ARRAY:
-        item, count = _scalar(file, "I"), _scalar(file, "Q")
-        for _ in range(count):
-            _value(file, item)
-        return None
-    raise StoreError(f"GGUF: got value type {kind}, want 0..12; the file is damaged")
+_FAMILY = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_TEMPLATE = "tokenizer.chat_template"
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """The general keys of a GGUF file; arrays are skipped. Raises StoreError when it is none."""
-    try:
-        return _metadata(path)
-    except (OverflowError, MemoryError, RecursionError):
-        raise StoreError(f"{path}: got metadata with lengths beyond the file, want GGUF; the file is damaged") from None
+    """The keys of a GGUF file without its arrays. Raises StoreError when it is none, or no sound one."""
+    return header.read(path)
 
 
-def _metadata(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise StoreError(f"{path}: got another file type, want GGUF; check the file")
-        version, _, count = _scalar(file, "I"), _scalar(file, "Q"), _scalar(file, "Q")
-        if version not in (2, 3):
-            raise StoreError(f"{path}: got GGUF version {version}, want 2 or 3; convert the file")
-        found: dict[str, Any] = {}
-        for _ in range(count):
-            key = _value(file, _STRING)
-            found[key] = _value(file, _scalar(file, "I"))
-    return found
+def require_model(path: Path, facts: Mapping[str, Any]) -> None:
+    """Raises StoreError unless it is one language model in one file, with templates that a server may run."""
+    parts = facts.get("split.count", 0)
+    if isinstance(parts, int) and parts > 1:
+        raise StoreError(f"{path}: got one of {parts} parts, want a model in one file; join them with llama-gguf-split --merge")
+    kind = "mmproj" if facts.get("general.architecture") == "clip" else facts.get("general.type", "model")
+    if kind != "model":
+        name = {"mmproj": "a projector for images", "adapter": "an adapter"}.get(str(kind), f"a GGUF of type {str(kind)[:20]!r}")
+        raise StoreError(f"{path}: got {name}, want a language model; name that, or a registry's model that has both as layers")
+    for key, template in facts.items():
+        if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
+            try:
+                templates.check(str(template))
+            except StoreError as error:
+                raise StoreError(f"{path}: {error}") from None
 
 
 def quantization(facts: dict[str, Any]) -> str:
-    return _FILE_TYPES.get(int(facts.get("general.file_type", -1)), "unknown")
+    kind = facts.get("general.file_type")
+    return _FILE_TYPES.get(kind, "unknown") if type(kind) is int else "unknown"
 
 
 def manifest(blob: Blob, facts: dict[str, Any], store: Path) -> dict[str, Any]:
     """The manifest of a model that is this one file; its config blob is written."""
-    family = str(facts.get("general.architecture", "llama"))
+    family, label = str(facts.get("general.architecture", "llama")), str(facts.get("general.size_label", ""))
+    if not _FAMILY.fullmatch(family):
+        raise StoreError(f"{blob.file_name}: got architecture {family[:64]!r}, want a name of small letters; the file is damaged")
     config = {
         "model_format": "gguf",
         "model_family": family,
         "model_families": [family],
-        "model_type": str(facts.get("general.size_label") or "unknown"),
+        "model_type": label if _LABEL.fullmatch(label) else "unknown",
         "file_type": quantization(facts),
         "architecture": "amd64",
         "os": "linux",
@@ -99,6 +84,7 @@ def add(name: str, path: Path, store: Path, *, link: bool = False) -> None:
     """Write the blobs and the manifest of model `name`; `link`: the weights stay where they are. Raises StoreError."""
     target = store / manifest_path(name)
     facts = metadata(path)
+    require_model(path, facts)
     blob = Blob(sha256(path), path.stat().st_size)
     blobs = store / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)

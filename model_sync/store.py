@@ -17,10 +17,18 @@ from typing import Any
 
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_LAYERS = 64
+"""More than any model of Ollama's registry has."""
+_BLOB_BYTES = 1 << 50
 CHUNK_BYTES = 1 << 20
 MODEL_LAYER = "application/vnd.ollama.image.model"
 PARAMS_LAYER = "application/vnd.ollama.image.params"
+TEMPLATE_LAYER = "application/vnd.ollama.image.template"
+
+
+REPAIR = "it is damaged, set delivery.verify and deploy to repair it"
+"""What to do about the shared store."""
 
 
 class StoreError(Exception):
@@ -64,16 +72,39 @@ def manifests(store: Path) -> list[Path]:
 
 
 def blobs(manifest: bytes, path: Path) -> list[Blob]:
-    """Every blob that the manifest names. Raises StoreError when it is not a manifest."""
+    """Every blob that the manifest names. Raises StoreError when it is not a manifest, whatever else it is."""
     try:
         document: dict[str, Any] = json.loads(manifest)
-        found = [Blob(str(entry["digest"]), int(entry["size"])) for entry in [document["config"], *document["layers"]]]
-    except (ValueError, KeyError, TypeError) as error:
+        layers: list[Any] = document["layers"]
+        if len(layers) > _LAYERS or not all(isinstance(layer["mediaType"], str) for layer in layers):
+            raise ValueError(f"{len(layers)} layers")
+        return [_blob(entry["digest"], entry["size"]) for entry in [document["config"], *layers]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path}: got no manifest ({error}), want a docker schema 2 manifest; publish the model again") from None
-    for blob in found:
-        if not _DIGEST.fullmatch(blob.digest):
-            raise StoreError(f"{path}: got digest {blob.digest!r}, want sha256:<64 hex digits>; publish the model again")
-    return found
+
+
+def _blob(digest: Any, size: Any) -> Blob:
+    if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+        raise ValueError(f"digest {str(digest)[:80]!r}")
+    if type(size) is not int or not 0 <= size <= _BLOB_BYTES:
+        raise ValueError(f"size {str(size)[:40]}")
+    return Blob(digest, size)
+
+
+def sound_blobs(store: Path, manifest: Path) -> list[Blob]:
+    """Those of a manifest that lies in a store; none when it is damaged or gone."""
+    try:
+        return blobs((store / manifest).read_bytes(), manifest)
+    except (StoreError, OSError):
+        return []
+
+
+def drop(path: Path) -> None:
+    """Remove what is damaged, whatever it has become."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
@@ -115,7 +146,14 @@ def write_file(store: Path, target: Path, content: bytes) -> None:
         writer.write(content)
         writer.flush()
         os.fsync(writer.fileno())
+    name_whole(fresh, target)
+
+
+def name_whole(fresh: Path, target: Path) -> None:
+    """Give a finished file its name, in one step, whatever has that name now."""
     fresh.chmod(0o644)
+    if target.is_dir():
+        drop(target)
     fresh.replace(target)
     flush_directory(target.parent)
 
@@ -124,7 +162,7 @@ def write_blob(store: Path, content: bytes) -> Blob:
     """A small blob from memory."""
     blob = Blob(file_digest(content), len(content))
     target = store / "blobs" / blob.file_name
-    if not target.is_file() or target.read_bytes() != content:
+    if not is_present(store, blob, verify=True):
         write_file(store, target, content)
     return blob
 
@@ -133,10 +171,17 @@ def is_present(store: Path, blob: Blob, *, verify: bool = False) -> bool:
     """Whether the blob is there in its full size. It got its name after it was hashed; `verify` hashes it again, for damage since."""
     path = store / "blobs" / blob.file_name
     try:
-        size = path.stat().st_size
-    except FileNotFoundError:
+        return path.is_file() and path.stat().st_size == blob.size and (not verify or sha256(path) == blob.digest)
+    except OSError:  # Gone, or a disk that cannot read it.
         return False
-    return size == blob.size and (not verify or sha256(path) == blob.digest)
+
+
+def has_content(path: Path, content: bytes) -> bool:
+    """Whether the file is there and can be read, and has this content."""
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def room(store: Path, capacity: int | None) -> int:

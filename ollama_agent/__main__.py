@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
+from prometheus_client.aiohttp import make_aiohttp_handler
 
 from ollama_agent.catalog import Catalog
 from ollama_agent.metrics import ReplicaCollector
@@ -27,14 +28,15 @@ class Agent:
     def __init__(self, settings: AgentSettings) -> None:
         self.settings = settings
         self.replica = Replica(settings, Catalog(settings.catalog))
-        self._registry = CollectorRegistry()
-        self._registry.register(ReplicaCollector(self.replica))
+        registry = CollectorRegistry()
+        registry.register(ReplicaCollector(self.replica))
+        self._metrics = make_aiohttp_handler(registry)
         self._drain: asyncio.Task[dict[str, float]] | None = None
         self._resume: asyncio.Task[None] | None = None
 
     def public(self) -> web.Application:
         app = web.Application()
-        app.router.add_get("/metrics", self.metrics)
+        app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/context", self.context)
         app.cleanup_ctx.append(self._run)
         return app
@@ -64,9 +66,6 @@ class Agent:
 
     async def context(self, _: web.Request) -> web.Response:
         return web.json_response(self.replica.context())
-
-    async def metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def drain(self, _: web.Request) -> web.Response:
         """Answers when the server may be stopped. A second call waits for the same drain; a caller that leaves ends nothing."""
@@ -109,10 +108,10 @@ def main() -> int:
     try:
         match sys.argv[1:]:
             case []:
-                asyncio.run(serve(AgentSettings.from_env(os.environ)))
+                asyncio.run(serve(AgentSettings.read()))
                 return 0
             case ["probe"]:
-                return asyncio.run(probe(ProbeSettings.from_env(os.environ)))
+                return asyncio.run(probe(ProbeSettings.read()))
             case other:
                 raise SettingsError(f"arguments: got {' '.join(other)!r}, want nothing, or probe; correct them")
     except (SettingsError, OSError) as error:

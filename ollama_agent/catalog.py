@@ -19,6 +19,8 @@ class Model(BaseModel):
     """sha256 of the manifest, 64 hex digits, with or without `sha256:`; empty: any."""
     context_length: int = Field(ge=1)
     """Tokens that it must be loaded for."""
+    size: int = 0
+    """Bytes of all its blobs."""
     keep_alive: str = "-1"
     """How long it stays loaded without requests, in Ollama's form; -1 is for ever."""
 
@@ -35,6 +37,7 @@ class Model(BaseModel):
 class _Document(BaseModel):
     version: Literal[1]
     models: list[Model]
+    problems: dict[str, str] = {}
 
 
 def bare(digest: str) -> str:
@@ -48,6 +51,8 @@ class Catalog:
         self._path = path
         self._seen: tuple[int, int, int] | None = None
         self.models: list[Model] = []
+        self.problems: dict[str, str] = {}
+        """Model to why it is not here, or only an older version of it."""
         self.present = False
         """Whether it is known which models there should be."""
 
@@ -62,11 +67,12 @@ class Catalog:
             return
         self._seen = seen
         try:
-            self.models = _Document.model_validate_json(text).models
+            document = _Document.model_validate_json(text)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "the file"
             log.error("%s: %s: got %s, want a catalog of version 1; run the writer again", self._path, where, first["msg"].lower())
             return
+        self.models, self.problems = document.models, document.problems
         self.present = True
         log.info("catalog: %s", ", ".join(model.name for model in self.models) or "no model")

@@ -33,19 +33,24 @@ class ReplicaCollector(Collector):
         proven = GaugeMetricFamily("ollama_model_proven", "Whether a model of the catalog was loaded with its context", labels=labels)
         for model in replica.catalog.models:
             proven.add_metric([model.name], float(model.name in replica.proofs))
+        problems = GaugeMetricFamily(
+            "ollama_model_problem", "Whether a model cannot answer here, or only an older version of it", labels=["model", "kind"]
+        )
+        for name, problem in replica.problems.all().items():
+            problems.add_metric([name, problem.kind], 1)
         resident = GaugeMetricFamily("ollama_model_resident_bytes", "Memory of a loaded model", labels=labels)
         vram = GaugeMetricFamily("ollama_model_resident_vram_bytes", "Its part in GPU memory", labels=labels)
         context = GaugeMetricFamily("ollama_model_context_length", "Tokens that it was loaded for", labels=labels)
-        for name, found in replica.loaded.items():
+        for name, found in replica.memory.loaded.items():
             for family, value in ((resident, found.bytes), (vram, found.vram_bytes), (context, found.context_length)):
                 family.add_metric([name], value)
         loads = GaugeMetricFamily("ollama_model_load_seconds", "What the model's last load by the agent took", labels=labels)
         for name, seconds in replica.load_s.items():
             loads.add_metric([name], seconds)
         evictions = CounterMetricFamily("ollama_model_evictions", "Unloads before the keep-alive ended", labels=labels)
-        for name in replica.proofs.keys() | replica.evictions.keys():
-            evictions.add_metric([name], replica.evictions[name])
-        yield from (proven, resident, vram, context, loads, evictions)
+        for name in replica.proofs.keys() | replica.memory.evictions.keys():
+            evictions.add_metric([name], replica.memory.evictions[name])
+        yield from (proven, problems, resident, vram, context, loads, evictions)
 
 
 def _store(path: Path) -> Iterator[Metric]:

@@ -30,6 +30,12 @@ class Loaded:
     expires: datetime | None
 
     @property
+    def off_gpu(self) -> int:
+        """Bytes that are not in GPU memory. A model with all its layers there has 0: Ollama counts nothing else then
+        (llm/llama_server.go of 0.32.15, MemorySize)."""
+        return max(self.bytes - self.vram_bytes, 0)
+
+    @property
     def expired(self) -> bool:
         return self.expires is not None and self.expires <= datetime.now(UTC)
 
@@ -82,7 +88,7 @@ class Ollama:
                 answer = await response.json(content_type=None)
         except TimeoutError:
             raise OllamaError(f"{path}: nothing for {timeout_s:g} s") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
             raise OllamaError(f"{path}: {type(error).__name__}") from None
         if not isinstance(answer, dict) or response.status != 200:
             said = answer.get("error", "") if isinstance(answer, dict) else ""

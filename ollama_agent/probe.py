@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from ollama_agent.replica import LOWER_IT
+from ollama_agent.problems import LOWER_IT
 from ollama_agent.settings import ProbeSettings
 
 log = logging.getLogger("ollama_agent")
@@ -57,6 +57,16 @@ def broken(settings: ProbeSettings, answers: Answers) -> list[str]:
     return lines
 
 
+def failing(settings: ProbeSettings, answers: Answers) -> set[str]:
+    """What replicas have tried and could not do, one line each; a model that they only wait for is none."""
+    return {
+        f"{problem['line']} (on {replica})"
+        for replica, answer in sorted(answers.items())
+        for problem in answer.get("problems", [])
+        if problem["kind"] != "waiting"
+    }
+
+
 def missing(settings: ProbeSettings, answers: Answers) -> list[str]:
     """What must still come, in a few words each."""
     waiting = [f"{replica}: {answer['reason']}" for replica, answer in sorted(answers.items()) if answer["reason"]]
@@ -85,10 +95,15 @@ def effective(settings: ProbeSettings, answers: Answers) -> dict[str, int]:
 async def probe(settings: ProbeSettings) -> int:
     """Wait until all is as promised, or something cannot become so. The result is JSON, or the lines that say what is wrong."""
     deadline, said = time.monotonic() + settings.timeout_s, ""
+    since: dict[str, float] = {}
+    """Problem to when it was first seen, without a look that did not show it."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ASK_S)) as session:
         while True:
             answers = await ask(settings, session)
             if lines := broken(settings, answers):
+                return _failed(settings, lines)
+            since = {line: since.get(line, time.monotonic()) for line in failing(settings, answers)}
+            if lines := sorted(line for line, first in since.items() if time.monotonic() - first >= settings.patience_s):
                 return _failed(settings, lines)
             waiting = missing(settings, answers)
             if not waiting:

@@ -4,12 +4,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ollama_agent import connections
 from ollama_agent.catalog import Catalog, Model, bare
-from ollama_agent.ollama import Loaded, Ollama, OllamaError
+from ollama_agent.ollama import Ollama, OllamaError
+from ollama_agent.problems import LOWER_IT, TRIED, Problem, Problems
+from ollama_agent.residency import Residency
 from ollama_agent.settings import AgentSettings
 
 log = logging.getLogger("ollama_agent")
@@ -18,6 +20,10 @@ _RESUME_S = 30.0
 """A server that still runs so long after its drain was not stopped: its container was restarted, or somebody else asked for the drain."""
 _RETRY_S = (5.0, 60.0)
 """First and longest wait after a load that failed."""
+_LOAD_S, _LOAD_BYTES_PER_S = 120.0, 25e6
+"""What a load may take: so long, and a second for so many bytes. A load that hangs ends, and the others are loaded."""
+_ENDS = 2
+"""After so many ends of the server during its load a model is not loaded again by itself."""
 
 
 @dataclass
@@ -30,16 +36,15 @@ class Proof:
 
 @dataclass
 class Replica:
-    """State of one server. `first_pass` ends when every model of the catalog was loaded once; only then is the replica ready."""
+    """State of one server. `first_pass` ends when every model of the catalog was loaded, or failed to be, and one was loaded; only then is
+    the replica ready. A model that fails holds back no other."""
 
     settings: AgentSettings
     catalog: Catalog
     available: dict[str, str] = field(default_factory=dict)
-    loaded: dict[str, Loaded] = field(default_factory=dict)
+    memory: Residency = field(init=False)
     proofs: dict[str, Proof] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)
-    """Model to why it cannot answer."""
-    evictions: Counter[str] = field(default_factory=Counter)
+    problems: Problems = field(default_factory=Problems)
     load_s: dict[str, float] = field(default_factory=dict)
     """Model to what its last load took."""
     answers: bool = False
@@ -49,6 +54,11 @@ class Replica:
     _said: str | None = ""
     """The reason that was logged last; None was `ready`."""
     _retry_at: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _ends: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Model and digest to how often the server ended while it was loaded."""
+
+    def __post_init__(self) -> None:
+        self.memory = Residency(gpu=self.settings.gpu)
 
     async def run(self, ollama: Ollama) -> None:
         loading: asyncio.Task[None] | None = None
@@ -66,6 +76,7 @@ class Replica:
                     log.warning("ollama: %s", error)
                 self.answers = False
             self._tell()
+            self.problems.tell()
             await asyncio.sleep(self.settings.poll_s)
 
     async def look(self, ollama: Ollama) -> bool:
@@ -73,22 +84,40 @@ class Replica:
         self.catalog.refresh()
         listener = connections.listener(self.settings.ollama_port)
         if listener != self._listener:
-            # Another process: nothing is loaded, and nothing was evicted.
+            # Another process, and nothing is loaded.
             self._listener, self.first_pass = listener, True
-            self.loaded, self.proofs, self._retry_at = {}, {}, {}
+            self.proofs, self._retry_at = {}, {}
+            self.memory.start_over()
         if listener is None:
             self.answers = False
             return False
         self.available = await ollama.available()
-        self._note(await ollama.loaded())
+        loaded = await ollama.loaded()
+        # A model that left the catalog is unloaded after that.
+        self.catalog.refresh()
+        self.memory.note(loaded, self.catalog.models)
         self.answers = True
+        self._know_problems()
+        if all(self.problems.is_tried(model.name) for model in self._unproven()) and (self.proofs or not self.catalog.models):
+            self.first_pass = self.first_pass and not self.catalog.present
+        return True
+
+    def _know_problems(self) -> None:
+        """Those that show without a load: of the delivery, and of models that lost their GPU. What has left the catalog is forgotten."""
         wanted = {model.name for model in self.catalog.models}
-        for known in (self.proofs, self.problems, self._retry_at, self.load_s):
+        for known in (self.proofs, self._retry_at, self.load_s):
             for name in known.keys() - wanted:
                 del known[name]
-        if self.first_pass and self.catalog.present and not self._unproven():
-            self.first_pass = False
-        return True
+        self.problems.keep(wanted | self.catalog.problems.keys())
+        for name, line in self.catalog.problems.items():
+            if self.problems.kind(name) not in TRIED:
+                self.problems.put(name, Problem("delivery", line))
+        for name in self.memory.off_for_long():
+            self.problems.put(name, self.memory.off_gpu(name))
+        for name in self.proofs:
+            kind, delivered = self.problems.kind(name), name not in self.catalog.problems
+            if (kind == "delivery" and delivered) or (kind == "gpu" and self.memory.off_gpu(name) is None):
+                self.problems.put(name, None)
 
     def _tell(self) -> None:
         """Log whether requests may come, and why not, at every change: `make explain` repeats the last of these lines."""
@@ -101,57 +130,63 @@ class Replica:
         else:
             log.info("unready: %s", " ".join(reason.split()))
 
-    def _note(self, loaded: dict[str, Loaded]) -> None:
-        for name, before in self.loaded.items():
-            if name not in loaded and not before.expired:
-                self.evictions[name] += 1
-                log.warning("%s: evicted before its keep-alive ended", name)
-        self.loaded = loaded
-
     def _unproven(self) -> list[Model]:
         """Models of the catalog that were not loaded yet in the version that the store has now."""
         return [model for model in self.catalog.models if (proof := self.proofs.get(model.name)) is None or not model.matches(proof.digest)]
 
     async def load_next(self, ollama: Ollama) -> None:
         """Load one model that never was. An evicted one is left alone: where memory lacks, two would push each other out for ever."""
-        now = time.monotonic()
-        for model in self._unproven():
-            if self.draining or self._retry_at.get(model.name, (0.0, 0.0))[0] > now:
+        now, port = time.monotonic(), self.settings.ollama_port
+        # What failed in an earlier life of the server comes last, so that it holds up nobody.
+        for model in sorted(self._unproven(), key=lambda each: self.problems.line(each.name) is not None):
+            if self.draining or self._retry_at.get(model.name, (0.0, 0.0))[0] > now or self._ends[model.name, model.digest] >= _ENDS:
                 continue
+            if connections.listener(port) != self._listener:
+                return  # The last load ended the server: this model has no part in it.
             problem = await self._load(ollama, model)
             if problem is None:
-                self.problems.pop(model.name, None)
+                self.problems.put(model.name, None)
                 return
-            if self.problems.get(model.name) != problem:
-                log.error("%s", problem)
-            self.problems[model.name] = problem
+            if self.problems.line(model.name) != problem.line:
+                log.error("%s", problem.line)
+            self.problems.put(model.name, problem)
             wait_s = min(max(self._retry_at.get(model.name, (0.0, 0.0))[1] * 2, _RETRY_S[0]), _RETRY_S[1])
             self._retry_at[model.name] = (time.monotonic() + wait_s, wait_s)
 
-    async def _load(self, ollama: Ollama, model: Model) -> str | None:
+    async def _load(self, ollama: Ollama, model: Model) -> Problem | None:
         """Load and look at what the server allocated. Returns what is wrong."""
-        path = f"models.{model.name}"
-        digest = self.available.get(model.name)
+        path, digest = f"models.{model.name}", self.available.get(model.name)
         if digest is None:
-            return f"{path}: got no such model in the store, want it; wait for the writer, or look at its log"
+            return Problem("waiting", f"{path}: got no such model in the store, want it; wait for the writer, or look at its log")
         if not model.matches(digest):
-            return f"{path}: got digest {digest[:12]}, want {bare(model.digest)[:12]}; wait for the writer, or look at its log"
-        started, was_loaded = time.monotonic(), model.name in self.loaded
+            got = f"{path}: got digest {digest[:12]}, want {bare(model.digest)[:12]}"
+            return Problem("waiting", f"{got}; wait for the writer, or look at its log")
+        started, was_loaded, listener = time.monotonic(), model.name in self.memory.loaded, self._listener
         try:
-            await ollama.load(model, self.settings.load_timeout_s)
-            self._note(await ollama.loaded())
+            await ollama.load(model, min(self.settings.load_timeout_s, _LOAD_S + model.size / _LOAD_BYTES_PER_S))
+            self.memory.note(await ollama.loaded(), self.catalog.models)
         except OllamaError as error:
-            return f"{path}: got {error}, want it loaded; look at the log of container ollama"
+            if connections.listener(self.settings.ollama_port) == listener:
+                return Problem("load", f"{path}: got {error}, want it loaded; look at the log of container ollama")
+            self._ends[model.name, model.digest] += 1
+            got = f"{path}: got the end of the server while it was loaded, {self._ends[model.name, model.digest]} times"
+            return Problem("load", f"{got}, want it loaded; give the replica more memory, or remove the model")
         if not was_loaded:
             self.load_s[model.name] = time.monotonic() - started
-        found = self.loaded.get(model.name)
+        problem = self._short_of(model)
+        if problem is None:
+            self.proofs[model.name] = Proof(digest, self.memory.loaded[model.name].context_length)
+        return problem
+
+    def _short_of(self, model: Model) -> Problem | None:
+        """What a model that was just loaded has not got."""
+        path, found = f"models.{model.name}", self.memory.loaded.get(model.name)
         if found is None or not model.matches(found.digest):
-            return f"{path}: got it unloaded at once, want it in memory; give the replica more memory, or it fewer models"
-        self.proofs[model.name] = Proof(digest, found.context_length)
+            return Problem("load", f"{path}: got it unloaded at once, want it in memory; give the replica more memory, or it fewer models")
         if found.context_length < model.context_length:
-            del self.proofs[model.name]
-            return f"{path}: got effective context {found.context_length}, want {model.context_length}; {LOWER_IT}"
-        return None
+            got = f"{path}: got effective context {found.context_length}, want {model.context_length}"
+            return Problem("context", f"{got}; {LOWER_IT}")
+        return self.memory.off_gpu(model.name)
 
     def unready_reason(self) -> str | None:
         """Why this replica must get no requests; None when it may."""
@@ -161,8 +196,11 @@ class Replica:
             return "ollama does not answer"
         if not self.catalog.present:
             return f"no catalog at {self.settings.catalog} yet"
+        off = [problem.line for problem in self.problems.all().values() if problem.kind == "gpu"]
+        if off:
+            return off[0]
         if self.first_pass:
-            waiting = [self.problems.get(model.name, f"models.{model.name}: loading") for model in self._unproven()]
+            waiting = [self.problems.line(model.name) or f"models.{model.name}: loading" for model in self._unproven()]
             return waiting[0] if waiting else "looking"
         missing = sorted(name for name in self.proofs if name not in self.available)
         return f"models.{missing[0]}: got it gone from the store, want it; look at the writer's log" if missing else None
@@ -178,14 +216,15 @@ class Replica:
                     "name": model.name,
                     "context_length": model.context_length,
                     "effective_context": self._effective(model),
-                    "problem": self.problems.get(model.name),
+                    "problem": self.problems.line(model.name),
                 }
                 for model in self.catalog.models
             ],
+            "problems": [{"model": name, **asdict(problem)} for name, problem in self.problems.all().items()],
         }
 
     def _effective(self, model: Model) -> int | None:
-        found = self.loaded.get(model.name)
+        found = self.memory.loaded.get(model.name)
         if found is not None and model.matches(found.digest):
             return found.context_length
         proof = self.proofs.get(model.name)
@@ -209,6 +248,3 @@ class Replica:
         await asyncio.sleep(_RESUME_S)
         self.draining = False
         log.warning("drain: the pod is still here, taking requests again")
-
-
-LOWER_IT = "lower its contextLength, or give it a model and memory that hold more"

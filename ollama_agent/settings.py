@@ -1,46 +1,53 @@
 """Settings from the environment."""
 
-from collections.abc import Mapping
+import os
+import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
+from pydantic import Field, Json, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class SettingsError(Exception):
     """Every wrong variable, one a line: `<variable>: got X, want Y; do Z`."""
 
 
-class _Environment(BaseModel):
-    """One field for each variable, which is PREFIX and the field's name in capitals."""
+class Environment(BaseSettings):
+    """One field for each variable, which is the prefix and the field's name in capitals."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     @classmethod
-    def read(cls, prefix: str, environ: Mapping[str, str]) -> Self:
+    def read(cls) -> Self:
         """Raises SettingsError."""
-        values = {name[len(prefix) :].lower(): value for name, value in environ.items() if name.startswith(prefix)}
+        prefix = cls.model_config.get("env_prefix", "")
+        names = [f"{prefix}{name}".upper() for name in cls.model_fields]
+        # The library takes what it knows, and a misspelt variable for somebody else's.
+        unknown = sorted(name for name in os.environ if name.startswith(prefix) and name not in names)
+        lines = [f"{name}: got an unknown variable, want one of {', '.join(names)}; correct or remove it" for name in unknown]
         try:
-            return cls.model_validate(values)
+            found = cls()
         except ValidationError as error:
-            raise SettingsError("\n".join(cls._line(prefix, each, values) for each in error.errors(include_url=False))) from None
-
-    @classmethod
-    def _line(cls, prefix: str, error: "Mapping[str, object]", values: Mapping[str, str]) -> str:
-        loc = error["loc"]
-        assert isinstance(loc, tuple)  # noqa: S101 (pydantic's own contract)
-        name = f"{prefix}{str(loc[0]).upper()}" + "".join(f".{part}" for part in loc[1:])
-        if error["type"] == "missing":
-            return f"{name}: got nothing, want a value; set the variable"
-        if error["type"] == "extra_forbidden":
-            known = ", ".join(prefix + field.upper() for field in cls.model_fields)
-            return f"{name}: got an unknown variable, want one of {known}; correct or remove it"
-        got = repr(values.get(str(loc[0]), "")) if len(loc) == 1 else "a wrong value"
-        return f"{name}: got {got}, want {str(error['msg']).removeprefix('Input should be ')}; correct the variable"
+            raise SettingsError("\n".join([*lines, *(_line(prefix, each) for each in error.errors(include_url=False))])) from None
+        if lines:
+            raise SettingsError("\n".join(lines))
+        return found
 
 
-class AgentSettings(_Environment):
+def _line(prefix: str, error: Any) -> str:
+    name = f"{prefix}{error['loc'][0]}".upper()
+    if error["type"] == "missing":
+        return f"{name}: got nothing, want a value; set the variable"
+    # What stands before an @ may be a password.
+    got = repr(re.sub(r".*@", "…@", os.environ.get(name, ""))) if len(error["loc"]) == 1 else f"a wrong {error['loc'][-1]}"
+    return f"{name}: got {got}, want {error['msg'].removeprefix('Input should be ')}; correct the variable"
+
+
+class AgentSettings(Environment):
     """Variables `OLLAMA_AGENT_…` of the agent."""
+
+    model_config = SettingsConfigDict(env_prefix="OLLAMA_AGENT_")
 
     host: str = "0.0.0.0"
     port: int = Field(default=9465, ge=0, le=65535)
@@ -63,19 +70,18 @@ class AgentSettings(_Environment):
     """Longest load of one model."""
     poll_s: float = Field(default=2, gt=0)
     """Between two looks at the server."""
+    gpu: bool = False
+    """Whether the replica has GPUs: then a model that is not all on them makes it unready."""
 
     @property
     def ollama_port(self) -> int:
         return int(self.ollama_url.rpartition(":")[2])
 
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Raises SettingsError."""
-        return cls.read("OLLAMA_AGENT_", environ)
 
-
-class ProbeSettings(_Environment):
+class ProbeSettings(Environment):
     """Variables `OLLAMA_PROBE_…` of the context probe."""
+
+    model_config = SettingsConfigDict(env_prefix="OLLAMA_PROBE_")
 
     host: str
     """A name with the addresses of all replicas, ready or not."""
@@ -90,10 +96,7 @@ class ProbeSettings(_Environment):
     """Tokens that every model must have."""
     timeout_s: float = Field(default=3600, gt=0)
     poll_s: float = Field(default=2, gt=0)
+    patience_s: float = Field(default=45, ge=0)
+    """How long a replica may have a problem with a model, while it tries again, before the probe gives up."""
     result: Path = Path("/dev/termination-log")
     """Where the result goes: Kubernetes makes it the container's termination message."""
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Raises SettingsError."""
-        return cls.read("OLLAMA_PROBE_", environ)

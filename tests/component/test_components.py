@@ -349,6 +349,14 @@ def test_a_gpu_replica_tolerates_gpu_nodes_and_likes_one_of_its_own() -> None:
     assert "tolerations" not in ollama(resources=SMALL, runtime_class=None).one("StatefulSet")["spec"]["template"]["spec"]
 
 
+def test_an_agent_wants_models_on_the_gpu_where_the_fleet_asks_for_gpus() -> None:
+    def gpu(recorder: Recorder) -> list[str]:
+        return [entry["value"] for entry in container(recorder, "ollama-agent")["env"] if entry["name"] == "OLLAMA_AGENT_GPU"]
+
+    assert gpu(ollama()) == ["1"]
+    assert gpu(ollama(resources=SMALL, runtime_class=None)) == []
+
+
 def test_the_probe_asks_every_replica_of_the_new_revision_for_every_model() -> None:
     recorder = ollama()
     pod = recorder.one("Job")["spec"]["template"]["spec"]

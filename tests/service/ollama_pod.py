@@ -69,6 +69,12 @@ class Pod:
         self.until(lambda: self.status(f"{CONTROL}/health") == 200, "the agent answers")
         return process
 
+    def engine(self, before: str) -> None:
+        """Let the engine run these lines of Python first; `sys.argv` has its flags."""
+        path = self.work / "lib" / "ollama" / "llama-server"
+        first, _, rest = path.read_text().partition("\n")
+        path.write_text(f"{first}\nimport os, signal, sys, time\n{before}\n{rest}")
+
     def probe(self, **env: str) -> tuple[int, str]:
         """Exit status of the context probe, and its result."""
         result = self.work / "result"

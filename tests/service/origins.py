@@ -3,7 +3,7 @@
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +17,8 @@ class Origin:
     """One file at any path. Change the fields between requests."""
 
     content: bytes
+    paths: dict[str, bytes] = field(default_factory=dict)
+    """What is at these paths instead."""
     ranges: bool = True
     length: bool = True
     """Says how long the content is."""
@@ -27,6 +29,18 @@ class Origin:
     """Closes each connection after so many bytes."""
     delay_s: float = 0
     """Before each block of 64 KiB."""
+    drip_bytes: int | None = None
+    """So many bytes a block instead of 64 KiB."""
+    bare_parts: bool = False
+    """Answers everything with 206, and does not say which part."""
+    no_range: bool = False
+    """Answers everything with 416."""
+    slow_head_s: float = 0
+    """Before each line of a head that does not end."""
+    moved_to: str = ""
+    """Redirects there, with a body that does not end."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """More of them, in every answer."""
     sent: int = 0
     requests: list[str] = field(default_factory=list)
     """The ranges that were asked for; empty for all."""
@@ -42,28 +56,60 @@ class _Handler(BaseHTTPRequestHandler):
         origin.requests.append(asked)
         if origin.failures > 0:
             origin.failures -= 1
-            self.send_error(origin.failure_status)
+            self._answer(origin.failure_status, {"Content-Length": "0"})
             return
+        if origin.no_range:
+            self._answer(416, {"Content-Length": "0"})
+            return
+        if origin.slow_head_s or origin.moved_to:
+            self._endless()
+            return
+        content = origin.paths.get(self.path, origin.content)
         found = re.fullmatch(r"bytes=(\d+)-", asked)
         start = int(found[1]) if found and origin.ranges else 0
-        if start and start >= len(origin.content):
+        if start and start >= len(content):
             self.send_error(416)
             return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(origin.content) - 1}/{len(origin.content)}")
+        self.send_response(206 if start or origin.bare_parts else 200)
+        for name, value in origin.headers.items():
+            self.send_header(name, value)
+        if start and not origin.bare_parts:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         if origin.length:
-            self.send_header("Content-Length", str(len(origin.content) - start))
+            self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        self._send(origin.content[start:])
+        self._send(content[start:])
+
+    def _answer(self, status: int, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**self.origin.headers, **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _endless(self) -> None:
+        """A head line by line, or a body block by block, until the client has enough."""
+        origin = self.origin
+        if origin.moved_to:
+            self._answer(302, {"Location": origin.moved_to})
+        else:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        try:
+            while True:
+                time.sleep(origin.slow_head_s)
+                block = b"x" * (1 << 16) if origin.moved_to else b"x-more: 1\r\n"
+                self.wfile.write(block)
+                origin.sent += len(block)
+        except OSError:
+            pass  # The client is gone.
 
     def _send(self, content: bytes) -> None:
         origin = self.origin
         content = content if origin.cut_after is None else content[: origin.cut_after]
         try:
-            for index in range(0, len(content), 1 << 16):
+            size = origin.drip_bytes or 1 << 16
+            for index in range(0, len(content), size):
                 time.sleep(origin.delay_s)
-                block = content[index : index + (1 << 16)]
+                block = content[index : index + size]
                 self.wfile.write(block)
                 origin.sent += len(block)
         except OSError:

@@ -1,6 +1,7 @@
 """The exporter with the real pynvml over a library of ours, a real Redis, and with nothing at all."""
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,20 +20,21 @@ Samples = dict[tuple[str, str], float]
 def exporter(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     with ExitStack() as stack:
 
-        def start(library: Path | None = None, **env: str) -> Service:
+        def start(library: Path | None = None, FAKE: str = "", **env: str) -> Service:  # noqa: N803 (beside the variables)
             port = free_port()
             settings = {f"EXPORTER_{key}": value for key, value in {"HOST": "127.0.0.1", "PORT": str(port), **env}.items()}
             settings |= {"NODE_NAME": "n1"} | ({"LD_LIBRARY_PATH": str(library)} if library else {})
+            settings |= {"FAKE_NVML": FAKE} if FAKE else {}
             return stack.enter_context(running("metrics_exporter", port, settings, tmp_path / "exporter.log", "/health"))
 
         yield start
 
 
 def scrape(service: Service) -> Samples:
-    """(name, first distinguishing label) to value."""
+    """(name, GPU, and a MIG instance's UUID behind it) to value."""
     text = httpx.get(f"{service.url}/metrics", timeout=20).text
     return {
-        (sample.name, sample.labels.get("gpu") or ""): sample.value
+        (sample.name, sample.labels.get("gpu", "") + (f" {sample.labels['uuid']}" if "instance" in sample.labels else "")): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
@@ -62,6 +64,65 @@ def test_what_a_driver_lacks_is_absent(exporter: Callable[..., Service], tmp_pat
     assert not [name for name, _ in found if "power" in name or "ecc" in name]
 
 
+def test_b2_a_gpu_that_is_lost_is_told_as_lost_and_hides_no_other(exporter: Callable[..., Service], tmp_path: Path) -> None:
+    service = exporter(library(tmp_path), FAKE=str(tmp_path))
+    assert (scrape(service)["nvml_gpu_up", "0"], scrape(service)["nvml_gpu_up", "1"]) == (1, 1)
+    (tmp_path / "lost").touch()
+    found = scrape(service)
+    assert (found["nvml_up", ""], found["nvml_gpu_up", "0"], found["nvml_gpu_up", "1"]) == (1, 1, 0)
+    assert found["nvml_gpu_utilization_ratio", "0"] == 0.25
+    assert not [name for name, gpu in found if gpu == "1" and name != "nvml_gpu_up"]
+    assert 'nvml_gpu_up{gpu="1",model="NVIDIA H200",node="n1",uuid="GPU-1"} 0.0' in httpx.get(f"{service.url}/metrics").text
+    assert (tmp_path / "exporter.log").read_text().count("NVML: GPU 1: got GPU is lost") == 1
+    (tmp_path / "lost").unlink()
+    assert scrape(service)["nvml_gpu_up", "1"] == 1
+
+
+def test_b2_a_driver_that_hangs_delays_no_scrape(exporter: Callable[..., Service], tmp_path: Path, redis: str) -> None:
+    password = tmp_path / "password"
+    password.write_text(PASSWORD)
+    service = exporter(library(tmp_path), FAKE=str(tmp_path), TIMEOUT_S="0.5", CACHE_URL=redis, CACHE_PASSWORD_FILE=str(password))
+    (tmp_path / "hung").touch()
+    threads = []
+    for look in range(20):
+        started = time.monotonic()
+        found = scrape(service)
+        assert time.monotonic() - started < (2 if look else 3), look
+        assert (found["nvml_up", ""], found["cache_up", ""]) == (0, 1)
+        threads.append(len(list(Path(f"/proc/{service.process.pid}/task").iterdir())))
+    assert threads[-1] == threads[0], "one call hangs, and no second was made"
+    (tmp_path / "hung").unlink()
+    deadline = time.monotonic() + 20
+    while scrape(service)["nvml_up", ""] != 1:
+        assert time.monotonic() < deadline
+    (tmp_path / "hung").touch()
+    scrape(service)
+    service.process.terminate()
+    assert service.ended() == 0, "a call that hangs does not keep the process"
+
+
+def test_b2_a_driver_that_goes_away_ends_the_process_which_could_never_load_a_new_one(
+    exporter: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = exporter(library(tmp_path), FAKE=str(tmp_path))
+    assert scrape(service)["nvml_up", ""] == 1
+    (tmp_path / "gone").touch()
+    with pytest.raises(httpx.HTTPError):
+        scrape(service)
+    assert service.ended() == 1
+    assert "ending, to load the driver's library anew" in (tmp_path / "exporter.log").read_text()
+
+
+def test_mig_instances_are_read(exporter: Callable[..., Service], tmp_path: Path) -> None:
+    (tmp_path / "mig").touch()
+    found = scrape(exporter(library(tmp_path), FAKE=str(tmp_path)))
+    assert {gpu: value for (name, gpu), value in found.items() if name == "nvml_mig_memory_used_bytes"} == {"0 MIG-0": 4, "0 MIG-2": 6}
+    assert {value for (name, _), value in found.items() if name == "nvml_mig_memory_total_bytes"} == {16}
+    assert ("nvml_gpu_utilization_ratio", "0") not in found
+    assert found["nvml_gpu_utilization_ratio", "1"] == 0.5
+    assert (found["nvml_memory_total_bytes", "0"], found["nvml_gpu_up", "0"]) == (1000, 1)
+
+
 def test_without_a_driver_it_says_so_once_and_stays(exporter: Callable[..., Service], tmp_path: Path) -> None:
     service = exporter()
     assert scrape(service) == {("nvml_up", ""): 0}
@@ -87,3 +148,7 @@ def test_bad_settings_are_one_clear_line() -> None:
     status, errors = refused("metrics_exporter", {"EXPORTER_CACHE_URL": "ollama"})
     assert status == 2
     assert "error: EXPORTER_CACHE_URL: got 'ollama', want" in errors
+    status, errors = refused("metrics_exporter", {"EXPORTER_CACHE_URL": "redis:/:hunter2@cache", "EXPORTER_TIMEOUT": "1"})
+    assert "error: EXPORTER_TIMEOUT: got an unknown variable, want one of EXPORTER_HOST," in errors
+    assert "EXPORTER_CACHE_URL: got '…@cache', want" in errors
+    assert "hunter2" not in errors

@@ -300,11 +300,11 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def fleet_of_one(program: Path, shared: Path, tmp_path: Path) -> Iterator[tuple[Any, Path]]:
+def fleet_of_one(program: Path, shared: Path, tmp_path: Path, *options: str) -> Iterator[tuple[Any, Path]]:
     """A follower, and after its first pass a real Ollama that reads its store, as in the pod."""
     hot, marker = tmp_path / "hot", tmp_path / "marker"
     port = ollama.free_port()
-    argv = follow(shared, hot, marker, f"http://127.0.0.1:{port}", "--keep-s=0")
+    argv = follow(shared, hot, marker, f"http://127.0.0.1:{port}", "--keep-s=0", *options)
     with (tmp_path / "follow.log").open("wb") as log, subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=log) as follower:
         try:
             # As the pod's startup probe has it: the marker of an earlier follower says nothing of this one.
@@ -351,6 +351,29 @@ def shown(server: Any) -> dict[str, str]:
 def loaded(server: Any) -> dict[str, int]:
     models = httpx.get(f"{server.url}/api/ps", timeout=10, trust_env=False).json()["models"]
     return {each["name"]: each["context_length"] for each in models}
+
+
+def test_b1_a_manifest_that_is_damaged_while_a_server_runs_heals(
+    program: Path, origin: origins.Origin, file: bytes, shared: Path, tmp_path: Path
+) -> None:
+    """One life of the follower, which never ends by it, and a server that answers throughout; also when the follower starts anew."""
+    other = tiny_gguf.make(tmp_path / "other.gguf", "Another one speaks.").read_bytes()
+    (tmp_path / "other.gguf").write_bytes(other)
+    second = model(f"file://{tmp_path / 'other.gguf'}", other, name="other:1")
+    assert publish(shared, model(origin.url, file), second) == (0, "")
+    for _ in range(2):
+        with fleet_of_one(program, shared, tmp_path, "--check-s=1") as (server, hot):
+            path = hot / store.manifest_path("tiny:1")
+            whole_manifest = path.read_bytes()
+            for damaged in (whole_manifest[:-1], b"", b"\xff" + whole_manifest[1:], whole_manifest.replace(b'"size":', b'"size":1', 1)):
+                path.write_bytes(damaged)
+                assert said(server, "other:1") == "Another one speaks."
+                eventually(path.read_bytes, lambda content, want=whole_manifest: content == want, 10)
+                assert said(server, "tiny:1") == SCRIPT
+            whole(hot)
+        # And before it starts: this was a restart loop.
+        path.write_bytes(b"{")
+    assert "Traceback" not in (tmp_path / "follow.log").read_text()
 
 
 def test_models_come_and_go_while_a_real_ollama_serves(

@@ -1,7 +1,10 @@
 """The agent beside a real Ollama: ready when the models can answer, drained when nobody is connected, and honest about contexts."""
 
 import json
+import re
+import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,14 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from model_sync import gguf
 from model_sync.store import manifest_path, sha256
+from tests import tiny_gguf
 from tests.service.ollama_pod import AGENT, CONTROL, OLLAMA, Pod, pod
 from tests.service.processes import refused
 
-TINY, SLOW = "tiny:1", "slow:1"
+TINY, SLOW, BROKEN = "tiny:1", "slow:1", "broken:1"
+NO_GPU = rf"models\.{TINY}: got 0 of \d+ bytes on the GPU, want all of them; see that the pod has its GPU"
 TOKENS = 300
 
 
@@ -94,6 +100,120 @@ def test_a_model_that_comes_later_leaves_the_others_ready(server: Pod) -> None:
     (server.work / "catalog.json").write_text("{")
     server.until(lambda: "want a catalog of version 1" in server.log("agent"), "the broken catalog is named")
     assert server.status(f"{CONTROL}/ready") == 200
+
+
+@pytest.fixture
+def broken(server: Pod) -> str:
+    """A model whose architecture no engine knows, in the server's own store, and before all others in the alphabet."""
+    path = tiny_gguf.make(server.work / "m.gguf", "Never said.")
+    path.write_bytes(path.read_bytes().replace(b"llama", b"nosuc"))
+    own = server.work / "models"
+    shutil.copytree(server.store, own, symlinks=True)
+    gguf.add(BROKEN, path, own)
+    server.store = own
+    return BROKEN
+
+
+def test_s01_a_model_that_cannot_be_loaded_harms_itself_alone(server: Pod, broken: str) -> None:
+    """Also on a server that starts later, and `up` hears of it within a minute."""
+    server.agent()
+    for life in range(2):
+        process = server.ollama()
+        write_catalog(server, {"name": broken}, {"name": TINY})
+        server.until(lambda: server.status(f"{CONTROL}/ready") == 200, f"it is ready in life {life}")
+        assert server.post(f"{OLLAMA}/api/generate", model=TINY, prompt="?", stream=False).json()["response"].startswith("Hello")
+        server.until(lambda: scrape(server).get(("ollama_model_problem", broken)) == 1, "the metric names it")
+        assert scrape(server)["ollama_model_proven", broken] == 0
+        process.kill()
+        process.wait()
+        server.until(lambda: server.reason() == "ollama does not answer", "it is unready")
+    server.ollama()
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready in its last life")
+    started = time.monotonic()
+    status, result = server.probe(MODELS=json.dumps({TINY: 1, broken: 1}), TIMEOUT_S="600")
+    assert time.monotonic() - started < 60
+    assert status == 1
+    assert result.startswith(f"models.{broken}: got /api/generate: 500 ")
+    assert "unknown model architecture" in result
+    assert result.endswith(", want it loaded; look at the log of container ollama (on ollama-0)")
+    assert f" problems: models.{broken}: got /api/generate: 500 " in server.log("agent")
+    write_catalog(server, {"name": TINY})
+    server.until(lambda: ("ollama_model_problem", broken) not in scrape(server), "it is forgotten with its model")
+    server.until(lambda: server.log("agent").rstrip().endswith("problems: none"), "the log says so, too")
+
+
+def test_s01_a_model_whose_load_ends_the_server_is_not_loaded_for_ever(server: Pod, broken: str) -> None:
+    """As the kernel does when a pod is out of memory: the whole container ends, and is started again."""
+    weights = json.loads((server.store / manifest_path(broken)).read_text())["layers"][0]["digest"].replace(":", "-")
+    server.engine(f"if any({weights!r} in each for each in sys.argv): os.kill(os.getppid(), signal.SIGKILL)")
+    server.agent()
+    write_catalog(server, {"name": broken}, {"name": TINY})
+    for ends in (1, 2):
+        process = server.ollama()
+        assert process.wait(60) == -signal.SIGKILL
+        says = f"models.{broken}: got the end of the server while it was loaded, {ends} times, want it loaded"
+        server.until(lambda says=says: says in server.get(f"{AGENT}/context").text, "the model is blamed")
+    process = server.ollama()
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "the other one is served")
+    time.sleep(6)  # Longer than the wait after a load that failed.
+    assert process.poll() is None
+    assert server.status(f"{CONTROL}/ready") == 200
+
+
+def test_s01_a_load_that_hangs_holds_up_no_other(server: Pod, broken: str) -> None:
+    """As a template that loops: llama.cpp renders it once while it loads."""
+    weights = json.loads((server.store / manifest_path(broken)).read_text())["layers"][0]["digest"].replace(":", "-")
+    server.engine(f"if any({weights!r} in each for each in sys.argv): time.sleep(600)")
+    server.ollama()
+    server.agent(LOAD_TIMEOUT_S="3")
+    write_catalog(server, {"name": broken}, {"name": TINY})
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "the other one is served")
+    assert server.post(f"{OLLAMA}/api/generate", model=TINY, prompt="?", stream=False).json()["response"].startswith("Hello")
+    assert f"models.{broken}: got /api/generate: nothing for 3 s, want it loaded" in server.get(f"{AGENT}/context").text
+
+
+def test_what_the_follower_could_not_bring_is_in_the_metric_and_ends_the_probe(server: Pod) -> None:
+    server.ollama()
+    server.agent()
+    write_catalog(server, {"name": TINY})
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready")
+    document = json.loads((server.work / "catalog.json").read_text())
+    line = "models.lost:1: got content sha256:00, want sha256:11; it is damaged, set delivery.verify and deploy to repair it"
+    (server.work / "catalog.json").write_text(json.dumps(document | {"problems": {"lost:1": line}}))
+    server.until(lambda: scrape(server).get(("ollama_model_problem", "lost:1")) == 1, "the metric names it")
+    assert server.status(f"{CONTROL}/ready") == 200
+    status, result = server.probe(MODELS=json.dumps({TINY: 1, "lost:1": 1}), PATIENCE_S="2")
+    assert (status, result) == (1, f"{line} (on ollama-0)")
+    (server.work / "catalog.json").write_text(json.dumps(document))
+    server.until(lambda: ("ollama_model_problem", "lost:1") not in scrape(server), "it is gone when it came")
+
+
+def test_a_model_that_should_be_on_the_gpu_and_is_not_makes_its_replica_unready(server: Pod) -> None:
+    """There is no GPU here, so a replica that asks for one gets none, as where the driver is lost."""
+    server.ollama()
+    server.agent(GPU="1")
+    write_catalog(server, {"name": TINY})
+    started = time.monotonic()
+    server.until(lambda: re.match(NO_GPU, server.reason()) is not None, "the reason is named")
+    assert time.monotonic() - started < 60
+    assert server.status(f"{CONTROL}/ready") == 503
+    assert scrape(server)["ollama_model_problem", TINY] == 1
+    status, result = server.probe(MODELS=json.dumps({TINY: 1}), PATIENCE_S="2")
+    assert status == 1
+    assert re.match(NO_GPU, result)
+
+
+def test_b10_a_model_that_left_the_catalog_was_not_evicted(server: Pod) -> None:
+    server.ollama()
+    server.agent()
+    write_catalog(server, {"name": TINY}, {"name": SLOW})
+    server.until(lambda: scrape(server).get(("ollama_model_proven", SLOW)) == 1, "both are loaded")
+    # As model_sync does it: first the catalog, then the server.
+    write_catalog(server, {"name": TINY})
+    server.post(f"{OLLAMA}/api/generate", model=SLOW, keep_alive=0)
+    server.until(lambda: ("ollama_model_resident_bytes", SLOW) not in scrape(server), "it is unloaded")
+    time.sleep(1)
+    assert scrape(server).get(("ollama_model_evictions_total", SLOW), 0) == 0
 
 
 def test_trap_08_and_09_what_counts_is_the_context_that_the_server_allocated(server: Pod) -> None:

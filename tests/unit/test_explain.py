@@ -236,6 +236,24 @@ def test_a_refused_pull_says_whose_credentials_were_refused(secret: bool | None,
     assert sentence in str(finding)
 
 
+def test_a_model_that_a_ready_replica_does_without_is_named() -> None:
+    line = "models.b:1: got /api/generate: 500 unknown model architecture: 'x', want it loaded; look at the log of container ollama"
+    log = f"10:00 WARNING problems: none\n10:01 WARNING problems: {line} | models.c:1: got x, want y; do z\n10:02 INFO ready: a:1\n"
+    taken = replica(log)
+    ready = [{**each, "ready": True} for each in taken.objects["Pod"][0]["status"]["containerStatuses"]]
+    taken.objects["Pod"][0]["status"]["containerStatuses"] = ready
+    (finding,) = explain(taken)
+    assert (finding.cause, finding.subject) == ("model-problem", "StatefulSet/ollama")
+    assert str(finding) == (
+        "StatefulSet/ollama: got models.b:1 on ollama-0 with /api/generate: 500 unknown model architecture: 'x', and 1 more of its models, "
+        "want it loaded; look at the log of container ollama"
+    )
+    over = Snapshot(
+        namespace="fleet", taken=NOW, objects=taken.objects, logs={"ollama-0/ollama-agent": f"{log}10:03 WARNING problems: none"}
+    )
+    assert explain(over) == []
+
+
 @pytest.mark.parametrize(("status", "cause"), [(401, "wrong-key"), (503, "no-answer"), (0, "no-answer")])
 def test_the_api_servers_answer_is_read(status: int, cause: str) -> None:
     taken = snapshot()

@@ -122,10 +122,10 @@ def test_a_model_that_is_not_as_declared_is_refused_and_the_others_are_published
 
 def test_a_version_that_cannot_be_delivered_leaves_the_one_that_is_served(writer: Writer, shared: Path) -> None:
     writer.publish(0, [MODEL])
-    before = catalog.read(shared)
+    before = catalog.read(shared) or catalog.Catalog()
     (problem,) = writer.publish(0, [replace(MODEL, digest="sha256:" + "0" * 64)])
     assert "do not use it" in str(problem)
-    assert catalog.read(shared) == before
+    assert catalog.read(shared) == replace(before, problems={"one:1": str(problem)})
 
 
 def test_a_damaged_seed_is_refused(seed: Path, writer: Writer, shared: Path, tmp_path: Path) -> None:
@@ -262,13 +262,12 @@ def test_a_new_version_takes_the_place_of_the_old_one(writer: Writer, replica: R
 def test_the_version_that_is_here_is_served_while_the_new_one_cannot_come(writer: Writer, replica: Replica) -> None:
     writer.publish(0, [MODEL])
     replica.hydrate()
-    old = catalog.read(replica.store)
+    old = catalog.read(replica.store) or catalog.Catalog()
     writer.publish(0, [replace(MODEL, name="one:1", context_length=8192), TWO])
     replica.capacity = store.used(replica.store)
     problems = replica.hydrate()
     assert all("enlarge storage.hot.size" in problem for problem in problems)
-    assert len(problems) == 2
-    assert catalog.read(replica.store) == old
+    assert catalog.read(replica.store) == replace(old, problems={"one:1": f"models.{problems[0]}", "ns/two:2": f"models.{problems[1]}"})
 
 
 Published = Callable[..., None]
@@ -375,6 +374,93 @@ def test_what_an_earlier_life_left_is_hashed_once_and_copied_again_when_it_is_da
     assert names(replica.store) == ["one:1", "ns/two:2"]
     assert restarted.hydrate() == []
     assert capsys.readouterr().out == ""
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"\xff\x00no such thing" * 10)
+
+
+def unreadable(path: Path) -> None:
+    """Every read fails, as of a bad sector."""
+    path.unlink()
+    path.mkdir()
+    (path / "x").touch()
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+DAMAGES = (rot, cut, empty, garbage, unreadable, gone)
+
+
+def content(path: Path) -> dict[Path, bytes]:
+    """Of every file in a store that a server or a follower reads."""
+    files = [each for each in path.rglob("*") if each.is_file() and each.name != ".sync.lock" and ".retired" not in each.parts]
+    return {each.relative_to(path): each.read_bytes() for each in files}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_b1_damage_to_any_file_of_a_replicas_store_heals(
+    published: Published, replica: Replica, shared: Path, damage: Callable[[Path], None]
+) -> None:
+    published(MODEL, TWO, replace(MODEL, name="three:3"))
+    published(MODEL, TWO)
+    wanted = {name: found for name, found in content(replica.store).items() if name in content(shared)}
+    hurt = [path for path in sorted(replica.store.rglob("*")) if path.is_file() and path.name != ".sync.lock"]
+    assert {"catalog.json", "1", ".retired"} <= {path.name for path in hurt} | {path.parent.name for path in hurt}
+    for path in hurt:
+        if path.exists():
+            damage(path)
+        restarted = Replica(shared, replica.store, 0, None, keep_s=60, server=NO_SERVER)
+        assert restarted.hydrate() == [], path
+        restarted.evict()
+        found = content(replica.store)
+        assert {name: found[name] for name in wanted} == wanted, path
+        assert names(replica.store) == ["one:1", "ns/two:2"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_b1_damage_to_any_file_of_the_shared_store_harms_its_model_alone_and_heals(
+    published: Published, replica: Replica, writer: Writer, shared: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """A new replica serves the other model, or waits where the catalog itself is gone; one that has both goes on; the writer repairs it."""
+    published(MODEL, TWO)
+    wanted, writer.verify = content(shared), True
+    for number, name in enumerate(wanted):
+        damage(shared / name)
+        fresh = Replica(shared, tmp_path / f"fresh-{number}", 0, None, keep_s=60, server=NO_SERVER)
+        restarted = Replica(shared, replica.store, 0, None, keep_s=60, server=NO_SERVER)
+        if name != Path("catalog.json"):
+            problems, found = fresh.hydrate(), catalog.read(fresh.store) or catalog.Catalog()
+            assert len(found.models) + len(problems) == 2, name
+            assert [f"models.{line}" for line in problems] == list(found.problems.values())
+            assert restarted.hydrate() == []
+        elif damage is not cut:  # All but the last line break is as good as all of it.
+            with pytest.raises(store.StoreError, match=r"catalog\.json: got"):
+                fresh.hydrate()
+            (problem,) = restarted.hydrate()
+            assert problem.startswith(str(shared / "catalog.json"))
+        assert names(replica.store) == ["one:1", "ns/two:2"], name
+        assert writer.publish(0, [MODEL, TWO]) == [], name
+        assert content(shared) == wanted, name
+
+
+def test_a_cleaner_keeps_the_blobs_of_a_manifest_that_it_cannot_read(published: Published, shared: Path) -> None:
+    published(MODEL, TWO)
+    before = blobs(shared)
+    garbage(shared / store.manifest_path("one:1"))
+    with pytest.raises(store.StoreError, match=r"set delivery\.verify and deploy to repair it"):
+        publish.clean(shared)
+    assert blobs(shared) == before
 
 
 def test_a_model_that_is_damaged_in_both_tiers_is_not_served_and_the_others_are(

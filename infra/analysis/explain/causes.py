@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from components.contract import EDGES, MODEL_SERVER, MODEL_WRITER, OLLAMA
-from infra.analysis.explain import admission, containers, network, placement
+from infra.analysis.explain import admission, containers, models, network, placement
 from infra.analysis.explain.facts import Facts, Finding, labels
 from infra.analysis.explain.snapshot import Snapshot
 
@@ -26,6 +26,7 @@ RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     containers.crashes,
     containers.jobs,
     containers.replicas,
+    models.problems,
     containers.probes,
     containers.leaving,
     network.services,

@@ -134,7 +134,7 @@ def _list(client: ApiClient, path: str, *, names_only: bool = False) -> list[Obj
 
 
 def _troubled(objects: Mapping[str, list[Object]]) -> Iterator[tuple[str, str, bool]]:
-    """(pod, container, whether to read the log of its previous life) of containers that failed or are not ready."""
+    """(pod, container, whether to read the log of its previous life) of containers that failed or are not ready, and of agents."""
     for pod in objects["Pod"]:
         status = pod.get("status", {})
         for each in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
@@ -142,9 +142,9 @@ def _troubled(objects: Mapping[str, list[Object]]) -> Iterator[tuple[str, str, b
             previous = each.get("lastState", {}).get("terminated", {})
             if ended.get("exitCode") or (not ended and not each.get("ready") and (previous or "running" in each.get("state", {}))):
                 yield pod["metadata"]["name"], each["name"], bool(previous) and not ended
-                if each["name"] == OLLAMA:
-                    # The readiness of Ollama is what the agent beside it reports.
-                    yield pod["metadata"]["name"], AGENT, False
+            if each["name"] == OLLAMA and "running" in each.get("state", {}):
+                # Its readiness is the word of the agent beside it, who also knows which of its models cannot answer.
+                yield pod["metadata"]["name"], AGENT, False
 
 
 def _log(client: ApiClient, namespace: str, pod: str, container: str, *, previous: bool) -> str:

@@ -1,0 +1,123 @@
+"""HTTP connections whose handshake and headers have an end: a socket's own timeout is for each byte, and a source may send one a minute."""
+
+import http.client
+import io
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPResponse
+from typing import Any
+from urllib.parse import urlsplit
+
+
+class _InTime(http.client.HTTPConnection):
+    """Cuts the connection when the handshake, or the head of an answer, takes longer than `timeout` seconds."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._own: socket.socket | None = None
+        """A second handle of the connection: TLS takes the first one away."""
+        self._is_cut = False
+        self._create_connection = self._connected
+
+    def _connected(self, *arguments: Any, **options: Any) -> socket.socket:
+        made = socket.create_connection(*arguments, **options)
+        self._own = made.dup()
+        return made
+
+    def connect(self) -> None:
+        with self._limit():
+            super().connect()
+
+    def getresponse(self) -> HTTPResponse:
+        try:
+            with self._limit():
+                return super().getresponse()
+        finally:
+            self._forget()
+
+    def close(self) -> None:
+        self._forget()
+        super().close()
+
+    @contextmanager
+    def _limit(self) -> Iterator[None]:
+        timer = threading.Timer(self.timeout or 0, self._cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+        if self._is_cut:
+            # The head of an answer may end with its connection, for all that http.client says.
+            raise TimeoutError(f"no whole answer in {self.timeout:g} s")
+
+    def _cut(self) -> None:
+        self._is_cut = True
+        if self._own is not None:
+            with suppress(OSError):
+                self._own.shutdown(socket.SHUT_RDWR)
+
+    def _forget(self) -> None:
+        if self._own is not None:
+            self._own.close()
+            self._own = None
+
+
+class _InTimeTls(_InTime, http.client.HTTPSConnection):
+    pass
+
+
+class Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(_InTime, req)
+
+
+class Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(_InTimeTls, req, context=self._context)  # pyright: ignore[reportAttributeAccessIssue] (the base's own)
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Ten at most, as the base has it; none of their bodies is read, and no credential goes to another server."""
+
+    def http_error_302(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        fp.close()
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if following is not None and (following.type, server_of(following.full_url)) != (req.type, server_of(req.full_url)):
+            following.remove_header("Authorization")
+        return following
+
+
+def read_all(file: io.BufferedIOBase, limit: int, timeout_s: float) -> bytes:
+    """A small document, all of it in `timeout_s`. Raises OSError when it is longer or slower."""
+    found, deadline = bytearray(), time.monotonic() + timeout_s
+    while block := file.read1(limit):
+        found += block
+        if len(found) > limit:
+            raise OSError(f"more than {limit} bytes")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{len(found)} bytes in {timeout_s:g} s")
+    return bytes(found)
+
+
+_PORTS = {"https": 443, "http": 80}
+
+
+def server_of(url: str) -> str:
+    """`host`, or `host:port` where the port is not the scheme's own. Raises ValueError on an address that is none."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    return host if parts.port in (None, _PORTS.get(parts.scheme)) else f"{host}:{parts.port}"
