@@ -1,50 +1,14 @@
 """The fields of a request that go on, by exact name, for each endpoint and kind of server. All others are dropped, and counted by name.
 
 Ollama reads field names without regard to case, and takes U+017F for s: with a list of what is forbidden, `Keep_Alive` would pass, and
-unload the model for everybody. Sources: ollama v0.32.15, openai/openai.go and api/types.go; OpenAI's API reference; llama.cpp,
-tools/server/README.md.
+unload the model for everybody. The names and their types are those of models.py.
 """
 
-from typing import Literal
-
 from api_server import errors
-from api_server.paths import CHAT, COMPLETIONS, EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, NATIVE_GENERATE, Payload
+from api_server.models import MODELS, Engine
+from api_server.paths import CHAT, Payload
 
-Engine = Literal["openai", "ollama"]
-_ANSWER = {
-    "model",
-    "stream",
-    "stream_options",
-    "max_tokens",
-    "seed",
-    "stop",
-    "temperature",
-    "top_p",
-    "frequency_penalty",
-    "presence_penalty",
-}
-_CHAT = _ANSWER | {"messages", "tools", "response_format", "reasoning", "reasoning_effort", "logprobs", "top_logprobs"}
-_COMPLETION = _ANSWER | {"prompt", "suffix", "logprobs"}
-_NATIVE = {"model", "stream", "format", "options", "think", "logprobs", "top_logprobs"}
-_SAMPLING = frozenset(
-    {"top_k", "min_p", "typical_p", "xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta", "dynatemp_range"}
-    | {"dynatemp_exponent", "repeat_penalty", "repeat_last_n", "dry_multiplier", "dry_base", "dry_allowed_length", "samplers", "min_keep"}
-    | {"ignore_eos", "grammar", "json_schema", "logit_bias", "n_probs", "n_predict", "max_completion_tokens", "n", "user", "metadata"}
-    | {"cache_prompt", "return_tokens", "timings_per_token", "reasoning_format", "chat_template_kwargs"}
-)
-"""What a server of OpenAI's API takes beside: llama.cpp's names, none of which belongs to the loaded model."""
-
-ALLOWED: dict[tuple[str, Engine], frozenset[str]] = {
-    (CHAT, "ollama"): frozenset(_CHAT),
-    (COMPLETIONS, "ollama"): frozenset(_COMPLETION),
-    (EMBEDDINGS, "ollama"): frozenset({"model", "input", "dimensions", "encoding_format"}),
-    (NATIVE_CHAT, "ollama"): frozenset(_NATIVE | {"messages", "tools"}),
-    (NATIVE_GENERATE, "ollama"): frozenset(_NATIVE | {"prompt", "suffix", "system", "template", "context", "raw", "images"}),
-    (NATIVE_EMBED, "ollama"): frozenset({"model", "input", "dimensions", "options"}),
-    (CHAT, "openai"): frozenset(_CHAT | _SAMPLING | {"tool_choice", "parallel_tool_calls", "functions", "function_call"}),
-    (COMPLETIONS, "openai"): frozenset(_COMPLETION | _SAMPLING | {"best_of", "echo"}),
-    (EMBEDDINGS, "openai"): frozenset({"model", "input", "dimensions", "encoding_format", "user"}),
-}
+ALLOWED: dict[tuple[str, Engine], frozenset[str]] = {key: frozenset(model.__struct_fields__) for key, model in MODELS.items()}
 OPTIONS = frozenset(
     {"seed", "stop", "num_predict", "top_k", "top_p", "min_p", "typical_p", "temperature"}
     | {"repeat_last_n", "repeat_penalty", "presence_penalty", "frequency_penalty"}
