@@ -1,10 +1,19 @@
 """What this server says itself, in the shape of the API that was asked: OpenAI's object, or Ollama's line of text."""
 
 import json
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+
+
+def shown(value: object) -> str:
+    """A value of a client's, short enough for a message."""
+    return _SHORT.repr(value)
 
 
 class ApiError(Exception):
@@ -77,7 +86,7 @@ def no_memory(retry_s: int) -> ApiError:
 
 
 def unknown_model(model: object, known: list[str]) -> ApiError:
-    message = f"model: got {model!r}, want one of {', '.join(known)}; see GET /v1/models"
+    message = f"model: got {shown(model)}, want one of {', '.join(known)}; see GET /v1/models"
     return ApiError(404, "invalid_request_error", message, "model_not_found")
 
 

@@ -57,7 +57,7 @@ class Upstream:
     url: str
     max_in_flight: int
     engine: str = "openai"
-    silence_s: float = 60.0
+    silence_s: float = 90.0
     """A server with requests that says nothing for so long is out."""
     addresses: dict[str, Address] = field(default_factory=dict)
     looked: bool = False

@@ -138,7 +138,7 @@ def test_requests_in_flight_share_the_memory_and_give_it_back_with_the_first_byt
         fleet.add(waits)
         with fleet.gateway(MEMORY_BYTES=str(SMALL_POD)) as api:
             statuses: list[int] = []
-            large = [{"role": "user", "content": "x" * 5 * MIB}]
+            large = [{"role": "user", "content": "x" * 7 * MIB}]
             first = threading.Thread(target=lambda: statuses.append(ask(api, messages=large).status_code))
             first.start()
             deadline = time.monotonic() + 30

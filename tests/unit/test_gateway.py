@@ -106,6 +106,24 @@ def test_a_choice_that_ollama_cannot_honour_is_refused_by_name(choice: object) -
 
 
 @pytest.mark.parametrize(
+    ("name", "same", "other"),
+    [
+        ("n", 1, 2), ("best_of", 1, 3), ("echo", False, True), ("parallel_tool_calls", True, False), ("functions", [], [{"name": "f"}]),
+        ("function_call", "auto", {"name": "f"}), ("modalities", ["text"], ["text", "audio"]), ("audio", None, {"voice": "a"}), ("n", None, "x" * 9000),
+    ],
+)  # fmt: skip
+def test_what_ollama_would_pass_over_is_refused_by_name_unless_it_changes_nothing(name: str, same: object, other: object) -> None:
+    payload = {"model": "a", "messages": [{"role": "user", "content": "a"}], "tools": [{}]}
+    sent, dropped = requests.cleaned("/v1/chat/completions", payload | {name: same}, ROUTE, "a")
+    assert name not in sent
+    assert not dropped
+    with pytest.raises(errors.ApiError) as caught:
+        requests.cleaned("/v1/chat/completions", payload | {name: other}, ROUTE, "a")
+    assert caught.value.body["error"]["param"] == name
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"{",
