@@ -1,6 +1,7 @@
 """`python -m api_server`: serve until SIGTERM, then drain."""
 
 import asyncio
+import functools
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import aiohttp
 from aiohttp import web
 
 from api_server.app import ApiServer
+from api_server.connections import Connection
 from api_server.keys import Keys, KeysError
 from api_server.settings import Settings, SettingsError
 
@@ -18,36 +20,36 @@ _LONGEST_HEADER = 64 * 2**10
 """Bytes; a longer one is no HTTP to us. Up to here a key that is far too long gets the same 401 as every other wrong one."""
 
 
-async def serve(settings: Settings, keys: Keys) -> None:
+async def serve(settings: Settings, keys: Keys) -> int:
+    """Exit status: 0 after a drain, 1 when something that must run for ever has ended."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=settings.request_timeout_s)
     # An idle connection holds up the drain of a server: it cannot be told from a request that is being thought about.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False) as session:
-        await _serve(ApiServer(settings, keys, session), settings)
+    headers = {"Accept-Encoding": "identity"}
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector, headers=headers, auto_decompress=False) as session:
+        server = ApiServer(settings, keys, session)
+        await _serve(server, settings)
+    return int(server.failed)
 
 
 async def _serve(server: ApiServer, settings: Settings) -> None:
-    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, server.stop.set)
     metrics = web.AppRunner(server.metrics.app(), access_log=None)
     await metrics.setup()
     await web.TCPSite(metrics, settings.host, settings.metrics_port).start()
     # A client that goes away must free its upstream: the handler is cancelled.
-    runner = web.AppRunner(
-        server.app(),
-        access_log=None,
-        handler_cancellation=True,
-        shutdown_timeout=settings.drain_s,
-        max_field_size=_LONGEST_HEADER,
-    )
+    runner = web.AppRunner(server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=settings.drain_s)
     await runner.setup()
-    await web.TCPSite(runner, settings.host, settings.port).start()
+    assert runner.server is not None  # noqa: S101 (it was set up)
+    connection = functools.partial(Connection, server.connections, runner.server, access_log=None, max_field_size=_LONGEST_HEADER)
+    listener = await asyncio.get_running_loop().create_server(connection, settings.host, settings.port, reuse_address=True)
     log.info("serving %s on port %d", ", ".join(settings.routes), settings.port)
-    await stop.wait()
+    await server.stop.wait()
     log.info("draining: unready for %g s, then up to %g s for requests in flight", settings.drain_delay_s, settings.drain_s)
     server.draining = True
     await asyncio.sleep(settings.drain_delay_s)
+    listener.close()
     await runner.cleanup()
     await metrics.cleanup()
     log.info("drained")
@@ -61,8 +63,7 @@ def main() -> int:
     except (SettingsError, KeysError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    asyncio.run(serve(settings, keys))
-    return 0
+    return asyncio.run(serve(settings, keys))
 
 
 if __name__ == "__main__":

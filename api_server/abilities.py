@@ -11,7 +11,7 @@ import aiohttp
 from api_server import errors
 from api_server.fields import THINKING
 from api_server.paths import Payload
-from api_server.size import has_media
+from api_server.reading import document
 
 _TIMEOUT = aiohttp.ClientTimeout(total=2)
 """For one question. A request waits for it at most once, and goes on without the answer."""
@@ -34,21 +34,13 @@ class Abilities:
 UNKNOWN = Abilities()
 
 
-def concerned(payload: Payload) -> bool:
-    """Whether the answer to this request depends on what the model can do."""
-    return bool(THINKING & payload.keys() or payload.get("tools") or has_media(payload))
-
-
 async def ask(session: aiohttp.ClientSession, url: str, engine: Literal["openai", "ollama"], name: str) -> Abilities:
-    """Ollama says it at /api/show; our model server says it in its list of models. Raises what a server that is late, or another one,
-    makes of it: aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError."""
+    """Ollama says it at /api/show; our model server says it in its list of models. Raises one of reading.LATE_OR_STRANGE."""
     if engine == "ollama":
-        async with session.post(f"{url}/api/show", json={"model": name}, timeout=_TIMEOUT) as response:
-            response.raise_for_status()
-            return _abilities(await response.json())
-    async with session.get(f"{url}/v1/models", timeout=_TIMEOUT) as response:
-        response.raise_for_status()
-        entries = (await response.json())["data"]
+        async with session.post(f"{url}/api/show", json={"model": name}, timeout=_TIMEOUT, allow_redirects=False) as response:
+            return _abilities(await document(response))
+    async with session.get(f"{url}/v1/models", timeout=_TIMEOUT, allow_redirects=False) as response:
+        entries = (await document(response))["data"]
     return _abilities(next((entry for entry in entries if entry["id"] == name), {}))
 
 
@@ -59,12 +51,12 @@ def _abilities(entry: dict[str, Any]) -> Abilities:
     return Abilities(known, length if isinstance(length, int) else 0)
 
 
-def adapted(payload: Payload, abilities: Abilities, model: str) -> tuple[Payload, list[str]]:
+def adapted(payload: Payload, abilities: Abilities, model: str, *, media: bool) -> tuple[Payload, list[str]]:
     """The payload as the model can take it, and the names of the fields that it lost. Raises ApiError 400 on tools and images that
-    the model cannot take: to leave them out would change the answer's meaning."""
+    the model cannot take: to leave them out would change the answer's meaning. `media`: whether an image or a sound is in it."""
     if payload.get("tools") and abilities.lacks("tools"):
         raise errors.no_tools(model)
-    if has_media(payload) and abilities.lacks("vision") and abilities.lacks("audio"):
+    if media and abilities.lacks("vision") and abilities.lacks("audio"):
         raise errors.no_media(model)
     if not abilities.lacks("thinking"):
         return payload, []

@@ -142,7 +142,8 @@ class Activator:
         return app
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings) -> int:
+    """Exit status: 0 after a signal, 1 when the rounds have ended, which is a fault of ours."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -155,9 +156,16 @@ async def serve(settings: Settings) -> None:
         await web.TCPSite(runner, settings.host, settings.port).start()
         rounds = asyncio.create_task(activator.run())
         log.info("watching %s", settings.gateways)
-        await stop.wait()
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([rounds, stopped], return_when=asyncio.FIRST_COMPLETED)
+        failed = rounds.done()
+        if failed:
+            why = type(rounds.exception()).__name__
+            log.error("rounds: got their end (%s), want them to run for ever; ending, so that the process is started again", why)
         rounds.cancel()
+        stopped.cancel()
         await runner.cleanup()
+    return int(failed)
 
 
 def _from_env(environ: Mapping[str, str]) -> Settings:
@@ -173,8 +181,7 @@ def main() -> int:
             name = "_".join(str(part) for part in each["loc"]).upper()
             print(f"error: {PREFIX}{name}: got {each.get('input')!r}, want {each['msg']}; correct the variable", file=sys.stderr)
         return 2
-    asyncio.run(serve(settings))
-    return 0
+    return asyncio.run(serve(settings))
 
 
 if __name__ == "__main__":

@@ -1,92 +1,136 @@
 """The client's side of one request: its answer, from nothing sent to the last byte."""
 
+import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 import aiohttp
 from aiohttp import web
 
 from api_server import errors
+from api_server.reading import body
 from api_server.usage import Reader
 
-HEARTBEAT_S = 10.0
-"""Between signs of life of a request that waits: under the 60 s of most proxies' patience."""
 _RETURNED_HEADERS = ("content-type", "retry-after", "x-cache")
+_TYPES = {"sse": "text/event-stream", "ndjson": "application/x-ndjson", "": "application/json"}
+_SIGNS = {"sse": b": working\n\n", "ndjson": b" "}
+"""What the readers of a stream skip: a comment, and white space in front of a JSON document. An empty line would not do: Ollama's own
+clients parse each line (ollama-python 0.6, _client.py; api/client.go)."""
+_LONGEST_REFUSAL = 64 * 2**10
+"""Bytes of a server's answer that is no success."""
 
 
 class Answer:
     """Written once an upstream has something, or earlier when a stream has to show that it lives."""
 
-    def __init__(self, request: web.Request, request_id: str, stream: str) -> None:
+    def __init__(self, request: web.Request, request_id: str, model: str, reader: Reader, silence_s: float) -> None:
         self._request = request
         self.request_id = request_id
-        self._headers = {"x-request-id": request_id}
-        self.stream = stream
-        self.target: web.StreamResponse | None = None
-        self._next_beat = time.monotonic() + HEARTBEAT_S
+        self.model = model
+        self._reader = reader
+        self._silence_s = silence_s
+        self._target: web.StreamResponse | None = None
+        self._starting = asyncio.Lock()
+        self._written = time.monotonic()
 
-    async def start(self, status: int, headers: Mapping[str, str], length: int | None = None) -> web.StreamResponse:
-        if self.target is not None:
-            return self.target
-        self.target = web.StreamResponse(status=status)
-        self.target.headers.update({name: headers[name] for name in _RETURNED_HEADERS if name in headers} | self._headers)
-        if length is not None:
-            self.target.content_length = length
-        elif self.stream:
-            # Proxies between us and the client would collect the events otherwise.
-            self.target.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        await self.target.prepare(self._request)
-        return self.target
+    async def _start(self, status: int, headers: Mapping[str, str], length: int | None = None) -> web.StreamResponse:
+        async with self._starting:
+            if self._target is not None:
+                return self._target
+            target = web.StreamResponse(status=status)
+            target.headers.update({name: headers[name] for name in _RETURNED_HEADERS if name in headers})
+            target.headers["x-request-id"] = self.request_id
+            if length is not None:
+                target.content_length = length
+            elif self._reader.stream:
+                # Proxies between us and the client would collect the events otherwise.
+                target.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+            await target.prepare(self._request)
+            self._target = target
+            return target
 
-    async def wait(self) -> None:
-        """Sign of life of a request that still waits: a comment, which clients of server-sent events skip. Others get none."""
-        if self.stream == "sse" and time.monotonic() >= self._next_beat:
-            self._next_beat = time.monotonic() + HEARTBEAT_S
-            target = await self.start(200, {"content-type": "text/event-stream"})
-            await target.write(b": waiting for a server\n\n")
+    @contextlib.asynccontextmanager
+    async def alive(self) -> AsyncIterator[None]:
+        """Signs of life for as long as the block runs, whenever a stream was silent for too long. What is no stream can have none."""
+        beat = asyncio.create_task(self._beat()) if self._reader.stream else None
+        try:
+            yield
+        finally:
+            if beat is not None:
+                beat.cancel()
+
+    async def _beat(self) -> None:
+        sign = _SIGNS[self._reader.stream]
+        with contextlib.suppress(aiohttp.ClientError, ConnectionError):
+            while self._reader.between:
+                if (left := self._written + self._silence_s - time.monotonic()) > 0:
+                    await asyncio.sleep(left)
+                    continue
+                self._written = time.monotonic()
+                target = await self._start(200, {"content-type": _TYPES[self._reader.stream]})
+                await target.write(sign)
 
     async def fail(self, failure: errors.ApiError) -> web.StreamResponse:
         """Say it in the way that the answer's state still allows. Raises `failure` itself while nothing was sent."""
-        if self.target is None:
+        target = self._target
+        if target is None:
             raise failure
-        if self.stream == "sse":
+        if self._reader.stream and self._reader.between:
             # No [DONE] follows: that is how a client tells a cut stream from a finished one.
-            await self.target.write(f"data: {json.dumps(failure.body)}\n\n".encode())
-            await self.target.write_eof()
-        elif self.stream == "ndjson":
-            await self.target.write(json.dumps({"error": str(failure)}).encode() + b"\n")
-            await self.target.write_eof()
+            event = f"data: {json.dumps(failure.body)}\n\n" if self._reader.stream == "sse" else json.dumps({"error": str(failure)}) + "\n"
+            with _clients_side():
+                await target.write(event.encode())
+                await target.write_eof()
         elif self._request.transport is not None:
             # A truncated body must not look whole.
             self._request.transport.abort()
-        return self.target
-
-    async def relay(self, source: aiohttp.ClientResponse, reader: Reader) -> web.StreamResponse:
-        """Pass a server's body on as it comes. Raises ApiError on a refusal that comes after the answer's start,
-        and aiohttp.ClientError and TimeoutError of the server's side alone."""
-        if self.target is not None and source.status != 200:
-            # The status went out with the first sign of life.
-            raise errors.upstream_said(source.status, (await source.read()).decode(errors="replace"))
-        length = source.content_length if not self.stream else None
-        while True:
-            chunk = await source.content.readany()
-            if not chunk:
-                break
-            if kept := reader.feed(chunk):
-                await self._write(source, kept, length)
-        if rest := reader.rest():
-            await self._write(source, rest, length)
-        with _clients_side():
-            target = await self.start(source.status, source.headers, length)
-            await target.write_eof()
         return target
 
-    async def _write(self, source: aiohttp.ClientResponse, chunk: bytes, length: int | None) -> None:
+    async def relay(self, source: aiohttp.ClientResponse, heard: Callable[[], None]) -> web.StreamResponse:
+        """Pass a server's answer on as it comes, and call `heard` for each part of it.
+
+        Raises ApiError on an answer that is none, that is not whole, and that is a refusal; and aiohttp.ClientError and TimeoutError of
+        the server's side alone.
+        """
+        if source.status != 200:
+            raise await _refusal(source)
+        if strange := self._strange(source):
+            raise errors.upstream_failed(self.model, strange)
+        while chunk := await source.content.readany():
+            heard()
+            if kept := self._reader.feed(chunk):
+                await self._write(source, kept)
+        rest = self._reader.rest()
+        if rest is None:
+            raise errors.upstream_failed(self.model, "an answer that is not whole")
         with _clients_side():
-            target = await self.start(source.status, source.headers, length)
+            target = await self._start(200, source.headers, len(rest) if not self._reader.stream else None)
+            await target.write_eof(rest)
+        return target
+
+    def _strange(self, source: aiohttp.ClientResponse) -> str:
+        """Why this is no answer to the request, from its headers alone."""
+        if source.headers.get("content-encoding", "identity") != "identity":
+            return "a compressed answer, which it was told not to send"
+        kind = _TYPES[self._reader.stream]
+        return "" if source.content_type == kind else f"an answer of type {source.content_type[:64]!r} where {kind} belongs"
+
+    async def _write(self, source: aiohttp.ClientResponse, chunk: bytes) -> None:
+        self._written = time.monotonic()
+        with _clients_side():
+            target = await self._start(200, source.headers)
             await target.write(chunk)
+
+
+async def _refusal(source: aiohttp.ClientResponse) -> errors.ApiError:
+    """A server's own words, in the shape of the API."""
+    try:
+        text = await body(source, _LONGEST_REFUSAL)
+    except ValueError:
+        text = b""
+    return errors.upstream_said(source.status, text, source.headers.get("retry-after"))
 
 
 @contextlib.contextmanager

@@ -1,30 +1,37 @@
 """The process: its routes, its keys, and what it keeps running."""
 
 import asyncio
+import contextlib
 import logging
 import traceback
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
-from api_server import cors, errors
+from api_server import cors, errors, openapi
+from api_server.connections import Connection, Connections, most_connections
+from api_server.intake import Budget, Intake, memory
 from api_server.keys import Keys
 from api_server.listings import ALLOWED, Listings
 from api_server.metrics import Metrics
 from api_server.paths import INFERENCE
 from api_server.proxy import Proxy
+from api_server.sending import Sender
 from api_server.settings import Settings
-from api_server.upstreams import Upstream, refresh_forever
+from api_server.upstreams import Upstream
 
+_MIN_VALUES = 50_000
+"""JSON values of a request, where the longest context is not known or short: long lists to embed, large schemas of tools."""
 _KEYLESS = ("/", "/health", "/ready")
 _NATIVE = {entry.partition(" ")[2] for entry in ALLOWED if " /api/" in entry}
 
 log = logging.getLogger("api_server")
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """File and line where it was raised."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{last.filename}:{last.lineno}"
@@ -37,45 +44,83 @@ class ApiServer:
         self.settings = settings
         self.keys = keys
         self.draining = False
+        self.stop = asyncio.Event()
+        """Set when the process shall end."""
+        self.failed = False
+        """Whether that is because something that must run for ever has ended."""
         self.upstreams: dict[str, Upstream] = {}
         for route in settings.routes.values():
-            upstream = self.upstreams.setdefault(route.url, Upstream(route.url, route.max_in_flight, route.engine))
+            upstream = self.upstreams.setdefault(
+                route.url, Upstream(route.url, route.max_in_flight, route.engine, settings.server_silence_s)
+            )
             # Two models behind one server share what it can do.
             upstream.max_in_flight = min(upstream.max_in_flight, route.max_in_flight)
-        self.metrics = Metrics(list(self.upstreams.values()), settings.routes)
+        memory_bytes = settings.memory_bytes or memory()
+        budget = Budget(memory_bytes)
+        self.connections = Connections(settings.max_connections or most_connections(memory_bytes), settings.head_s)
+        self._most_of_a_key = max(1, self.connections.most // 2)
+        self._by_key: Counter[bytes] = Counter()
+        self.metrics = Metrics(list(self.upstreams.values()), settings.routes, lambda: budget.used)
         self._session = session
-        self._proxy = Proxy(settings, self.upstreams, self.metrics, session)
+        self._sender = Sender(self.metrics, session)
+        longest = max(route.context_length for route in settings.routes.values())
+        # Each value of a prompt is at least one token, and a request has a few values beside.
+        self._intake = Intake(budget, settings.max_body_bytes, max(_MIN_VALUES, 2 * longest), settings.body_s)
+        self._proxy = Proxy(settings, self.upstreams, self.metrics, self._sender, self._intake)
 
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=self.settings.max_body_bytes, middlewares=[self._middleware])
+        app = web.Application(middlewares=[self._middleware])
         cors.allow(app, self.settings.cors_origins)
         for path in INFERENCE:
             app.router.add_post(path, self._proxy.infer)
-        Listings(self.settings, self.upstreams, self._proxy, self._session).add_to(app)
+        Listings(self.settings, self.upstreams, self._sender, self._intake, self._session).add_to(app)
+        openapi.add_to(app, self.settings.routes)
         app.router.add_get("/health", self.health)
         app.router.add_get("/ready", self.ready)
         app.cleanup_ctx.append(self._run)
         return app
 
     async def _run(self, _: web.Application) -> AsyncIterator[None]:
-        waiting = self.metrics.waiting
-        refresher = asyncio.create_task(refresh_forever(list(self.upstreams.values()), self._session, lambda: any(waiting.values())))
+        tasks = [asyncio.create_task(upstream.run(self._session), name=f"look-up of {url}") for url, upstream in self.upstreams.items()]
+        for task in tasks:
+            task.add_done_callback(self._ended)
         yield
-        refresher.cancel()
+        for task in tasks:
+            task.cancel()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """A gateway whose look-ups have ended would send requests to where servers were."""
+        if task.cancelled():
+            return
+        error = task.exception()
+        why = "no error" if error is None else f"{type(error).__name__} at {_place(error)}"
+        log.error("%s: got its end (%s), want it to run for ever; ending, so that the process is started again", task.get_name(), why)
+        self.failed = True
+        self.stop.set()
 
     @web.middleware
     async def _middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """What every request has: an answer in one shape, and an end on its connection."""
+        try:
+            response = await self._answer(request, handler)
+            if not request.content.is_eof():
+                # The rest of a body that nobody will read.
+                response.force_close()
+            return response
+        finally:
+            if isinstance(connection := request.protocol, Connection):
+                connection.answered(request)
+
+    async def _answer(self, request: web.Request, handler: Any) -> web.StreamResponse:
         """Keys for everything but the probes, and one shape for every error of an API."""
         native = request.path in _NATIVE
         try:
-            if request.path not in _KEYLESS and not self._has_key(request):
-                raise errors.unauthorized()
-            return await handler(request)
+            if request.path in _KEYLESS:
+                return await handler(request)
+            with self._of_key(request):
+                return await handler(request)
         except errors.ApiError as error:
             return error.response(native=native)
-        except web.HTTPRequestEntityTooLarge:
-            message = f"body: got too much, want at most {self.settings.max_body_bytes} bytes; send less"
-            return errors.ApiError(413, "invalid_request_error", message).response(native=native)
         except web.HTTPException as error:
             message = f"{request.method} {request.path}: got {error.reason}, want one of {', '.join(ALLOWED)}; correct the path"
             return errors.ApiError(error.status, "invalid_request_error", message).response()
@@ -86,8 +131,22 @@ class ApiServer:
             log.error("%s %s: %s at %s", request.method, request.path, type(error).__name__, _place(error))
             return errors.internal().response(native=native)
 
-    def _has_key(self, request: web.Request) -> bool:
-        return self.keys.accepts(request.headers.getall("Authorization", []), request.headers.getall("x-api-key", []))
+    @contextlib.contextmanager
+    def _of_key(self, request: web.Request) -> Iterator[None]:
+        """Count the request as one of its key. Raises ApiError without a key, and beyond what one key may have at once: an address may be
+        a whole company behind one ingress, a key is one client."""
+        owner = self.keys.owner(request.headers.getall("Authorization", []), request.headers.getall("x-api-key", []))
+        if owner is None:
+            raise errors.unauthorized()
+        if self._by_key[owner] >= self._most_of_a_key:
+            raise errors.too_many_of_a_key(self._most_of_a_key, 2)
+        self._by_key[owner] += 1
+        try:
+            yield
+        finally:
+            self._by_key[owner] -= 1
+            if not self._by_key[owner]:
+                del self._by_key[owner]
 
     async def health(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})

@@ -13,11 +13,11 @@ import json
 import aiohttp
 
 from api_server import errors
-from api_server.paths import EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, Payload, is_native
-from api_server.settings import Route
-from api_server.size import most_tokens
+from api_server.address import Address, tagged
+from api_server.paths import EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, Payload, encode, is_native
+from api_server.reading import body as read
+from api_server.requests import Asked
 from api_server.translation import counting_request
-from api_server.upstreams import Address, tagged
 
 _RETRY_S = 2
 
@@ -29,22 +29,25 @@ class ContextGuard:
         self._session = session
         self._template_tokens: dict[tuple[str, str], int] = {}
 
-    async def fit(self, path: str, payload: Payload, route: Route, model: str, address: Address) -> tuple[Payload, bool]:
+    async def fit(self, asked: Asked, payload: Payload, address: Address) -> tuple[Payload, bool]:
         """The payload with a limit for the answer that the context has room for, and whether the server had to count.
+
+        `payload` is the body of `asked` or a part of it.
 
         Raises ApiError 400 with the numbers when the prompt does not fit.
         """
+        path, route, model = asked.path, asked.route, asked.model
         name = route.model or model
         limit = route.context_length
         embeds = path in (EMBEDDINGS, NATIVE_EMBED)
-        asked = None if embeds else _answer_limit(path, payload)
+        allowed = None if embeds else _answer_limit(path, payload)
         half = limit // 2
-        wanted = 0 if embeds else half if asked is None else min(asked, half)
+        wanted = 0 if embeds else half if allowed is None else min(allowed, half)
         counted = False
         used = None
         # A first look without the template's own words, which have to be asked for once.
-        if (size := most_tokens(path, payload)) is not None and size + wanted <= limit:
-            used = size + await self._template(path, name, address)
+        if asked.most_tokens is not None and asked.most_tokens + wanted <= limit:
+            used = asked.most_tokens + await self._template(path, name, address)
         if used is None or used + wanted > limit:
             used, limit = await self._count(path, payload, name, address, limit)
             counted = True
@@ -52,7 +55,7 @@ class ContextGuard:
             return payload, counted  # each input fits; the number is that of all together
         if used >= limit:
             raise errors.context_exceeded(model, used, limit)
-        if asked is not None and used + asked <= limit:
+        if allowed is not None and used + allowed <= limit:
             return payload, counted
         return _with_limit(path, payload, max(1, limit - used - 1)), counted
 
@@ -69,7 +72,8 @@ class ContextGuard:
     async def _count(self, path: str, payload: Payload, name: str, address: Address, limit: int) -> tuple[int, int]:
         """Tokens of the prompt, and of the context as the server has it."""
         url, body = counting_request(path, payload)
-        async with self._session.post(address.url + url, json=body | {"model": name, "truncate": False}) as response:
+        data, headers = encode(body | {"model": name, "truncate": False}), {"content-type": "application/json"}
+        async with self._session.post(address.url + url, data=data, headers=headers, allow_redirects=False) as response:
             answer = await _json(response)
         if response.status == 200 and isinstance(answer.get("prompt_eval_count"), int):
             return answer["prompt_eval_count"], limit
@@ -91,8 +95,8 @@ class ContextGuard:
 
 async def _json(response: aiohttp.ClientResponse) -> Payload:
     try:
-        answer = json.loads(await response.read())
-    except ValueError:
+        answer = json.loads(await read(response))
+    except (ValueError, RecursionError):
         return {}
     return answer if isinstance(answer, dict) else {}
 

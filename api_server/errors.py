@@ -1,8 +1,19 @@
 """What this server says itself, in the shape of the API that was asked: OpenAI's object, or Ollama's line of text."""
 
+import json
+import reprlib
 from collections.abc import Mapping
+from typing import Any
 
 from aiohttp import web
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+
+
+def shown(value: object) -> str:
+    """A value of a client's, short enough for a message."""
+    return _SHORT.repr(value)
 
 
 class ApiError(Exception):
@@ -32,12 +43,50 @@ def unauthorized() -> ApiError:
     return ApiError(401, "authentication_error", message, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
 
 
-def bad_request(message: str) -> ApiError:
-    return ApiError(400, "invalid_request_error", message)
+def bad_request(message: str, param: str | None = None) -> ApiError:
+    return ApiError(400, "invalid_request_error", message, param=param)
+
+
+def too_large(got: str) -> ApiError:
+    return ApiError(413, "invalid_request_error", f"body: got {got}; send less", "request_too_large")
+
+
+def too_slow() -> ApiError:
+    message = "body: got no end of it in time, want the whole body as its headers say; send it faster"
+    return ApiError(408, "invalid_request_error", message, "request_timeout")
+
+
+def no_http(status: int, said: str) -> ApiError:
+    return ApiError(status, "invalid_request_error", f"request: got no HTTP ({said[:200]}), want HTTP/1.1; correct it")
+
+
+def head_too_slow(limit_s: float) -> ApiError:
+    message = f"request: got no end of its head within {limit_s:g} s, want it sooner; send it in one piece"
+    return ApiError(408, "invalid_request_error", message, "request_timeout")
+
+
+def head_too_large(most: int) -> ApiError:
+    message = f"request: got a head of more than {most} bytes, want a shorter one; send fewer or shorter headers"
+    return ApiError(431, "invalid_request_error", message, "request_too_large")
+
+
+def no_connection(retry_s: int) -> ApiError:
+    message = f"this server: got more connections than it has memory for, want fewer; try again after {retry_s} s"
+    return ApiError(503, "server_error", message, "server_busy", {"Retry-After": str(retry_s)})
+
+
+def too_many_of_a_key(most: int, retry_s: int) -> ApiError:
+    message = f"Authorization: got more than {most} requests at once with this key, want fewer; try again after {retry_s} s"
+    return ApiError(429, "rate_limit_error", message, "rate_limit_exceeded", {"Retry-After": str(retry_s)})
+
+
+def no_memory(retry_s: int) -> ApiError:
+    message = f"this server: got more bytes of requests than it has memory for at once, want fewer; try again after {retry_s} s"
+    return ApiError(429, "rate_limit_error", message, "server_busy", {"Retry-After": str(retry_s)})
 
 
 def unknown_model(model: object, known: list[str]) -> ApiError:
-    message = f"model: got {model!r}, want one of {', '.join(known)}; see GET /v1/models"
+    message = f"model: got {shown(model)}, want one of {', '.join(known)}; see GET /v1/models"
     return ApiError(404, "invalid_request_error", message, "model_not_found")
 
 
@@ -86,11 +135,23 @@ def not_native(model: str) -> ApiError:
     return ApiError(400, "invalid_request_error", message, "model_not_supported")
 
 
-def upstream_said(status: int, text: str) -> ApiError:
-    """A server's refusal that came after the answer had begun."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    message = f"the model's server: got {status} {text.strip()[:1000]}, want an answer; correct the request or try again"
-    return ApiError(status, kind, message)
+def upstream_said(status: int, body: bytes, retry_after: str | None) -> ApiError:
+    """A server's refusal: its own words where it has OpenAI's shape or Ollama's, and a sentence of ours where it has none."""
+    kind = "invalid_request_error" if 400 <= status < 500 else "server_error"
+    headers = {"Retry-After": retry_after} if retry_after is not None and retry_after.isdecimal() else {}
+    try:
+        said: Any = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        said = None
+    message, code, param = said, None, None
+    if isinstance(said, dict):
+        message, code, param = said.get("message"), said.get("code"), said.get("param")
+        kind = said["type"] if isinstance(said.get("type"), str) else kind
+    if 400 <= status < 600 and isinstance(message, str) and message:
+        return ApiError(status, kind, message, code if isinstance(code, str) else None, headers, param if isinstance(param, str) else None)
+    text = " ".join(body.decode(errors="replace").split())[:200] or "no word"
+    message = f"the model's server: got status {status} with {text!r}, want an answer; correct the request or try again"
+    return ApiError(status if 400 <= status < 600 else 502, kind, message, "upstream_error", headers)
 
 
 def held_too_long(model: str, held_s: float, retry_s: int) -> ApiError:

@@ -1,50 +1,16 @@
 """The fields of a request that go on, by exact name, for each endpoint and kind of server. All others are dropped, and counted by name.
 
 Ollama reads field names without regard to case, and takes U+017F for s: with a list of what is forbidden, `Keep_Alive` would pass, and
-unload the model for everybody. Sources: ollama v0.32.15, openai/openai.go and api/types.go; OpenAI's API reference; llama.cpp,
-tools/server/README.md.
+unload the model for everybody. The names and their types are those of models.py.
 """
 
-from typing import Literal
+from typing import Any
 
 from api_server import errors
-from api_server.paths import CHAT, COMPLETIONS, EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, NATIVE_GENERATE, Payload
+from api_server.models import MODELS, Engine
+from api_server.paths import CHAT, COMPLETIONS, Payload
 
-Engine = Literal["openai", "ollama"]
-_ANSWER = {
-    "model",
-    "stream",
-    "stream_options",
-    "max_tokens",
-    "seed",
-    "stop",
-    "temperature",
-    "top_p",
-    "frequency_penalty",
-    "presence_penalty",
-}
-_CHAT = _ANSWER | {"messages", "tools", "response_format", "reasoning", "reasoning_effort", "logprobs", "top_logprobs"}
-_COMPLETION = _ANSWER | {"prompt", "suffix", "logprobs"}
-_NATIVE = {"model", "stream", "format", "options", "think", "logprobs", "top_logprobs"}
-_SAMPLING = frozenset(
-    {"top_k", "min_p", "typical_p", "xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta", "dynatemp_range"}
-    | {"dynatemp_exponent", "repeat_penalty", "repeat_last_n", "dry_multiplier", "dry_base", "dry_allowed_length", "samplers", "min_keep"}
-    | {"ignore_eos", "grammar", "json_schema", "logit_bias", "n_probs", "n_predict", "max_completion_tokens", "n", "user", "metadata"}
-    | {"cache_prompt", "return_tokens", "timings_per_token", "reasoning_format", "chat_template_kwargs"}
-)
-"""What a server of OpenAI's API takes beside: llama.cpp's names, none of which belongs to the loaded model."""
-
-ALLOWED: dict[tuple[str, Engine], frozenset[str]] = {
-    (CHAT, "ollama"): frozenset(_CHAT),
-    (COMPLETIONS, "ollama"): frozenset(_COMPLETION),
-    (EMBEDDINGS, "ollama"): frozenset({"model", "input", "dimensions", "encoding_format"}),
-    (NATIVE_CHAT, "ollama"): frozenset(_NATIVE | {"messages", "tools"}),
-    (NATIVE_GENERATE, "ollama"): frozenset(_NATIVE | {"prompt", "suffix", "system", "template", "context", "raw", "images"}),
-    (NATIVE_EMBED, "ollama"): frozenset({"model", "input", "dimensions", "options"}),
-    (CHAT, "openai"): frozenset(_CHAT | _SAMPLING | {"tool_choice", "parallel_tool_calls", "functions", "function_call"}),
-    (COMPLETIONS, "openai"): frozenset(_COMPLETION | _SAMPLING | {"best_of", "echo"}),
-    (EMBEDDINGS, "openai"): frozenset({"model", "input", "dimensions", "encoding_format", "user"}),
-}
+ALLOWED: dict[tuple[str, Engine], frozenset[str]] = {key: frozenset(model.__struct_fields__) for key, model in MODELS.items()}
 OPTIONS = frozenset(
     {"seed", "stop", "num_predict", "top_k", "top_p", "min_p", "typical_p", "temperature"}
     | {"repeat_last_n", "repeat_penalty", "presence_penalty", "frequency_penalty"}
@@ -56,6 +22,20 @@ COUNTED = (
     THINKING | frozenset().union(*ALLOWED.values()) | OPTIONS | {"keep_alive", "shift", "truncate", "options", "store", "service_tier"}
 )
 """Names that a metric may have as a label; every other name is `other`, so that no client can make new series."""
+_UNKNOWN: dict[str, tuple[tuple[Any, ...], str]] = {
+    "n": ((1,), "1; this model gives one answer a request"),
+    "best_of": ((1,), "1; this model gives one answer a request"),
+    "echo": ((False,), "false; Ollama does not repeat a prompt"),
+    "tool_choice": (("auto", "none"), "auto or none; Ollama cannot force a call"),
+    "parallel_tool_calls": ((True,), "true; Ollama cannot hold a model to one call at a time"),
+    "functions": (([],), "tools in their place; this is their older form"),
+    "function_call": (("auto", "none"), "tools and tool_choice in their place; this is their older form"),
+    "modalities": ((["text"],), "text; this model writes text alone"),
+    "audio": ((), "nothing; this model writes text alone"),
+    "web_search_options": ((), "nothing; the fleet searches nowhere"),
+}
+"""Fields of OpenAI's API that change an answer's meaning and that Ollama passes over without a word: the values that change nothing, and
+what to send instead of any other."""
 
 
 def label(name: str) -> str:
@@ -69,8 +49,8 @@ def kept(path: str, payload: Payload, engine: Engine) -> tuple[Payload, list[str
     Raises ApiError 400 on one that changes the answer's meaning and cannot be honoured.
     """
     allowed = ALLOWED[path, engine]
-    if engine == "ollama" and path == CHAT:
-        payload = _choice(payload)
+    if engine == "ollama" and path in (CHAT, COMPLETIONS):
+        payload = _honoured(path, payload)
     rest = {key: value for key, value in payload.items() if key in allowed}
     dropped = [key for key in payload if key not in allowed]
     for key, inner in (("options", OPTIONS), ("reasoning", {"effort"}), ("stream_options", {"include_usage"})):
@@ -80,12 +60,11 @@ def kept(path: str, payload: Payload, engine: Engine) -> tuple[Payload, list[str
     return rest, dropped
 
 
-def _choice(payload: Payload) -> Payload:
-    """Ollama knows neither `tool_choice` nor `n`. `none` means no tools, `auto` is what it does anyway."""
-    if payload.get("n") not in (None, 1):
-        raise errors.bad_request(f"n: got {payload['n']!r}, want 1; this model gives one answer a request")
-    choice = payload.get("tool_choice")
-    if choice not in (None, "auto", "none"):
-        raise errors.bad_request(f"tool_choice: got {choice!r}, want auto or none; Ollama cannot force a call")
-    known = {key: value for key, value in payload.items() if key not in ("n", "tool_choice", "tools")}
-    return known if choice == "none" or "tools" not in payload else known | {"tools": payload["tools"]}
+def _honoured(path: str, payload: Payload) -> Payload:
+    """What Ollama's OpenAI layer does not know, left out where that changes nothing. Raises ApiError 400 on the rest, by name."""
+    for name, (same, want) in _UNKNOWN.items():
+        value = payload.get(name)
+        if value is not None and value not in same and (name != "parallel_tool_calls" or payload.get("tools")):
+            raise errors.bad_request(f"{name}: got {errors.shown(value)}, want {want}", name)
+    tools = path == CHAT and payload.get("tool_choice") != "none"
+    return {key: value for key, value in payload.items() if key not in _UNKNOWN and (tools or key != "tools")}

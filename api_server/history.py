@@ -47,7 +47,7 @@ def _message(message: Any, where: str, form: Form) -> list[Payload]:
         raise errors.bad_request(f"{where}: got {type(message).__name__}, want an object with role and content; correct it")
     role = message.get("role")
     if not isinstance(role, str) or not role:
-        raise errors.bad_request(f"{where}.role: got {role!r}, want system, user, assistant or tool; correct it")
+        raise errors.bad_request(f"{where}.role: got {errors.shown(role)}, want system, user, assistant or tool; correct it")
     kept: Payload = {key: message[key] for key in message if key in _FIELDS and message[key] is not None}
     kept["role"] = "system" if role == "developer" else role
     kept["content"] = _content(message.get("content"), where)
@@ -87,7 +87,7 @@ def _part(part: Any, where: str) -> list[Payload]:
         return []
     if kind in _MEDIA_PARTS:
         return [{"type": kind, kind: _media(part.get(kind), kind, f"{where}.{kind}")}]
-    raise errors.bad_request(f"{where}.type: got {kind!r}, want text, image_url or input_audio; correct it")
+    raise errors.bad_request(f"{where}.type: got {errors.shown(kind)}, want text, image_url or input_audio; correct it")
 
 
 def _media(source: Any, kind: str, where: str) -> Payload:

@@ -63,9 +63,9 @@ class Keys:
         except KeysError as error:
             log.error("%s; the old keys stay", error)
 
-    def accepts(self, authorizations: Sequence[str], api_keys: Sequence[str]) -> bool:
-        """Whether the headers `Authorization: Bearer`, or Anthropic's `x-api-key`, carry one of the keys. Takes the same time for every
-        wrong one. Two headers of one name carry none: another reader may take the other one."""
+    def owner(self, authorizations: Sequence[str], api_keys: Sequence[str]) -> bytes | None:
+        """The digest of the key, if the headers `Authorization: Bearer`, or Anthropic's `x-api-key`, carry one. Takes the same time for
+        every wrong one. Two headers of one name carry none: another reader may take the other one."""
         self._refresh()
         scheme, _, key = authorizations[0].partition(" ") if authorizations else ("bearer", "", api_keys[0] if api_keys else "")
         # The bytes as they came: aiohttp keeps what is no UTF-8 as lone surrogates.
@@ -73,4 +73,5 @@ class Keys:
         found = False
         for digest in self._digests:
             found |= hmac.compare_digest(digest, offered)
-        return found and scheme.lower() == "bearer" and len(authorizations) <= 1 and len(api_keys) <= 1
+        good = found and scheme.lower() == "bearer" and len(authorizations) <= 1 and len(api_keys) <= 1
+        return offered if good else None

@@ -10,19 +10,25 @@ from aiohttp import web
 
 from api_server import errors, requests
 from api_server.abilities import UNKNOWN
+from api_server.address import Address, tagged
+from api_server.intake import Intake
 from api_server.paths import INFERENCE
-from api_server.proxy import Proxy
+from api_server.reading import LATE_OR_STRANGE, document
+from api_server.sending import Sender
 from api_server.settings import Route, Settings
-from api_server.upstreams import LATE_OR_STRANGE, Address, Upstream, tagged
+from api_server.upstreams import Upstream
 
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 
 
 class Listings:
-    def __init__(self, settings: Settings, upstreams: dict[str, Upstream], proxy: Proxy, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, settings: Settings, upstreams: dict[str, Upstream], sender: Sender, intake: Intake, session: aiohttp.ClientSession
+    ) -> None:
         self._routes = settings.routes
         self._upstreams = upstreams
-        self._proxy = proxy
+        self._sender = sender
+        self._intake = intake
         self._session = session
 
     def add_to(self, app: web.Application) -> None:
@@ -43,7 +49,7 @@ class Listings:
         return web.json_response({"object": "list", "data": entries})
 
     async def model(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._openai(*self._proxy.route(request.match_info["model"], native=False)))
+        return web.json_response(await self._openai(*requests.routed(request.match_info["model"], self._routes, native=False)))
 
     async def _openai(self, model: str, route: Route) -> dict[str, Any]:
         """The entry of a list. Clients read the context's length by either of two names: Cline and vLLM's say max_model_len, OpenRouter's
@@ -56,7 +62,7 @@ class Listings:
             ),
             None,
         )
-        found = await self._proxy.abilities(address, model, route) if address is not None else UNKNOWN
+        found = await self._sender.abilities(address, model, route) if address is not None else UNKNOWN
         entry: dict[str, Any] = {"id": model, "object": "model", "created": 0, "owned_by": "modelfleet"}
         if length := route.context_length or found.context_length:
             entry |= {"context_length": length, "max_model_len": length}
@@ -87,11 +93,12 @@ class Listings:
         return web.json_response(await self._ask("GET", "/api/version"))
 
     async def show(self, request: web.Request) -> web.Response:
-        payload = requests.document(await request.read())
+        with self._intake.claim() as claim:
+            payload = requests.document(await self._intake.read(request, claim))
         name = payload.get("model") or payload.get("name")
         if not isinstance(name, str):
             raise errors.bad_request("model: got nothing, want a model's name; see GET /api/tags")
-        model, route = self._proxy.route(name, native=True)
+        model, route = requests.routed(name, self._routes, native=True)
         body = {"model": route.model or model, "verbose": bool(payload.get("verbose"))}
         return web.json_response(await self._ask("POST", "/api/show", body, route, model))
 
@@ -115,10 +122,10 @@ class Listings:
                 if not address.answers or (route is not None and not address.has(route.model or model, route.digest)):
                     continue
                 try:
-                    async with self._session.request(method, address.url + path, json=body, timeout=_TIMEOUT) as response:
-                        if response.status == 200:
-                            return await response.json()
-                except (aiohttp.ClientError, TimeoutError):
+                    url = address.url + path
+                    async with self._session.request(method, url, json=body, timeout=_TIMEOUT, allow_redirects=False) as response:
+                        return dict(await document(response))
+                except LATE_OR_STRANGE:
                     continue
         raise errors.unavailable(model or "ollama", 2)
 
@@ -131,4 +138,5 @@ ALLOWED = [
     "GET /api/version",
     "GET /api/ps",
     "POST /api/show",
+    "GET /openapi.json",
 ]

@@ -6,6 +6,8 @@ import socket
 from pathlib import Path
 
 _NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+_PATIENCE_S = 5.0
+"""The resolver's own is longer, and its thread may be late."""
 _RESOLV_CONF = Path("/etc/resolv.conf")
 
 
@@ -28,10 +30,11 @@ def full_name(host: str, resolv_conf: Path = _RESOLV_CONF) -> str:
 async def addresses(host: str, port: int) -> list[str] | None:
     """Of a host. None where the look-up failed: whatever was known before still holds."""
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(full_name(host), port, type=socket.SOCK_STREAM)
+        async with asyncio.timeout(_PATIENCE_S):
+            found = await asyncio.get_running_loop().getaddrinfo(full_name(host), port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         # Only the word that there is no such name means no server.
         return [] if error.errno in _NO_SUCH_NAME else None
-    except OSError:
+    except (OSError, UnicodeError):
         return None
     return list(dict.fromkeys(str(info[4][0]) for info in found))

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter as Tally
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -19,9 +19,10 @@ _RATES = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 400)
 
 
 class Metrics(Collector):
-    def __init__(self, upstreams: list[Upstream], routes: Mapping[str, Route]) -> None:
+    def __init__(self, upstreams: list[Upstream], routes: Mapping[str, Route], reserved: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         self._upstreams = upstreams
+        self._reserved = reserved
         self._fleet_models = [model for model, route in routes.items() if route.engine == "ollama"]
         self.waiting = Tally(dict.fromkeys(routes, 0))
         """Requests, by model, that are held until a server is there."""
@@ -69,15 +70,21 @@ class Metrics(Collector):
 
     def collect(self) -> list[Metric]:
         in_flight = GaugeMetricFamily("api_server_in_flight_requests", "Requests that an address works on", labels=["upstream", "address"])
+        out = GaugeMetricFamily(
+            "api_server_upstream_out", "Whether the address gets no requests, as it failed", labels=["upstream", "address"]
+        )
         up = GaugeMetricFamily("api_server_upstream_up", "Whether the address accepts connections", labels=["upstream", "address"])
         waiting = GaugeMetricFamily("api_server_waiting_requests", "Requests that are held until a server is there", labels=["model"])
+        reserved = GaugeMetricFamily("api_server_reserved_bytes", "Memory that bodies of requests in flight may take")
+        reserved.add_metric([], self._reserved())
         for upstream in self._upstreams:
             for address in upstream.addresses.values():
                 in_flight.add_metric([upstream.url, address.host], address.in_flight)
                 up.add_metric([upstream.url, address.host], float(address.answers))
+                out.add_metric([upstream.url, address.host], float(address.is_out()))
         for model, count in self.waiting.items():
             waiting.add_metric([model], count)
-        return [in_flight, up, waiting]
+        return [in_flight, up, out, waiting, reserved]
 
     def demand(self) -> dict[str, float]:
         """What an autoscaler of the Ollama fleet has to know: requests that wait, requests in work, seconds without any."""

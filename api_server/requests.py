@@ -1,32 +1,100 @@
 """What clients may ask, and what of it goes on to a server."""
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from api_server import errors, fields, history
-from api_server.paths import CHAT, EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, NATIVE_GENERATE, Payload, is_native
+from api_server import errors, fields, history, models, size
+from api_server.paths import CHAT, EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, NATIVE_GENERATE, Payload, encode, is_native
 from api_server.settings import Route
 
-_TYPES: tuple[tuple[str, type], ...] = (
-    ("options", dict),
-    ("stream_options", dict),
-    ("reasoning", dict),
-    ("tools", list),
-    ("reasoning_effort", str),
-)
-_LIMITS = ("max_tokens", "max_completion_tokens")
+_DEEPEST = 100
+"""Levels of nesting. The schemas of real tools have under 20."""
+
+
+@dataclass
+class Asked:
+    """A request, understood."""
+
+    path: str
+    model: str
+    """The id that clients use."""
+    route: Route
+    body: Payload
+    """What a server gets, before it is asked what its model can do."""
+    dropped: list[str]
+    """Names of fields that do not go on."""
+    stream: str
+    """How the answer will come: `sse`, `ndjson`, or empty for one document."""
+    drops_usage: bool
+    """The client did not ask for the usage chunk of a stream."""
+    affinity: bytes
+    """The same for all requests of a conversation."""
+    most_tokens: int | None
+    """More tokens than the prompt can have, by its bytes; None where bytes say nothing."""
+    media: bool
+    """Whether an image or a sound is part of the prompt."""
+
+    @property
+    def concerns_abilities(self) -> bool:
+        """Whether the answer depends on what the model can do."""
+        return bool(self.media or fields.THINKING & self.body.keys() or self.body.get("tools"))
+
+
+def understood(path: str, body: bytes, routes: Mapping[str, Route]) -> Asked:
+    """Raises ApiError on what no server could answer."""
+    payload = parse(path, body)
+    model, route = routed(payload["model"], routes, native=is_native(path))
+    kept, dropped = cleaned(path, payload, route, model)
+    most, media = size.most_tokens(path, kept), size.has_media(kept)
+    return Asked(path, model, route, kept, dropped, _stream_kind(path, payload), _drops_usage(payload), _affinity(payload), most, media)
+
+
+def routed(wanted: str, routes: Mapping[str, Route], *, native: bool) -> tuple[str, Route]:
+    """Id and route of the model that a client names; Ollama's own API takes `name` for `name:latest`. Raises ApiError."""
+    model = f"{wanted}:latest" if native and wanted not in routes and f"{wanted}:latest" in routes else wanted
+    if model not in routes:
+        raise errors.unknown_model(wanted, list(routes))
+    if native and routes[model].engine != "ollama":
+        raise errors.not_native(model)
+    return model, routes[model]
 
 
 def document(body: bytes) -> Payload:
     """A JSON object without a doubled key or a number that is none. Raises ApiError 400."""
     try:
-        payload = json.loads(body, object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
+        payload = json.loads(body.removeprefix(b"\xef\xbb\xbf"), object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
     except (ValueError, RecursionError) as error:
         raise errors.bad_request(f"body: got no JSON ({error}), want a JSON object; correct it") from None
     if not isinstance(payload, dict):
         raise errors.bad_request(f"body: got {type(payload).__name__}, want a JSON object; correct it")
-    return payload
+    if body.count(b"{") + body.count(b"[") > _DEEPEST and _is_deep(payload):
+        raise errors.bad_request(f"body: got more than {_DEEPEST} levels, want fewer; correct it")
+    # Half of a character, as of a text that was cut in the middle of an emoji, is no Unicode.
+    return _mended(payload) if b"\\ud" in body or b"\\uD" in body else payload
+
+
+def _is_deep(payload: Payload) -> bool:
+    level: list[Any] = [payload]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]  # fmt: skip
+    return bool(level)
+
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_mended(each) for each in value]
+    return {_mended(key): _mended(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Payload:
@@ -50,18 +118,9 @@ def parse(path: str, body: bytes) -> Payload:
     """Raises ApiError 400 on what no server could answer."""
     payload = document(body)
     if not isinstance(payload.get("model"), str):
-        raise errors.bad_request("model: got nothing, want a model id; see GET /v1/models")
-    messages = payload.get("messages")
-    if path == CHAT and (not isinstance(messages, list) or not messages):
-        raise errors.bad_request("messages: got nothing, want a list of messages; add one")
-    if path == NATIVE_CHAT and not isinstance(payload.setdefault("messages", []), list):
-        raise errors.bad_request("messages: got no list, want a list of messages; correct it")
-    for key, kind in _TYPES:
-        if payload.get(key) is not None and not isinstance(payload[key], kind):
-            raise errors.bad_request(f"{key}: got {type(payload[key]).__name__}, want {kind.__name__}; correct it")
-    for key in _LIMITS:
-        if payload.get(key) is not None and (isinstance(payload[key], bool) or not isinstance(payload[key], int | float)):
-            raise errors.bad_request(f"{key}: got {payload[key]!r}, want a number of tokens; correct it")
+        raise errors.bad_request("model: got nothing, want a model id; see GET /v1/models", "model")
+    if path == CHAT and payload.get("messages") in (None, []):
+        raise errors.bad_request("messages: got nothing, want a list of messages; add one", "messages")
     return payload
 
 
@@ -74,9 +133,10 @@ def cleaned(path: str, payload: Payload, route: Route, model: str) -> tuple[Payl
         newer = payload["max_completion_tokens"]
         payload = {key: value for key, value in payload.items() if key != "max_completion_tokens"} | {"max_tokens": newer}
     kept, dropped = fields.kept(path, payload, route.engine)
-    if "messages" in kept:
+    models.check(path, route.engine, kept)
+    if path in (CHAT, NATIVE_CHAT):
         form: history.Form = "thinking" if native else "reasoning" if route.engine == "ollama" else "reasoning_content"
-        kept["messages"] = history.normalised(kept["messages"], form)
+        kept["messages"] = history.normalised(kept.get("messages", []), form)
     if kept.get("stream") is True and not native and path != EMBEDDINGS:
         kept["stream_options"] = {"include_usage": True}
     if native:
@@ -84,22 +144,23 @@ def cleaned(path: str, payload: Payload, route: Route, model: str) -> tuple[Payl
     return kept | {"model": route.model or model}, dropped
 
 
-def stream_kind(path: str, payload: Payload) -> str:
+def _stream_kind(path: str, payload: Payload) -> str:
     """How the answer will come: `sse`, `ndjson`, or empty for one document."""
     if path in (NATIVE_CHAT, NATIVE_GENERATE):
         return "" if payload.get("stream") is False else "ndjson"
     return "sse" if payload.get("stream") is True and path not in (EMBEDDINGS, NATIVE_EMBED) else ""
 
 
-def drops_usage(payload: Payload) -> bool:
+def _drops_usage(payload: Payload) -> bool:
     """Whether the client did not ask for the usage chunk of a stream."""
-    return (payload.get("stream_options") or {}).get("include_usage") is not True
+    options = payload.get("stream_options")
+    return not isinstance(options, dict) or options.get("include_usage") is not True
 
 
-def affinity(payload: Payload) -> bytes:
-    """The same for all requests of a conversation: its messages up to the first of the user."""
+def _affinity(payload: Payload) -> bytes:
+    """Of the messages up to the first of the user, or the beginning of a prompt."""
     messages = payload.get("messages")
     if not isinstance(messages, list):
         return str(payload.get("prompt"))[:1024].encode(errors="replace")
     users = (index for index, message in enumerate(messages) if isinstance(message, dict) and message.get("role") == "user")
-    return json.dumps(messages[: next(users, 0) + 1], sort_keys=True).encode()
+    return hashlib.blake2b(encode(messages[: next(users, 0) + 1]), digest_size=8).digest()

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_validator, model_validator
 
 PREFIX = "API_SERVER_"
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*")
 _ORIGIN = re.compile(r"https?://[^/\s,*]+")
 
 
@@ -33,6 +34,14 @@ class Route(BaseModel):
     digest: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     """SHA-256 of the model's manifest; a server that has another one under the same name is not asked. Empty: any."""
 
+    @field_validator("url")
+    @classmethod
+    def _resolvable(cls, url: str) -> str:
+        host, _, port = url.removeprefix("http://").partition(":")
+        if not _HOST.fullmatch(host) or not 0 < int(port) < 65536:
+            raise ValueError("http://HOST:PORT with a name that DNS can have and a port below 65536")
+        return url
+
     @model_validator(mode="after")
     def _ollama_has_a_context(self) -> Self:
         if self.engine == "ollama" and not self.context_length:
@@ -54,6 +63,19 @@ class Settings(BaseModel):
     request_timeout_s: float = Field(default=900, gt=0)
     """Longest silence of an upstream: agents wait for long answers without a stream."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
+    memory_bytes: int = Field(default=0, ge=0)
+    """Memory that the process may use: it bounds what all requests in flight take. 0: what its control group allows."""
+    max_connections: int = Field(default=0, ge=0)
+    """Connections at once, of which one key may use half; 0: as many as the memory has room for."""
+    head_s: float = Field(default=30, gt=0)
+    """Longest time from a connection, or from the first byte of a later request on it, to the end of a request's head."""
+    body_s: float = Field(default=30, gt=0)
+    """Longest pause within a request's body. The whole of it may take twice as long, and a second more for every 32 KiB."""
+    silence_s: float = Field(default=14, gt=0)
+    """Longest silence of a stream to a client; then it gets a sign of life. Proxies give up after 60 s, some after 15."""
+    server_silence_s: float = Field(default=90, gt=0)
+    """A server that has requests and says nothing to any of them for so long gets no more for a while. Longer than most answers that are no
+    stream take: those say nothing before their end."""
     cors_origins: frozenset[str] = frozenset()
     """Origins, separated by commas, whose pages may use the API from a browser, as https://ui.example; empty: none."""
     hold_s: float = Field(default=0, ge=0)

@@ -1,9 +1,8 @@
 """How large a prompt can be at most, from its bytes alone: a token is at least one byte."""
 
-import json
 from typing import Any
 
-from api_server.paths import COMPLETIONS, EMBEDDINGS, NATIVE_EMBED, NATIVE_GENERATE, Payload
+from api_server.paths import COMPLETIONS, EMBEDDINGS, NATIVE_EMBED, NATIVE_GENERATE, Payload, encode
 
 _TOOL_WORDS = 1024
 """Tokens that a template says about tools beside the tools themselves. The longest of the families that call tools (gpt-oss, Qwen, Llama)
@@ -30,8 +29,7 @@ def _size(value: Any) -> int:
     """UTF-8 bytes; of anything but text, as JSON, whose punctuation outweighs a template's marks."""
     if value is None:
         return 0
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return len(text.encode("utf-8", "surrogatepass"))
+    return len(value.encode() if isinstance(value, str) else encode(value))
 
 
 def has_media(payload: Payload) -> bool:

@@ -8,7 +8,11 @@ from typing import Any
 
 _LONGEST_EVENT = 8 * 2**20
 """Bytes; beyond it an answer is passed on unseen. Ollama's own limit for an event."""
+_LONGEST_DOCUMENT = 2 * 2**20
+"""The same for an answer that is one document: up to here it is passed on when it is whole."""
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
+_LAST = {"sse": re.compile(rb'^data: ?\[DONE\]|"error"', re.MULTILINE), "ndjson": re.compile(rb'"done": ?true|"error"')}
+"""What the last event of a whole stream has, or of one whose server says that it failed."""
 
 
 @dataclass
@@ -24,41 +28,56 @@ class Reader:
     first: float | None = None
     """When the first event was whole."""
     _buffer: bytearray = field(default_factory=bytearray)
+    _searched: int = 0
+    """Bytes of the buffer in which no event ends."""
     _blind: bool = False
+    _last: bytes = b""
+    """The last whole event."""
+
+    @property
+    def between(self) -> bool:
+        """Whether what was given back so far ends with a whole event that is not the last one."""
+        return not self._blind and not self._ends()
 
     def feed(self, chunk: bytes) -> bytes:
         if self._blind:
             return chunk
         self._buffer += chunk
-        if len(self._buffer) > _LONGEST_EVENT:
-            self._blind = True
-            rest, self._buffer = bytes(self._buffer), bytearray()
-            return rest if self.stream else chunk
-        if not self.stream:
-            return chunk
         kept = bytearray()
-        while (end := self._event_end()) is not None:
+        while self.stream and (end := self._event_end()) is not None:
             event = bytes(self._buffer[:end])
             del self._buffer[:end]
+            self._searched = 0
             if self.first is None:
                 self.first = time.monotonic()
             if self._keep(event):
                 kept += event
+            self._last = event
+        if len(self._buffer) > (_LONGEST_EVENT if self.stream else _LONGEST_DOCUMENT):
+            self._blind = True
+            kept += self._buffer
+            self._buffer = bytearray()
         return bytes(kept)
 
-    def rest(self) -> bytes:
-        """What is left at the answer's end."""
+    def rest(self) -> bytes | None:
+        """What is left at the answer's end: a whole document, or nothing of a stream. None when the answer is not whole."""
         rest, self._buffer = bytes(self._buffer), bytearray()
+        if self._blind:
+            return b""
         if self.stream:
-            return rest
-        self._read(rest)
-        return b""
+            return b"" if self._ends() and not rest.strip() else None
+        return rest if self._read(rest) else None
+
+    def _ends(self) -> bool:
+        return _LAST[self.stream].search(self._last) is not None
 
     def _event_end(self) -> int | None:
         if self.stream == "ndjson":
-            end = self._buffer.find(b"\n")
+            end = self._buffer.find(b"\n", self._searched)
+            self._searched = len(self._buffer)
             return None if end < 0 else end + 1
-        match = _EVENT_END.search(self._buffer)
+        match = _EVENT_END.search(self._buffer, max(0, self._searched - 3))
+        self._searched = len(self._buffer)
         return None if match is None else match.end()
 
     def _keep(self, event: bytes) -> bool:
@@ -71,7 +90,7 @@ class Reader:
     def _read(self, document: bytes) -> dict[str, Any]:
         try:
             body = json.loads(document)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         if not isinstance(body, dict):
             return {}

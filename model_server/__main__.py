@@ -37,7 +37,7 @@ async def serve(settings: Settings) -> int:
     await runner.setup()
     await web.TCPSite(runner, settings.host, settings.port).start()
     log.info("port %d open, loading %s", settings.port, settings.model)
-    lifetime = asyncio.create_task(_engine_lifetime(engine))
+    lifetime = asyncio.create_task(_engine_lifetime(engine, settings.engine_silence_s))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait([lifetime, stopped], return_when=asyncio.FIRST_COMPLETED)
     failed = lifetime.done()
@@ -55,14 +55,21 @@ async def serve(settings: Settings) -> int:
     return 1 if failed else 0
 
 
-async def _engine_lifetime(engine: LlamaCppEngine) -> None:
-    """Ends when the engine does."""
+async def _engine_lifetime(engine: LlamaCppEngine, limit_s: float) -> None:
+    """Ends when the engine does, or when it was silent for so long."""
     try:
         await engine.start()
     except EngineError as error:
         log.error("%s", error)
         return
-    log.error("engine: got exit status %d, want it to run; ending so that it is started again", await engine.wait())
+    ended, silent = asyncio.create_task(engine.wait()), asyncio.create_task(engine.silent(limit_s))
+    try:
+        await asyncio.wait([ended, silent], return_when=asyncio.FIRST_COMPLETED)
+        why = f"exit status {ended.result()}, want it to run" if ended.done() else "no answer, want one; it hangs"
+        log.error("engine: got %s; ending so that it is started again", why)
+    finally:
+        ended.cancel()
+        silent.cancel()
 
 
 def main() -> int:

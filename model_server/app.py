@@ -6,15 +6,19 @@ import json
 import logging
 import re
 import time
+import traceback
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import generate_latest
 
+from model_server import openapi
 from model_server.cache import AnswerCache, CacheUnavailable
 from model_server.engine import Answer, Engine
+from model_server.errors import ApiError, refusal
 from model_server.metrics import Metrics
 from model_server.settings import Settings
 
@@ -23,15 +27,6 @@ _RETRY_S = "2"
 _MAX_BODY_BYTES = 32 * 2**20
 _TAIL_BYTES = 4096
 """The engine's counts stand in the last event of a stream, which is shorter than this."""
-
-
-class ApiError(Exception):
-    """An answer in OpenAI's error shape."""
-
-    def __init__(self, status: int, kind: str, message: str, code: str | None = None, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.headers = status, headers
-        self.body = {"error": {"message": message, "type": kind, "code": code, "param": None}}
 
 
 class ModelServer:
@@ -51,14 +46,29 @@ class ModelServer:
         app.router.add_get("/health", self.health)
         app.router.add_get("/ready", self.ready)
         app.router.add_get("/metrics", self.show_metrics)
+        app.router.add_get("/openapi.json", self.openapi)
         return app
 
     @web.middleware
     async def _middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """One shape for every error."""
         try:
             return await handler(request)
         except ApiError as error:
-            return web.json_response(error.body, status=error.status, headers=error.headers)
+            return error.response()
+        except web.HTTPException as error:
+            message = f"{request.method} {request.path}: got {error.reason}, want one of {', '.join(openapi.ENDPOINTS)}; correct it"
+            return ApiError(error.status, "invalid_request_error", message).response()
+        except (web.RequestPayloadError, HttpProcessingError) as error:
+            message = f"body: got {type(error).__name__}, want a whole one as its headers say; correct it"
+            return ApiError(400, "invalid_request_error", message).response()
+        except ConnectionResetError:
+            raise  # the client has left
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            log.error("%s %s: %s at %s:%s", request.method, request.path, type(error).__name__, last.filename, last.lineno)
+            message = "this server: got a request that it failed on, want an answer; report it"
+            return ApiError(500, "server_error", message, "internal_error").response()
 
     async def health(self, _: web.Request) -> web.Response:
         if self.engine.failed:
@@ -74,6 +84,9 @@ class ModelServer:
         entry = {"id": self.settings.served_id, "object": "model", "created": 0, "owned_by": "modelfleet"}
         entry |= {"context_length": length, "max_model_len": length, "capabilities": sorted(self.engine.abilities)}
         return web.json_response({"object": "list", "data": [entry]})
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        return web.json_response(openapi.DOCUMENT)
 
     async def show_metrics(self, _: web.Request) -> web.Response:
         self.metrics.engine_up.set(float(self.engine.ready))
@@ -134,7 +147,7 @@ class ModelServer:
     def _payload(self, body: bytes) -> dict[str, Any]:
         try:
             payload = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ApiError(400, "invalid_request_error", f"body: got no JSON ({error}), want a JSON object; correct it") from None
         if not isinstance(payload, dict) or not isinstance(payload.get("messages"), list) or not payload["messages"]:
             raise ApiError(400, "invalid_request_error", "messages: got nothing, want a list of messages; add one")
@@ -164,7 +177,7 @@ class ModelServer:
         try:
             async with self.engine.chat(payload) as answer:
                 if answer.status != 200:
-                    raise _refusal(answer.status, await answer.read())
+                    raise refusal(answer.status, await answer.read())
                 if payload.get("stream"):
                     return await self._stream(request, answer, started)
                 body = await answer.read()
@@ -215,23 +228,3 @@ class ModelServer:
 class _Lookup:
     def __init__(self, key: str | None = None, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> None:
         self.key, self.body, self.headers = key, body, headers
-
-
-def _refusal(status: int, body: bytes) -> ApiError:
-    """The engine's error in our form. A prompt beyond the context is refused with both numbers, never cut, in the sentences that
-    agents know: docs/gateway.md has them with their sources."""
-    try:
-        error: dict[str, Any] = json.loads(body)["error"]
-        if not isinstance(error, dict):
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        return ApiError(502, "server_error", f"engine: got status {status}, want an answer; try again", "engine_failed")
-    if error.get("type") == "exceed_context_size_error":
-        got, limit = error.get("n_prompt_tokens"), error.get("n_ctx")
-        message = (
-            f"prompt is too long: {got} tokens > {limit} maximum. This model's maximum context length is {limit} tokens. "
-            "Please reduce the length of the messages."
-        )
-        return ApiError(400, "invalid_request_error", message, "context_length_exceeded")
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return ApiError(status, kind, str(error.get("message", "engine error")), str(error.get("type", "")) or None)

@@ -1,9 +1,11 @@
 """The seam between serving and generating, and the adapter that generates with llama.cpp."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any, Protocol
 import aiohttp
 
 log = logging.getLogger("model_server")
+_ASK_S = 5.0
+"""Between two questions whether the engine still works."""
 
 
 class EngineError(Exception):
@@ -129,6 +133,18 @@ class LlamaCppEngine:
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("engine: got %s when asked what the model can do, want its properties; nothing is known", type(error).__name__)
             return frozenset()
+
+    async def silent(self, limit_s: float) -> None:
+        """Ends when the engine did not answer for so long, though its process lives. It is asked for its slots, because that question,
+        unlike the one for its health, goes through the loop that generates (llama.cpp, tools/server/server-context.cpp)."""
+        assert self._session is not None  # noqa: S101
+        heard = time.monotonic()
+        while time.monotonic() - heard < limit_s:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with self._session.get(f"{self._url}/slots", timeout=aiohttp.ClientTimeout(total=limit_s)) as response:
+                    await response.read()
+                    heard = time.monotonic()
+            await asyncio.sleep(_ASK_S)
 
     async def wait(self) -> int:
         """Exit status of the engine, when it ends."""

@@ -33,6 +33,9 @@ class Settings(BaseModel):
     """Requests that may wait; more are refused with 503."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of the engine; 0 means one a core."""
+    engine_silence_s: float = Field(default=300, gt=0)
+    """An engine that answers no question for so long hangs, and the process ends. While it reads one piece of a prompt, 2048 tokens, it
+    answers none: minutes for a large model on a slow CPU."""
     cache_url: str = Field(default="", pattern=r"^(rediss?://.*)?$")
     """Where exact answers are kept; empty means nowhere."""
     cache_password_file: Path | None = None

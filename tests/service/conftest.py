@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -83,8 +83,16 @@ def start_model_server(stack: ExitStack, store: Path, work: Path, model: str, re
     return stack.enter_context(running("model_server", port, {f"MODEL_SERVER_{key}": value for key, value in settings.items()}, log, ready))
 
 
-def start_api_server(stack: ExitStack, work: Path, routes: dict[str, dict[str, object]], ready: str = "/ready", **env: str) -> Service:
-    """An API server that runs until the stack is closed; its keys and its log are in `work`."""
+def start_api_server(
+    stack: ExitStack,
+    work: Path,
+    routes: dict[str, dict[str, object]],
+    ready: str = "/ready",
+    process: Mapping[str, str] | None = None,
+    **env: str,
+) -> Service:
+    """An API server that runs until the stack is closed; its keys and its log are in `work`. `process`: its environment beside its
+    settings."""
     keys = work / "keys"
     if not keys.exists():
         keys.write_text(f"{KEY}\n\n")
@@ -98,7 +106,7 @@ def start_api_server(stack: ExitStack, work: Path, routes: dict[str, dict[str, o
         "DRAIN_DELAY_S": "0.5",
         **env,
     }
-    variables = {f"API_SERVER_{key}": value for key, value in settings.items()}
+    variables = {f"API_SERVER_{key}": value for key, value in settings.items()} | dict(process or {})
     service = stack.enter_context(running("api_server", port, variables, work / "api-server.log", ready))
     service.metrics_url = f"http://127.0.0.1:{metrics_port}"
     return service

@@ -304,7 +304,7 @@ class TestHolding:
         self, api_server: ApiServerFactory, ollama_program: Path, store: Path, tmp_path: Path, path: str
     ) -> None:
         port = free_port()
-        api = self.start(api_server, port, HOLD_S="60")
+        api = self.start(api_server, port, HOLD_S="60", SILENCE_S="2")
         answers: list[httpx.Response] = []
 
         def ask(stream: bool) -> None:
@@ -317,15 +317,15 @@ class TestHolding:
         while metric(api, "api_server_waiting_requests", model="tiny:1") != 2:
             assert time.monotonic() < deadline
         assert demand(api)["waiting"] == 2
-        # Longer than the first sign of life.
-        time.sleep(10.5)
+        # Longer than to the first sign of life.
+        time.sleep(2.5)
         with ollama_process.running(ollama_program, store, tmp_path, port):
             for thread in threads:
                 thread.join(60)
         assert [answer.status_code for answer in answers] == [200, 200]
         assert all("Hello" in answer.text for answer in answers)
         streamed = [answer for answer in answers if "event-stream" in answer.headers["content-type"]]
-        assert [answer.text.startswith(": waiting for a server\n\n") for answer in streamed] == [True] * len(streamed)
+        assert [answer.text.startswith(": working\n\n") for answer in streamed] == [True] * len(streamed)
         assert len(streamed) == (path == "/v1/chat/completions")
         assert metric(api, "api_server_waiting_requests", model="tiny:1") == 0
 
@@ -333,7 +333,7 @@ class TestHolding:
         self, api_server: ApiServerFactory, ollama_program: Path, store: Path, tmp_path: Path
     ) -> None:
         port = free_port()
-        api = self.start(api_server, port, HOLD_S="60")
+        api = self.start(api_server, port, HOLD_S="60", SILENCE_S="2")
         with ExitStack() as stack:
             client = stack.enter_context(openai.OpenAI(base_url=f"{api.url}/v1", api_key=KEY, max_retries=0, timeout=60))
             # The first byte is the sign of life, so this returns while no server is there.

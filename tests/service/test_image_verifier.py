@@ -18,8 +18,8 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-
 from infra.certificates import verifier_tls
+
 from tests.service.processes import Service, free_port, running
 
 HEX = "0" * 64

@@ -127,6 +127,41 @@ def test_a_dead_engine_is_reported_and_ends_the_server(model_server: ModelServer
     assert "engine: got exit status -9" in service.log.read_text()
 
 
+def test_an_engine_that_hangs_ends_the_server(model_server: ModelServerFactory) -> None:
+    service = model_server("tiny:1", ENGINE_SILENCE_S="2", DRAIN_S="0")
+    engine = int(Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text())
+    os.kill(engine, signal.SIGSTOP)
+    assert service.ended() == 1
+    assert "engine: got no answer, want one; it hangs; ending so that it is started again" in service.log.read_text()
+    assert not is_alive(engine)
+
+
+def test_every_error_has_one_shape(model_server: ModelServerFactory) -> None:
+    service = model_server("tiny:1")
+    url = f"{service.url}/v1/chat/completions"
+    start = '{"model": "tiny:1", "messages": '
+    for body in (
+        "[" * 100_000,
+        start + "[" * 100_000,
+        start + '[{"role": "user", "content": "\\ud800"}]}',
+        start + "[5]}",
+        start + "[{}]}",
+        "\xff",
+    ):
+        refused = httpx.post(url, content=body.encode("latin-1"), timeout=60)
+        assert refused.status_code == 400, body[:60]
+        assert set(refused.json()["error"]) == {"message", "type", "code", "param"}
+    gzipped = httpx.post(url, content=b"no gzip", headers={"Content-Encoding": "gzip"}, timeout=10)
+    assert (gzipped.status_code, set(gzipped.json())) == (400, {"error"})
+    for method, path, status in (("GET", "/v1/chat/completions", 405), ("POST", "/v1/completions", 404), ("GET", "/%ff", 404)):
+        refused = httpx.request(method, service.url + path, timeout=10)
+        assert (refused.status_code, "POST /v1/chat/completions" in refused.json()["error"]["message"]) == (status, True)
+    too_large = httpx.post(url, content=b" " * (33 * 2**20), timeout=60)
+    assert (too_large.status_code, set(too_large.json()["error"])) == (413, {"message", "type", "code", "param"})
+    assert httpx.get(f"{service.url}/openapi.json", timeout=10).json()["openapi"] == "3.1.0"
+    assert "Traceback" not in service.log.read_text()
+
+
 @pytest.mark.parametrize("wait_s", [0.0, 2.0], ids=["starting", "loading"])
 def test_the_engine_ends_with_a_server_that_is_killed_while_it_loads(tmp_path: Path, wait_s: float) -> None:
     """A model that never comes: the library waits in its open(), and lets no other thread of the process run."""

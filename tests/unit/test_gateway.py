@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import socket
 from contextlib import closing
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ import pytest
 
 from api_server import errors, fields, history, paths, requests, size, translation
 from api_server.activator import Activator, Demand, Settings, Unreachable, wanted
+from api_server.address import Address
 from api_server.settings import Route
-from api_server.upstreams import Upstream
+from api_server.upstreams import Upstream, Wanted
 from api_server.usage import Reader
 
 ROUTE = Route(url="http://ollama:11434", model="m:1", engine="ollama", context_length=2048)
@@ -76,7 +78,13 @@ def test_the_newer_name_of_the_limit_is_given_to_ollama_as_the_older() -> None:
     "name", ["Keep_Alive", "KEEP_ALIVE", "keep_alive", "Option\u017f", "Options", "Model", "Messages", "\u212aeep_alive", "\u017fhift"]
 )
 def test_no_field_goes_on_in_another_spelling(path: str, name: str) -> None:
-    payload = {"model": "a", "messages": [{"role": "user", "content": "a", name: [1]}], "options": {"Num_Ctx": 1, name: 1}, name: 0}
+    payload = {
+        "model": "a",
+        "messages": [{"role": "user", "content": "a", name: [1]}],
+        "options": {"Num_Ctx": 1, name: 1},
+        "input": "a",
+        name: 0,
+    }
     sent, dropped = requests.cleaned(path, payload, ROUTE, "a")
     assert name in dropped
     assert name not in json.dumps(sent, ensure_ascii=False).replace('"truncate"', "")
@@ -95,6 +103,24 @@ def test_a_choice_that_ollama_cannot_honour_is_refused_by_name(choice: object) -
         requests.cleaned("/v1/chat/completions", payload | {"tool_choice": choice}, ROUTE, "a")
     assert "tools" not in requests.cleaned("/v1/chat/completions", payload | {"tool_choice": "none"}, ROUTE, "a")[0]
     assert "tools" in requests.cleaned("/v1/chat/completions", payload | {"tool_choice": "auto"}, ROUTE, "a")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "same", "other"),
+    [
+        ("n", 1, 2), ("best_of", 1, 3), ("echo", False, True), ("parallel_tool_calls", True, False), ("functions", [], [{"name": "f"}]),
+        ("function_call", "auto", {"name": "f"}), ("modalities", ["text"], ["text", "audio"]), ("audio", None, {"voice": "a"}), ("n", None, "x" * 9000),
+    ],
+)  # fmt: skip
+def test_what_ollama_would_pass_over_is_refused_by_name_unless_it_changes_nothing(name: str, same: object, other: object) -> None:
+    payload = {"model": "a", "messages": [{"role": "user", "content": "a"}], "tools": [{}]}
+    sent, dropped = requests.cleaned("/v1/chat/completions", payload | {name: same}, ROUTE, "a")
+    assert name not in sent
+    assert not dropped
+    with pytest.raises(errors.ApiError) as caught:
+        requests.cleaned("/v1/chat/completions", payload | {name: other}, ROUTE, "a")
+    assert caught.value.body["error"]["param"] == name
+    assert len(str(caught.value)) < 250
 
 
 @pytest.mark.parametrize(
@@ -117,7 +143,7 @@ def test_a_choice_that_ollama_cannot_honour_is_refused_by_name(choice: object) -
 )
 def test_what_is_no_request_is_refused(body: bytes) -> None:
     with pytest.raises(errors.ApiError) as caught:
-        requests.parse("/v1/chat/completions", body)
+        requests.understood("/v1/chat/completions", body, {"a": ROUTE})
     assert caught.value.status == 400
 
 
@@ -224,10 +250,8 @@ def test_each_server_gets_thoughts_and_arguments_in_its_own_form() -> None:
 
 
 def test_size_is_an_upper_bound_but_for_images() -> None:
-    text = "g\u00e4nge \U0001f600 \ud800"
-    assert (size.most_tokens("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}) or 0) > len(
-        text.encode("utf-8", "surrogatepass")
-    )
+    text = "g\u00e4nge \U0001f600"
+    assert (size.most_tokens("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}) or 0) > len(text.encode())
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": "data:,"}]}]
     assert size.most_tokens("/v1/chat/completions", {"messages": image}) is None
     assert size.most_tokens("/api/chat", {"messages": [{"role": "user", "content": "a", "images": ["QUJD"]}]}) is None
@@ -243,7 +267,8 @@ class TestReader:
     def test_a_stream_passes_in_any_pieces(self, size: int, drop: bool) -> None:
         whole = self.TEXT + self.USAGE + b"data: [DONE]\n\n"
         reader = Reader("sse", drop_usage=drop)
-        passed = b"".join(reader.feed(whole[start : start + size]) for start in range(0, len(whole), size)) + reader.rest()
+        passed = b"".join(reader.feed(whole[start : start + size]) for start in range(0, len(whole), size))
+        assert reader.rest() == b""
         assert passed == (self.TEXT + b"data: [DONE]\n\n" if drop else whole)
         assert (reader.prompt_tokens, reader.completion_tokens) == (7, 3)
 
@@ -253,12 +278,51 @@ class TestReader:
         assert reader.feed(b'{"done": false}\n' + line) == b'{"done": false}\n' + line
         assert (reader.prompt_tokens, reader.completion_tokens) == (7, 3)
 
-    def test_one_document_passes_at_once_and_is_read_at_its_end(self) -> None:
+    def test_one_document_passes_when_it_is_whole(self) -> None:
         reader = Reader("")
         parts = [b'{"usage": {"prompt_tokens": 7,', b' "completion_tokens": 3}}']
-        assert [reader.feed(part) for part in parts] == parts
-        assert reader.rest() == b""
+        assert [reader.feed(part) for part in parts] == [b"", b""]
+        assert reader.rest() == b"".join(parts)
         assert (reader.prompt_tokens, reader.completion_tokens) == (7, 3)
+
+    @pytest.mark.parametrize("part", [b"", b"[]", b'{"a": 1', b"<html>", b"[" * 100_000])
+    def test_what_is_no_document_is_not_whole(self, part: bytes) -> None:
+        reader = Reader("")
+        assert reader.feed(part) == b""
+        assert reader.rest() is None
+
+    def test_a_long_document_passes_as_it_comes(self) -> None:
+        reader = Reader("")
+        assert reader.feed(b"x" * 3 * 2**20) == b"x" * 3 * 2**20
+        assert reader.feed(b"y") == b"y"
+        assert reader.rest() == b""
+
+    @pytest.mark.parametrize(
+        ("stream", "text", "is_whole"),
+        [
+            ("sse", b"data: {}\n\ndata: [DONE]\n\n", True),
+            ("sse", b"data: {}\r\n\r\n: end\r\ndata:[DONE]\r\n\r\n", True),
+            ("sse", b'data: {"error": {}}\n\n', True),
+            ("sse", b"data: {}\n\n", False),
+            ("sse", b"data: {}\n\ndata: [DONE]\n\ndata: {", False),
+            ("sse", b"", False),
+            ("ndjson", b'{"done":true}\n', True),
+            ("ndjson", b'{"error":"full"}\n', True),
+            ("ndjson", b'{"done":false}\n', False),
+            ("ndjson", b'{"done":true}', False),
+        ],
+    )
+    def test_a_stream_is_whole_when_it_says_so(self, stream: str, text: bytes, is_whole: bool) -> None:
+        reader = Reader(stream)
+        reader.feed(text)
+        assert (reader.rest() == b"") is is_whole
+
+    def test_each_byte_of_an_event_without_an_end_is_searched_once(self) -> None:
+        reader = Reader("sse")
+        for _ in range(100):
+            reader.feed(b"x" * 1000)
+            assert reader._searched == len(reader._buffer)
+        assert reader.feed(b"\n") + reader.feed(b"\n") == b"x" * 100_000 + b"\n\n", "an end in two pieces is found"
 
 
 class Scaled(Activator):
@@ -315,7 +379,8 @@ def test_a_failed_look_up_keeps_the_last_good_addresses_and_their_counts(monkeyp
         async with aiohttp.ClientSession() as session:
             await upstream.refresh(session)
             first = upstream.addresses["127.0.0.1"]
-            with upstream.claim(first):
+            first.claim()
+            with upstream.held(first):
                 for failure in (socket.gaierror(socket.EAI_AGAIN, "try again"), OSError(24, "too many open files")):
                     answer[0] = failure
                     await upstream.refresh(session)
@@ -332,3 +397,55 @@ def test_a_failed_look_up_keeps_the_last_good_addresses_and_their_counts(monkeyp
 
     with closing(asyncio.new_event_loop()) as loop:
         loop.run_until_complete(rounds())
+
+
+def upstream(*in_flight: int, cap: int = 4) -> Upstream:
+    """One whose addresses have so many requests."""
+    found = Upstream("http://fleet.test:1", cap)
+    for number, count in enumerate(in_flight):
+        found.addresses[f"h{number}"] = Address(f"h{number}", 1, count)
+    return found
+
+
+class TestPlaces:
+    def wanted(self, affinity: bytes = b"") -> Wanted:
+        return Wanted(ROUTE, "a", affinity)
+
+    def test_a_conversation_stays_unless_another_server_is_less_busy_by_two(self) -> None:
+        near, far = upstream(1, 0), upstream(2, 0)
+        hosts = {affinity: near.take(self.wanted(affinity)) for affinity in (b"1", b"2", b"3", b"4")}
+        assert {address.host for address in hosts.values() if address} == {"h0", "h1"}, "some stay with the busier one"
+        assert all((found := far.take(self.wanted(bytes([each])))) and found.host == "h1" for each in range(2))
+
+    def test_one_that_is_out_gets_nothing_unless_more_than_half_are(self) -> None:
+        fleet = upstream(0, 0)
+        first, second = fleet.addresses.values()
+        assert [first.failed() for _ in range(5)] == [False] * 4 + [True]
+        assert {fleet.take(self.wanted(bytes([each]))) for each in range(4)} == {second}
+        second.eject()
+        assert {fleet.take(self.wanted(bytes([each]))) for each in range(4)} == {first}, "the other one has no place"
+
+    def test_one_that_comes_back_gets_twice_as_many_after_each_answer(self) -> None:
+        address = Address("a", 1)
+        assert (address.eject(), address.places) == (10, 1)
+        assert (address.eject(), address.places) == (20, 1)
+        places = [address.places]
+        for _ in range(4):
+            address.worked(8)
+            places.append(address.places)
+        assert places == [1, 2, 4, math.inf, math.inf]
+        assert address.eject() == 10, "its past is forgotten with its last place"
+
+    def test_a_place_that_comes_while_its_request_leaves_is_given_to_the_next(self) -> None:
+        async def rounds() -> None:
+            fleet = upstream(1, cap=1)
+            [address] = fleet.addresses.values()
+            first, second = (asyncio.create_task(fleet.wait(self.wanted(), 5)) for _ in range(2))
+            await asyncio.sleep(0)
+            first.cancel()
+            fleet.release(address)
+            assert await asyncio.wait_for(second, 5) is address
+            assert address.in_flight == 1
+
+        with closing(asyncio.new_event_loop()) as loop:
+            loop.run_until_complete(rounds())

@@ -1,0 +1,148 @@
+"""Clients' connections: how many there are, how long a head may take, and what is said to what is no HTTP.
+
+aiohttp gives a new connection an hour for its first request, and answers what it cannot parse with a page of its own.
+"""
+
+import asyncio
+import json
+import logging
+import socket
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+
+from api_server import errors
+
+log = logging.getLogger("api_server")
+_UNREAD_MS = 60_000
+"""A connection is cut when its client took nothing of what was sent for so long."""
+_LONGEST_HEAD = 128 * 2**10
+"""Bytes. A single header may have half of it."""
+_A_CONNECTION = 64 * 2**10
+"""Memory for one, which mostly idles; a head, or a body that is not read yet, may take twice as much."""
+_FEWEST, _MOST = 256, 10_000
+
+
+def most_connections(memory_bytes: int) -> int:
+    """How many connections a process with this memory may have: an eighth of it for them."""
+    return min(_MOST, max(_FEWEST, memory_bytes // 8 // _A_CONNECTION))
+
+
+class Connections:
+    """All connections of one process. At the limit, the one that idles longest makes room; when all work, a new one is refused."""
+
+    def __init__(self, most: int, head_s: float) -> None:
+        self.most = most
+        self.head_s = head_s
+        self.every: set[Connection] = set()
+        self._idle: dict[Connection, None] = {}
+        """In the order in which they became idle."""
+
+    def opened(self, connection: "Connection") -> bool:
+        """False when there is no room for it."""
+        if len(self.every) >= self.most:
+            oldest = next(iter(self._idle), None)
+            if oldest is None:
+                return False
+            self.closed(oldest)
+            oldest.force_close()
+        self.every.add(connection)
+        self._idle[connection] = None
+        return True
+
+    def works(self, connection: "Connection") -> None:
+        self._idle.pop(connection, None)
+
+    def idles(self, connection: "Connection") -> None:
+        if connection in self.every:
+            self._idle[connection] = None
+
+    def closed(self, connection: "Connection") -> None:
+        self.every.discard(connection)
+        self._idle.pop(connection, None)
+
+
+class Connection(web.RequestHandler):
+    """One connection, with what aiohttp does not limit."""
+
+    def __init__(self, connections: Connections, manager: web.Server, **settings: Any) -> None:
+        super().__init__(manager, loop=asyncio.get_running_loop(), **settings)
+        self._connections = connections
+        self._head_bytes = 0
+        self._head_end: asyncio.TimerHandle | None = None
+        self._working = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 (a server of asyncio's makes no other)
+        if not self._connections.opened(self):
+            transport.write(_raw(errors.no_connection(2)))
+            transport.close()
+            # What aiohttp would do at the end of a connection, for one that it never knew.
+            self._manager = None
+            return
+        super().connection_made(transport)
+        # A client that reads nothing of its answer would hold a server's place for ever.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
+        self._await_head()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._connections.closed(self)
+        self._head_came()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._manager is None:
+            return
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count != before:
+            self._head_came()
+            self._working = True
+            self._connections.works(self)
+        elif not self._working:
+            self._head_bytes += len(data)
+            if self._head_bytes > _LONGEST_HEAD:
+                self._refuse(errors.head_too_large(_LONGEST_HEAD))
+            elif self._head_end is None:
+                self._await_head()
+
+    def answered(self, request: web.BaseRequest) -> None:
+        """A request has its answer. The connection works on while a part of the body is still to come, and while other requests wait."""
+        self._working = bool(self._messages) or not request.content.is_eof()
+        if not self._working:
+            self._connections.idles(self)
+
+    def _await_head(self) -> None:
+        limit_s = self._connections.head_s
+        self._head_end = asyncio.get_running_loop().call_later(limit_s, self._refuse, errors.head_too_slow(limit_s))
+
+    def _head_came(self) -> None:
+        self._head_bytes = 0
+        if self._head_end is not None:
+            self._head_end.cancel()
+            self._head_end = None
+
+    def _refuse(self, error: errors.ApiError) -> None:
+        if self.transport is not None:
+            self.transport.write(_raw(error))
+        self.force_close()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """What aiohttp says of what is no HTTP, in the shape of every other error."""
+        if exc is not None and status >= 500:
+            log.error("connection: %s", type(exc).__name__)
+        said = errors.internal() if status >= 500 else errors.no_http(status, str(message or "").partition("\n")[0])
+        response = said.response()
+        response.force_close()
+        return response
+
+
+def _raw(error: errors.ApiError) -> bytes:
+    """An answer to a connection without a request."""
+    body = json.dumps(error.body).encode()
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    lines += [*(f"{name}: {value}" for name, value in error.headers.items()), "Connection: close", "", ""]
+    return "\r\n".join(lines).encode() + body

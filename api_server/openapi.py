@@ -1,0 +1,98 @@
+"""The OpenAPI document, from the typed models of the endpoints."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from api_server.models import MODELS, Engine
+from api_server.paths import INFERENCE, is_native
+from api_server.settings import Route
+
+_TEXT = {"type": "string"}
+_OBJECT = {"type": "object"}
+_OWN = {"type": ["string", "null"]}
+_OPENAI_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "code", "param"],
+            "properties": {"message": _TEXT, "type": _TEXT, "code": _OWN, "param": _OWN},
+        }
+    },
+}
+_OLLAMA_ERROR = {"type": "object", "required": ["error"], "properties": {"error": _TEXT}}
+_STATE = {"type": "object", "required": ["status"], "properties": {"status": _TEXT}}
+_GETS = ("/v1/models", "/v1/models/{model}", "/api/tags", "/api/version", "/api/ps", "/openapi.json")
+
+
+def _content(**kinds: dict[str, Any]) -> dict[str, Any]:
+    names = {"json": "application/json", "sse": "text/event-stream", "ndjson": "application/x-ndjson", "text": "text/plain"}
+    return {names[kind]: {"schema": schema} for kind, schema in kinds.items()}
+
+
+def _operation(path: str, content: dict[str, Any], **more: Any) -> dict[str, Any]:
+    error = "OllamaError" if path.startswith("/api/") else "OpenAIError"
+    responses = {"200": {"description": "success", "content": content}, "default": {"$ref": f"#/components/responses/{error}"}}
+    return {"responses": responses, **more}
+
+
+def _post(path: str, schema: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return {"post": _operation(path, content, requestBody=body)}
+
+
+def _paths(schemas: Mapping[tuple[str, Engine], dict[str, Any]]) -> dict[str, Any]:
+    model = {"name": "model", "in": "path", "required": True, "schema": _TEXT}
+    paths: dict[str, Any] = {}
+    for path in _GETS:
+        more = {"parameters": [model]} if "{model}" in path else {}
+        paths[path] = {"get": _operation(path, _content(json=_OBJECT), **more)}
+    for path in INFERENCE:
+        kinds = [schema for (each, _), schema in schemas.items() if each == path]
+        if not kinds:
+            continue
+        content = _content(json=_OBJECT, **{"ndjson" if is_native(path) else "sse": {}})
+        paths[path] = _post(path, kinds[0] if len(kinds) == 1 else {"anyOf": kinds}, content)
+    named = {"type": "object", "required": ["model"], "properties": {"model": _TEXT, "verbose": {"type": "boolean"}}}
+    paths["/api/show"] = _post("/api/show", named, _content(json=_OBJECT))
+    paths["/"] = {"get": _operation("/", _content(text=_TEXT), security=[])}
+    for path in ("/health", "/ready"):
+        states = {status: {"description": "its state", "content": _content(json=_STATE)} for status in ("200", "503")}
+        paths[path] = {"get": {"responses": states, "security": []}}
+    return paths
+
+
+def document(routes: Mapping[str, Route]) -> dict[str, Any]:
+    """For these models. Which fields a model takes depends on what serves it."""
+    served = {key: model for key, model in MODELS.items() if any(route.engine == key[1] for route in routes.values())}
+    every = list(served.values())
+    found, components = msgspec.json.schema_components(every, ref_template="#/components/schemas/{name}")
+    schemas = dict(zip(served, found, strict=True))
+    for (_, engine), model in served.items():
+        names = [name for name, route in routes.items() if route.engine == engine]
+        components[model.__name__]["properties"]["model"] = {"type": "string", "enum": names}
+    responses = {
+        name: {"description": "any failure", "content": _content(json=schema)}
+        for name, schema in (("OpenAIError", _OPENAI_ERROR), ("OllamaError", _OLLAMA_ERROR))
+    }
+    ways = {"bearer": {"type": "http", "scheme": "bearer"}, "header": {"type": "apiKey", "in": "header", "name": "x-api-key"}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "modelfleet", "version": "1"},
+        "security": [{"bearer": []}, {"header": []}],
+        "paths": _paths(schemas),
+        "components": {"schemas": components, "responses": responses, "securitySchemes": ways},
+    }
+
+
+def add_to(app: web.Application, routes: Mapping[str, Route]) -> None:
+    whole = document(routes)
+
+    async def show(_: web.Request) -> web.Response:
+        return web.json_response(whole)
+
+    app.router.add_get("/openapi.json", show, allow_head=False)

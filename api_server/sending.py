@@ -1,0 +1,66 @@
+"""Sends a request to one server, as that server and its model can take it."""
+
+import logging
+import time
+
+import aiohttp
+from aiohttp import web
+
+from api_server import abilities
+from api_server.abilities import Abilities
+from api_server.address import Address, tagged
+from api_server.counting import ContextGuard
+from api_server.metrics import Metrics
+from api_server.paths import encode
+from api_server.reading import LATE_OR_STRANGE
+from api_server.requests import Asked
+from api_server.settings import Route
+
+log = logging.getLogger("api_server")
+_FORWARDED_HEADERS = ("accept", "x-cache")
+"""No key, no Origin (Ollama refuses foreign ones), nothing that is between two neighbours on the way."""
+_UNKNOWN_S = 10.0
+"""How long a server that did not say what its model can do is not asked again."""
+
+
+class Sender:
+    """Speaks to servers. `session` must neither decompress nor ask for compressed answers."""
+
+    def __init__(self, metrics: Metrics, session: aiohttp.ClientSession) -> None:
+        self._metrics = metrics
+        self._session = session
+        self._guard = ContextGuard(session)
+
+    async def send(self, request: web.Request, address: Address, asked: Asked, request_id: str) -> aiohttp.ClientResponse:
+        """The head of the server's answer. Raises ApiError on what the model cannot take, and aiohttp.ClientError, TimeoutError."""
+        body, model, route = asked.body, asked.model, asked.route
+        if asked.concerns_abilities:
+            body, dropped = abilities.adapted(body, await self.abilities(address, model, route), model, media=asked.media)
+            self._metrics.left_out(model, dropped)
+        if route.engine == "ollama":
+            body, counted = await self._guard.fit(asked, body, address)
+            if counted:
+                address.spoke()
+                self._metrics.counted.labels(model).inc()
+        headers = {
+            name: request.headers[name] for name in _FORWARDED_HEADERS if name in request.headers and request.headers[name].isascii()
+        }
+        headers |= {"content-type": "application/json", "x-request-id": request_id}
+        return await self._session.post(address.url + asked.path, data=encode(body), headers=headers, allow_redirects=False)
+
+    async def abilities(self, address: Address, model: str, route: Route) -> Abilities:
+        """What the model can do at an address. A look-up that fails is no reason to fail a request: then nothing is known."""
+        name = route.model or model
+        key = name, str((address.store or {}).get(tagged(name), {}).get("digest", ""))
+        if key in address.abilities:
+            return address.abilities[key]
+        if time.monotonic() < address.silent_until:
+            return abilities.UNKNOWN
+        try:
+            found = await abilities.ask(self._session, address.url, route.engine, name)
+        except LATE_OR_STRANGE as error:
+            log.warning("%s: %s when asked what %s can do", address.url, type(error).__name__, name)
+            address.silent_until = time.monotonic() + _UNKNOWN_S
+            return abilities.UNKNOWN
+        address.abilities[key] = found
+        return found

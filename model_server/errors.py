@@ -1,0 +1,39 @@
+"""What this server says itself, and what the engine says, in OpenAI's error shape."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+
+class ApiError(Exception):
+    """An answer in OpenAI's error shape."""
+
+    def __init__(self, status: int, kind: str, message: str, code: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers
+        self.body = {"error": {"message": message, "type": kind, "code": code, "param": None}}
+
+    def response(self) -> web.Response:
+        return web.json_response(self.body, status=self.status, headers=self.headers)
+
+
+def refusal(status: int, body: bytes) -> ApiError:
+    """The engine's error in our form. A prompt beyond the context is refused with both numbers, never cut, in the sentences that
+    agents know: docs/gateway.md has them with their sources."""
+    try:
+        error: dict[str, Any] = json.loads(body)["error"]
+        if not isinstance(error, dict):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ApiError(502, "server_error", f"engine: got status {status}, want an answer; try again", "engine_failed")
+    if error.get("type") == "exceed_context_size_error":
+        got, limit = error.get("n_prompt_tokens"), error.get("n_ctx")
+        message = (
+            f"prompt is too long: {got} tokens > {limit} maximum. This model's maximum context length is {limit} tokens. "
+            "Please reduce the length of the messages."
+        )
+        return ApiError(400, "invalid_request_error", message, "context_length_exceeded")
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return ApiError(status, kind, str(error.get("message", "engine error")), str(error.get("type", "")) or None)
