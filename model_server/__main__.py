@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -40,7 +41,8 @@ async def serve(settings: Settings) -> int:
     await runner.setup()
     assert runner.server is not None  # noqa: S101 (it was set up)
     loop = asyncio.get_running_loop()
-    connection = functools.partial(Connection, runner.server, loop=loop, access_log=None)
+    options: dict[str, Any] = {"loop": loop, "access_log": None}
+    connection = functools.partial(Connection, runner.server, **options)
     listener = await loop.create_server(connection, settings.host, settings.port, reuse_address=True)
     log.info("port %d open, loading %s", settings.port, settings.model)
     lifetime = asyncio.create_task(_engine_lifetime(engine, settings.engine_silence_s))
