@@ -9,6 +9,7 @@ import sys
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from api_server.app import ApiServer
 from api_server.connections import Connection
@@ -55,7 +56,17 @@ async def _serve(server: ApiServer, settings: Settings) -> None:
     log.info("drained")
 
 
+def _one_line(record: logging.LogRecord) -> bool:
+    """aiohttp writes a traceback for each body that it cannot unpack, also for who has no key. What a client did wrong is said to the
+    client; of anything else a line is enough."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None:
+        record.msg, record.args, record.exc_info = f"{record.getMessage()}: {type(error).__name__}", (), None
+    return not isinstance(error, web.RequestPayloadError | HttpProcessingError)
+
+
 def main() -> int:
+    logging.getLogger("aiohttp.server").addFilter(_one_line)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         settings = Settings.from_env(os.environ)

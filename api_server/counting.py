@@ -111,9 +111,15 @@ def _exceeded(answer: Payload) -> tuple[int, int] | None:
 
 
 def _answer_limit(path: str, payload: Payload) -> int | None:
-    """Tokens that the client allows for the answer; None when it names none. Ollama reads -1 and -2 as no limit."""
-    value = (payload.get("options") or {}).get("num_predict") if is_native(path) else payload.get("max_tokens")
-    return int(value) if isinstance(value, int | float) and value >= 1 else None
+    """Tokens that the client allows for the answer; None when it names none. Ollama reads -1 and -2 as no limit, and 0 too, which is what
+    nobody means by it. Raises ApiError 400 on that."""
+    name = "num_predict" if is_native(path) else "max_tokens"
+    value = (payload.get("options") or {} if is_native(path) else payload).get(name)
+    if not isinstance(value, int | float) or value <= -1:
+        return None
+    if value < 1:
+        raise errors.bad_request(f"{name}: got {value}, want 1 or more, or -1 for no limit; correct it", name)
+    return int(value)
 
 
 def _with_limit(path: str, payload: Payload, tokens: int) -> Payload:

@@ -114,7 +114,7 @@ class Intake:
                 raise errors.too_large(f"more than {self._max_bytes} bytes")
             if not values.add(chunk):
                 raise errors.too_large(f"more than {self._max_values} JSON values")
-            if not chunk.isascii() or b"\\u" in chunk or chunk.endswith(b"\\"):
+            if a_byte == _NARROW and (not chunk.isascii() or b"\\u" in chunk or chunk.endswith(b"\\")):
                 a_byte = _WIDE
             claim.grow(a_byte * received + _VALUE * values.count)
             chunks.append(chunk)

@@ -71,22 +71,20 @@ def document(body: bytes) -> Payload:
         raise errors.bad_request(f"body: got no JSON ({error}), want a JSON object; correct it") from None
     if not isinstance(payload, dict):
         raise errors.bad_request(f"body: got {type(payload).__name__}, want a JSON object; correct it")
-    if body.count(b"{") + body.count(b"[") > _DEEPEST and _is_deep(payload):
+    if _is_deep(payload):
         raise errors.bad_request(f"body: got more than {_DEEPEST} levels, want fewer; correct it")
     # Half of a character, as of a text that was cut in the middle of an emoji, is no Unicode.
-    return _mended(payload) if b"\\ud" in body or b"\\uD" in body else payload
+    return _mended(payload) if b"\\u" in body and (b"\\ud" in body or b"\\uD" in body) else payload
 
 
 def _is_deep(payload: Payload) -> bool:
     level: list[Any] = [payload]
     for _ in range(_DEEPEST):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]  # fmt: skip
-    return bool(level)
+        inner = (each for outer in level for each in (outer.values() if type(outer) is dict else outer))
+        level = [each for each in inner if type(each) is dict or type(each) is list]
+        if not level:
+            return False
+    return True
 
 
 def _mended(value: Any) -> Any:

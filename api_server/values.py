@@ -2,7 +2,7 @@
 
 import re
 
-_MARKS = (b"{", b"[", b",", b":")
+_MARKS = b"{[,:"
 """One of them stands before each value and each key, except the first."""
 _TEXT = re.compile(rb"(?:[^\"\\]++|\\.)*+", re.DOTALL)
 """The inside of a string, as far as it is there."""
@@ -25,7 +25,7 @@ class Values:
         """Count the values of the next piece. False when there are too many."""
         if self._pieces is not None:
             self._pieces.append(piece)
-            self.count += sum(map(piece.count, _MARKS))
+            self.count += _marks(piece)
             if self.count <= self._most:
                 return True
             pieces, self._pieces, self.count = self._pieces, None, 1
@@ -50,8 +50,13 @@ class Values:
                 continue
             end = piece.find(b'"', at)
             structure = piece[at:] if end < 0 else piece[at:end]
-            self.count += sum(map(structure.count, _MARKS))
+            self.count += _marks(structure)
             if end < 0 or self.count > self._most:
                 return
             self._inside = True
             at = end + 1
+
+
+def _marks(piece: bytes) -> int:
+    """A third of the time of four counts."""
+    return len(piece) - len(piece.translate(None, _MARKS))

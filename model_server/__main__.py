@@ -1,15 +1,19 @@
 """`python -m model_server`: answer at once, load meanwhile, serve until SIGTERM, then drain."""
 
 import asyncio
+import functools
 import logging
 import os
 import signal
 import sys
+from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from model_server.app import ModelServer
 from model_server.cache import AnswerCache
+from model_server.connections import Connection
 from model_server.engine import EngineError, LlamaCppEngine
 from model_server.settings import Settings, SettingsError
 from model_server.store import StoreError, find_gguf
@@ -35,7 +39,11 @@ async def serve(settings: Settings) -> int:
     # A client that goes away must free its slot: the handler is cancelled, and with it the engine's request.
     runner = web.AppRunner(server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=settings.drain_s)
     await runner.setup()
-    await web.TCPSite(runner, settings.host, settings.port).start()
+    assert runner.server is not None  # noqa: S101 (it was set up)
+    loop = asyncio.get_running_loop()
+    options: dict[str, Any] = {"loop": loop, "access_log": None}
+    connection = functools.partial(Connection, runner.server, **options)
+    listener = await loop.create_server(connection, settings.host, settings.port, reuse_address=True)
     log.info("port %d open, loading %s", settings.port, settings.model)
     lifetime = asyncio.create_task(_engine_lifetime(engine, settings.engine_silence_s))
     stopped = asyncio.create_task(stop.wait())
@@ -45,6 +53,7 @@ async def serve(settings: Settings) -> int:
         log.info("draining: unready for %g s, then up to %g s for requests in flight", settings.drain_delay_s, settings.drain_s)
         server.draining = True
         await asyncio.sleep(settings.drain_delay_s)
+    listener.close()
     await runner.cleanup()
     lifetime.cancel()
     await engine.stop()
@@ -72,7 +81,17 @@ async def _engine_lifetime(engine: LlamaCppEngine, limit_s: float) -> None:
         silent.cancel()
 
 
+def _one_line(record: logging.LogRecord) -> bool:
+    """aiohttp writes a traceback for each body that it cannot unpack, also for who has no key. What a client did wrong is said to the
+    client; of anything else a line is enough."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None:
+        record.msg, record.args, record.exc_info = f"{record.getMessage()}: {type(error).__name__}", (), None
+    return not isinstance(error, web.RequestPayloadError | HttpProcessingError)
+
+
 def main() -> int:
+    logging.getLogger("aiohttp.server").addFilter(_one_line)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         return asyncio.run(serve(Settings.from_env(os.environ)))

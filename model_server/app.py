@@ -41,6 +41,7 @@ class ModelServer:
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._middleware])
+        app.on_response_prepare.append(_shape)
         app.router.add_post("/v1/chat/completions", self.chat_completions)
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/health", self.health)
@@ -223,6 +224,16 @@ class ModelServer:
             found = re.findall(rb'"%s":(\d+)' % name, body)
             if found:
                 counter.inc(int(found[-1]))
+
+
+async def _shape(_: web.Request, response: web.StreamResponse) -> None:
+    """What aiohttp says before a request reaches us, as of an Expect that it does not know, in the shape of every other error."""
+    if isinstance(response, web.HTTPException):
+        error = ApiError(response.status, "invalid_request_error", f"request: got {response.reason}, want HTTP/1.1; correct it")
+        body = json.dumps(error.body).encode()
+        response.body = body
+        response.content_type = "application/json"
+        response.headers["Content-Length"] = str(len(body))
 
 
 class _Lookup:

@@ -168,6 +168,14 @@ class TestContext:
             assert CONTEXT // 2 <= used < CONTEXT
             assert (answer["choices"][0]["finish_reason"] if "choices" in answer else answer["done_reason"]) == "length"
 
+    @pytest.mark.parametrize(
+        ("path", "limit"), [("/v1/chat/completions", {"max_tokens": 0}), ("/api/chat", {"options": {"num_predict": 0}})]
+    )
+    def test_a_limit_of_nothing_is_refused(self, gateway: Service, path: str, limit: dict[str, Any]) -> None:
+        """Ollama itself writes without a limit then."""
+        response = post(gateway, path, model="tiny:1", messages=MESSAGES, stream=False, **limit)
+        assert (response.status_code, "got 0, want 1 or more" in response.text) == (400, True)
+
     @pytest.mark.parametrize("stream", [False, True])
     def test_what_fits_by_count_but_not_by_size_is_answered_whole(self, gateway: Service, stream: bool) -> None:
         """Two bytes a character, and JSON around 40 messages: more bytes than the context has tokens."""

@@ -72,7 +72,7 @@ def hammer(service: Service, inputs: int, has_metrics_port: bool = True) -> Coun
 
 def test_a_gateway_answers_every_input_in_a_shape_and_keeps_nothing_of_it(gateway: Service) -> None:
     found = hammer(gateway, 700)
-    assert {200, 400, 401, 404, 405} <= set(found), "inputs of all kinds came"
+    assert {200, 400, 401, 404} <= set(found), "inputs of all kinds came"
     assert httpx.get(f"{gateway.url}/v1/models", headers=HEADERS, timeout=10).status_code == 200
 
 

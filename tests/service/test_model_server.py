@@ -128,7 +128,7 @@ def test_a_dead_engine_is_reported_and_ends_the_server(model_server: ModelServer
 
 
 def test_an_engine_that_hangs_ends_the_server(model_server: ModelServerFactory) -> None:
-    service = model_server("tiny:1", ENGINE_SILENCE_S="2", DRAIN_S="0")
+    service = model_server("tiny:1", ENGINE_SILENCE_S="10", DRAIN_S="0")
     engine = int(Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text())
     os.kill(engine, signal.SIGSTOP)
     assert service.ended() == 1
