@@ -142,6 +142,7 @@ def _image_trust(
             certificate=pair["certificate"],
             private_key=pulumi.Output.secret(pair["privateKey"]),
             mirror=trust.mirror,
+            registries=trust.registries,
             registry_auth=registry_auth(),
             ca_bundle=trust.ca_bundle,
             replicas=trust.replicas,
