@@ -22,7 +22,7 @@ def _images(pod: str, kind: str) -> str:
     return f"(has({pod}.spec.{kind}) ? {pod}.spec.{kind}.map(each, each.image) : [])"
 
 
-_BRINGS_IMAGES = "request.operation != 'UPDATE' || request.subResource == 'ephemeralcontainers' || " + (
+BRINGS_IMAGES = "request.operation != 'UPDATE' || request.subResource == 'ephemeralcontainers' || " + (
     "(!has(oldObject.metadata.deletionTimestamp) && ("
     + " || ".join(f"{_images('object', kind)} != {_images('oldObject', kind)}" for kind in ("containers", "initContainers"))
     + "))"
@@ -157,7 +157,7 @@ def _webhook(args: ImageTrustArgs, service: pulumi.Output[k8s.meta.v1.outputs.Ob
                 scope="Namespaced",
             )
         ],
-        match_conditions=[admission.MatchConditionArgs(name="brings-images", expression=_BRINGS_IMAGES)],
+        match_conditions=[admission.MatchConditionArgs(name="brings-images", expression=BRINGS_IMAGES)],
         client_config=admission.WebhookClientConfigArgs(
             ca_bundle=pulumi.Output.from_input(args.certificate).apply(lambda pem: base64.b64encode(pem.encode()).decode()),
             service=admission.ServiceReferenceArgs(
