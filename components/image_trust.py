@@ -1,6 +1,7 @@
 """Only signed images run in the namespace: the admission webhook and what it stands on."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
@@ -15,6 +16,18 @@ core = k8s.core.v1
 net = k8s.networking.v1
 _TIMEOUT_S = 10
 """What the API server waits; the verifier itself gives up at half of it, and says why."""
+
+
+def _images(pod: str, kind: str) -> str:
+    return f"(has({pod}.spec.{kind}) ? {pod}.spec.{kind}.map(each, each.image) : [])"
+
+
+BRINGS_IMAGES = "request.operation != 'UPDATE' || request.subResource == 'ephemeralcontainers' || " + (
+    "(!has(oldObject.metadata.deletionTimestamp) && ("
+    + " || ".join(f"{_images('object', kind)} != {_images('oldObject', kind)}" for kind in ("containers", "initContainers"))
+    + "))"
+)
+"""CEL, for the API server: labels and finalizers of pods that are there, and pods on their way out, must not wait for a verifier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +47,8 @@ class ImageTrustArgs:
     """Its key, a Pulumi secret."""
     mirror: str = ""
     """Registry that is asked for every signature; empty: the host in the image's own name."""
+    registries: Sequence[str] = ()
+    """Hosts that images may come from, and that are asked; empty is any."""
     registry_auth: pulumi.Input[str] | None = None
     """dockerconfigjson with the logins of private registries, which signatures are read with."""
     ca_bundle: str = ""
@@ -139,6 +154,7 @@ def _webhook(args: ImageTrustArgs, service: pulumi.Output[k8s.meta.v1.outputs.Ob
                 scope="Namespaced",
             )
         ],
+        match_conditions=[admission.MatchConditionArgs(name="brings-images", expression=BRINGS_IMAGES)],
         client_config=admission.WebhookClientConfigArgs(
             ca_bundle=pulumi.Output.from_input(args.certificate).apply(lambda pem: base64.b64encode(pem.encode()).decode()),
             service=admission.ServiceReferenceArgs(
@@ -155,6 +171,8 @@ def _pod(args: ImageTrustArgs, tls: pulumi.Input[str], keys: pulumi.Input[str]) 
     volumes = [tmp, secret, config]
     mounts = [tmp_mount, secret_mount, config_mount]
     optional: dict[str, pulumi.Input[str]] = {"VERIFIER_CA_FILE": "/etc/keys/ca.pem"} if args.ca_bundle else {}
+    if args.registries:
+        optional["VERIFIER_REGISTRIES"] = ",".join(args.registries)
     if args.registry_auth is not None:
         logins, logins_mount = containers.secret_file("registry-auth", PULL_SECRET, "/etc/registry-auth")
         volumes, mounts = [*volumes, logins], [*mounts, logins_mount]

@@ -79,7 +79,7 @@ class Verifier:
             reference = Reference.parse(image)
         except ValueError:
             return f"{path}: got {image!r}, want an image by digest, since a tag can move; write repository@sha256:…"
-        allowed = self.settings.registries
+        allowed = self.settings.allowed
         if allowed and reference.host not in allowed:
             return f"{path}: got {image}, want an image of {', '.join(allowed)}; push it there, or allow its registry in images.trust"
         if time.monotonic() - self._signed.get(image, -math.inf) < self.settings.trust_s:

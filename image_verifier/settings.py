@@ -65,7 +65,11 @@ class Settings(Environment):
     """Authorities of registries beside the public ones, PEM."""
     timeout_s: float = Field(default=5.0, gt=0, le=30)
     """For all look-ups of one pod; the API server's own patience must be longer."""
-    registries: tuple[str, ...] = ()
-    """Hosts, with a port where it is not 443, that images may come from, and that are asked; empty is any. JSON."""
+    registries: str = Field(default="", pattern=r"^([a-z0-9.-]+(:[0-9]{1,5})?(,[a-z0-9.-]+(:[0-9]{1,5})?)*)?$")
+    """Hosts, with a port where it is not 443 and commas between them, that images may come from, and that are asked; empty is any."""
     trust_s: float = Field(default=3600, gt=0)
     """How long a signature that was found counts without being looked for again."""
+
+    @property
+    def allowed(self) -> list[str]:
+        return self.registries.split(",") if self.registries else []

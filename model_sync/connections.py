@@ -6,8 +6,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from http.client import HTTPResponse
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,39 +20,49 @@ class _InTime(http.client.HTTPConnection):
         self._own: socket.socket | None = None
         """A second handle of the connection: TLS takes the first one away."""
         self._is_cut = False
+        self._timer: threading.Timer | None = None
         self._create_connection = self._connected
 
     def _connected(self, *arguments: Any, **options: Any) -> socket.socket:
         made = socket.create_connection(*arguments, **options)
         self._own = made.dup()
+        # From here on: each address of a host may take its own time to connect.
+        self._start()
         return made
 
     def connect(self) -> None:
-        with self._limit():
+        try:
             super().connect()
+        finally:
+            self._stop()
+        self._refuse_what_was_cut()
 
     def getresponse(self) -> HTTPResponse:
+        self._start()
         try:
-            with self._limit():
-                return super().getresponse()
+            response = super().getresponse()
         finally:
+            self._stop()
             self._forget()
+        # The head of an answer may end with its connection, for all that http.client says.
+        self._refuse_what_was_cut()
+        return response
 
     def close(self) -> None:
         self._forget()
         super().close()
 
-    @contextmanager
-    def _limit(self) -> Iterator[None]:
-        timer = threading.Timer(self.timeout or 0, self._cut)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+    def _start(self) -> None:
+        self._timer = threading.Timer(self.timeout or 0, self._cut)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _refuse_what_was_cut(self) -> None:
         if self._is_cut:
-            # The head of an answer may end with its connection, for all that http.client says.
             raise TimeoutError(f"no whole answer in {self.timeout:g} s")
 
     def _cut(self) -> None:

@@ -78,6 +78,7 @@ def image_trust(settings: Settings, trust: TrustSettings, namespace: pulumi.Inpu
         certificate=pair["certificate"],
         private_key=pulumi.Output.secret(pair["privateKey"]),
         mirror=trust.mirror,
+        registries=trust.registries,
         registry_auth=inputs.registry_auth(),
         ca_bundle=trust.ca_bundle,
         replicas=trust.replicas,

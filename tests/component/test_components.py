@@ -625,6 +625,7 @@ def test_unsigned_images_are_refused_by_a_webhook_that_fails_closed() -> None:
         certificate="a-certificate",
         private_key="a-private-key",
         mirror="",
+        registries=["registry.example.com", "other.example.com:5000"],
         replicas=2,
         resources=SMALL,
     )
@@ -636,6 +637,8 @@ def test_unsigned_images_are_refused_by_a_webhook_that_fails_closed() -> None:
     assert base64.b64decode(webhook["clientConfig"]["caBundle"]) == b"a-certificate"
     assert webhook["timeoutSeconds"] > 5, "the verifier gives up first, and says why"
     deployment = recorder.one("Deployment")
+    values = {entry["name"]: entry.get("value") for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert values["VERIFIER_REGISTRIES"] == "registry.example.com,other.example.com:5000"
     assert "a-private-key" not in str(deployment)
     assert recorder.one("Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     assert {item["metadata"]["name"] for item in recorder.kind("NetworkPolicy")} == {"default-deny", "image-verifier"}

@@ -257,7 +257,7 @@ def test_b3_an_image_of_a_volume_must_be_signed_too(start: Start, registry: Regi
 
 def test_b3_a_registry_that_is_not_allowed_is_not_even_asked(start: Start, registry: Registry, key: ec.EllipticCurvePrivateKey) -> None:
     signed(registry, key, IMAGE)
-    verifier = start(REGISTRIES='["registry.example.com", "other.example.com:5000"]')
+    verifier = start(REGISTRIES="registry.example.com,other.example.com:5000")
     assert verifier.review(pod(IMAGE)) == (True, "")
     before = len(registry.asked)
     for image in (IMAGE.replace("registry.", "evil."), f"busybox@sha256:{HEX}", IMAGE.replace(".com", ".com:5000")):

@@ -1,7 +1,7 @@
 """The section `images`: which images there are, where each comes from, and whose signatures count."""
 
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from cryptography import x509
 from pydantic import Field, model_validator
@@ -21,6 +21,9 @@ class TrustSettings(Section):
     """Public keys in PEM, as cosign generate-key-pair writes them; a signature by any of them counts."""
     mirror: str = Field(default="", pattern=r"^(https?://[^/\s]+)?$")
     """Registry that has the signatures of every image; empty: the one in the image's name."""
+    registries: list[Annotated[str, Field(pattern=r"^[a-z0-9.-]+(:[0-9]{1,5})?$")]] = Field(default=[])
+    """Hosts of registries, with a port where it is not 443, that images of the namespace may come from; empty is any. Docker Hub is
+    registry-1.docker.io."""
     ca_bundle: str = ""
     """Authorities of your registries' certificates in PEM, beside the public ones, for reading signatures. Nodes have their own."""
     replicas: int = Field(default=2, ge=1, le=16)
