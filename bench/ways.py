@@ -14,14 +14,16 @@ _VENDORS = ("pulumi", "pulumi-language-python", "pulumi-resource-kubernetes")
 """Not compiled where the vendor's `pulumi` is on the PATH."""
 _HEAD = """# The ways to the first answer, measured
 
-Each way was run on an empty Debian, with the commands of README and with what README asks for installed: on {machine}.
-To the first answer means from the command to the line in which the model answers; the fleet has one node.
-`python -m bench.ways` writes this page from the results of the proofs [fresh-root](../bench/results/proofs/fresh-root.json) ({quick}) and
-[fresh-root-source](../bench/results/proofs/fresh-root-source.json) ({source}).
+Each way was run on an empty Debian, with the commands of README and with what README asks for installed. To the first answer means from the
+command to the line in which the model answers; the fleet has one node. `python -m bench.ways` writes this page from the results of the
+proofs `fresh-root` and `fresh-root-source` ([proofs.md](proofs.md)).
 
-| way | Debian | first time | CPU minutes | downloads | disk it keeps | again |
+"""
+_COLUMNS = """| way | Debian | first time | CPU minutes | downloads | disk it keeps | again |
 | --- | --- | --- | --- | --- | --- | --- |
 """
+_NEVER = "`{name}` has no result yet: `make proof NAME={name}` makes one.\n\n"
+_MEASURED = "`{name}` is of {date}, on {cores} cores and {memory_gib} GiB.\n\n"
 _VENDOR = """
 With the vendor's `pulumi` on the PATH, `make up` compiles {minutes:.0f} CPU minutes less of these. That way is not measured: the vendor's
 program can be had from the vendor alone.
@@ -49,20 +51,27 @@ def _size(megabytes: float) -> str:
     return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"
 
 
-def _result(name: str) -> dict[str, Any]:
-    return json.loads((_RESULTS / f"{name}.json").read_text())
+def _result(name: str) -> dict[str, Any] | None:
+    try:
+        return json.loads((_RESULTS / f"{name}.json").read_text())
+    except FileNotFoundError:
+        return None
 
 
 def page() -> str:
-    quick, source = _result("fresh-root"), _result("fresh-root-source")
-    machine = source["machine"]
-    text = _HEAD.format(machine=f"{machine['cores']} cores and {machine['memory_gib']} GiB", quick=quick["date"], source=source["date"])
-    for way in ("make try", "make up TOOLS"):
-        for suite, debian in (("bookworm", "12"), ("trixie", "13")):
-            text += _row(f"`{way}`", debian, quick["figures"][f"{suite} {way}"])
-    text += _row("`make up`", "12", source["figures"]["bookworm make up"])
-    minutes = sum(source["figures"]["tools"][name]["cpu_s"] for name in _VENDORS) / 60
-    return text + _VENDOR.format(minutes=minutes)
+    results = {name: _result(name) for name in ("fresh-root", "fresh-root-source")}
+    text, rows = _HEAD, ""
+    for name, result in results.items():
+        text += _MEASURED.format(name=name, date=result["date"], **result["machine"]) if result else _NEVER.format(name=name)
+    if quick := results["fresh-root"]:
+        for way in ("make try", "make up TOOLS"):
+            for suite, debian in (("bookworm", "12"), ("trixie", "13")):
+                rows += _row(f"`{way}`", debian, quick["figures"][f"{suite} {way}"])
+    if source := results["fresh-root-source"]:
+        rows += _row("`make up`", "12", source["figures"]["bookworm make up"])
+        minutes = sum(source["figures"]["tools"][name]["cpu_s"] for name in _VENDORS) / 60
+        rows += _VENDOR.format(minutes=minutes)
+    return text + _COLUMNS + rows if rows else text.rstrip() + "\n"
 
 
 def main() -> int:
