@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -110,15 +111,20 @@ def _tunable(node: Node, name: str, value: str) -> Path:
     return path
 
 
+def _mount_points() -> list[str]:
+    """Of this namespace, in order. The kernel writes a space, and a few more characters, as three octal digits (proc_pid_mounts(5))."""
+    targets = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [re.sub(r"\\([0-7]{3})", lambda digits: chr(int(digits[1], 8)), target) for target in targets]
+
+
 def is_mounted(path: Path) -> bool:
     """os.path.ismount cannot see a bind mount within one file system."""
-    return any(line.split()[1] == str(path) for line in Path("/proc/self/mounts").read_text().splitlines())
+    return str(path) in _mount_points()
 
 
 def remove_mounts(directory: Path) -> None:
     """Unmount everything below the directory, in this namespace."""
-    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    for target in reversed([mount for mount in mounts if Path(mount).is_relative_to(directory)]):
+    for target in reversed([each for each in _mount_points() if Path(each).is_relative_to(directory)]):
         subprocess.run(["umount", target], check=True)
 
 
