@@ -120,7 +120,7 @@ class Answer:
     async def _write(self, source: aiohttp.ClientResponse, chunk: bytes) -> None:
         self._written = time.monotonic()
         with _clients_side():
-            target = await self._start(200, source.headers)
+            target = self._target or await self._start(200, source.headers)
             await target.write(chunk)
 
 
