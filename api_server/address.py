@@ -1,8 +1,9 @@
 """One server: what it holds, how busy it is, and how well it answers."""
 
+import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,8 +41,10 @@ class Address:
     """What each model can do here, by name and digest. Forgotten when the server goes, because another version may come in its place."""
     silent_until: float = 0.0
     """It did not say what a model can do, and is not asked again before."""
+    streams: int = 0
+    """Answers that have begun to come in parts, and have not ended."""
     heard: float = 0.0
-    """When a request of it came first, or a byte of any answer last."""
+    """When a byte of any answer came last."""
     failures: int = 0
     """In a row."""
     ejections: int = 0
@@ -72,12 +75,6 @@ class Address:
         """Whether it gets no requests, because it failed or was silent."""
         return self.out_until > time.monotonic()
 
-    def claim(self) -> None:
-        """Count a request of it."""
-        if self.in_flight == 0:
-            self.heard = time.monotonic()
-        self.in_flight += 1
-
     def spoke(self) -> None:
         """A byte of an answer came."""
         self.heard = time.monotonic()
@@ -99,9 +96,26 @@ class Address:
         self.eject()
         return True
 
+    @contextlib.contextmanager
+    def streaming(self) -> Iterator[Callable[[], None]]:
+        """What the block calls for each part of a streamed answer: the first one counts the stream as begun, until the block ends."""
+        begun = False
+
+        def part() -> None:
+            nonlocal begun
+            self.streams += not begun
+            begun = True
+            self.spoke()
+
+        try:
+            yield part
+        finally:
+            self.streams -= begun
+
     def is_silent(self, patience_s: float) -> bool:
-        """Whether it has requests, and said nothing to any of them for so long."""
-        return self.in_flight > 0 and time.monotonic() - self.heard > patience_s
+        """Whether streams have begun, and nothing came of any answer for so long. A long prompt, or an answer that is no stream, may take
+        longer than any patience, and shows nothing meanwhile."""
+        return self.streams > 0 and time.monotonic() - self.heard > patience_s
 
     def eject(self) -> float:
         """Put it out. The seconds for which."""

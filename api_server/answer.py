@@ -35,6 +35,10 @@ class Answer:
         self._starting = asyncio.Lock()
         self._written = time.monotonic()
 
+    @property
+    def is_stream(self) -> bool:
+        return bool(self._reader.stream)
+
     async def _start(self, status: int, headers: Mapping[str, str], length: int | None = None) -> web.StreamResponse:
         async with self._starting:
             if self._target is not None:

@@ -129,7 +129,10 @@ class Proxy:
         elif source.status == 200:
             upstream.worked(address)
         try:
-            return await answer.relay(source, address.spoke)
+            if not answer.is_stream:
+                return await answer.relay(source, address.spoke)
+            with address.streaming() as part:
+                return await answer.relay(source, part)
         except (aiohttp.ClientError, TimeoutError) as error:
             self._failed(upstream, address, error)
             raise errors.upstream_failed(answer.model, "a broken answer") from None

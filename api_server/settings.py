@@ -74,8 +74,7 @@ class Settings(BaseModel):
     silence_s: float = Field(default=14, gt=0)
     """Longest silence of a stream to a client; then it gets a sign of life. Proxies give up after 60 s, some after 15."""
     server_silence_s: float = Field(default=90, gt=0)
-    """A server that has requests and says nothing to any of them for so long gets no more for a while. Longer than most answers that are no
-    stream take: those say nothing before their end."""
+    """A server whose streams have begun, and that says nothing more to anybody for so long, gets no requests for a while."""
     cors_origins: frozenset[str] = frozenset()
     """Origins, separated by commas, whose pages may use the API from a browser, as https://ui.example; empty: none."""
     hold_s: float = Field(default=0, ge=0)

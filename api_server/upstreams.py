@@ -180,7 +180,7 @@ class Upstream:
 
     def _claimed(self, address: Address | None) -> Address | None:
         if address is not None:
-            address.claim()
+            address.in_flight += 1
             self.last_used = time.monotonic()
         return address
 

@@ -140,8 +140,15 @@ class TestDyingServers:
             assert (len(bad.seen), bad.most_at_once) == (6, 1), "one request at first"
 
     def test_one_that_is_silent_is_out(self, fleet: Fleet) -> None:
-        silent, good = fleet.add(slowly(20), answers)
-        with fleet.gateway(SERVER_SILENCE_S="2") as api:
+        async def pauses(request: Request) -> None:
+            first, _, rest = EVENTS.partition(b"\n\n")
+            await request.head("200 OK", "text/event-stream")
+            await request.say(first + b"\n\n")
+            await asyncio.sleep(20)
+            await request.say(rest)
+
+        silent, good = fleet.add(pauses, answers)
+        with fleet.gateway(route={"max_in_flight": 16}, SERVER_SILENCE_S="2") as api:
             asking = Asking(api)
             for number in range(12):
                 asking.one(f"{number}", stream=True)
@@ -152,6 +159,16 @@ class TestDyingServers:
             assert len(silent.seen) == before
             assert good.seen
             assert {response.status_code for response in asking.all().values()} == {200}, "those that it had are not taken from it"
+
+    def test_one_that_reads_a_long_prompt_is_not(self, fleet: Fleet) -> None:
+        """Nor one whose answer is no stream: both show nothing for minutes."""
+        fleet.add(slowly(6), slowly(6))
+        with fleet.gateway(SERVER_SILENCE_S="1") as api:
+            asking = Asking(api)
+            for number in range(2):
+                asking.one(f"{number}", stream=bool(number))
+            assert {response.status_code for response in asking.all().values()} == {200}
+            assert " is out " not in api.log.read_text()
 
     def test_a_fleet_that_fails_as_a_whole_is_still_asked(self, fleet: Fleet) -> None:
         async def fails(request: Request) -> None:
