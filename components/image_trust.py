@@ -22,7 +22,7 @@ def _images(pod: str, kind: str) -> str:
     return f"(has({pod}.spec.{kind}) ? {pod}.spec.{kind}.map(each, each.image) : [])"
 
 
-BRINGS_IMAGES = "request.operation != 'UPDATE' || request.subResource == 'ephemeralcontainers' || " + (
+BRINGS_IMAGES = "request.operation != 'UPDATE' || (has(request.subResource) && request.subResource == 'ephemeralcontainers') || " + (
     "(!has(oldObject.metadata.deletionTimestamp) && ("
     + " || ".join(f"{_images('object', kind)} != {_images('oldObject', kind)}" for kind in ("containers", "initContainers"))
     + "))"

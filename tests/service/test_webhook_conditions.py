@@ -80,7 +80,9 @@ def pod(name: str) -> dict[str, Any]:
 
 
 def patch(api: httpx.Client, path: str, kind: str, **change: Any) -> int:
-    return api.patch(f"{PODS}/{path}", content=json.dumps(change), headers={"Content-Type": kind}).status_code
+    answer = api.patch(f"{PODS}/{path}", content=json.dumps(change), headers={"Content-Type": kind})
+    print(path, answer.status_code, answer.json().get("message"))
+    return answer.status_code
 
 
 def test_i16_only_what_brings_an_image_waits_for_a_verifier(api: httpx.Client) -> None:
