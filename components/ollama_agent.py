@@ -65,14 +65,13 @@ def agent_container(args: AgentArgs, version: pulumi.Input[str], *, gpu: bool) -
         "OLLAMA_AGENT_DRAIN_S": str(args.drain_s),
         "OLLAMA_AGENT_LOAD_TIMEOUT_S": str(LOAD_S),
         "OLLAMA_AGENT_REVISION": version,
-        **({"OLLAMA_AGENT_GPU": "1"} if gpu else {}),
     }
     replica = containers.field("OLLAMA_AGENT_REPLICA", "metadata.name")
     return core.ContainerArgs(
         name=AGENT,
         image=args.image,
         restart_policy="Always",
-        env=[*containers.env(values), replica],
+        env=[*containers.env(values), replica, *containers.env({"OLLAMA_AGENT_GPU": "1"} if gpu else {})],
         ports=[
             core.ContainerPortArgs(name="metrics", container_port=AGENT_PORT),
             core.ContainerPortArgs(name="control", container_port=AGENT_CONTROL_PORT),
