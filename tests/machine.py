@@ -110,7 +110,9 @@ def _listening() -> Iterator[str]:
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(path).read_text().splitlines()[1:] if Path(path).exists() else []:
             address, state = line.split()[1], line.split()[3]
-            if state == "0A" and not address.startswith("0100007F") and not address.startswith("0" * 24 + "01000000"):
+            host = address.partition(":")[0]
+            # 127.0.0.0/8, and ::1; the kernel writes each word in the machine's byte order.
+            if state == "0A" and not (len(host) == 8 and host.endswith("7F")) and host != "0" * 24 + "01000000":
                 yield f"{Path(path).name} {address}"
 
 
