@@ -75,6 +75,7 @@ async def _engine_lifetime(engine: LlamaCppEngine, limit_s: float) -> None:
     try:
         await asyncio.wait([ended, silent], return_when=asyncio.FIRST_COMPLETED)
         why = f"exit status {ended.result()}, want it to run" if ended.done() else "no answer, want one; it hangs"
+        engine.kill()
         log.error("engine: got %s; ending so that it is started again", why)
     finally:
         ended.cancel()

@@ -139,9 +139,9 @@ class LlamaCppEngine:
         unlike the one for its health, goes through the loop that generates (llama.cpp, tools/server/server-context.cpp)."""
         assert self._session is not None  # noqa: S101
         heard = time.monotonic()
-        while time.monotonic() - heard < limit_s:
+        while (left := heard + limit_s - time.monotonic()) > 0:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with self._session.get(f"{self._url}/slots", timeout=aiohttp.ClientTimeout(total=limit_s)) as response:
+                async with self._session.get(f"{self._url}/slots", timeout=aiohttp.ClientTimeout(total=left)) as response:
                     await response.read()
                     heard = time.monotonic()
             await asyncio.sleep(_ASK_S)
@@ -150,6 +150,11 @@ class LlamaCppEngine:
         """Exit status of the engine, when it ends."""
         assert self._process is not None  # noqa: S101
         return await self._process.wait()
+
+    def kill(self) -> None:
+        """For one that hangs, and would not hear that it should end."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
 
     async def stop(self) -> None:
         if self._session is not None:

@@ -18,15 +18,15 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from infra.certificates import verifier_tls
 
+from infra.preparation.certificates import verifier_tls
 from tests.service.processes import Service, free_port, running
 
 HEX = "0" * 64
 IMAGE = f"registry.example.com/team/app@sha256:{HEX}"
 OTHER = f"registry.example.com/team/app@sha256:{'1' * 64}"
 MEMORY = 128 << 20
-"""The limit of its pod (infra/settings.py)."""
+"""The limit of its pod (infra/program/settings/images.py)."""
 
 
 @dataclass

@@ -98,14 +98,11 @@ def _collect(client: ApiClient, namespace: str, key: str | None) -> Snapshot:
             objects[kind] = _list(client, path)
         except ApiException as error:
             unreadable[kind] = f"{error.status} {error.reason}"
-    logs = {
-        f"{pod}/{container}": _log(client, namespace, pod, container, previous=previous) for pod, container, previous in _troubled(objects)
-    }
     return Snapshot(
         namespace=namespace,
         taken=datetime.now(UTC).isoformat(timespec="seconds"),
         objects=objects,
-        logs=logs,
+        logs=_logs(client, namespace, objects),
         unreadable=unreadable,
         answer=_ask(client, namespace, objects["Pod"], key) if key is not None else None,
     )
@@ -145,6 +142,20 @@ def _troubled(objects: Mapping[str, list[Object]]) -> Iterator[tuple[str, str, b
             if each["name"] == OLLAMA and "running" in each.get("state", {}):
                 # Its readiness is the word of the agent beside it, who also knows which of its models cannot answer.
                 yield pod["metadata"]["name"], AGENT, False
+
+
+def _logs(client: ApiClient, namespace: str, objects: Mapping[str, list[Object]]) -> dict[str, str]:
+    """By `pod/container`. A node that does not answer has none, and is asked once: the API server reads logs from the nodes."""
+    node = {pod["metadata"]["name"]: pod["spec"].get("nodeName") for pod in objects["Pod"]}
+    found: dict[str, str] = {}
+    silent: set[str | None] = set()
+    for pod, container, previous in _troubled(objects):
+        if node[pod] not in silent:
+            try:
+                found[f"{pod}/{container}"] = _log(client, namespace, pod, container, previous=previous)
+            except urllib3.exceptions.HTTPError:
+                silent.add(node[pod])
+    return found
 
 
 def _log(client: ApiClient, namespace: str, pod: str, container: str, *, previous: bool) -> str:
