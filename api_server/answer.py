@@ -119,7 +119,9 @@ class Answer:
         if source.headers.get("content-encoding", "identity") != "identity":
             return "a compressed answer, which it was told not to send"
         kind = _TYPES[self._reader.stream]
-        return "" if source.content_type == kind else f"an answer of type {source.content_type[:64]!r} where {kind} belongs"
+        # Ollama answers one document where there is nothing to stream: a request without a prompt, which loads the model.
+        kinds = (kind, _TYPES[""]) if self._reader.stream == "ndjson" else (kind,)
+        return "" if source.content_type in kinds else f"an answer of type {source.content_type[:64]!r} where {kind} belongs"
 
     async def _write(self, source: aiohttp.ClientResponse, chunk: bytes) -> None:
         self._written = time.monotonic()

@@ -64,6 +64,10 @@ class Reader:
         rest, self._buffer = bytes(self._buffer), bytearray()
         if self._blind:
             return b""
+        if self.stream == "ndjson" and rest.strip():
+            # The one document of an answer that is no stream has no end of line.
+            self._last = rest
+            return rest if self._read(rest) and self._ends() else None
         if self.stream:
             return b"" if self._ends() and not rest.strip() else None
         return rest if self._read(rest) else None
