@@ -41,7 +41,7 @@ def unusable(work: Path) -> dict[str, tuple[Path, str]]:
         "absent": (work / "absent.gguf", "got nothing, want a GGUF file"),
         "directory": (work, "got a directory, want a GGUF file"),
         "text": (text, "got another file type, want GGUF; check the file"),
-        "damaged": (damaged, "want GGUF; the file is damaged"),
+        "damaged": (damaged, "; the file is damaged"),
         "cut": (cut, "the file is cut off"),
         "split": (gguf(work / "split.gguf", "llama", split__count=3), "got one of 3 parts, want a model in one file"),
         "projector": (gguf(work / "mmproj.gguf", "clip"), "got a projector for images, want a language model"),
