@@ -73,6 +73,9 @@ class Load:
                     self.failures.append(f"{response.status_code} {response.read().decode()}")
                     return
                 for line in response.iter_lines():
+                    if line.startswith(":"):
+                        # A comment: the sign of life of a stream that waits.
+                        continue
                     event = line.removeprefix("data: ")
                     if event == "[DONE]":
                         ended = True
