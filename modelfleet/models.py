@@ -103,17 +103,11 @@ def own(path: Path) -> Model:
         raise UserError(f"{what}: got {'a directory' if path.is_dir() else 'nothing'}, want a GGUF file; correct the path")
     try:
         facts = gguf.metadata(path)
+        gguf.require_model(path, facts)
     except StoreError as error:
         raise UserError(f"--model {error}" if str(path) in str(error) else f"{what}: {error}") from None
     except PermissionError as error:
         raise UserError(f"{what}: got {error.strerror}, want a file that you can read; correct its mode") from None
-    parts = facts.get("split.count", 0)
-    if isinstance(parts, int) and parts > 1:
-        raise UserError(f"{what}: got one of {parts} parts, want a model in one file; join them with llama-gguf-split --merge")
-    kind = "mmproj" if facts.get("general.architecture") == "clip" else facts.get("general.type", "model")
-    if kind != "model":
-        name = {"mmproj": "a projector for images", "adapter": "an adapter"}.get(str(kind), f"a GGUF of type {kind}")
-        raise UserError(f"{what}: got {name}, want a language model; give the file of the model that it belongs to")
     return Model(re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem) or "model", path.resolve(), _context(facts))
 
 

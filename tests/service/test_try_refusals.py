@@ -46,10 +46,14 @@ def unusable(work: Path) -> dict[str, tuple[Path, str]]:
         "split": (gguf(work / "split.gguf", "llama", split__count=3), "got one of 3 parts, want a model in one file"),
         "projector": (gguf(work / "mmproj.gguf", "clip"), "got a projector for images, want a language model"),
         "adapter": (gguf(work / "lora.gguf", "llama", general__type="adapter"), "got an adapter, want a language model"),
+        "template": (
+            gguf(work / "template.gguf", "llama", tokenizer__chat_template="{% include 'x' %}"),
+            "want one that reaches nothing outside of it",
+        ),
     }
 
 
-@pytest.mark.parametrize("kind", ["absent", "directory", "text", "damaged", "cut", "split", "projector", "adapter"])
+@pytest.mark.parametrize("kind", ["absent", "directory", "text", "damaged", "cut", "split", "projector", "adapter", "template"])
 def test_a_file_that_is_no_model(tmp_path: Path, kind: str) -> None:
     path, said = unusable(tmp_path)[kind]
     line = refused(tmp_path / "home", "--model", str(path))
