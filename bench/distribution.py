@@ -58,7 +58,7 @@ class Hop(ThreadingHTTPServer):
 
 
 class _HopHandler(BaseHTTPRequestHandler):
-    server: Hop
+    server: Hop  # pyright: ignore[reportIncompatibleVariableOverride]
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:

@@ -86,7 +86,7 @@ def existing_layer(path: Path) -> Layer:
     return Layer(digest=digest, size=stat.st_size, path=path)
 
 
-def cached_layer(path: Path, make: Callable[[Path], None]) -> Layer:
+def cached_layer(path: Path, make: Callable[[Path], object]) -> Layer:
     """The layer at `path`; made once by `make(temporary path)`, whoever asks at the same time, and renamed into place."""
     hold()
     with locked(path.with_name(f".{path.name}.lock"), f"images: {path.stem}"):

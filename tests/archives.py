@@ -13,7 +13,7 @@ BASE, PAUSE = "base-0123456789ab.tar", "pause-0123456789ab.tar"
 
 
 def _layer(name: str, content: bytes) -> oci.Layer:
-    return oci.cached_layer(system_images.images_cache() / name, lambda target: target.write_bytes(content) and None)
+    return oci.cached_layer(system_images.images_cache() / name, lambda target: target.write_bytes(content))
 
 
 def machine(directory: Path, monkeypatch: pytest.MonkeyPatch, *, full: bool = False) -> Path:

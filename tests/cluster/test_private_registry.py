@@ -55,7 +55,7 @@ def findings(stack: Stack, namespace: str) -> list[Finding]:
 )
 def test_a_pull_is_as_good_as_its_credentials(stack: Stack, registry: PrivateRegistry, auth: str, sentence: str) -> None:
     namespace, image = f"private-{auth}", f"{registry.address}/{unsigned(stack)}"
-    pulls = {} if auth == "none" else {"imagePullSecrets": [{"name": "auth"}]}
+    pulls: dict[str, Any] = {} if auth == "none" else {"imagePullSecrets": [{"name": "auth"}]}
     given = {"wrong": [secret(registry.auth("of-yesterday"))], "none": [], "right": [secret(registry.auth())]}[auth]
     stack.kube.run("create", "namespace", namespace)
     try:

@@ -13,7 +13,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 try:
-    import modelfleet_components as components  # as it is installed
+    import modelfleet_components as components  # pyright: ignore[reportMissingImports] (only where it is installed)
 except ModuleNotFoundError:
     import components
 from tests.component.harness import Recorder, render

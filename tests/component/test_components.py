@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pulumi
 import pytest
@@ -587,7 +587,7 @@ def test_prebuilt_images_are_taken_as_they_are(preview: bool) -> None:
 
 
 @pytest.mark.parametrize(("builder", "kind"), [("docker-build", "docker-build:index:Image"), ("docker", "docker:index/image:Image")])
-def test_images_are_built_under_a_tag_of_their_content(builder: str, kind: str) -> None:
+def test_images_are_built_under_a_tag_of_their_content(builder: Literal["docker-build", "docker"], kind: str) -> None:
     recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(builder=builder, registry="registry.example.com/x", source=ROOT)))
     built = [resource.inputs for resource in recorder.resources if resource.typ == kind]
     assert len(built) == 11

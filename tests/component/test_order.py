@@ -36,7 +36,7 @@ class Monitor(MockMonitor):
 @pytest.fixture(scope="module")
 def before() -> dict[str, set[str]]:
     """Each object, as `Kind/logical name`, to all that are there before it, in a stack with everything that a stack can have."""
-    trust = {"publicKeys": "-----BEGIN PUBLIC KEY-----", "caBundle": CERTIFICATE}
+    trust: dict[str, Any] = {"publicKeys": "-----BEGIN PUBLIC KEY-----", "caBundle": CERTIFICATE}
     config = document("prod") | {"images": {"refs": {**REFS, VERIFIER_IMAGE: REFS["ollama"]}, "trust": trust}}
     config["fleet"]["scaleToZero"] = {"kubernetesCidrs": ["10.0.0.1/32"]}
     secrets = GOOD | {"verifierTls": json.dumps({"certificate": "c", "privateKey": "k"}), "registryAuth": AUTH}

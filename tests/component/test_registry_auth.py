@@ -3,7 +3,7 @@
 import base64
 import functools
 import json
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -28,7 +28,7 @@ WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 @functools.cache
 def recorded(*, private: bool) -> Recorder:
     """The prod stack with everything that makes pods."""
-    trust = {"publicKeys": "-----BEGIN PUBLIC KEY-----", "caBundle": CERTIFICATE}
+    trust: dict[str, Any] = {"publicKeys": "-----BEGIN PUBLIC KEY-----", "caBundle": CERTIFICATE}
     config = document("prod") | {"images": {"refs": {**REFS, VERIFIER_IMAGE: REFS["ollama"]}, "trust": trust}}
     config["fleet"]["scaleToZero"] = {"kubernetesCidrs": ["10.0.0.1/32"]}
     secrets = GOOD | {"verifierTls": json.dumps({"certificate": "c", "privateKey": "k"})} | ({"registryAuth": AUTH} if private else {})
@@ -100,7 +100,7 @@ def test_the_verifier_reads_the_logins_from_a_file() -> None:
 
 
 @pytest.mark.parametrize("builder", ["docker-build", "docker"])
-def test_builders_push_with_the_login(builder: str) -> None:
+def test_builders_push_with_the_login(builder: Literal["docker-build", "docker"]) -> None:
     args = c.RuntimeImagesArgs(
         builder=builder, registry="registry.example.com:5000/fleet", registry_auth=AUTH, source=ROOT, images=["api-server"]
     )

@@ -109,10 +109,11 @@ def test_trap_04_a_starting_server_prunes_what_another_is_writing(origin: origin
     publish(tmp_path / "shared", origin, "tiny:1")
     hydrate(tmp_path / "shared", tmp_path / "hot")
     orphan = tmp_path / "hot" / "blobs" / f"sha256-{'0' * 64}"
-    for pruned, env in ((False, {"OLLAMA_NOPRUNE": environment("prod")["OLLAMA_NOPRUNE"]}), (True, {"OLLAMA_NOPRUNE": "0"})):
+    for pruned, kept in ((False, environment("prod")["OLLAMA_NOPRUNE"]), (True, "0")):
         orphan.write_text("two hours old, and no manifest yet")
-        os.utime(orphan, (time.time() - 7200,) * 2)
-        with ollama.running(program, tmp_path / "hot", tmp_path, **env):
+        old = time.time() - 7200
+        os.utime(orphan, (old, old))
+        with ollama.running(program, tmp_path / "hot", tmp_path, OLLAMA_NOPRUNE=kept):
             assert orphan.exists() is not pruned
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis as redis_client
+from redis.exceptions import ConnectionError as NotReached
 
 from devcluster import packages
 from model_sync import gguf
@@ -63,7 +64,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             try:
                 client.ping()
                 break
-            except redis_client.exceptions.ConnectionError:
+            except NotReached:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
         client.close()

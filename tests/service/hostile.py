@@ -143,7 +143,7 @@ class Level:
         status = Path(f"/proc/{service.process.pid}/status").read_text()
         memory = int(status.split("VmRSS:")[1].split()[0]) * 1024
         text = httpx.get(f"{service.metrics_url if has_metrics_port else service.url}/metrics", timeout=10).text
-        sums = dict.fromkeys(("in_flight_requests", "running_requests", "reserved_bytes", "waiting_requests"), 0.0)
+        sums: dict[str, float] = dict.fromkeys(("in_flight_requests", "running_requests", "reserved_bytes", "waiting_requests"), 0.0)
         for line in text.splitlines():
             found = re.match(r"(?:api|model)_server_(\w+?)(?:\{.*\})? (\S+)$", line)
             if found and found[1] in sums:

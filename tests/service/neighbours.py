@@ -172,7 +172,7 @@ class Fleet:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def ask(service: Service, path: str = "/v1/chat/completions", **fields: object) -> httpx.Response:
+def ask(service: Service, path: str = "/v1/chat/completions", /, **fields: object) -> httpx.Response:
     body = {"model": "a", "messages": [{"role": "user", "content": "Say it."}], **fields}
     return httpx.post(service.url + path, json=body, headers=HEADERS, timeout=60)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -157,14 +158,15 @@ def test_requests_in_flight_share_the_memory_and_give_it_back_with_the_first_byt
 
 def test_a_field_of_another_type_is_refused_by_name(fleet: Fleet) -> None:
     with fleet.gateway() as api:
-        for field, value, said in (
+        wrong: tuple[tuple[str, Any, str], ...] = (
             ("temperature", "hot", "temperature: got str, want int or float or null; correct it"),
             ("max_tokens", True, "max_tokens: got bool, want int or float or null; correct it"),
             ("stop", [1], "stop[0]: got int, want str; correct it"),
             ("tools", {}, "tools: got object, want array or null; correct it"),
             ("messages", "hi", "messages: got str, want array; correct it"),
             ("stream", "yes", "stream: got str, want bool or null; correct it"),
-        ):
+        )
+        for field, value, said in wrong:
             refused = ask(api, **{field: value})
             assert (refused.status_code, refused.json()["error"]["message"]) == (400, said)
             assert refused.json()["error"]["param"] == said.partition(":")[0]

@@ -54,7 +54,7 @@ def hammer(service: Service, inputs: int, has_metrics_port: bool = True) -> Coun
     """Send so many inputs, and see that the process is as it was. How often each status came."""
     found: Counter[int] = Counter()
 
-    @settings(max_examples=inputs, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=inputs, deadline=None, database=None, suppress_health_check=tuple(HealthCheck))  # pyright: ignore[reportArgumentType] (an enum by metaclass)
     @given(raw=INPUTS)
     def one(raw: bytes) -> None:
         found.update(check(exchange(service, raw), raw) or [0])

@@ -212,7 +212,7 @@ def test_wrong_settings_end_the_start_with_one_line_each(tmp_path: Path) -> None
     assert "VERIFIER_MIRROR: got 'registry', want" in error
     keys = tmp_path / "keys"
     keys.write_text("no key")
-    files = dict.fromkeys(("VERIFIER_CERTIFICATE_FILE", "VERIFIER_KEY_FILE", "VERIFIER_PUBLIC_KEYS_FILE"), str(keys))
+    files: dict[str, str] = dict.fromkeys(("VERIFIER_CERTIFICATE_FILE", "VERIFIER_KEY_FILE", "VERIFIER_PUBLIC_KEYS_FILE"), str(keys))
     assert refused("image_verifier", files)[1].startswith(f"error: {keys}: got 0 keys, want one or more of type ECDSA or Ed25519")
 
 

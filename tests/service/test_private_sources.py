@@ -6,7 +6,7 @@ import os
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Desk:
         self.shared.mkdir()
         self.said = ""
 
-    def publish(self, declared: dict[str, Any], *, trusting: bool = True, **tokens: str) -> int:
+    def publish(self, declared: dict[str, Any], tokens: Mapping[str, str] | None = None, *, trusting: bool = True) -> int:
         environment = {"PATH": os.environ["PATH"], "MODEL_SYNC_MODELS": json.dumps({"fleet": 0, "models": [declared]})}
         argv = [sys.executable, "-m", "model_sync", "publish", "/nowhere", str(self.shared), "--attempts=2"]
         argv += [f"--ca-bundle={self.authority.certificate_path}"] if trusting else []
@@ -66,7 +66,7 @@ class Desk:
             argv.append(f"--credentials={self.tokens}")
         done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
         self.said = done.stdout + done.stderr
-        assert not [secret for secret in tokens.values() if secret in self.said]
+        assert not [secret for secret in (tokens or {}).values() if secret in self.said]
         assert done.stderr.count("\n") == (1 if done.returncode else 0), self.said
         return done.returncode
 
@@ -97,11 +97,11 @@ def test_a_file_server_sees_the_credential_of_its_own(
     assert desk.publish(model(server.url, file)) == 1
     assert f"error: models.tiny:1.source: got 401 from {server.address}, want leave to read" in desk.said
     assert f"; set modelfleet:sourceTokens for {server.address}, or correct the source" in desk.said
-    assert desk.publish(model(server.url, file), **{"127.0.0.1:1": credential}) == 1
+    assert desk.publish(model(server.url, file), {"127.0.0.1:1": credential}) == 1
     assert {given for _, given in server.seen} == {None}, "another port is another server"
-    assert desk.publish(model(server.url, file), **{server.address: f"{credential}x"}) == 1
+    assert desk.publish(model(server.url, file), {server.address: f"{credential}x"}) == 1
     assert f"got 403 from {server.address} with its credential, want leave to read; renew it in modelfleet:sourceTokens" in desk.said
-    assert desk.publish(model(server.url, file), **{server.address: credential}) == 0, desk.said
+    assert desk.publish(model(server.url, file), {server.address: credential}) == 0, desk.said
     assert desk.names == ["tiny:1"]
 
 
@@ -109,14 +109,14 @@ def test_a_redirect_to_another_server_is_followed_without_the_credential(
     server: private.Server, elsewhere: private.Server, file: bytes, desk: Desk
 ) -> None:
     server.wants, server.moved_to = BASIC, elsewhere.url
-    assert desk.publish(model(server.url, file), **{server.address: USER}) == 0, desk.said
+    assert desk.publish(model(server.url, file), {server.address: USER}) == 0, desk.said
     assert elsewhere.seen == [("/model.gguf", None)]
     assert server.seen == [("/model.gguf", BASIC)]
     # Not with its own either: who redirects must not be able to spend it.
     blob = desk.shared / "blobs" / sha256(file).replace(":", "-")
     blob.unlink()
     elsewhere.wants = "Bearer other"
-    assert desk.publish(model(server.url, file), **{server.address: USER, elsewhere.address: "other"}) == 1
+    assert desk.publish(model(server.url, file), {server.address: USER, elsewhere.address: "other"}) == 1
     assert f"got 401 from {elsewhere.address}, where {server.address} redirects to, want the content" in desk.said
     assert {given for _, given in elsewhere.seen} == {None}
 
@@ -124,7 +124,7 @@ def test_a_redirect_to_another_server_is_followed_without_the_credential(
 def test_a_redirect_on_the_same_server_keeps_the_credential(server: private.Server, file: bytes, desk: Desk) -> None:
     """It answers to the same path again and again here, so the writer gives up; every request was one with the credential."""
     server.wants, server.moved_to = BASIC, "/elsewhere.gguf"
-    assert desk.publish(model(server.url, file), **{server.address: USER}) == 1
+    assert desk.publish(model(server.url, file), {server.address: USER}) == 1
     assert len(server.seen) > 1
     assert {given for _, given in server.seen} == {BASIC}
 
@@ -135,7 +135,7 @@ def test_without_tls_no_credential_is_sent(file: bytes, desk: Desk, scheme: str)
         origin.failures, origin.failure_status = 99, 401
         address = origin.url.split("/")[2]
         source = origin.url if scheme == "http" else f"registry+http://{address}/{REPOSITORY}:{TAG}"
-        assert desk.publish(model(source, file), **{address: USER}) == 1
+        assert desk.publish(model(source, file), {address: USER}) == 1
     assert (
         f"error: models.tiny:1.source: got 401 from {address}, want leave to read; open it to the writer, or serve it over TLS" in desk.said
     )
@@ -185,14 +185,14 @@ def test_a_registry_gets_the_token_that_it_asks_for_without_a_credential(registr
 
 def test_a_token_server_sees_its_own_credential_and_not_the_registrys(registry: Registry, desk: Desk) -> None:
     registry.realm.wants = BASIC
-    assert desk.publish(registry.model(), **{registry.address: "robot:hunter2"}) == 1
+    assert desk.publish(registry.model(), {registry.address: "robot:hunter2"}) == 1
     assert {given for _, given in registry.realm.seen} == {None}
     assert (
         f"error: models.tiny:1.source: got 401 from {registry.realm.address}, want leave to read; set modelfleet:sourceTokens" in desk.said
     )
-    assert desk.publish(registry.model(), **{registry.realm.address: "reader:wrong"}) == 1
+    assert desk.publish(registry.model(), {registry.realm.address: "reader:wrong"}) == 1
     assert f"got 403 from {registry.realm.address} with its credential" in desk.said
-    assert desk.publish(registry.model(), **{registry.realm.address: USER}) == 0, desk.said
+    assert desk.publish(registry.model(), {registry.realm.address: USER}) == 0, desk.said
     assert desk.names == ["tiny:1"]
 
 

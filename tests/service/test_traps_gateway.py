@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -32,7 +33,7 @@ def server(ollama_program: Path, store: Path, tmp_path: Path) -> Iterator[Servic
         yield service
 
 
-def route(url: str, model: str = "tiny:1", **fields: object) -> dict[str, object]:
+def route(url: str, model: str = "tiny:1", **fields: Any) -> dict[str, object]:
     return {"url": url, "model": model, "engine": "ollama", "context_length": CONTEXT, **fields}
 
 
@@ -134,7 +135,7 @@ def test_trap_20_no_client_administers(api_server: ApiServerFactory, server: Ser
 
 
 @contextmanager
-def two_servers(program: Path, stores: tuple[Path, Path], work: Path, **fields: object) -> Iterator[tuple[Service, list[Service]]]:
+def two_servers(program: Path, stores: tuple[Path, Path], work: Path, **fields: Any) -> Iterator[tuple[Service, list[Service]]]:
     """An API server whose upstream has two addresses, and the Ollama on each. Only the look-up of the name is made up."""
     port, own_port, metrics_port = free_port(), free_port(), free_port()
     (work / "dns").mkdir()

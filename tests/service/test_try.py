@@ -15,6 +15,7 @@ from pathlib import Path
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionUserMessageParam
 
 from modelfleet import wheel
 from modelfleet.models import pinned
@@ -24,7 +25,7 @@ from tests.service.conftest import SCRIPT
 from tests.service.processes import ROOT
 from tests.service.trying import LIMIT_S, Trying, environment, eventually, refused, trying
 
-QUESTION = {"role": "user", "content": "Say it."}
+QUESTION: ChatCompletionUserMessageParam = {"role": "user", "content": "Say it."}
 NOBODY = 65534
 
 

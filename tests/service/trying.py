@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from modelfleet.models import pinned
 from tests.service.processes import ROOT
@@ -52,7 +53,7 @@ def eventually(condition: Callable[[], object], what: Callable[[], object], limi
 
 @dataclass
 class Trying:
-    process: "subprocess.Popen[bytes]"
+    process: "subprocess.Popen[Any]"
     out: Path
     errors: Path
 
@@ -84,16 +85,16 @@ class Trying:
 
 @contextmanager
 def trying(
-    home: Path, *arguments: str, argv: Sequence[str] = TRY, ready: str = "stop: ", cwd: Path = ROOT, **more: object
+    home: Path, *arguments: str, argv: Sequence[str] = TRY, ready: str = "stop: ", cwd: Path = ROOT, **more: Any
 ) -> Iterator[Trying]:
     """In a session of its own, which nothing of it leaves; killed at the end if it still runs."""
-    env: Mapping[str, str] = more.pop("env", None) or environment(home)  # type: ignore[assignment]
+    env: Mapping[str, str] = more.pop("env", None) or environment(home)
     number = len(list(home.parent.glob(f"{home.name}.*.out")))
     out, errors = home.parent / f"{home.name}.{number}.out", home.parent / f"{home.name}.{number}.err"
     with out.open("wb") as standard, errors.open("wb") as other:
         process = subprocess.Popen(
             [*argv, *arguments], cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=standard, stderr=other, start_new_session=True, **more
-        )  # type: ignore[call-overload]
+        )
     found = Trying(process, out, errors)
     try:
         if ready:
@@ -149,7 +150,7 @@ def index(wheel: Path, stall: threading.Event | None = None) -> Iterator[dict[st
                 stall.wait(60)
             self.wfile.write(body[half:])
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

@@ -379,7 +379,7 @@ def test_a_failed_look_up_keeps_the_last_good_addresses_and_their_counts(monkeyp
         async with aiohttp.ClientSession() as session:
             await upstream.refresh(session)
             first = upstream.addresses["127.0.0.1"]
-            first.claim()
+            first.in_flight += 1
             with upstream.held(first):
                 for failure in (socket.gaierror(socket.EAI_AGAIN, "try again"), OSError(24, "too many open files")):
                     answer[0] = failure

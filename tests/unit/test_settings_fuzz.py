@@ -112,7 +112,7 @@ def test_any_text_in_a_section_is_settings_or_a_refusal(sections: dict[str, str]
     with_config(config | (SECRETS if secrets else {}), lambda: check(inputs.load))
 
 
-def with_config(config: dict[str, str], action: Callable[[], None], encrypted: tuple[str, ...] = ()) -> None:
+def with_config(config: dict[str, str], action: Callable[[], object], encrypted: tuple[str, ...] = ()) -> None:
     """Run `action` as a program whose stack has this configuration."""
     before, secret_keys = runtime_config.CONFIG.get(), runtime_config._SECRET_KEYS.get()
     keys = [f"{PROJECT}:{name}" for name in encrypted]
