@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from infra.analysis.policy.guards import MASK
 from infra.engine.binaries import own_pulumi
 from infra.engine.cli import PulumiCli
 from infra.engine.errors import CliError, CommandError
+from infra.engine.operation import Told
 from infra.program.settings.committed import stack_config
 from infra.program.settings.images import IMAGE_NAMES
 
@@ -44,10 +46,10 @@ _MASKS: dict[str, Any] = {
 """Values in place of the secrets that a stack may have: only the stack's own key can decrypt those."""
 
 
-def render(stack: str, target: Path, work: Path, *options: str) -> str:
-    """Write the stack's manifests into `target`. Returns the output of Pulumi. Raises CliError.
+def render(stack: str, target: Path, work: Path, policy_packs: Sequence[str] = ()) -> Told:
+    """Write the stack's manifests into `target`. Returns what Pulumi told. Raises CliError.
 
-    `work` is a directory for the throw-away backend, and `options` are further ones of `pulumi up`.
+    `work` is a directory for the throw-away backend.
     """
     config = stack_config(stack)
     config["modelfleet:cluster"] = {**config.get("modelfleet:cluster", {}), "renderTo": str(target)}
@@ -62,7 +64,7 @@ def render(stack: str, target: Path, work: Path, *options: str) -> str:
     cli = PulumiCli(stack=stack, state_dir=work / stack, env={"HOME": str(work)})
     cli.ensure_stack()
     cli.write_config(config)
-    return cli.run("up", "--yes", "--skip-preview", "--suppress-outputs", *options)
+    return cli.up(policy_packs=list(policy_packs))
 
 
 def manifests(directory: Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -13,7 +13,7 @@ from infra.engine.errors import CliError
 if TYPE_CHECKING:
     from infra.engine.own_tools import OwnPulumi
 
-_OLDEST = (3, 259, 0)
+OLDEST = (3, 259, 0)
 """Version of the SDK in pyproject.toml: an older engine may not know what the SDK asks of it."""
 PROVIDERS = {"kubernetes": "4.25.0", "docker-build": "0.0.22"}
 """Plugin to version: those of the SDKs in pyproject.toml, or the engine would look for others."""
@@ -25,8 +25,8 @@ def needs_own_tools() -> bool:
     if found is None:
         return True
     version = _version_of(found)
-    if version < _OLDEST:
-        got, want = (".".join(map(str, each)) for each in (version, _OLDEST))
+    if version < OLDEST:
+        got, want = (".".join(map(str, each)) for each in (version, OLDEST))
         raise CliError(f"{found}: got version {got}, want {want} or newer; upgrade it, or take it off the PATH, and ours is built")
     return False
 

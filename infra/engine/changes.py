@@ -1,11 +1,13 @@
-"""What an update would do, read from `pulumi preview --json` before it runs: which changes lose data, and what drifted."""
+"""What an update would do, read from the events of a preview before it runs: which changes lose data, and what drifted."""
 
-import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from pulumi.automation.events import OpType, StepEventMetadata
+
 from components.contract import DATA_LABEL
+from infra.engine.operation import Told
 from infra.program.settings.section import quantity
 
 _REMOVING = ("delete", "replace", "delete-replaced")
@@ -29,23 +31,20 @@ class Step:
 
     op: str
     urn: str
-    old: Mapping[str, Any]
-    new: Mapping[str, Any]
-    reasons: tuple[str, ...]
+    inputs: Mapping[str, Any]
+    """The object as it is now; after a refresh, as the cluster has it."""
+    wanted: Mapping[str, Any]
+    """The object as the program wants it."""
+    live: Mapping[str, Any] = field(default_factory=dict)
+    """Everything that the provider knows of the object as it is now."""
+    reasons: tuple[str, ...] = ()
     """Paths of the properties that force a replacement, or that differ."""
+    retained: bool = False
+    """Whether the object stays in the cluster when it leaves the stack."""
 
     @property
     def kind(self) -> str:
         return self.urn.split("::")[2].rpartition(":")[2]
-
-    @property
-    def inputs(self) -> Mapping[str, Any]:
-        """The object as it is now; after a refresh, as the cluster has it."""
-        return self.old.get("inputs") or {}
-
-    @property
-    def wanted(self) -> Mapping[str, Any]:
-        return self.new.get("inputs") or {}
 
     @property
     def object(self) -> str:
@@ -60,16 +59,18 @@ class Plan:
 
     steps: list[Step]
     """The changes of the update. Objects that stay the same are not in it."""
-    recorded: Mapping[str, Any]
+    recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """URN to the inputs of the last update, for every object that the refresh read."""
-    errors: list[tuple[str, str]]
+    errors: list[tuple[str, str]] = field(default_factory=list)
     """(URN or nothing, message)"""
+    policy_packs: Mapping[str, str] = field(default_factory=dict)
+    """Name to version of those that passed it."""
 
     def drift(self) -> list[str]:
         """One line for every object that was changed or removed by hand: the program wants the same as before, and yet there is a step."""
         lines: list[str] = []
         for step in self.steps:
-            if step.urn in self.recorded and self.recorded[step.urn] == step.new.get("inputs"):
+            if step.urn in self.recorded and self.recorded[step.urn] == step.wanted:
                 if step.op == "create":
                     lines.append(f"{step.object}: removed by hand; making it again")
                 elif step.op in ("update", "replace"):
@@ -81,25 +82,32 @@ class Plan:
         return {step.urn for step in self.steps if step.op in _REMOVING and step.object in objects}
 
 
-def read(preview: str) -> Plan:
-    """The JSON that `pulumi preview --json` prints, with or without `--refresh`, also when it ends with an error."""
-    document: dict[str, Any] = json.loads(preview)
-    found = document.get("steps", [])
-    said = [each for each in document.get("diagnostics", []) if each.get("severity") == "error"]
+_OTHER = (OpType.REFRESH, OpType.SAME, OpType.READ, OpType.CREATE_REPLACEMENT)
+"""Steps that change nothing, and the half of a replacement that takes nothing away."""
+
+
+def read(told: Told) -> Plan:
+    """What the events of a preview said, with or without a refresh, also when it failed."""
+    replaced = {each.urn for each in told.steps if each.op == OpType.REPLACE}
+    begun = [each for each in told.steps if each.op not in _OTHER and not (each.op == OpType.DELETE_REPLACED and each.urn in replaced)]
     return Plan(
-        steps=[
-            Step(
-                op=each["op"],
-                urn=each["urn"],
-                old=each.get("oldState") or {},
-                new=each.get("newState") or {},
-                reasons=tuple(each.get("replaceReasons") or each.get("detailedDiff") or ()),
-            )
-            for each in found
-            if each["op"] not in ("refresh", "same", "read")
-        ],
-        recorded={each["urn"]: (each.get("oldState") or {}).get("inputs") for each in found if each["op"] == "refresh"},
-        errors=[(each.get("urn", ""), each["message"].strip().removeprefix("error: ")) for each in said],
+        steps=[_step(each) for each in begun],
+        recorded={each.urn: each.old.inputs or {} for each in told.steps if each.op == OpType.REFRESH and each.old},
+        errors=told.errors,
+        policy_packs=told.packs,
+    )
+
+
+def _step(found: StepEventMetadata) -> Step:
+    old, new = found.old, found.new
+    return Step(
+        op=found.op.value,
+        urn=found.urn,
+        inputs=(old and old.inputs) or {},
+        wanted=(new and new.inputs) or {},
+        live=(old and old.outputs) or {},
+        reasons=tuple(found.keys or found.detailed_diff or ()),
+        retained=bool(old and old.retain_on_delete),
     )
 
 
@@ -108,8 +116,7 @@ def _changed(step: Step) -> list[str]:
 
     When only the owner of a field changed, no value differs. Owners are kept in the managed fields, so these are returned then.
     """
-    live = step.old.get("outputs")
-    found = sorted(step.reasons) or _differing(step.wanted, step.inputs) or (_differing(step.wanted, live) if live else [])
+    found = sorted(step.reasons) or _differing(step.wanted, step.inputs) or (_differing(step.wanted, step.live) if step.live else [])
     return found or ["metadata.managedFields"]
 
 
@@ -127,7 +134,7 @@ def _loss(step: Step) -> str | None:
 
     A StorageClass holds no data: volumes stay when their class goes. An object with `retainOnDelete` stays in the cluster.
     """
-    if step.old.get("retainOnDelete"):
+    if step.retained:
         return None
     if step.kind == "PersistentVolumeClaim":
         return "the models on its volume"

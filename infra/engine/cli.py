@@ -1,13 +1,11 @@
-"""Runs the Pulumi CLI on one stack, with an environment and a backend of its own."""
+"""One stack of Pulumi, with an environment and a backend of its own."""
 
 import fcntl
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +17,8 @@ from infra import ROOT
 from infra.engine import changes, interrupted
 from infra.engine.binaries import own_pulumi
 from infra.engine.errors import CliError
-from infra.engine.progress import Watched, failure, is_progress, with_signs_of_life
-
-_CONFIGURED = ("up", "preview", "destroy", "refresh", "config")
-"""Commands that take --config-file."""
+from infra.engine.operation import Program, Told, error_text, operate, select
+from infra.engine.progress import Watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,53 +70,40 @@ class PulumiCli:
                 file.write(secrets.token_urlsafe(32))
         return path
 
-    def run(self, *arguments: str, stdin: str | None = None, progress: bool = False, check: bool = True) -> str:
+    def run(self, *arguments: str, stdin: str = "") -> str:
         """Standard output of `pulumi <arguments>`. Raises CliError with the program's own message.
 
-        `progress` shows the line of each resource on stderr as it comes, and calls `watch` when none comes. Without `check`, a command that
-        failed raises nothing if it printed something: the caller reads the error there.
+        For what `pulumi.automation` does with secrets in arguments or in plain files: configuration, export, import, outputs.
         """
-        init = arguments[:2] == ("stack", "init")
-        argv = ["pulumi", *arguments, "--non-interactive", "--color", "never", "--stack", self.stack]
-        argv += ["--config-file", str(self.config_file)] if arguments[0] in _CONFIGURED else []
         environment = self.environment()
-        argv[0] = shutil.which("pulumi", path=environment["PATH"]) or "pulumi"
-        errors: list[str] = []
-        lines: list[str] = []
-        doomed = ""
-        with subprocess.Popen(
-            argv,
-            cwd=self._project if init else self.program,
-            env=environment,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        ) as process:
-            assert process.stdin is not None  # noqa: S101 (pipes were asked for)
-            reader = threading.Thread(target=lambda: errors.extend(process.stderr or []), daemon=True)
-            reader.start()
-            process.stdin.write(stdin or "")
-            process.stdin.close()
-            for line in with_signs_of_life(process.stdout or []):
-                if line is None:
-                    said = self.watch() if progress and not doomed else Watched()
-                    for each in said.lines or [f"pulumi: {arguments[0]} goes on"]:
-                        print(each, file=sys.stderr, flush=True)
-                    if said.hopeless:
-                        # Pulumi ends what it has begun, and writes the state.
-                        doomed = said.hopeless
-                        process.send_signal(signal.SIGINT)
-                    continue
-                lines.append(line)
-                if progress and is_progress(line):
-                    print(f"pulumi: {line.strip()}", file=sys.stderr, flush=True)
-            reader.join()
-        if doomed:
-            raise CliError(doomed)
-        if process.returncode and (check or not lines):
-            raise CliError(failure("".join(lines), "".join(errors)) or f"pulumi {arguments[0]}: got exit status {process.returncode}")
-        return "".join(lines)
+        argv = [_pulumi(environment), *arguments, "--non-interactive", "--color", "never", "--stack", self.stack]
+        argv += ["--config-file", str(self.config_file)] if arguments[0] == "config" else []
+        directory = self._project if arguments[:2] == ("stack", "init") else self.program
+        done = subprocess.run(argv, cwd=directory, env=environment, input=stdin, capture_output=True, text=True)
+        if done.returncode:
+            raise CliError(error_text(done.stderr) or f"pulumi {arguments[0]}: got exit status {done.returncode}, want 0")
+        return done.stdout
+
+    def up(self, **options: Any) -> Told:
+        """`pulumi up`, with options of the automation API. Nothing is previewed or refused, and nothing said. Raises CliError."""
+        return _succeeded(self._operate("up", **options))
+
+    def preview(self, **options: Any) -> changes.Plan:
+        """`pulumi preview`, with options of the automation API. Raises CliError."""
+        return changes.read(_succeeded(self._operate("preview", **options)))
+
+    def destroy(self) -> None:
+        """`pulumi destroy`. Nothing is refused, and nothing said. Raises CliError."""
+        _succeeded(self._operate("destroy"))
+
+    def _operate(self, name: str, *, watched: bool = False, **options: Any) -> Told:
+        environment = self.environment()
+        program = Program(_pulumi(environment), environment)
+        begin = getattr(select(self.stack, self.program, program), name)
+        options = {"suppress_outputs": True, "config_file": str(self.config_file), **options}
+        if name != "preview":
+            options["show_secrets"] = False
+        return operate(name, program, lambda on_event: begin(on_event=on_event, **options), self.watch if watched else None)
 
     @property
     def config_file(self) -> Path:
@@ -146,8 +129,7 @@ class PulumiCli:
                 raise CliError(f"{path}: got a running update of stack {self.stack}, want none; wait for it to end") from None
             self._recover()
             refresh = command != "up" or self._check(allow_data_loss)
-            options = ("--yes", "--skip-preview", "--suppress-outputs", *(["--refresh"] if refresh else []))
-            self.run(command, *options, progress=True)
+            _succeeded(self._operate(command, watched=True, refresh=refresh))
 
     def _check(self, allowed: Collection[str]) -> bool:
         """Preview `up`, refuse a loss of data, name drift. Returns whether an object would change. Raises CliError or RefusedError."""
@@ -158,7 +140,7 @@ class PulumiCli:
         if plan.errors and {urn for urn, _ in plan.errors if urn} <= gone:
             # A preview asks the API server about each new object. The API server refuses the new form of an object that is to be
             # replaced, because the old one is still there, and the preview ends. So the other objects are previewed by themselves.
-            rest = self._plan(*(f"--exclude={urn}" for urn in gone))
+            rest = self._plan(exclude=sorted(gone))
             changes.refuse_data_loss(rest, allowed)
             changes.refuse_the_impossible(rest, allowed)
             plan = changes.Plan([*plan.steps, *rest.steps], rest.recorded, rest.errors)
@@ -169,12 +151,11 @@ class PulumiCli:
             print(f"drift: {line}", file=sys.stderr, flush=True)
         return bool(plan.steps)
 
-    def _plan(self, *options: str) -> changes.Plan:
-        output = self.run("preview", "--refresh", "--json", *options, check=False)
-        try:
-            return changes.read(output)
-        except ValueError:
-            raise CliError(output.strip()[-4000:]) from None
+    def _plan(self, **options: Any) -> changes.Plan:
+        told = self._operate("preview", refresh=True, **options)
+        if told.failure and not told.errors:
+            raise CliError(told.reason)
+        return changes.read(told)
 
     def _recover(self) -> None:
         """Repair the state after an update that was killed. No other update runs: it would hold our lock."""
@@ -220,3 +201,14 @@ class PulumiCli:
             return dict(yaml.safe_load(self.config_file.read_text())["config"])
         except FileNotFoundError:
             return {}
+
+
+def _pulumi(environment: Mapping[str, str]) -> str:
+    return shutil.which("pulumi", path=environment["PATH"]) or "pulumi"
+
+
+def _succeeded(told: Told) -> Told:
+    """What was told by an operation that went well. Raises CliError for another."""
+    if told.failure:
+        raise CliError(told.reason)
+    return told

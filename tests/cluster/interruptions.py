@@ -84,7 +84,7 @@ def killed(stack: Stack, come: Moment) -> str | None:
 def finish(stack: Stack) -> None:
     """The next `up` ends well, state and cluster agree on every object, and the fleet answers."""
     stack.deployment.deploy(stack.overrides)
-    stack.deployment.cli.run("preview", "--refresh", "--expect-no-changes")
+    stack.deployment.cli.preview(refresh=True, expect_no_changes=True)
     state = json.loads(stack.deployment.cli.run("stack", "export"))["deployment"]
     assert not state.get("pending_operations")
     ours = {

@@ -70,11 +70,11 @@ def door(stack: Stack, admitted: None, tmp_path: Path) -> Iterator[PulumiCli]:
     cli.write_config({f"door:{key}": value for key, value in config.items()})
     cli.run("config", "set", "--secret", "door:apiKeys", stdin=json.dumps([KEY]))
     yield cli
-    cli.run("destroy", "--yes", "--skip-preview")
+    cli.destroy()
 
 
 def test_another_teams_door_leads_to_the_model_server_and_asks_for_its_key(stack: Stack, door: PulumiCli) -> None:
-    door.run("up", "--yes", "--skip-preview")
+    door.up()
     pods = stack.kube.get("pods", "-n", "door")["items"]
     assert len(pods) == 2
     for pod in pods:
@@ -82,4 +82,4 @@ def test_another_teams_door_leads_to_the_model_server_and_asks_for_its_key(stack
         answer = json.loads(stack.kube.exec("door", name, "python", "-c", ASK, KEY, SERVER_ID).stdout)
         assert answer["choices"][0]["message"]["content"].strip() == SCRIPT
         assert json.loads(stack.kube.exec("door", name, "python", "-c", ASK, "another-key-of-nobody", SERVER_ID).stdout) == {"status": 401}
-    door.run("up", "--yes", "--skip-preview", "--expect-no-changes")
+    door.up(expect_no_changes=True)

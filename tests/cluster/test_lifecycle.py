@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.engine.changes import DataLossError, ImpossibleError, read
+from infra.engine.changes import DataLossError, ImpossibleError
 from tests.cluster.conftest import Stack
 from tests.golden.test_golden import GOLDEN
 
@@ -74,7 +74,7 @@ def test_drift_of_every_kind_is_named_and_repaired_by_the_next_up(stack: Stack, 
         found = next(item for item in items if item["metadata"]["name"].startswith(BY_HAND[kind][0]))
         assert not holds(BY_HAND[kind][1], found), f"{kind} was not set back"
     stack.kube.run("rollout", "status", "deployment/cache-server", "-n", namespace, "--timeout=60s")
-    stack.deployment.cli.run("preview", "--refresh", "--expect-no-changes")
+    stack.deployment.cli.preview(refresh=True, expect_no_changes=True)
 
 
 def test_an_object_that_was_removed_by_hand_is_named_and_made_again(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +107,7 @@ def test_an_update_that_would_lose_data_is_refused_before_anything_changes(stack
     assert new["metadata"]["uid"] != old
     assert new["spec"]["resources"]["requests"]["storage"] == "3Gi"
     stack.deployment.deploy(stack.overrides, ["StatefulSet/ollama"])
-    assert read(cli.run("preview", "--json")).steps == []
+    assert cli.preview().steps == []
 
 
 def resized(stack: Stack, size: str) -> dict[str, Any]:

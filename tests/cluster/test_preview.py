@@ -152,5 +152,5 @@ def test_the_dry_run_finds_what_is_wrong(applied: tuple[str, Kube]) -> None:
 
 
 def test_the_policy_pack_passes_the_running_stack_with_what_the_server_added(stack: Stack) -> None:
-    said = stack.deployment.cli.run("preview", "--policy-pack", str(ROOT / "infra" / "analysis" / "policy"))
-    assert "✅ modelfleet@v1.0.0" in said
+    plan = stack.deployment.cli.preview(policy_packs=[str(ROOT / "infra" / "analysis" / "policy")])
+    assert plan.policy_packs == {"modelfleet": "1.0.0"}

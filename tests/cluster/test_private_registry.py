@@ -116,7 +116,7 @@ def tiny(stack: Stack, registry: PrivateRegistry, tmp_path: Path) -> Iterator[Pu
     cli.ensure_stack()
     cli.write_config({"tiny:image": f"{registry.address}/{oci.repository(image.name)}@{image.digest}"})
     yield cli
-    cli.run("destroy", "--yes", "--skip-preview")
+    cli.destroy()
 
 
 def test_components_pull_with_the_login_and_a_new_password_replaces_no_pod(
@@ -124,7 +124,7 @@ def test_components_pull_with_the_login_and_a_new_password_replaces_no_pod(
 ) -> None:
     def deployed(password: str) -> dict[str, Any]:
         tiny.run("config", "set", "--secret", "auth", stdin=registry.auth(password))
-        tiny.run("up", "--yes", "--skip-preview")
+        tiny.up()
         (found,) = stack.kube.get("pods", "-n", "private-fleet")["items"]
         return found
 

@@ -47,7 +47,7 @@ def test_an_idle_fleet_goes_to_zero_and_a_streamed_request_brings_it_back(scaled
 
 
 def test_the_stack_leaves_the_number_to_the_activator(scaled: Stack) -> None:
-    scaled.deployment.cli.run("preview", "--expect-no-changes")
+    scaled.deployment.cli.preview(expect_no_changes=True)
 
 
 def test_every_pair_of_pods_is_as_the_table_says_with_an_activator_too(scaled: Stack) -> None:

@@ -64,7 +64,7 @@ def test_the_outputs_are_what_consumers_read(stack: Stack) -> None:
 
 
 def test_a_second_up_changes_nothing(stack: Stack) -> None:
-    stack.deployment.cli.run("preview", "--expect-no-changes")
+    stack.deployment.cli.preview(expect_no_changes=True)
 
 
 def test_a_killed_ollama_pod_comes_back_and_serves(stack: Stack) -> None:
@@ -110,7 +110,7 @@ def test_an_update_that_was_killed_is_finished_by_the_next(stack: Stack) -> None
             os.kill(pid, signal.SIGKILL)
     assert seen
     stack.deployment.deploy(overrides)
-    cli.run("preview", "--expect-no-changes")
+    cli.preview(expect_no_changes=True)
     assert ask(stack, MODEL).status_code == 200
     stack.deployment.deploy(stack.overrides)
 
@@ -136,7 +136,7 @@ def test_bad_input_is_refused_before_anything_is_created(
     config[f"modelfleet:{section}"] = {**config.get(f"modelfleet:{section}", {}), **values}
     cli.write_config(config)
     with pytest.raises(CliError) as refusal:
-        cli.run("up", "--yes", "--skip-preview")
+        cli.up()
     assert message in str(refusal.value)
     assert "Traceback" not in str(refusal.value)
     assert _resources(cli) <= {"pulumi:pulumi:Stack"}
@@ -148,7 +148,7 @@ def test_missing_secrets_are_named(stack: Stack, tmp_path: Path) -> None:
     config = {name: value for name, value in stack.deployment.cli.read_config().items() if "secure" not in value}
     cli.write_config(config)
     with pytest.raises(CliError) as refusal:
-        cli.run("up", "--yes", "--skip-preview")
+        cli.up()
     for name in ("apiKeys", "cachePassword"):
         assert f"modelfleet:{name}: got nothing, want" in str(refusal.value)
     assert _resources(cli) <= {"pulumi:pulumi:Stack"}
@@ -164,7 +164,7 @@ def test_an_unreachable_cluster_is_refused(stack: Stack, tmp_path: Path) -> None
     config |= {"modelfleet:apiKeys": json.dumps(["a-key-of-sufficient-length"]), "modelfleet:cachePassword": "sufficientlylong1"}
     cli.write_config(config)
     with pytest.raises(CliError, match="got no answer from cluster"):
-        cli.run("up", "--yes", "--skip-preview")
+        cli.up()
     assert _resources(cli) <= {"pulumi:pulumi:Stack"}
 
 

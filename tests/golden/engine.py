@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.analysis import preview
-from infra.engine.changes import Plan, read
+from infra.engine.changes import Plan
 from infra.engine.cli import PulumiCli
 from infra.program.settings.images import IMAGE_NAMES
 
@@ -47,9 +47,9 @@ class Engine:
 
     def deploy(self, config: Mapping[str, Any] | None = None) -> None:
         self.configure(config=config)
-        self.cli.run("up", "--yes", "--skip-preview", "--suppress-outputs")
+        self.cli.up()
 
     def planned(self, overrides: Overrides | None = None, config: Mapping[str, Any] | None = None) -> Plan:
         """What an update with these overrides would do. Raises CliError."""
         self.configure(overrides, config)
-        return read(self.cli.run("preview", "--json"))
+        return self.cli.preview()

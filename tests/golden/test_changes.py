@@ -8,7 +8,7 @@ import pytest
 
 from infra import ROOT
 from infra.analysis import preview
-from infra.engine.changes import DataLossError, ImpossibleError, Plan, read, refuse_data_loss, refuse_the_impossible
+from infra.engine.changes import DataLossError, ImpossibleError, Plan, refuse_data_loss, refuse_the_impossible
 from infra.engine.cli import PulumiCli
 from infra.engine.errors import CliError
 from tests.golden.engine import Engine
@@ -157,13 +157,13 @@ def test_a_component_renamed_with_an_alias_keeps_its_objects(tmp_path: Path) -> 
     first = cli(FLEET_STORAGE="storage")
     first.ensure_stack()
     first.write_config({})
-    first.run("up", "--yes", "--skip-preview")
+    first.up()
     before = ids(first)
     assert len(before) == 3
     with pytest.raises(DataLossError, match=r"PersistentVolumeClaim/shared-models: got a change that deletes it"):
-        refuse_data_loss(read(cli(FLEET_STORAGE="vault").run("preview", "--json")), ())
+        refuse_data_loss(cli(FLEET_STORAGE="vault").preview(), ())
     renamed = cli(FLEET_STORAGE="vault", FLEET_ALIAS="1")
-    assert read(renamed.run("preview", "--json")).steps == []
-    renamed.run("up", "--yes", "--skip-preview")
+    assert renamed.preview().steps == []
+    renamed.up()
     assert ids(renamed) == before
     assert "modelfleet:index:Vault" in renamed.run("stack", "export")

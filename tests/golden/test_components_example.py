@@ -46,7 +46,7 @@ def program(installed: Path, work: Path, **changes: object) -> PulumiCli:
 
 def test_another_teams_program_makes_objects_that_keep_every_rule(installed: Path, tmp_path: Path) -> None:
     cli = program(installed, tmp_path)
-    cli.run("up", "--yes", "--skip-preview")
+    cli.up()
     objects = [yaml.safe_load(path.read_text()) for path in (tmp_path / "rendered").rglob("*.yaml")]
     assert rules.violations(objects) == []
     kinds = sorted(item["kind"] for item in objects)
@@ -63,5 +63,5 @@ def test_another_teams_program_makes_objects_that_keep_every_rule(installed: Pat
 
 def test_a_missing_setting_is_named(installed: Path, tmp_path: Path) -> None:
     with pytest.raises(CliError, match="door:model"):
-        program(installed, tmp_path, model=None).run("up", "--yes", "--skip-preview")
+        program(installed, tmp_path, model=None).up()
     assert list((tmp_path / "rendered").rglob("*.yaml")) == []

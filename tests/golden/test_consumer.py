@@ -61,12 +61,12 @@ def test_openhands_is_configured_from_the_fleet_or_told_why_not(fleet: tuple[str
     cli = consumer(fleet, tmp_path)
     if stack == "dev":
         with pytest.raises(CliError) as refusal:
-            cli.run("up", "--yes", "--skip-preview")
+            cli.up()
         assert "openhands:model: got smollm2:135m with 4096 tokens of context, want 16384 or more; raise" in str(refusal.value)
         assert "Traceback" not in str(refusal.value)
         assert not list(tmp_path.rglob("*.yaml"))
         return
-    cli.run("up", "--yes", "--skip-preview")
+    cli.up()
     objects = {item["kind"]: item for item in map(yaml.safe_load, (path.read_text() for path in tmp_path.rglob("*.yaml")))}
     assert objects["ConfigMap"]["data"] == {
         "LLM_MODEL": "openai/qwen3-coder:30b",

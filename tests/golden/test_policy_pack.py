@@ -56,8 +56,8 @@ def messages(text: str) -> str:
 @pytest.mark.parametrize("stack", preview.STACKS)
 def test_both_stacks_pass(stack: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    said = preview.render(stack, tmp_path / "out", tmp_path, "--policy-pack", PACK)
-    assert "✅ modelfleet@v1.0.0" in said
+    told = preview.render(stack, tmp_path / "out", tmp_path, [PACK])
+    assert told.packs == {"modelfleet": "1.0.0"}
 
 
 def test_a_configuration_that_violates_a_rule_is_stopped_with_our_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_a_configuration_that_violates_a_rule_is_stopped_with_our_message(tmp_pa
     monkeypatch.setattr(preview, "stack_config", wrong)
     (tmp_path / "out").mkdir()
     with pytest.raises(CliError) as refusal:
-        preview.render("dev", tmp_path / "out", tmp_path, "--policy-pack", PACK)
+        preview.render("dev", tmp_path / "out", tmp_path, [PACK])
     wanted = "StorageClass/shared-models: got provisioner kubernetes.io/nfs, want a CSI driver that makes volumes; name one"
     assert wanted in messages(str(refusal.value))
     assert "[mandatory] claims-can-be-provisioned" in messages(str(refusal.value))
@@ -92,7 +92,7 @@ def tiny(tmp_path: Path) -> PulumiCli:
 
 def test_a_preview_fails_for_what_is_known_and_says_what_it_could_not_judge(tiny: PulumiCli) -> None:
     with pytest.raises(CliError) as refusal:
-        tiny.run("preview", "--policy-pack", PACK)
+        tiny.preview(policy_packs=[PACK])
     said = messages(str(refusal.value))
     assert HOST in said
     assert "[mandatory] images-cannot-move" not in said
@@ -102,7 +102,7 @@ def test_a_preview_fails_for_what_is_known_and_says_what_it_could_not_judge(tiny
 
 def test_the_update_judges_everything(tiny: PulumiCli) -> None:
     with pytest.raises(CliError) as refusal:
-        tiny.run("up", "--yes", "--skip-preview", "--policy-pack", PACK)
+        tiny.up(policy_packs=[PACK])
     said = messages(str(refusal.value))
     assert HOST in said
     assert UNPINNED in said

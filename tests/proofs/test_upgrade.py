@@ -17,7 +17,6 @@ import yaml
 from devcluster import cluster as embedded
 from devcluster.layout import load
 from devcluster.oci import Image
-from infra.engine.changes import read
 from infra.lifecycle import embedded as lifecycle
 from infra.lifecycle.bring_up import QUESTION, chat
 from infra.lifecycle.deployment import Deployment
@@ -129,7 +128,7 @@ def test_the_first_release_is_upgraded_without_loss(place: tuple[Deployment, dic
     before = held(deployment, kube)
     assert before["blobs"], "the model store is looked at where it is"
 
-    plan = read(cli.run("preview", "--refresh", "--json"))
+    plan = cli.preview(refresh=True)
     started = time.monotonic()
     after = deployment.deploy(overrides)
     figures["upgrade_s"] = round(time.monotonic() - started, 1)

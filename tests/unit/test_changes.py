@@ -4,9 +4,11 @@ import json
 from typing import Any
 
 import pytest
+from pulumi.automation.events import StepEventMetadata
 
 from infra.engine import interrupted
-from infra.engine.changes import DataLossError, ImpossibleError, read, refuse_data_loss, refuse_the_impossible
+from infra.engine.changes import DataLossError, ImpossibleError, Plan, read, refuse_data_loss, refuse_the_impossible
+from infra.engine.operation import Told
 
 URN = "urn:pulumi:dev::modelfleet::modelfleet:index:Storage${}::{}"
 CLAIM = URN.format("kubernetes:core/v1:PersistentVolumeClaim", "storage-claim")
@@ -14,12 +16,17 @@ CLAIM = URN.format("kubernetes:core/v1:PersistentVolumeClaim", "storage-claim")
 
 def step(op: str, urn: str = CLAIM, *, reasons: list[str] | None = None, **old: Any) -> dict[str, Any]:
     state = {"inputs": {"metadata": {"name": "shared-models"}}, **old}
-    return {"op": op, "urn": urn, "oldState": state, "replaceReasons": reasons}
+    return {"op": op, "urn": urn, "old": state, "keys": reasons}
+
+
+def plan(*steps: dict[str, Any]) -> Plan:
+    """What is read from these steps of a preview, given as the engine's events have them."""
+    return read(Told(steps=[StepEventMetadata.from_json(each) for each in steps]))
 
 
 def refusal(*planned: dict[str, Any], allowed: tuple[str, ...] = ()) -> str:
     with pytest.raises(DataLossError) as error:
-        refuse_data_loss(read(json.dumps({"steps": planned})), allowed)
+        refuse_data_loss(plan(*planned), allowed)
     return str(error.value)
 
 
@@ -36,7 +43,7 @@ def test_a_claim_that_would_go_is_refused_with_the_way_out(op: str) -> None:
     "planned", [step("same"), step("update"), step("replace", retainOnDelete=True)], ids=["same", "update", "retained"]
 )
 def test_a_claim_that_stays_is_no_loss(planned: dict[str, Any]) -> None:
-    refuse_data_loss(read(json.dumps({"steps": [planned]})), ())
+    refuse_data_loss(plan(planned), ())
 
 
 def test_only_the_named_object_may_go() -> None:
@@ -50,14 +57,14 @@ def test_a_namespace_without_data_may_go() -> None:
         URN.format("kubernetes:core/v1:Namespace", "image-trust-namespace"),
         inputs={"metadata": {"name": "modelfleet-admission", "labels": {"modelfleet.dev/data": "none"}}},
     )
-    refuse_data_loss(read(json.dumps({"steps": [namespace]})), ())
+    refuse_data_loss(plan(namespace), ())
 
 
 def test_a_stateful_set_is_no_loss_while_its_claims_stay() -> None:
     urn = URN.format("kubernetes:apps/v1:StatefulSet", "ollama-servers")
     spec = {"volumeClaimTemplates": [{}], "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain"}}
     kept = step("replace", urn, inputs={"metadata": {"name": "ollama"}, "spec": spec})
-    refuse_data_loss(read(json.dumps({"steps": [kept]})), ())
+    refuse_data_loss(plan(kept), ())
     spec["persistentVolumeClaimRetentionPolicy"] = {"whenDeleted": "Delete"}
     assert refusal(kept).startswith("StatefulSet/ollama: got")
 
@@ -66,13 +73,13 @@ def resized(have: str, want: str, *others: dict[str, Any], allowed: tuple[str, .
     def claim(size: str) -> dict[str, Any]:
         return {"metadata": {"name": "c"}, "spec": {"storageClassName": "models", "resources": {"requests": {"storage": size}}}}
 
-    update = {"op": "update", "urn": CLAIM, "oldState": {"inputs": claim(have)}, "newState": {"inputs": claim(want)}}
-    refuse_the_impossible(read(json.dumps({"steps": [update, *others]})), allowed)
+    update = {"op": "update", "urn": CLAIM, "old": {"inputs": claim(have)}, "new": {"inputs": claim(want)}}
+    refuse_the_impossible(plan(update, *others), allowed)
 
 
 def storage_class(name: str, **fields: Any) -> dict[str, Any]:
     urn = URN.format("kubernetes:storage.k8s.io/v1:StorageClass", "storage-class")
-    return {"op": "update", "urn": urn, "oldState": {"inputs": {"metadata": {"name": name}, **fields}}}
+    return {"op": "update", "urn": urn, "old": {"inputs": {"metadata": {"name": name}, **fields}}}
 
 
 @pytest.mark.parametrize("want", ["2Gi", "3Gi", "2048Mi"])
@@ -101,13 +108,13 @@ def test_kept_claims_of_a_stateful_set_do_not_change_with_it(policy: str) -> Non
     spec = {"volumeClaimTemplates": [{}], "persistentVolumeClaimRetentionPolicy": {"whenDeleted": policy}}
     urn = URN.format("kubernetes:apps/v1:StatefulSet", "ollama-servers")
     reason = "spec.volumeClaimTemplates[0].spec.resources.requests.storage"
-    plan = read(json.dumps({"steps": [step("replace", urn, reasons=[reason], inputs={"metadata": {"name": "ollama"}, "spec": spec})]}))
+    found = plan(step("replace", urn, reasons=[reason], inputs={"metadata": {"name": "ollama"}, "spec": spec}))
     if policy == "Delete":
-        refuse_the_impossible(plan, ())
+        refuse_the_impossible(found, ())
         return
     with pytest.raises(ImpossibleError, match=r"^StatefulSet/ollama: got other volumeClaimTemplates.*ALLOW_DATA_LOSS=StatefulSet/ollama"):
-        refuse_the_impossible(plan, ())
-    refuse_the_impossible(plan, ["StatefulSet/ollama"])
+        refuse_the_impossible(found, ())
+    refuse_the_impossible(found, ["StatefulSet/ollama"])
 
 
 def pending(kind: str, resource: dict[str, Any], resources: list[dict[str, Any]] | None = None) -> dict[str, Any]:
@@ -151,25 +158,24 @@ def test_a_checkpoint_without_pending_operations_is_left_alone() -> None:
     assert not interrupted.has_pending(json.dumps({"version": 3, "checkpoint": {}}))
 
 
-def refreshed(op: str, wanted: dict[str, Any]) -> str:
+def refreshed(op: str, wanted: dict[str, Any]) -> Plan:
     recorded = {"metadata": {"name": "shared-models"}, "spec": {"a": 1}}
-    steps = [
-        {"op": "refresh", "urn": CLAIM, "oldState": {"inputs": recorded}},
-        {"op": op, "urn": CLAIM, "newState": {"inputs": wanted}, "detailedDiff": {"spec.a": {}}},
-    ]
-    return json.dumps({"steps": steps})
+    return plan(
+        {"op": "refresh", "urn": CLAIM, "old": {"inputs": recorded}},
+        {"op": op, "urn": CLAIM, "new": {"inputs": wanted}, "detailedDiff": {"spec.a": {"diffKind": "update"}}},
+    )
 
 
 def test_what_the_program_still_wants_and_must_change_was_changed_by_hand() -> None:
     wanted = {"metadata": {"name": "shared-models"}, "spec": {"a": 1}}
     object_ = "PersistentVolumeClaim/shared-models"
-    assert read(refreshed("update", wanted)).drift() == [f"{object_}: spec.a changed by hand; setting it back"]
-    assert read(refreshed("create", wanted)).drift() == [f"{object_}: removed by hand; making it again"]
-    assert read(refreshed("same", wanted)).drift() == []
+    assert refreshed("update", wanted).drift() == [f"{object_}: spec.a changed by hand; setting it back"]
+    assert refreshed("create", wanted).drift() == [f"{object_}: removed by hand; making it again"]
+    assert refreshed("same", wanted).drift() == []
 
 
 def test_what_the_program_wants_anew_is_no_drift() -> None:
-    assert read(refreshed("update", {"metadata": {"name": "shared-models"}, "spec": {"a": 2}})).drift() == []
+    assert refreshed("update", {"metadata": {"name": "shared-models"}, "spec": {"a": 2}}).drift() == []
 
 
 SERVER = URN.format("kubernetes:apps/v1:Deployment", "model-server-servers")
@@ -178,26 +184,24 @@ SERVER = URN.format("kubernetes:apps/v1:Deployment", "model-server-servers")
 @pytest.mark.parametrize(
     ("live", "detailed", "named"),
     [
-        ({"spec": {"replicas": 2}}, {"spec.replicas": {"kind": "update"}}, "spec.replicas"),
+        ({"spec": {"replicas": 2}}, {"spec.replicas": {"diffKind": "update"}}, "spec.replicas"),
         ({"spec": {"replicas": 2, "paused": False}}, None, "spec.replicas"),
         ({"spec": {"replicas": 1}}, None, "metadata.managedFields"),
     ],
 )
 def test_a_drift_line_always_names_the_field(live: dict[str, Any], detailed: dict[str, Any] | None, named: str) -> None:
     wanted = {"metadata": {"name": "model-server"}, "spec": {"replicas": 1}}
-    refreshed = {"op": "refresh", "urn": SERVER, "oldState": {"inputs": wanted}}
+    refreshed = {"op": "refresh", "urn": SERVER, "old": {"inputs": wanted}}
     old = {"inputs": {**wanted, **live}}
-    update = {"op": "update", "urn": SERVER, "oldState": old, "newState": {"inputs": wanted}, "detailedDiff": detailed}
-    assert read(json.dumps({"steps": [refreshed, update]})).drift() == [
-        f"Deployment/model-server: {named} changed by hand; setting it back"
-    ]
+    update = {"op": "update", "urn": SERVER, "old": old, "new": {"inputs": wanted}, "detailedDiff": detailed}
+    assert plan(refreshed, update).drift() == [f"Deployment/model-server: {named} changed by hand; setting it back"]
 
 
 def test_a_field_that_differs_below_a_list_is_named_by_its_place() -> None:
     def inputs(image: str) -> dict[str, Any]:
         return {"metadata": {"name": "model-server"}, "spec": {"containers": [{"name": "a"}, {"name": "b", "image": image}]}}
 
-    refreshed = {"op": "refresh", "urn": SERVER, "oldState": {"inputs": inputs("x")}}
-    update = {"op": "update", "urn": SERVER, "oldState": {"inputs": inputs("y")}, "newState": {"inputs": inputs("x")}}
-    (line,) = read(json.dumps({"steps": [refreshed, update]})).drift()
+    refreshed = {"op": "refresh", "urn": SERVER, "old": {"inputs": inputs("x")}}
+    update = {"op": "update", "urn": SERVER, "old": {"inputs": inputs("y")}, "new": {"inputs": inputs("x")}}
+    (line,) = plan(refreshed, update).drift()
     assert line == "Deployment/model-server: spec.containers[1].image changed by hand; setting it back"
