@@ -24,10 +24,11 @@ try: ## gateway, model server and a small model as plain processes, until Ctrl-C
 
 up: .venv/.stamp ## start the embedded cluster, deploy, print a chat answer; CONTEXT=name: your own cluster; TOOLS=file@sha256:hex: compile nothing
 	@$(VENV)/python -m infra.lifecycle up $(TARGET) --nodes $(or $(call typed,NODES),2) $(AGREED) \
-		--allow-data-loss "$(call typed,ALLOW_DATA_LOSS)" --registry-auth "$(call typed,PULL_AUTH)" --tools "$(call typed,TOOLS)"
+		--allow-data-loss "$(call typed,ALLOW_DATA_LOSS)" --take "$(call typed,TAKE)" --registry-auth "$(call typed,PULL_AUTH)" \
+		--tools "$(call typed,TOOLS)"
 
-down: .venv/.stamp ## remove what make up made, and nothing else
-	@$(VENV)/python -m infra.lifecycle down $(TARGET) $(AGREED)
+down: .venv/.stamp ## remove what make up made, and nothing else; CONTEXT=name FORGET=1: that cluster is gone
+	@$(VENV)/python -m infra.lifecycle down $(TARGET) $(AGREED) $(if $(call typed,FORGET),--forget)
 
 status: .venv/.stamp ## say what runs, and where to reach it
 	@$(VENV)/python -m infra.lifecycle status $(TARGET)

@@ -100,6 +100,8 @@ READER_LABEL = "modelfleet.dev/read-by"
 DATA_LABEL = "modelfleet.dev/data"
 """Of a Namespace: `retain` or `disposable`, and `none` where the namespace has no claims. The policy pack wants every claim protected,
 except in a namespace with the value `disposable`. `make up` deletes a namespace with the value `none` without asking, and no other one."""
+STACK_ANNOTATION = "modelfleet.dev/stack"
+"""The stack that made the object, as organization/project/stack."""
 PROTECTED_ANNOTATION = "modelfleet.dev/protected"
 """Of a claim that Pulumi refuses to delete."""
 GPU_MEMORY_ANNOTATION = "modelfleet.dev/gpu-memory"

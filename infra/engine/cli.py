@@ -128,8 +128,10 @@ class PulumiCli:
                 path = self.state_dir / "lock"
                 raise CliError(f"{path}: got a running update of stack {self.stack}, want none; wait for it to end") from None
             self._recover()
-            refresh = command != "up" or self._check(allow_data_loss)
-            _succeeded(self._operate(command, watched=True, refresh=refresh))
+            if command == "destroy":
+                _succeeded(self._operate(command, watched=True, refresh=True, exclude_protected=True))
+            else:
+                _succeeded(self._operate(command, watched=True, refresh=self._check(allow_data_loss)))
 
     def _check(self, allowed: Collection[str]) -> bool:
         """Preview `up`, refuse a loss of data, name drift. Returns whether an object would change. Raises CliError or RefusedError."""

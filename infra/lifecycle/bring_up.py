@@ -32,6 +32,8 @@ def bring_up(
 
     `forwarded`: that address is a forwarded port, which the user has to open again.
     """
+    if options.take:
+        overrides = {**overrides, "cluster": {"take": options.take.split()}}
     if options.registry_auth:
         deployment.take_registry_auth(overrides, options.registry_auth)
     started = time.monotonic()

@@ -45,6 +45,11 @@ class Deployment:
         cluster = self.cli.read_config().get("modelfleet:cluster") or stack_config(self.stack).get("modelfleet:cluster", {})
         return str(cluster.get("namespace", "modelfleet"))
 
+    @property
+    def identity(self) -> str:
+        """Of the cluster that the stack was made for; empty before the first update."""
+        return str(self.cli.read_config().get("modelfleet:cluster", {}).get("identity", ""))
+
     def findings(self) -> list[Finding]:
         """What `make explain` would say now; nothing when the cluster cannot be read."""
         try:
@@ -80,7 +85,7 @@ class Deployment:
         config["modelfleet:cluster"] = {
             **config.get("modelfleet:cluster", {}),
             "context": self.context,
-            "identity": before.get("modelfleet:cluster", {}).get("identity") or cluster_identity(self.context, self.kubeconfig),
+            "identity": self.identity or cluster_identity(self.context, self.kubeconfig),
         }
         for section, values in overrides.items():
             key = f"modelfleet:{section}"
@@ -122,6 +127,7 @@ class Deployment:
         return sorted(f"{each['type'].rpartition(':')[2]}/{each['id'].rpartition('/')[2]}" for each in found if each.get("id"))
 
     def destroy(self) -> None:
+        """`pulumi destroy`; what is protected stays, with what it needs. Raises CliError."""
         self.cli.update("destroy")
 
 

@@ -4,14 +4,14 @@ import argparse
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra.engine.errors import CommandError
-from infra.lifecycle.bring_up import bring_up, say
+from infra.lifecycle import removal
+from infra.lifecycle.bring_up import bring_up
 from infra.lifecycle.deployment import Deployment
 from infra.program.settings.committed import stack_config
 from modelfleet_outputs import FleetOutputs
@@ -34,7 +34,10 @@ class OwnCluster:
 
     def down(self, options: argparse.Namespace) -> None:
         """Remove what the stack made, after a question. Raises what went wrong."""
-        down(self.deployment(), agreed=options.yes)
+        if options.forget:
+            removal.forget(self.deployment())
+        else:
+            removal.down(self.deployment(), agreed=options.yes)
 
     def status(self) -> int:
         """Print the stack's outputs. Returns the exit status."""
@@ -68,24 +71,3 @@ def port_forward(deployment: Deployment, outputs: FleetOutputs) -> Iterator[str]
     finally:
         process.terminate()
         process.communicate()
-
-
-def down(deployment: Deployment, *, agreed: bool) -> None:
-    """Show the objects that will be deleted, ask, and delete them. Raises CommandError without a yes."""
-    resources = deployment.objects()
-    if not resources:
-        say(f"down: stack {deployment.stack} has nothing on {deployment.context}")
-        return
-    say(f"down: these {len(resources)} objects of stack {deployment.stack} go from {deployment.context}, namespace {deployment.namespace}:")
-    for line in resources:
-        say(f"  {line}")
-    if not agreed and not _confirmed(f"Type the name of the context, {deployment.context}, to delete them: ", deployment.context):
-        raise CommandError("down: got no confirmation, want the context's name typed; run it in a terminal, or add YES=1")
-    deployment.destroy()
-
-
-def _confirmed(question: str, answer: str) -> bool:
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    print(question, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip() == answer

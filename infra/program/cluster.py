@@ -1,5 +1,7 @@
-"""Refuse the wrong cluster, or none, before any resource is registered."""
+"""The cluster behind a context: which one it is, and what is in it. The wrong one is refused before any resource is registered."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import kubernetes
@@ -23,17 +25,81 @@ def identity(context: str, kubeconfig: str | None = None) -> str:
     if context not in names:
         known = ", ".join(names) or "none at all"
         raise SettingsError(f"{path}: got {context!r}, want a context of the kubeconfig (it has {known}); set KUBECONFIG or the context")
-    try:
-        client = kubernetes.config.new_client_from_config(config_file=kubeconfig, context=context)
-        client.configuration.retries = 0
+    with _answering(context):
+        client = _connect(context, kubeconfig)
         namespace = kubernetes.client.CoreV1Api(client).read_namespace("kube-system", _request_timeout=TIMEOUT_S)
+    return str(namespace.metadata.uid) if namespace.metadata else ""
+
+
+@contextmanager
+def _answering(context: str, leave: str = "read namespaces") -> Iterator[None]:
+    """Turn what goes wrong with a cluster into a SettingsError."""
+    path = "modelfleet:cluster.context"
+    try:
+        yield
     except ApiException as error:
         got = f"{error.status} {error.reason}"
-        raise SettingsError(f"{path}: got {got} from cluster {context!r}, want leave to read namespaces; log in again") from None
+        raise SettingsError(f"{path}: got {got} from cluster {context!r}, want leave to {leave}; log in again") from None
     except (urllib3.exceptions.HTTPError, OSError, ConfigException) as error:
         reason = type(error).__name__
         raise SettingsError(f"{path}: got no answer from cluster {context!r} ({reason}), want one; start it or check the VPN") from None
-    return str(namespace.metadata.uid) if namespace.metadata else ""
+
+
+def _connect(context: str, kubeconfig: str | None = None) -> Any:
+    client = kubernetes.config.new_client_from_config(config_file=kubeconfig, context=context)
+    client.configuration.retries = 0
+    return client
+
+
+class Objects:
+    """What is in a cluster, of any kind."""
+
+    def __init__(self, context: str, kubeconfig: str | None = None) -> None:
+        self._context, self._kubeconfig = context, kubeconfig
+        self._client: Any = None
+        self._kinds: dict[str, dict[str, Mapping[str, Any]]] = {}
+        """API version to kind to what the API server says of it."""
+
+    def find(self, wanted: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The object of that apiVersion, kind, name and namespace; None where there is none. Raises SettingsError."""
+        kind, metadata = self._kind(wanted["apiVersion"], wanted["kind"]), wanted["metadata"]
+        if kind is None:
+            return None
+        where = f"/namespaces/{metadata['namespace']}" if kind["namespaced"] else ""
+        return self._get(f"{_api(wanted['apiVersion'])}{where}/{kind['name']}/{metadata['name']}")
+
+    def within(self, namespace: str) -> Iterator[Mapping[str, Any]]:
+        """Every object of the namespace that can be listed and deleted. Raises SettingsError."""
+        versions = ["v1", *(each["preferredVersion"]["groupVersion"] for each in (self._get("/apis") or {}).get("groups", []))]
+        for version in versions:
+            self._kind(version, "")
+            for kind, said in self._kinds[version].items():
+                if said["namespaced"] and {"list", "delete"} <= set(said["verbs"]):
+                    listed = self._get(f"{_api(version)}/namespaces/{namespace}/{said['name']}") or {}
+                    yield from ({**each, "kind": kind} for each in listed.get("items") or [])
+
+    def _kind(self, version: str, kind: str) -> Mapping[str, Any] | None:
+        if version not in self._kinds:
+            listed = (self._get(_api(version)) or {}).get("resources", [])
+            self._kinds[version] = {each["kind"]: each for each in listed if "/" not in each["name"]}
+        return self._kinds[version].get(kind)
+
+    def _get(self, path: str) -> Mapping[str, Any] | None:
+        with _answering(self._context, f"get {path}"):
+            self._client = self._client or _connect(self._context, self._kubeconfig)
+            try:
+                found, _, _ = self._client.call_api(
+                    path, "GET", response_type="object", auth_settings=["BearerToken"], _request_timeout=TIMEOUT_S
+                )
+            except ApiException as error:
+                if error.status != 404:
+                    raise
+                return None
+        return dict(found)
+
+
+def _api(version: str) -> str:
+    return f"/apis/{version}" if "/" in version else f"/api/{version}"
 
 
 def _contexts(kubeconfig: str | None) -> list[str]:

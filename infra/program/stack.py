@@ -1,5 +1,6 @@
 """The composition: which components there are, and what each of them is made from and after."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pulumi
@@ -7,7 +8,7 @@ import pulumi_kubernetes as k8s
 
 import components as c
 from components.registry_auth import pulls
-from infra.program import arguments, cluster, delivery
+from infra.program import arguments, cluster, delivery, ownership
 from infra.program.outputs import outputs
 from infra.program.settings import Settings, inputs
 from infra.program.settings.cluster import ClusterSettings
@@ -29,15 +30,15 @@ class _Place:
     """Where components are made."""
 
     provider: k8s.Provider
-    pulls: bool
-    """Whether pods name the namespace's logins of private registries."""
+    transformations: tuple[Callable[[pulumi.ResourceTransformationArgs], pulumi.ResourceTransformationResult | None], ...]
+    """What every object below every component gets."""
 
     def after(self, *before: pulumi.Resource | None) -> pulumi.ResourceOptions:
         """Options of a component that is made once `before` are there. None stands for a component that the stack does not have."""
         return pulumi.ResourceOptions(
             providers=[self.provider],
             depends_on=[each for each in before if each is not None],
-            transformations=[pulls] if self.pulls else [],
+            transformations=list(self.transformations),
         )
 
 
@@ -72,8 +73,15 @@ class _Ground:
         return self.place.after(self.space, self.trust, self.network, self.runtime, *before)
 
 
+def _place(settings: Settings) -> _Place:
+    # Where nothing is created, nothing can be taken over.
+    guards = [] if settings.cluster.render_to is not None else [ownership.Guard(settings.cluster).over]
+    logins = [pulls] if inputs.registry_auth() is not None else []
+    return _Place(_provider(settings.cluster), (ownership.mark, *guards, *logins))
+
+
 def _ground(settings: Settings) -> _Ground:
-    place = _Place(_provider(settings.cluster), pulls=inputs.registry_auth() is not None)
+    place = _place(settings)
     images = c.RuntimeImages("images", arguments.images(settings)).refs
     space = c.Governance("governance", arguments.governance(settings), place.after())
     trust = None

@@ -14,7 +14,7 @@ from devcluster import cluster as embedded
 from devcluster import controlplane, layout, network
 from devcluster.oci import EPOCH, MANIFEST
 from infra.engine.errors import CommandError
-from infra.lifecycle import own_cluster
+from infra.lifecycle import own_cluster, removal
 from infra.lifecycle.bring_up import chat
 from tests.cluster.conftest import MODEL, NAME, SCRIPT, Stack
 from tests.cluster.kube import eventually
@@ -146,7 +146,7 @@ def test_an_unknown_context_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_down_on_a_context_shows_what_goes_and_does_nothing_without_a_yes(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CommandError, match="down: got no confirmation, want the context's name typed; run it in a terminal, or add YES=1"):
-        own_cluster.down(stack.deployment, agreed=False)
+        removal.down(stack.deployment, agreed=False)
     shown = capsys.readouterr().err
     assert f"objects of stack dev go from {stack.deployment.context}, namespace {stack.outputs.namespace}:" in shown
     assert "StatefulSet/ollama" in shown

@@ -46,3 +46,8 @@ def render(construct: Callable[[], Any], *, preview: bool = False, outputs: Mapp
 
     run()
     return recorder
+
+
+def rendered(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a stack that looks at no cluster."""
+    return {**config, "cluster": {"renderTo": "/rendered"}}

@@ -9,7 +9,7 @@ import pytest
 from infra.analysis.policy import rules
 from infra.program import stack
 from infra.program.settings import parse
-from tests.component.harness import render
+from tests.component.harness import render, rendered
 from tests.unit.test_settings import REFS, document
 from tests.unit.test_settings_fuzz import GOOD, with_config
 
@@ -36,7 +36,7 @@ def objects(mode: str) -> list[dict[str, Any]]:
     """Everything that the stack registers in that mode, with names as the provider would make them."""
     config = document("prod") | {"images": {"refs": REFS}, "gpu": H100 | MODES[mode]}
     config["governance"]["production"] = mode != "time-slicing"
-    settings = parse(config)
+    settings = parse(rendered(config))
     found: list[dict[str, Any]] = []
 
     def build() -> None:

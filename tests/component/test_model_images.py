@@ -8,7 +8,7 @@ from infra.analysis.policy import rules
 from infra.preparation.certificates import verifier_tls
 from infra.program import stack
 from infra.program.settings import parse
-from tests.component.harness import render
+from tests.component.harness import render, rendered
 from tests.unit.test_settings import REFS, document
 from tests.unit.test_settings_fuzz import GOOD, with_config
 
@@ -21,7 +21,7 @@ def build(seed: str, *names: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def register() -> None:
-        recorder = render(lambda: stack.build(parse(config)))
+        recorder = render(lambda: stack.build(parse(rendered(config))))
         found.update({job["spec"]["template"]["spec"]["containers"][0]["args"][0]: job["spec"] for job in recorder.kind("Job")})
         found["fleet"] = recorder.one("StatefulSet")["spec"]
 
@@ -36,7 +36,7 @@ def test_private_sources_keep_to_the_rules_of_the_stack() -> None:
     found: list[dict[str, Any]] = []
 
     def register() -> None:
-        for resource in render(lambda: stack.build(parse(config))).resources:
+        for resource in render(lambda: stack.build(parse(rendered(config)))).resources:
             if "kind" in resource.inputs:
                 resource.inputs["metadata"].setdefault("name", f"{resource.name}-auto")
                 found.append(resource.inputs)

@@ -50,7 +50,7 @@ def before() -> dict[str, set[str]]:
         patch.setattr(harness, "set_mocks", set_mocks)
         with_config(
             {**{name: json.dumps(value) for name, value in config.items()}, **secrets},
-            lambda: harness.render(lambda: stack.build(parse(config))),
+            lambda: harness.render(lambda: stack.build(parse(harness.rendered(config)))),
             tuple(secrets),
         )
     awaited = monitors[0].awaited

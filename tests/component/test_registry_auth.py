@@ -15,7 +15,7 @@ from infra.preparation.certificates import verifier_tls
 from infra.program import stack
 from infra.program.settings import parse
 from infra.program.settings.images import VERIFIER_IMAGE
-from tests.component.harness import Recorder, render
+from tests.component.harness import Recorder, render, rendered
 from tests.unit.test_settings import REFS, document
 from tests.unit.test_settings_fuzz import GOOD, with_config
 
@@ -35,7 +35,7 @@ def recorded(*, private: bool) -> Recorder:
     found: list[Recorder] = []
     with_config(
         {**{name: json.dumps(value) for name, value in config.items()}, **secrets},
-        lambda: found.append(render(lambda: stack.build(parse(config)))),
+        lambda: found.append(render(lambda: stack.build(parse(rendered(config))))),
         tuple(secrets),
     )
     return found[0]

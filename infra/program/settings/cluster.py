@@ -1,10 +1,14 @@
 """The section `cluster`: which cluster, and which namespace of it."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import StringConstraints, field_validator, model_validator
 
 from infra.program.settings.section import DnsLabel, Section
+
+ObjectName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Za-z]*/[a-z0-9.-]+$")]
+_OF_THE_SYSTEM = ("kube-", "openshift")
+"""What the namespaces of Kubernetes and of OpenShift begin with."""
 
 
 class ClusterSettings(Section):
@@ -14,8 +18,17 @@ class ClusterSettings(Section):
     """UID of the cluster's kube-system namespace: another cluster under the same context name is refused."""
     namespace: DnsLabel = "modelfleet"
     """Where everything of the stack lives; the stack owns it."""
+    take: tuple[ObjectName, ...] = ()
+    """Objects (`Kind/name`) that are there, that this stack did not make, and that it takes over, with all that they have."""
     render_to: str | None = None
     """Absolute directory: write YAML there and talk to no cluster."""
+
+    @field_validator("namespace")
+    @classmethod
+    def _is_not_the_systems(cls, value: str) -> str:
+        if value == "default" or value.startswith(_OF_THE_SYSTEM):
+            raise ValueError("want a namespace of the stack's own; name another")
+        return value
 
     @model_validator(mode="after")
     def _names_one_target(self) -> Self:

@@ -1,0 +1,111 @@
+"""What others made on the cluster is neither taken over nor deleted: another operator, another stack, and objects of people and operators."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.engine.errors import CliError, CommandError
+from infra.lifecycle import deployment as deployments
+from infra.lifecycle import removal
+from infra.lifecycle.deployment import Deployment
+from tests.cluster.conftest import MODEL, Stack
+from tests.cluster.faults import deployment as pause
+from tests.cluster.test_lifecycle import BY_HAND
+
+pytestmark = pytest.mark.cluster
+OURS = "organization/modelfleet/dev"
+
+
+def versions(stack: Stack) -> dict[str, str]:
+    """Every object of every kind that a stack has, to the version of its specification."""
+    items = stack.kube.get(",".join(BY_HAND), "-A")["items"]
+    return {f"{item['kind']}/{item['metadata']['name']}": json.dumps(item.get("spec") or item.get("data")) for item in items}
+
+
+@contextmanager
+def nothing_changes(stack: Stack) -> Iterator[None]:
+    before = versions(stack)
+    yield
+    assert versions(stack) == before
+
+
+@contextmanager
+def of_others(stack: Stack, *objects: dict[str, Any]) -> Iterator[None]:
+    for each in objects:
+        stack.kube.run("create", "-f", "-", stdin=json.dumps(each))
+    try:
+        yield
+    finally:
+        for each in reversed(objects):
+            stack.kube.run("delete", "--ignore-not-found", "-f", "-", stdin=json.dumps(each))
+
+
+def another(stack: Stack, directory: Path, name: str = "dev") -> Deployment:
+    return dataclasses.replace(stack.deployment, stack=name, state_dir=directory / "state")
+
+
+def refusal(deployment: Deployment, overrides: dict[str, Any]) -> str:
+    with pytest.raises(CliError) as error:
+        deployment.deploy(overrides)
+    return str(error.value)
+
+
+def test_a_second_operator_with_an_empty_state_is_told_who_has_the_fleet(stack: Stack, tmp_path: Path) -> None:
+    with nothing_changes(stack):
+        said = refusal(another(stack, tmp_path), stack.overrides)
+    assert f"Namespace/modelfleet: got one that stack {OURS} made and the state at hand does not know, want that stack's own state" in said
+
+
+def test_a_second_stack_does_not_take_what_the_first_has(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    committed = deployments.stack_config("dev")
+    monkeypatch.setattr(deployments, "stack_config", lambda _: dict(committed))
+    second = another(stack, tmp_path, "second")
+    with nothing_changes(stack), of_others(stack, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "theirs"}}):
+        said = refusal(second, {**stack.overrides, "cluster": {"namespace": "theirs"}})
+        assert "Namespace/theirs: got one that kubectl-create made, want none; set modelfleet:cluster.namespace to another" in said
+        said = refusal(second, {**stack.overrides, "cluster": {"namespace": "team-b"}})
+    assert f"got one that stack {OURS} made, want none; remove it, or take it over with make up TAKE=" in said
+
+
+def test_an_object_of_an_operator_is_taken_over_only_by_name(stack: Stack) -> None:
+    theirs = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}, "handler": "nvidia"}
+    overrides = {**stack.overrides, "gpu": {"enabled": True, "memory": "16Gi"}}
+    with of_others(stack, theirs):
+        with nothing_changes(stack):
+            said = refusal(stack.deployment, overrides)
+        assert "RuntimeClass/nvidia: got one that kubectl-create made, want none; remove it, or take it over" in said
+        stack.deployment.deploy({**overrides, "cluster": {"take": ["RuntimeClass/nvidia"]}})
+        # The next update is an ordinary one.
+        stack.deployment.deploy(overrides)
+        stack.deployment.deploy(stack.overrides)
+        assert "NotFound" in stack.kube.refused("get", "runtimeclass", "nvidia")
+
+
+def test_down_refuses_what_others_put_into_the_namespace(stack: Stack) -> None:
+    theirs = pause(name="theirs")
+    theirs["metadata"]["namespace"] = stack.outputs.namespace
+    with of_others(stack, theirs), nothing_changes(stack):
+        with pytest.raises(
+            CommandError, match=r"Namespace/modelfleet: got objects in it that are not the stack's \(Deployment/theirs\), want"
+        ):
+            removal.down(stack.deployment, agreed=True)
+
+
+def test_down_refuses_another_cluster_which_forget_alone_forgets(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CommandError, match=r"^FORGET: got the cluster that stack dev is on, want one that is gone; run make down CONTEXT="):
+        removal.forget(stack.deployment)
+    monkeypatch.setattr(removal, "cluster_identity", lambda *_: "another")
+    with nothing_changes(stack), pytest.raises(CommandError, match=r"^down: got the cluster another behind context .* FORGET=1$"):
+        removal.down(stack.deployment, agreed=True)
+    gone = another(stack, tmp_path)
+    gone.configure(stack.overrides)
+    removal.forget(gone)
+    assert not gone.state_dir.exists()
+    (aside,) = tmp_path.glob("dev.forgotten-*")
+    assert (aside / "passphrase").exists(), "nothing is lost"
+    assert MODEL in (aside / "Pulumi.dev.yaml").read_text()
