@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from devcluster import addons, node, packages, toolchain
 from devcluster.layout import ClusterError
@@ -27,6 +30,8 @@ _OPTIONS = (
     "--dpkgopt=path-exclude=/usr/share/locale/*",
     '--aptopt=Apt::Install-Recommends "false"',
     "--customize-hook=ln -s python3 $1/usr/bin/python",
+    # It names the machine's mirror, and the layer has no apt to read it.
+    "--customize-hook=rm $1/etc/apt/sources.list",
 )
 _PAUSE_SOURCE = """\
 #include <signal.h>
@@ -77,9 +82,22 @@ def sources() -> list[str]:
             "apt sources: got none of Debian and Debian-Security with component main, want both for the images' base layer; "
             "add them to /etc/apt/sources.list.d and run apt-get update"
         )
-    signed = f"[signed-by={KEYRING}]"
     places = ((main, SUITE), (main, f"{SUITE}-updates"), (security, f"{SUITE}-security"))
-    return [f"deb {signed} {uri} {suite} main" for uri, suite in places]
+    return [f"deb {uri} {suite} main" for uri, suite in places]
+
+
+@contextmanager
+def mmdebstrap(target: Path, *more: str) -> Iterator[list[str]]:
+    """The command that writes the base layer to `target`, with further options. Raises ClusterError without a mirror of Debian."""
+    # apt reads keys as a user of its own, who may look neither into the checkout nor below TMPDIR where these are private.
+    with TemporaryDirectory(prefix="modelfleet-keys-", dir="/tmp") as keys:
+        Path(keys).chmod(0o755)
+        copy = Path(keys) / KEYRING.name
+        copy.write_bytes(KEYRING.read_bytes())
+        copy.chmod(0o644)
+        # Both, or apt would also trust what the machine trusts.
+        trusted = [f"--keyring={copy}", f"--keyring={keys}"]
+        yield ["mmdebstrap", "--format=tar", *more, *trusted, *_OPTIONS, SUITE, str(target), *sources()]
 
 
 def _after_update() -> list[tuple[str, str]]:
@@ -100,9 +118,9 @@ def _mmdebstrap(target: Path) -> None:
     started = time.monotonic()
     print("images: making the Debian base layer (mmdebstrap): about 4 min, once", file=sys.stderr, flush=True)
     log = target.with_suffix(".log")
-    with log.open("w") as handle:
+    with log.open("w") as handle, mmdebstrap(target) as command:
         done = subprocess.run(
-            ["mmdebstrap", "--format=tar", *_OPTIONS, SUITE, str(target), *sources()],
+            command,
             env=os.environ | {"SOURCE_DATE_EPOCH": str(EPOCH)},
             stdout=handle,
             stderr=handle,

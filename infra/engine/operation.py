@@ -31,6 +31,7 @@ _DONE = {
 }
 """What a person is told when a step has ended, in Pulumi's own signs and words."""
 _COLOR = re.compile(r"<\{%[^%]*%\}>")
+_HOOK = re.compile(r'(?:\w+ failed: )?before hook "[^"]*" failed: ')
 _SAYS_NOTHING = re.compile(r"(update|preview|destroy|resource \S+) failed|.* error occurred:?|[0-9]+ errors? occurred:?")
 """Headings of other errors."""
 
@@ -120,7 +121,7 @@ class Told:
             self.steps.append(event.resource_pre_event.metadata)
         elif event.diagnostic_event and event.diagnostic_event.severity in ("error", "info#err"):
             said = event.diagnostic_event
-            message = _COLOR.sub("", said.message).strip().removeprefix("error: ")
+            message = _HOOK.sub("", _COLOR.sub("", said.message).strip().removeprefix("error: "))
             if message:
                 (self.errors if said.severity == "error" else self.printed).append((said.urn or "", message))
         elif event.policy_event:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 import kubernetes
@@ -87,15 +88,13 @@ class Objects:
     def _get(self, path: str) -> Mapping[str, Any] | None:
         with _answering(self._context, f"get {path}"):
             self._client = self._client or _connect(self._context, self._kubeconfig)
-            try:
-                found, _, _ = self._client.call_api(
-                    path, "GET", response_type="object", auth_settings=["BearerToken"], _request_timeout=TIMEOUT_S
-                )
-            except ApiException as error:
-                if error.status != 404:
-                    raise
+            request = self._client.param_serialize("GET", path, auth_settings=["BearerToken"], header_params={"Accept": "application/json"})
+            response = self._client.call_api(*request, _request_timeout=TIMEOUT_S)
+            response.read()
+            if response.status == HTTPStatus.NOT_FOUND:
                 return None
-        return dict(found)
+            found: dict[str, Any] = self._client.response_deserialize(response, {"200": "object"}).data
+        return found
 
 
 def _api(version: str) -> str:

@@ -89,11 +89,12 @@ def test_an_object_of_an_operator_is_taken_over_only_by_name(stack: Stack) -> No
 def test_down_refuses_what_others_put_into_the_namespace(stack: Stack) -> None:
     theirs = pause(name="theirs")
     theirs["metadata"]["namespace"] = stack.outputs.namespace
-    with of_others(stack, theirs), nothing_changes(stack):
-        with pytest.raises(
-            CommandError, match=r"Namespace/modelfleet: got objects in it that are not the stack's \(Deployment/theirs\), want"
-        ):
-            removal.down(stack.deployment, agreed=True)
+    with (
+        of_others(stack, theirs),
+        nothing_changes(stack),
+        pytest.raises(CommandError, match=r"Namespace/modelfleet: got objects in it that are not the stack's \(Deployment/theirs\), want"),
+    ):
+        removal.down(stack.deployment, agreed=True)
 
 
 def test_down_refuses_another_cluster_which_forget_alone_forgets(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

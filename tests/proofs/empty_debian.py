@@ -30,7 +30,7 @@ class StepError(AssertionError):
 
 def bootstrap(suite: str, directory: Path, packages: str, groups: Sequence[Path], scratch: Path) -> None:
     """Make the directory, with every process in `groups`, and temporary files in `scratch`. Raises StepError."""
-    main, _, security = (line.split()[2] for line in system_images.sources())
+    main, _, security = (line.split()[1] for line in system_images.sources())
     sources = [f"deb {main} {suite} main", f"deb {main} {suite}-updates main", f"deb {security} {suite}-security main"]
     # apt's answers for suites that this machine does not have are its own.
     options = [f"--aptopt={line}" for line in _apt_client_options()]

@@ -59,9 +59,10 @@ def test_the_base_layer_is_resolved(environment: dict[str, str]) -> None:
     """mmdebstrap, its helpers and its keys, up to where it would unpack."""
     program = """
 import subprocess, sys
+from pathlib import Path
 from devcluster import system_images
-argv = ["mmdebstrap", "--simulate", "--format=tar", *system_images._OPTIONS, system_images.SUITE, "/dev/null", *system_images.sources()]
-done = subprocess.run(argv, capture_output=True, text=True)
+with system_images.mmdebstrap(Path("/dev/null"), "--simulate") as argv:
+    done = subprocess.run(argv, capture_output=True, text=True)
 print(done.stderr)
 sys.exit(done.returncode)
 """

@@ -29,8 +29,7 @@ def indexed(monkeypatch: pytest.MonkeyPatch, *outputs: str) -> list[str]:
 
 
 def lines(main: str, security: str) -> list[str]:
-    signed = f"deb [signed-by={system_images.KEYRING}]"
-    return [f"{signed} {main} bookworm main", f"{signed} {main} bookworm-updates main", f"{signed} {security} bookworm-security main"]
+    return [f"deb {main} bookworm main", f"deb {main} bookworm-updates main", f"deb {security} bookworm-security main"]
 
 
 def test_of_the_machine_comes_the_address_of_its_mirror_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,5 +49,20 @@ def test_a_machine_without_a_mirror_of_debian_is_refused(monkeypatch: pytest.Mon
         system_images.sources()
 
 
-def test_the_keys_are_in_the_repository() -> None:
-    assert Path(system_images.KEYRING).stat().st_size > 1000
+def test_apts_own_user_can_read_our_keys_and_reads_no_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A checkout in a private home is the usual one: Debian makes homes with mode 0700."""
+    indexed(monkeypatch, DEBIAN)
+    private = tmp_path / "home"
+    private.mkdir(mode=0o700)
+    keyring = private / "keys.gpg"
+    keyring.write_bytes(system_images.KEYRING.read_bytes())
+    keyring.chmod(0o600)
+    monkeypatch.setattr(system_images, "KEYRING", keyring)
+    monkeypatch.setenv("TMPDIR", str(private))
+    with system_images.mmdebstrap(tmp_path / "layer.tar") as command:
+        file, directory = (Path(each.removeprefix("--keyring=")) for each in command if each.startswith("--keyring="))
+        assert list(directory.iterdir()) == [file]
+        assert file.stat().st_mode & 0o004
+        assert file.stat().st_size > 1000
+        assert all(parent.stat().st_mode & 0o001 for parent in file.parents)
+    assert not directory.exists()
