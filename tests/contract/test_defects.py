@@ -391,7 +391,7 @@ def test_defect_41_container_runtimes_side_by_side() -> None:
 
 
 def test_defect_42_a_lost_node_keeps_its_replicas_down() -> None:
-    """`tests/cluster/test_node_loss.py` runs the commands; here they are all there, for the volumes that we really have."""
+    """`tests/proofs/test_node_loss.py` runs the commands; here they are all there, for the volumes that we really have."""
     section = (ROOT / "docs" / "runbook.md").read_text().partition("## A node is lost")[2]
     (fleet,) = (item for item in OURS["prod"] if item["kind"] == "StatefulSet")
     (claim,) = fleet["spec"]["volumeClaimTemplates"]
