@@ -39,6 +39,8 @@ class GovernanceArgs:
     load_balancers: int = 0
     retain: bool
     """Leave the namespace, and so the model claims in it, when the stack is destroyed."""
+    batch_priority_class: str = BATCH_PRIORITY
+    """PriorityClass of batch pods, whose quota is of their own."""
     registry_auth: pulumi.Input[str] | None = None
     """dockerconfigjson with the logins of private registries; pods use it that are made with the transformation `registry_auth.pulls`."""
 
@@ -93,7 +95,7 @@ def _hard(args: GovernanceArgs) -> dict[str, str]:
 
 
 def _batch(args: GovernanceArgs) -> core.ResourceQuotaSpecArgs:
-    batch = core.ScopedResourceSelectorRequirementArgs(scope_name="PriorityClass", operator="In", values=[BATCH_PRIORITY])
+    batch = core.ScopedResourceSelectorRequirementArgs(scope_name="PriorityClass", operator="In", values=[args.batch_priority_class])
     return core.ResourceQuotaSpecArgs(
         hard={f"requests.{args.gpu_resource}": str(max(0, args.gpu_quota - args.gpu_reserved))},
         scope_selector=core.ScopeSelectorArgs(match_expressions=[batch]),

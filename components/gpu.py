@@ -50,6 +50,8 @@ class GpuRuntimeArgs:
     """Handler in the node's container runtime; a RuntimeClass names one, it installs none."""
     priority: int = 1_000_000
     """Of serving, 1000..999,000,000."""
+    prefix: str = ""
+    """What the names of the PriorityClasses and of the sharing configuration begin with, where a cluster has several fleets."""
     overhead: Mapping[str, str] = field(default_factory=lambda: {"cpu": "10m", "memory": "16Mi"})
     """What a pod costs beyond its containers."""
     sharing: SharingArgs | None = None
@@ -82,9 +84,9 @@ class GpuRuntime(pulumi.ComponentResource):
         super().__init__(type_token("GpuRuntime"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
         self.runtime_class = _runtime_class(f"{name}-runtime", args, child) if args.enabled else None
-        self.priority_class, self.gateway_priority_class, self.batch_priority_class = _priorities(name, args.priority, child)
+        self.priority_class, self.gateway_priority_class, self.batch_priority_class = _priorities(name, args, child)
         if args.sharing is not None:
-            _sharing(f"{name}-sharing", args.sharing, child)
+            _sharing(f"{name}-sharing", args.prefix + SHARING_CONFIG, args.sharing, child)
         self.claim_template = _claim_template(f"{name}-claim", args.claim, child) if args.claim is not None else None
         self.register_outputs(
             {
@@ -97,15 +99,13 @@ class GpuRuntime(pulumi.ComponentResource):
         )
 
 
-def _sharing(name: str, args: SharingArgs, opts: pulumi.ResourceOptions) -> None:
+def _sharing(name: str, config: str, args: SharingArgs, opts: pulumi.ResourceOptions) -> None:
     """What NVIDIA's device plugin reads."""
     annotations = {GPU_MEMORY_ANNOTATION: "not-isolated"} if args.strategy == "time-slicing" else None
     k8s.core.v1.ConfigMap(
         name,
-        metadata=meta.ObjectMetaArgs(
-            name=SHARING_CONFIG, namespace=args.operator_namespace, labels=labels("gpu-runtime"), annotations=annotations
-        ),
-        data={SHARING_CONFIG: node_runtime.device_plugin_config(args.strategy, args.replicas)},
+        metadata=meta.ObjectMetaArgs(name=config, namespace=args.operator_namespace, labels=labels("gpu-runtime"), annotations=annotations),
+        data={config: node_runtime.device_plugin_config(args.strategy, args.replicas)},
         opts=opts,
     )
 
@@ -140,10 +140,14 @@ def _name(text: str) -> pulumi.Output[str]:
     return pulumi.Output.from_input(text)
 
 
-def _priorities(name: str, serving: int, opts: pulumi.ResourceOptions) -> tuple[pulumi.Output[str], pulumi.Output[str], pulumi.Output[str]]:
+def _priorities(
+    name: str, args: GpuRuntimeArgs, opts: pulumi.ResourceOptions
+) -> tuple[pulumi.Output[str], pulumi.Output[str], pulumi.Output[str]]:
     """Names of the classes of serving, gateway and batch."""
+    serving = args.priority
 
-    def tier(suffix: str, class_name: str, value: int, policy: str | None, description: str) -> pulumi.Output[str]:
+    def tier(suffix: str, constant: str, value: int, policy: str | None, description: str) -> pulumi.Output[str]:
+        class_name = args.prefix + constant
         k8s.scheduling.v1.PriorityClass(
             f"{name}-{suffix}",
             metadata=meta.ObjectMetaArgs(name=class_name, labels=labels("gpu-runtime")),

@@ -53,6 +53,8 @@ class ImageTrustArgs:
     """dockerconfigjson with the logins of private registries, which signatures are read with."""
     ca_bundle: str = ""
     """Authorities of registries beside the public ones, PEM."""
+    prefix: str = ""
+    """What the webhook configuration's name begins with, where a cluster has several fleets."""
     replicas: int = 2
     resources: containers.ResourceArgs
 
@@ -87,7 +89,7 @@ class ImageTrust(pulumi.ComponentResource):
         objects.disruption_budget(f"{name}-budget", IMAGE_VERIFIER, namespace, child)
         webhook = admission.ValidatingWebhookConfiguration(
             f"{name}-webhook",
-            metadata=k8s.meta.v1.ObjectMetaArgs(name=f"{IMAGE_VERIFIER}.modelfleet.dev", labels=labels(IMAGE_VERIFIER)),
+            metadata=k8s.meta.v1.ObjectMetaArgs(name=f"{args.prefix}{IMAGE_VERIFIER}.modelfleet.dev", labels=labels(IMAGE_VERIFIER)),
             webhooks=[_webhook(args, service.metadata)],
             # Before its servers answer it would refuse everything.
             opts=pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(depends_on=[servers])),

@@ -13,10 +13,12 @@ from .contract import HOT_CLASS, MODEL_WRITER, PROTECTED_ANNOTATION, SHARED_CLAI
 class TierArgs:
     """One StorageClass."""
 
-    provisioner: str
-    """The CSI driver; neither `kubernetes.io/nfs` nor any other in-tree name provisions anything."""
+    provisioner: str | None = None
+    """The CSI driver; neither `kubernetes.io/nfs` nor any other in-tree name provisions anything. None: the class of this name is there."""
     size: str
     """Size of one claim, a Kubernetes quantity."""
+    class_name: str | None = None
+    """Name of the StorageClass; by default `local-nvme` for the hot tier, `shared-models` for the shared one."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     mount_options: Sequence[str] = ()
 
@@ -33,7 +35,7 @@ class StorageArgs:
 
 
 class Storage(pulumi.ComponentResource):
-    """StorageClasses `local-nvme` and `shared-models`, and the claim that the writer fills and every replica reads.
+    """StorageClasses `local-nvme` and `shared-models`, or others, and the claim that the writer fills and every replica reads.
 
     For example:
 
@@ -51,10 +53,11 @@ class Storage(pulumi.ComponentResource):
         super().__init__(type_token("Storage"), name, {}, opts)
         self._retain = args.retain
         # A node-local volume must be made where the pod will run, so that class waits for the scheduler.
-        self._storage_class(f"{name}-hot", HOT_CLASS, args.hot, "WaitForFirstConsumer")
-        shared = self._storage_class(f"{name}-shared", SHARED_CLASS, args.shared, "Immediate")
-        # Claims name their class by its constant name: through the class's output, replacing a class would replace its claims.
-        self.hot_class = pulumi.Output.from_input(HOT_CLASS)
+        hot_class, shared_class = args.hot.class_name or HOT_CLASS, args.shared.class_name or SHARED_CLASS
+        self._storage_class(f"{name}-hot", hot_class, args.hot, "WaitForFirstConsumer")
+        shared = self._storage_class(f"{name}-shared", shared_class, args.shared, "Immediate")
+        # Claims name their class by its plain name: through the class's output, replacing a class would replace its claims.
+        self.hot_class = pulumi.Output.from_input(hot_class)
         claim = k8s.core.v1.PersistentVolumeClaim(
             f"{name}-claim",
             metadata=k8s.meta.v1.ObjectMetaArgs(
@@ -65,16 +68,19 @@ class Storage(pulumi.ComponentResource):
             ),
             spec=k8s.core.v1.PersistentVolumeClaimSpecArgs(
                 access_modes=["ReadWriteMany"],
-                storage_class_name=SHARED_CLASS,
+                storage_class_name=shared_class,
                 resources=k8s.core.v1.VolumeResourceRequirementsArgs(requests={"storage": args.shared.size}),
             ),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[shared], protect=args.retain, retain_on_delete=args.retain),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=shared, protect=args.retain, retain_on_delete=args.retain),
         )
         self.shared_claim = claim.metadata.name
         self.register_outputs({"hot_class": self.hot_class, "shared_claim": self.shared_claim})
 
-    def _storage_class(self, name: str, class_name: str, tier: TierArgs, binding: str) -> k8s.storage.v1.StorageClass:
-        return k8s.storage.v1.StorageClass(
+    def _storage_class(self, name: str, class_name: str, tier: TierArgs, binding: str) -> list[pulumi.Resource]:
+        """The class; nothing where it is there already."""
+        if tier.provisioner is None:
+            return []
+        made = k8s.storage.v1.StorageClass(
             name,
             metadata=k8s.meta.v1.ObjectMetaArgs(name=class_name, labels=labels("storage")),
             provisioner=tier.provisioner,
@@ -86,3 +92,4 @@ class Storage(pulumi.ComponentResource):
             # The class of a name cannot change in place; the old one goes first, volumes do not depend on it.
             opts=pulumi.ResourceOptions(parent=self, delete_before_replace=True, replace_on_changes=["reclaimPolicy", "volumeBindingMode"]),
         )
+        return [made]

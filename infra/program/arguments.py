@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pulumi
 
 import components as c
-from components.contract import MODEL_SERVER, OLLAMA, PORTS
+from components.contract import BATCH_PRIORITY, MODEL_SERVER, OLLAMA, PORTS
 from components.gpu import device_class
 from infra import ROOT
 from infra.program import delivery
@@ -30,8 +30,14 @@ def _resources(resources: Resources, gpus: int = 0, gpu: GpuSettings = NO_GPUS) 
     )
 
 
-def _tier(tier: Tier) -> c.TierArgs:
-    return c.TierArgs(provisioner=tier.provisioner, size=tier.size, parameters=tier.parameters, mount_options=tier.mount_options)
+def _tier(tier: Tier, class_name: str) -> c.TierArgs:
+    return c.TierArgs(
+        provisioner=tier.provisioner,
+        size=tier.size,
+        parameters=tier.parameters,
+        mount_options=tier.mount_options,
+        class_name=class_name,
+    )
 
 
 def images(settings: Settings) -> c.RuntimeImagesArgs:
@@ -64,6 +70,7 @@ def governance(settings: Settings) -> c.GovernanceArgs:
         storage=limits.storage,
         load_balancers=int(settings.api_server.service_type == "LoadBalancer"),
         retain=settings.storage.retain,
+        batch_priority_class=settings.cluster.wide(BATCH_PRIORITY),
         registry_auth=inputs.registry_auth(),
     )
 
@@ -81,6 +88,7 @@ def image_trust(settings: Settings, trust: TrustSettings, namespace: pulumi.Inpu
         registries=trust.registries,
         registry_auth=inputs.registry_auth(),
         ca_bundle=trust.ca_bundle,
+        prefix=settings.cluster.wide(""),
         replicas=trust.replicas,
         resources=_resources(trust.resources),
     )
@@ -109,9 +117,10 @@ def gpu_runtime(settings: Settings, namespace: pulumi.Input[str]) -> c.GpuRuntim
     return c.GpuRuntimeArgs(
         enabled=gpu.enabled,
         create_runtime_class=gpu.create_runtime_class,
-        runtime_class=gpu.runtime_class,
+        runtime_class=settings.runtime_class,
         handler=gpu.handler,
         priority=gpu.priority,
+        prefix=settings.cluster.wide(""),
         overhead={"cpu": gpu.overhead.cpu, "memory": gpu.overhead.memory},
         sharing=sharing,
         claim=claim,
@@ -120,7 +129,8 @@ def gpu_runtime(settings: Settings, namespace: pulumi.Input[str]) -> c.GpuRuntim
 
 def storage(settings: Settings, namespace: pulumi.Input[str]) -> c.StorageArgs:
     tiers = settings.storage
-    return c.StorageArgs(namespace=namespace, hot=_tier(tiers.hot), shared=_tier(tiers.shared), retain=tiers.retain)
+    hot, shared = _tier(tiers.hot, settings.hot_class), _tier(tiers.shared, settings.shared_class)
+    return c.StorageArgs(namespace=namespace, hot=hot, shared=shared, retain=tiers.retain)
 
 
 def cache(settings: Settings, namespace: pulumi.Input[str], images: Images) -> c.CacheServerArgs:

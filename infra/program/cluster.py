@@ -10,6 +10,7 @@ import urllib3
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 
+from components.contract import SHARED_CLAIM, SHARED_CLASS
 from infra.program.settings.cluster import ClusterSettings
 from infra.program.settings.section import SettingsError
 
@@ -50,6 +51,16 @@ def _connect(context: str, kubeconfig: str | None = None) -> Any:
     client = kubernetes.config.new_client_from_config(config_file=kubeconfig, context=context)
     client.configuration.retries = 0
     return client
+
+
+def with_kept_names(settings: ClusterSettings) -> ClusterSettings:
+    """The settings of a stack whose claim says that it was made when names had no prefix. Raises SettingsError."""
+    if settings.context is None or settings.prefix is not None:
+        return settings
+    wanted = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": SHARED_CLAIM, "namespace": settings.namespace}}
+    claim = Objects(settings.context).find(wanted)
+    plain = claim is not None and claim["spec"].get("storageClassName") == SHARED_CLASS
+    return settings.model_copy(update={"prefix": ""}) if plain else settings
 
 
 class Objects:

@@ -6,7 +6,7 @@ from typing import Any
 import pulumi
 
 import components as c
-from components.contract import HOT_CLASS, METRICS_EXPORTER, MODEL_SERVER, PORTS, SHARED_CLASS
+from components.contract import METRICS_EXPORTER, MODEL_SERVER, PORTS
 from infra.program.effective_context import effective_contexts
 from infra.program.settings import Settings
 from modelfleet_outputs import VERSION, FleetOutputs, ModelOutput, StorageClasses
@@ -53,7 +53,7 @@ def _document(
         url=f"http://{service}.{namespace}.svc:{port}{BASE_PATH}",
         models=models(settings, effective),
         images=images,
-        storage_classes=StorageClasses(hot=HOT_CLASS, shared=SHARED_CLASS),
-        runtime_class=settings.gpu.runtime_class if settings.gpu.enabled else None,
+        storage_classes=StorageClasses(hot=settings.hot_class, shared=settings.shared_class),
+        runtime_class=settings.runtime_class if settings.gpu.enabled else None,
         metrics={name: f"http://{name}.{namespace}.svc:{PORTS[name]}/metrics" for name in (MODEL_SERVER, METRICS_EXPORTER)},
     ).model_dump()

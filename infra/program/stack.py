@@ -20,6 +20,7 @@ def deploy() -> None:
     try:
         settings = inputs.load()
         cluster.check(settings.cluster)
+        settings = settings.model_copy(update={"cluster": cluster.with_kept_names(settings.cluster)})
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None
     build(settings)

@@ -12,8 +12,9 @@ import pytest
 from infra.engine.errors import CliError, CommandError
 from infra.lifecycle import deployment as deployments
 from infra.lifecycle import removal
+from infra.lifecycle.bring_up import chat
 from infra.lifecycle.deployment import Deployment
-from tests.cluster.conftest import MODEL, Stack
+from tests.cluster.conftest import MODEL, SCRIPT, Stack
 from tests.cluster.faults import deployment as pause
 from tests.cluster.test_lifecycle import BY_HAND
 
@@ -29,6 +30,7 @@ def versions(stack: Stack) -> dict[str, str]:
 
 @contextmanager
 def nothing_changes(stack: Stack) -> Iterator[None]:
+    """Of all that is in the cluster before, in the end."""
     before = versions(stack)
     yield
     assert versions(stack) == before
@@ -61,15 +63,33 @@ def test_a_second_operator_with_an_empty_state_is_told_who_has_the_fleet(stack: 
     assert f"Namespace/modelfleet: got one that stack {OURS} made and the state at hand does not know, want that stack's own state" in said
 
 
-def test_a_second_stack_does_not_take_what_the_first_has(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def second(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deployment:
+    """Another stack for the same cluster."""
     committed = deployments.stack_config("dev")
     monkeypatch.setattr(deployments, "stack_config", lambda _: dict(committed))
-    second = another(stack, tmp_path, "second")
+    return another(stack, tmp_path, "second")
+
+
+def test_a_second_stack_does_not_take_what_the_first_has(stack: Stack, second: Deployment) -> None:
     with nothing_changes(stack), of_others(stack, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "theirs"}}):
         said = refusal(second, {**stack.overrides, "cluster": {"namespace": "theirs"}})
         assert "Namespace/theirs: got one that kubectl-create made, want none; set modelfleet:cluster.namespace to another" in said
-        said = refusal(second, {**stack.overrides, "cluster": {"namespace": "team-b"}})
+        # With the first one's names.
+        said = refusal(second, {**stack.overrides, "cluster": {"namespace": "team-b", "prefix": ""}})
     assert f"got one that stack {OURS} made, want none; remove it, or take it over with make up TAKE=" in said
+
+
+def test_two_fleets_live_in_one_cluster_and_one_goes_without_the_other_noticing(stack: Stack, second: Deployment) -> None:
+    service = {**stack.overrides.get("apiServer", {}), "nodePort": 30123}
+    with nothing_changes(stack):
+        outputs = second.deploy({**stack.overrides, "cluster": {"namespace": "team-b"}, "apiServer": service})
+        assert (outputs.namespace, outputs.storage_classes.hot) == ("team-b", "team-b-local-nvme")
+        url = f"http://{stack.cluster.control_plane.address}:{outputs.node_port}"
+        assert chat(url, second.key_file.read_text(), MODEL, "Say it.") == SCRIPT
+        assert second.deploy({**stack.overrides, "cluster": {"namespace": "team-b"}, "apiServer": service}) == outputs
+        second.destroy()
+    assert chat(stack.url, stack.key, MODEL, "Say it.") == SCRIPT
 
 
 def test_an_object_of_an_operator_is_taken_over_only_by_name(stack: Stack) -> None:

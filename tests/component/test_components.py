@@ -168,6 +168,14 @@ def test_storage_has_two_classes_and_one_shared_claim(retain: bool, policy: str)
     assert claim["spec"]["storageClassName"] == "shared-models"
 
 
+def test_a_class_that_is_there_is_used_and_not_made() -> None:
+    tier = c.TierArgs(size="1Gi", class_name="fast")
+    shared = c.TierArgs(provisioner="example.com/csi", size="1Gi", class_name="b-shared-models")
+    recorder = render(lambda: c.Storage("storage", c.StorageArgs(namespace="ns", hot=tier, shared=shared, retain=True)))
+    assert recorder.one("StorageClass")["metadata"]["name"] == "b-shared-models"
+    assert recorder.one("PersistentVolumeClaim")["spec"]["storageClassName"] == "b-shared-models"
+
+
 def network(**changes: Any) -> dict[str, dict[str, Any]]:
     args = c.NetworkArgs(namespace="ns", client_cidrs=["10.0.0.0/8"], prometheus_namespace="monitoring", **changes)
     recorder = render(lambda: c.Network("n", args))

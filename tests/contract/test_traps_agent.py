@@ -149,7 +149,7 @@ def test_trap_30_nothing_waits_for_endpoints_that_wait_for_it(stack: str) -> Non
     assert {"ollama", "ollama-replicas"} <= {item["metadata"]["name"] for item in headless}
     assert all(item["metadata"]["annotations"]["pulumi.com/skipAwait"] == "true" for item in headless)
     item = next(item for item in documents(stack) if item["kind"] == "StatefulSet")
-    assert item["metadata"]["annotations"] == {"pulumi.com/waitFor": "jsonpath={.metadata.uid}"}
+    assert item["metadata"]["annotations"]["pulumi.com/waitFor"] == "jsonpath={.metadata.uid}"
     assert rules.stateful_sets_have_their_service(documents(stack)) == []
 
 

@@ -132,6 +132,22 @@ def test_prod_has_the_sizes_of_the_design() -> None:
         ({"images": {"builder": "docker-build"}}, "modelfleet:images.refs: got references, want none with builder docker-build"),
         ({"images": {"builder": "podman"}}, "modelfleet:images.builder: got 'podman', want 'prebuilt', 'docker-build' or 'docker'"),
         ({"flete": {}}, "modelfleet:flete: got an unknown key, want one of apiServer, cache,"),
+        (
+            {"cluster": {"namespace": "kube-system"}},
+            "modelfleet:cluster.namespace: got 'kube-system', want a namespace of the stack's own; name another",
+        ),
+        (
+            {"cluster": {"namespace": "default"}},
+            "modelfleet:cluster.namespace: got 'default', want a namespace of the stack's own; name another",
+        ),
+        (
+            {"storage": {"hot": {"size": "8Gi"}}},
+            "modelfleet:storage.hot.provisioner: got nothing, want a CSI driver; set it, or set className to a class that is there",
+        ),
+        (
+            {"storage": {"hot": {"size": "8Gi", "className": "fast", "parameters": {"a": "b"}}}},
+            "modelfleet:storage.hot.parameters: got some for a class that is there, want none; they are that class's own, so remove them",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_path_and_the_remedy(sections: dict[str, Any], line: str) -> None:
@@ -373,3 +389,29 @@ def test_models_on_some_replicas_need_room_only_there() -> None:
     config["fleet"]["contextLength"] = 65536
     with pytest.raises(SettingsError, match=r"of GPU memory for m0:1, m1:1"):
         parse(config)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "gpu", "names"),
+    [
+        ({}, {}, ("local-nvme", "shared-models", "nvidia", "x")),
+        ({"namespace": "team-b"}, {}, ("team-b-local-nvme", "team-b-shared-models", "team-b-nvidia", "team-b-x")),
+        ({"namespace": "team-b", "prefix": ""}, {}, ("local-nvme", "shared-models", "nvidia", "x")),
+        ({"prefix": "b-"}, {"createRuntimeClass": False}, ("b-local-nvme", "b-shared-models", "nvidia", "b-x")),
+        ({"prefix": "b-"}, {"runtimeClass": "gpu"}, ("b-local-nvme", "b-shared-models", "gpu", "b-x")),
+    ],
+)
+def test_what_is_outside_of_the_namespace_bears_the_fleets_name(
+    cluster: dict[str, Any], gpu: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    config = document()
+    config["cluster"] |= cluster
+    config["gpu"] = {**config.get("gpu", {}), **gpu}
+    found = parse(config)
+    assert (found.hot_class, found.shared_class, found.runtime_class, found.cluster.wide("x")) == names
+
+
+def test_a_class_that_is_there_is_taken_by_name() -> None:
+    config = document()
+    config["storage"]["hot"] = {"className": "fast", "size": config["storage"]["hot"]["size"]}
+    assert parse(config).hot_class == "fast"

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Self
 
-from pydantic import StringConstraints, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from infra.program.settings.section import DnsLabel, Section
 
@@ -11,17 +11,32 @@ _OF_THE_SYSTEM = ("kube-", "openshift")
 """What the namespaces of Kubernetes and of OpenShift begin with."""
 
 
+_FIRST_NAMESPACE = "modelfleet"
+"""Where a cluster's first fleet usually is. What it has outside of the namespace bears plain names."""
+
+
 class ClusterSettings(Section):
     context: str | None = None
     """Context of the kubeconfig to deploy to; never the current one by accident."""
     identity: str | None = None
     """UID of the cluster's kube-system namespace: another cluster under the same context name is refused."""
-    namespace: DnsLabel = "modelfleet"
+    namespace: DnsLabel = _FIRST_NAMESPACE
     """Where everything of the stack lives; the stack owns it."""
+    prefix: str | None = Field(default=None, pattern=r"^([a-z0-9][a-z0-9-]{0,40}-)?$")
+    """What the names of the stack's objects outside of its namespace begin with. By default nothing in the namespace `modelfleet`, and in
+    another one its name; stacks that were made without it keep their names."""
     take: tuple[ObjectName, ...] = ()
     """Objects (`Kind/name`) that are there, that this stack did not make, and that it takes over, with all that they have."""
     render_to: str | None = None
     """Absolute directory: write YAML there and talk to no cluster."""
+
+    def wide(self, name: str) -> str:
+        """The name of an object that is not in the stack's namespace, or in another one."""
+        return f"{self._default_prefix if self.prefix is None else self.prefix}{name}"
+
+    @property
+    def _default_prefix(self) -> str:
+        return "" if self.namespace == _FIRST_NAMESPACE else f"{self.namespace}-"
 
     @field_validator("namespace")
     @classmethod

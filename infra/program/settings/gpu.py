@@ -61,8 +61,8 @@ class GpuSettings(Section):
     allocation: Literal["device-plugin", "dra"] = "device-plugin"
     """How pods ask: for an extended resource of NVIDIA's device plugin, or with a claim (resource.k8s.io/v1) of NVIDIA's DRA driver."""
     sharing: SharingSettings = SharingSettings()
-    runtime_class: DnsLabel = "nvidia"
-    """Name of the RuntimeClass that GPU pods use."""
+    runtime_class: DnsLabel | None = None
+    """Name of the RuntimeClass that GPU pods use: by default `nvidia`, with `cluster.prefix` where the stack makes it."""
     handler: DnsLabel = "nvidia"
     """Name of the runtime handler in the node's containerd or CRI-O configuration (docs/gpu-nodes.md)."""
     create_runtime_class: bool = True

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from components.contract import HOT_CLASS, SHARED_CLASS
 from infra.program.settings.cluster import ClusterSettings
 from infra.program.settings.fleet import FleetSettings
 from infra.program.settings.governance import GovernanceSettings
@@ -11,6 +12,9 @@ from infra.program.settings.models import DeliverySettings, ModelSettings
 from infra.program.settings.section import Section
 from infra.program.settings.services import ApiServerSettings, CacheSettings, ModelServerSettings, MonitoringSettings
 from infra.program.settings.storage import StorageSettings
+
+NVIDIA = "nvidia"
+"""The RuntimeClass of NVIDIA's GPU operator, and the first fleet's own."""
 
 
 class Sections(Section):
@@ -29,6 +33,22 @@ class Sections(Section):
     cache: CacheSettings
     api_server: ApiServerSettings
     monitoring: MonitoringSettings
+
+    @property
+    def hot_class(self) -> str:
+        """StorageClass of the replicas' own claims."""
+        return self.storage.hot.class_name or self.cluster.wide(HOT_CLASS)
+
+    @property
+    def shared_class(self) -> str:
+        """StorageClass of the shared claim."""
+        return self.storage.shared.class_name or self.cluster.wide(SHARED_CLASS)
+
+    @property
+    def runtime_class(self) -> str:
+        """RuntimeClass of GPU pods."""
+        own = self.cluster.wide(NVIDIA) if self.gpu.create_runtime_class else NVIDIA
+        return self.gpu.runtime_class or own
 
     @property
     def model_names(self) -> list[str]:

@@ -1,13 +1,17 @@
 """The section `storage`: the two tiers that models are kept in."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from infra.program.settings.section import Bytes, Section
 
 
 class Tier(Section):
-    provisioner: str = Field(pattern=r"^[a-z0-9]([a-z0-9./-]{0,198}[a-z0-9])?$")
-    """The CSI driver."""
+    provisioner: str | None = Field(default=None, pattern=r"^[a-z0-9]([a-z0-9./-]{0,198}[a-z0-9])?$")
+    """The CSI driver of a StorageClass that the stack makes. Without it, `className` is one that is there."""
+    class_name: str | None = Field(default=None, pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
+    """Name of the StorageClass."""
     size: Bytes
     """Size of one claim."""
     parameters: dict[str, str] = Field(default={})
@@ -15,11 +19,19 @@ class Tier(Section):
     mount_options: list[str] = Field(default=[])
     """For example nfsvers=4.1."""
 
+    @model_validator(mode="after")
+    def _has_a_class(self) -> Self:
+        if self.provisioner is None and self.class_name is None:
+            raise ValueError("provisioner: got nothing, want a CSI driver; set it, or set className to a class that is there")
+        if self.provisioner is None and (self.parameters or self.mount_options):
+            raise ValueError("parameters: got some for a class that is there, want none; they are that class's own, so remove them")
+        return self
+
 
 class StorageSettings(Section):
     hot: Tier
-    """Node-local, one claim a replica: StorageClass local-nvme."""
+    """Node-local, one claim a replica: StorageClass local-nvme, if it is not named otherwise."""
     shared: Tier
-    """ReadWriteMany, one claim for the fleet: StorageClass shared-models."""
+    """ReadWriteMany, one claim for the fleet: StorageClass shared-models, if it is not named otherwise."""
     retain: bool = True
     """Keep models (claims, volumes, namespace) when the stack is destroyed."""
