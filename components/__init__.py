@@ -11,7 +11,8 @@ from .images import RuntimeImages, RuntimeImagesArgs
 from .model_server import ModelServer, ModelServerArgs
 from .models import ModelStore, ModelStoreArgs
 from .monitoring import Monitoring, MonitoringArgs
-from .network import Network, NetworkArgs, OriginArgs
+from .network import DnsArgs, Network, NetworkArgs, OriginArgs, PodsArgs
+from .objects import ExposureArgs
 from .ollama import OllamaFleet, OllamaFleetArgs
 from .ollama_agent import AgentArgs
 from .storage import Storage, StorageArgs, TierArgs
@@ -25,6 +26,8 @@ __all__ = [
     "CacheServer",
     "CacheServerArgs",
     "ClaimArgs",
+    "DnsArgs",
+    "ExposureArgs",
     "Governance",
     "GovernanceArgs",
     "GpuRuntime",
@@ -42,6 +45,7 @@ __all__ = [
     "OllamaFleet",
     "OllamaFleetArgs",
     "OriginArgs",
+    "PodsArgs",
     "ResourceArgs",
     "RuntimeImages",
     "RuntimeImagesArgs",

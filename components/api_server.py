@@ -35,6 +35,8 @@ class ApiServerArgs:
     resources: containers.ResourceArgs
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     node_port: int | None = None
+    exposure: objects.ExposureArgs | None = None
+    """For NodePort and LoadBalancer."""
     priority_class: pulumi.Input[str] | None = None
 
 
@@ -65,7 +67,9 @@ class ApiServer(pulumi.ComponentResource):
             opts=child,
         )
         ports, kind = {"http": PORTS[API_SERVER]}, args.service_type
-        service = objects.service(f"{name}-service", API_SERVER, args.namespace, ports, child, kind=kind, node_port=args.node_port)
+        service = objects.service(
+            f"{name}-service", API_SERVER, args.namespace, ports, child, kind=kind, node_port=args.node_port, exposure=args.exposure
+        )
         pod, space = _pod(args, secret.metadata.name), args.namespace
         pods.deployment(f"{name}-servers", API_SERVER, space, pod, child, replicas=args.replicas, strategy=_NEVER_FEWER)
         objects.disruption_budget(f"{name}-budget", API_SERVER, args.namespace, child)

@@ -2,14 +2,14 @@
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pulumi
 import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods, registry_auth
 from .contract import DATA_LABEL, IMAGE_VERIFIER, PORTS, PULL_SECRET, RESTRICTED, labels, selector, type_token
-from .network import default_deny, dns_egress
+from .network import DnsArgs, default_deny, dns_egress
 
 admission = k8s.admissionregistration.v1
 core = k8s.core.v1
@@ -53,6 +53,7 @@ class ImageTrustArgs:
     """dockerconfigjson with the logins of private registries, which signatures are read with."""
     ca_bundle: str = ""
     """Authorities of registries beside the public ones, PEM."""
+    dns: DnsArgs = field(default_factory=DnsArgs)
     prefix: str = ""
     """What the webhook configuration's name begins with, where a cluster has several fleets."""
     replicas: int = 2
@@ -83,7 +84,7 @@ class ImageTrust(pulumi.ComponentResource):
             metadata=k8s.meta.v1.ObjectMetaArgs(name=args.namespace, labels=labels("namespace") | RESTRICTED | {DATA_LABEL: "none"}),
             opts=child,
         ).metadata.name
-        self._policies(name, namespace, child)
+        self._policies(name, namespace, args.dns, child)
         servers = self._servers(name, args, namespace, child)
         service = objects.service(f"{name}-service", IMAGE_VERIFIER, namespace, {"https": PORTS[IMAGE_VERIFIER]}, child)
         objects.disruption_budget(f"{name}-budget", IMAGE_VERIFIER, namespace, child)
@@ -120,7 +121,7 @@ class ImageTrust(pulumi.ComponentResource):
         return pods.deployment(f"{name}-servers", IMAGE_VERIFIER, namespace, pod, after, replicas=args.replicas)
 
     @staticmethod
-    def _policies(name: str, namespace: pulumi.Input[str], child: pulumi.ResourceOptions) -> None:
+    def _policies(name: str, namespace: pulumi.Input[str], dns: DnsArgs, child: pulumi.ResourceOptions) -> None:
         """The API server comes from a node, registries are anywhere: a port is all that can be said of either."""
         default_deny(f"{name}-default-deny", namespace, child)
         port = net.NetworkPolicyPortArgs(port=PORTS[IMAGE_VERIFIER], protocol="TCP")
@@ -132,7 +133,7 @@ class ImageTrust(pulumi.ComponentResource):
                 pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(IMAGE_VERIFIER)),
                 policy_types=["Ingress", "Egress"],
                 ingress=[net.NetworkPolicyIngressRuleArgs(ports=[port])],
-                egress=[net.NetworkPolicyEgressRuleArgs(to=[anywhere]), dns_egress()],
+                egress=[net.NetworkPolicyEgressRuleArgs(to=[anywhere]), dns_egress(dns)],
             ),
             opts=child,
         )

@@ -1,7 +1,7 @@
 """Network policies: everything is denied but the edges of the contract."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -34,12 +34,35 @@ class OriginArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PodsArgs:
+    """Pods of another namespace."""
+
+    namespace: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Without any, every pod of the namespace."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DnsArgs:
+    """Where names are looked up. The defaults are those of kubeadm and of most distributions."""
+
+    pods: PodsArgs = field(default_factory=lambda: PodsArgs(namespace="kube-system", labels={"k8s-app": "kube-dns"}))
+    port: int = 53
+    """Of the pods themselves, beside 53."""
+    cidrs: Sequence[str] = ()
+    """Addresses that answer on the nodes, as NodeLocal DNSCache does."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkArgs:
     """Inputs of Network."""
 
     namespace: pulumi.Input[str]
     client_cidrs: Sequence[str]
     """Addresses that may connect to the API server."""
+    client_pods: Sequence[PodsArgs] = ()
+    """Pods that may connect to the API server."""
+    dns: DnsArgs = field(default_factory=DnsArgs)
     prometheus_namespace: str
     """The one other namespace whose pods may read metrics."""
     origins: Sequence[OriginArgs] = ()
@@ -84,7 +107,7 @@ def _policy(component: str, args: NetworkArgs, deployed: Sequence[str]) -> net.N
         if edge.target == component
     ]  # fmt: skip
     if component == API_SERVER:
-        clients = [net.NetworkPolicyPeerArgs(ip_block=net.IPBlockArgs(cidr=cidr)) for cidr in args.client_cidrs]
+        clients = [*map(_addresses, args.client_cidrs), *(_namespace(each.namespace, each.labels) for each in args.client_pods)]
         ingress.append(net.NetworkPolicyIngressRuleArgs(from_=clients, ports=[_port(PORTS[API_SERVER])]))
     if component in SCRAPED:
         ingress.append(net.NetworkPolicyIngressRuleArgs(from_=[_namespace(args.prometheus_namespace)], ports=[_port(SCRAPED[component])]))
@@ -94,17 +117,12 @@ def _policy(component: str, args: NetworkArgs, deployed: Sequence[str]) -> net.N
         if edge.source == component
     ]  # fmt: skip
     if component == MODEL_WRITER:
-        egress += [
-            net.NetworkPolicyEgressRuleArgs(
-                to=[net.NetworkPolicyPeerArgs(ip_block=net.IPBlockArgs(cidr=origin.cidr))], ports=[_port(origin.port)]
-            )
-            for origin in args.origins
-        ]
+        egress += [net.NetworkPolicyEgressRuleArgs(to=[_addresses(origin.cidr)], ports=[_port(origin.port)]) for origin in args.origins]
     if component == ACTIVATOR:
-        cluster = [net.NetworkPolicyPeerArgs(ip_block=net.IPBlockArgs(cidr=cidr)) for cidr in args.kubernetes_cidrs]
+        cluster = [_addresses(cidr) for cidr in args.kubernetes_cidrs]
         egress.append(net.NetworkPolicyEgressRuleArgs(to=cluster, ports=[_port(number) for number in KUBERNETES_PORTS]))
     if component in DNS_CLIENTS or (component == MODEL_WRITER and args.origins_have_names):
-        egress.append(dns_egress())
+        egress.append(dns_egress(args.dns))
     return net.NetworkPolicySpecArgs(
         pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(component)),
         policy_types=["Ingress", "Egress"],
@@ -123,23 +141,28 @@ def default_deny(name: str, namespace: pulumi.Input[str], opts: pulumi.ResourceO
     )
 
 
-def dns_egress() -> net.NetworkPolicyEgressRuleArgs:
-    """To the cluster's DNS pods: those with the label k8s-app=kube-dns in kube-system, as kubeadm and most distributions have them."""
-    dns = _namespace("kube-system", {"k8s-app": "kube-dns"})
-    return net.NetworkPolicyEgressRuleArgs(to=[dns], ports=[_port(53, "UDP"), _port(53, "TCP")])
+def dns_egress(dns: DnsArgs) -> net.NetworkPolicyEgressRuleArgs:
+    """To the cluster's DNS: its pods, and what answers for them on the nodes."""
+    to = [_namespace(dns.pods.namespace, dns.pods.labels), *map(_addresses, dns.cidrs)]
+    ports = dict.fromkeys((53, dns.port))
+    return net.NetworkPolicyEgressRuleArgs(to=to, ports=[_port(number, protocol) for number in ports for protocol in ("UDP", "TCP")])
 
 
 def _port(number: int, protocol: str = "TCP") -> net.NetworkPolicyPortArgs:
     return net.NetworkPolicyPortArgs(port=number, protocol=protocol)
 
 
+def _addresses(cidr: str) -> net.NetworkPolicyPeerArgs:
+    return net.NetworkPolicyPeerArgs(ip_block=net.IPBlockArgs(cidr=cidr))
+
+
 def _pods(component: str) -> net.NetworkPolicyPeerArgs:
     return net.NetworkPolicyPeerArgs(pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(component)))
 
 
-def _namespace(name: str, pods: dict[str, str] | None = None) -> net.NetworkPolicyPeerArgs:
+def _namespace(name: str, pods: Mapping[str, str] | None = None) -> net.NetworkPolicyPeerArgs:
     """Pods of another namespace; both selectors in one peer, so both must hold."""
     return net.NetworkPolicyPeerArgs(
         namespace_selector=k8s.meta.v1.LabelSelectorArgs(match_labels={"kubernetes.io/metadata.name": name}),
-        pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=pods) if pods else None,
+        pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=dict(pods)) if pods else None,
     )

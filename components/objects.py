@@ -1,6 +1,8 @@
 """What the objects of all components share: metadata, and the Services and disruption budgets that several of them have."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -24,6 +26,19 @@ def metadata(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExposureArgs:
+    """How clients outside of the cluster reach a Service of type NodePort or LoadBalancer."""
+
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """What the maker of load balancers is told."""
+    load_balancer_class: str | None = None
+    source_ranges: Sequence[str] = ()
+    """Addresses that the load balancer lets through; empty is all."""
+    external_traffic_policy: Literal["Cluster", "Local"] | None = None
+    """Local keeps the addresses of clients."""
+
+
 def service(
     name: str,
     component: str,
@@ -34,21 +49,26 @@ def service(
     kind: str = "ClusterIP",
     node_port: int | None = None,
     headless: bool = False,
+    exposure: ExposureArgs | None = None,
 ) -> core.Service:
     """A Service under the component's own name. `headless`: clients see every pod's address and balance themselves.
 
     A `kind` other than ClusterIP is the configuration's wish and is noted on the object, for the policy pack.
     """
     exposed = {} if kind == "ClusterIP" else {EXPOSED_ANNOTATION: kind}
+    outside = exposure or ExposureArgs()
     return core.Service(
         name,
-        metadata=metadata(component, namespace, annotations=SKIP_AWAIT | exposed),
+        metadata=metadata(component, namespace, annotations={**outside.annotations, **SKIP_AWAIT, **exposed}),
         spec=core.ServiceSpecArgs(
             type=kind,
             cluster_ip="None" if headless else None,
             selector=selector(component),
-            # A headless Service gives out all addresses, and its clients choose.
-            traffic_distribution=None if headless else "PreferSameZone",
+            # A headless Service gives out all addresses, and its clients choose. PreferSameZone says the same from Kubernetes 1.34 on.
+            traffic_distribution=None if headless else "PreferClose",
+            external_traffic_policy=outside.external_traffic_policy,
+            load_balancer_class=outside.load_balancer_class,
+            load_balancer_source_ranges=list(outside.source_ranges) or None,
             ports=[
                 core.ServicePortArgs(name=port_name, port=port, target_port=port, node_port=node_port if index == 0 else None)
                 for index, (port_name, port) in enumerate(ports.items())

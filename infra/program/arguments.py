@@ -88,10 +88,16 @@ def image_trust(settings: Settings, trust: TrustSettings, namespace: pulumi.Inpu
         registries=trust.registries,
         registry_auth=inputs.registry_auth(),
         ca_bundle=trust.ca_bundle,
+        dns=_dns(settings),
         prefix=settings.cluster.wide(""),
         replicas=trust.replicas,
         resources=_resources(trust.resources),
     )
+
+
+def _dns(settings: Settings) -> c.DnsArgs:
+    found = settings.network.dns
+    return c.DnsArgs(pods=c.PodsArgs(namespace=found.namespace, labels=found.pod_labels), port=found.port, cidrs=found.cidrs)
 
 
 def network(settings: Settings, namespace: pulumi.Input[str]) -> c.NetworkArgs:
@@ -99,6 +105,8 @@ def network(settings: Settings, namespace: pulumi.Input[str]) -> c.NetworkArgs:
     return c.NetworkArgs(
         namespace=namespace,
         client_cidrs=settings.api_server.client_cidrs,
+        client_pods=[c.PodsArgs(namespace=each.namespace, labels=each.labels) for each in settings.network.clients],
+        dns=_dns(settings),
         prometheus_namespace=settings.monitoring.prometheus_namespace,
         origins=delivery.origins(settings),
         origins_have_names=delivery.has_names(settings),
@@ -218,6 +226,17 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
     return table
 
 
+def _exposure(settings: Settings) -> c.ExposureArgs:
+    wanted = settings.api_server
+    local = "Local" if wanted.knows_its_clients and wanted.service_type != "ClusterIP" else None
+    return c.ExposureArgs(
+        annotations=wanted.service_annotations,
+        load_balancer_class=wanted.load_balancer_class,
+        source_ranges=wanted.client_cidrs if wanted.knows_its_clients and wanted.service_type == "LoadBalancer" else (),
+        external_traffic_policy=wanted.external_traffic_policy or local,
+    )
+
+
 def api_server(settings: Settings, namespace: pulumi.Input[str], images: Images, runtime: c.GpuRuntime) -> c.ApiServerArgs:
     wanted = settings.api_server
     return c.ApiServerArgs(
@@ -230,6 +249,7 @@ def api_server(settings: Settings, namespace: pulumi.Input[str], images: Images,
         resources=_resources(wanted.resources),
         service_type=wanted.service_type,
         node_port=wanted.node_port,
+        exposure=_exposure(settings),
         priority_class=runtime.gateway_priority_class,
     )
 

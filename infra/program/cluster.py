@@ -1,5 +1,6 @@
 """The cluster behind a context: which one it is, and what is in it. The wrong one is refused before any resource is registered."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -15,6 +16,10 @@ from infra.program.settings.cluster import ClusterSettings
 from infra.program.settings.section import SettingsError
 
 TIMEOUT_S = 5
+OLDEST = (1, 32)
+"""Kubernetes with everything that every stack uses: what keeps the claims of a StatefulSet is the last of it, stable since 1.32."""
+CLAIMS_OF_DEVICES = (1, 34)
+"""resource.k8s.io/v1, for gpu.allocation: dra."""
 
 
 def identity(context: str, kubeconfig: str | None = None) -> str:
@@ -80,6 +85,11 @@ class Objects:
         where = f"/namespaces/{metadata['namespace']}" if kind["namespaced"] else ""
         return self._get(f"{_api(wanted['apiVersion'])}{where}/{kind['name']}/{metadata['name']}")
 
+    def version(self) -> tuple[int, int]:
+        """Major and minor version of the API server; managed clusters write the minor as `33+`. Raises SettingsError."""
+        found = self._get("/version") or {}
+        return int(found["major"]), int(re.sub(r"\D", "", found["minor"]))
+
     def within(self, namespace: str) -> Iterator[Mapping[str, Any]]:
         """Every object of the namespace that can be listed and deleted. Raises SettingsError."""
         versions = ["v1", *(each["preferredVersion"]["groupVersion"] for each in (self._get("/apis") or {}).get("groups", []))]
@@ -120,8 +130,8 @@ def _contexts(kubeconfig: str | None) -> list[str]:
     return sorted(str(each["name"]) for each in contexts)
 
 
-def check(settings: ClusterSettings) -> None:
-    """Raise SettingsError unless the context leads to the cluster that the stack belongs to."""
+def check(settings: ClusterSettings, oldest: tuple[int, int] = OLDEST) -> None:
+    """Raise SettingsError unless the context leads to the cluster that the stack belongs to, of that version or a newer one."""
     if settings.render_to is not None or settings.context is None:
         return
     found = identity(settings.context)
@@ -130,3 +140,7 @@ def check(settings: ClusterSettings) -> None:
             f"modelfleet:cluster.identity: got the cluster {found} behind context {settings.context!r}, want {settings.identity}, "
             "which this stack was made for; choose the right context, or another stack for another cluster"
         )
+    got = Objects(settings.context).version()
+    if got < oldest:
+        shown, wanted = (".".join(map(str, each)) for each in (got, oldest))
+        raise SettingsError(f"modelfleet:cluster.context: got Kubernetes {shown} behind it, want {wanted} or newer; upgrade the cluster")

@@ -3,7 +3,7 @@
 The provider creates by server-side apply, which takes over an object that is there already. The stack would delete it later.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import pulumi
@@ -23,13 +23,22 @@ def owner() -> str:
     return f"{pulumi.get_organization()}/{pulumi.get_project()}/{pulumi.get_stack()}"
 
 
-def mark(args: pulumi.ResourceTransformationArgs) -> None:
-    """Write the stack's name on every object below a component: `ResourceOptions(transformations=[mark])`."""
-    metadata = args.props.get("metadata")
+def marks(target: ClusterSettings) -> Callable[[pulumi.ResourceTransformationArgs], None]:
+    """A transformation that writes the stack's name on every object below a component, with the labels and annotations of the settings."""
+
+    def mark(args: pulumi.ResourceTransformationArgs) -> None:
+        template = getattr(args.props.get("spec"), "template", None)
+        _add(getattr(template, "metadata", None), target.labels, target.annotations)
+        _add(args.props.get("metadata"), target.labels, {**target.annotations, STACK_ANNOTATION: owner()})
+
+    return mark
+
+
+def _add(metadata: Any, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
+    """What a component set itself stays. None of ours sets what is known only later."""
     if isinstance(metadata, k8s.meta.v1.ObjectMetaArgs):
-        # No component of ours has annotations that are known only later.
-        others = cast("dict[str, pulumi.Input[str]]", metadata.annotations or {})
-        metadata.annotations = {**others, STACK_ANNOTATION: owner()}
+        metadata.labels = {**labels, **cast("dict[str, str]", metadata.labels or {})} or None
+        metadata.annotations = {**annotations, **cast("dict[str, str]", metadata.annotations or {})} or None
 
 
 class Guard:

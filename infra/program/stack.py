@@ -19,7 +19,7 @@ def deploy() -> None:
     """The Pulumi program. Ends with one error and exit status 1, before any resource, when the configuration is wrong."""
     try:
         settings = inputs.load()
-        cluster.check(settings.cluster)
+        cluster.check(settings.cluster, cluster.CLAIMS_OF_DEVICES if settings.gpu.allocation == "dra" else cluster.OLDEST)
         settings = settings.model_copy(update={"cluster": cluster.with_kept_names(settings.cluster)})
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None
@@ -78,7 +78,7 @@ def _place(settings: Settings) -> _Place:
     # Where nothing is created, nothing can be taken over.
     guards = [] if settings.cluster.render_to is not None else [ownership.Guard(settings.cluster).over]
     logins = [pulls] if inputs.registry_auth() is not None else []
-    return _Place(_provider(settings.cluster), (ownership.mark, *guards, *logins))
+    return _Place(_provider(settings.cluster), (ownership.marks(settings.cluster), *guards, *logins))
 
 
 def _ground(settings: Settings) -> _Ground:

@@ -48,6 +48,6 @@ def render(construct: Callable[[], Any], *, preview: bool = False, outputs: Mapp
     return recorder
 
 
-def rendered(config: Mapping[str, Any]) -> dict[str, Any]:
+def rendered(config: Mapping[str, Any], **cluster: Any) -> dict[str, Any]:
     """The configuration of a stack that looks at no cluster."""
-    return {**config, "cluster": {"renderTo": "/rendered"}}
+    return {**config, "cluster": {"renderTo": "/rendered", **cluster}}

@@ -190,6 +190,29 @@ def test_everything_is_denied_by_default() -> None:
     assert "egress" not in default
 
 
+def test_names_are_looked_up_where_the_cluster_answers_them() -> None:
+    dns = c.DnsArgs(pods=c.PodsArgs(namespace="openshift-dns", labels={"dns": "default"}), port=5353, cidrs=["169.254.20.10/32"])
+    rule = network(dns=dns)["api-server"]["egress"][-1]
+    pods, node = rule["to"]
+    assert pods["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "openshift-dns"}
+    assert pods["podSelector"]["matchLabels"] == {"dns": "default"}
+    assert node == {"ipBlock": {"cidr": "169.254.20.10/32"}}
+    ports = {(each["protocol"], each["port"]) for each in rule["ports"]}
+    assert ports == {("UDP", 53), ("TCP", 53), ("UDP", 5353), ("TCP", 5353)}
+
+
+def test_pods_of_another_namespace_may_be_clients_of_the_api_server_alone() -> None:
+    policies = network(client_pods=[c.PodsArgs(namespace="openhands", labels={"app": "agent"}), c.PodsArgs(namespace="ci")])
+    clients = next(rule["from"] for rule in policies["api-server"]["ingress"] if "openhands" in str(rule))
+    name = "kubernetes.io/metadata.name"
+    assert clients == [
+        {"ipBlock": {"cidr": "10.0.0.0/8"}},
+        {"namespaceSelector": {"matchLabels": {name: "openhands"}}, "podSelector": {"matchLabels": {"app": "agent"}}},
+        {"namespaceSelector": {"matchLabels": {name: "ci"}}},
+    ]
+    assert not [component for component, policy in policies.items() if component != "api-server" and "openhands" in str(policy)]
+
+
 SCALED = tuple(component for component in (*COMPONENTS, ACTIVATOR) if component != CONTEXT_PROBE)
 
 

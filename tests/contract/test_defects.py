@@ -354,7 +354,7 @@ def test_defect_37_a_namespace_that_is_open() -> None:
 
 def test_defect_39_traffic_that_crosses_zones() -> None:
     service = {"kind": "Service", "metadata": {"name": "s"}, "spec": {"selector": {"app": "model-server"}}}
-    finds(rules.traffic_stays_near, "Service/s: got trafficDistribution None, want PreferSameZone", [service])
+    finds(rules.traffic_stays_near, "Service/s: got trafficDistribution None, want PreferClose", [service])
 
 
 PHASES = {

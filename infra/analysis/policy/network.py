@@ -36,9 +36,10 @@ def policies_that_look_names_up_may_reach_dns(objects: Sequence[Object]) -> list
 def traffic_stays_near(objects: Sequence[Object]) -> list[str]:
     """A Service that balances for its clients should prefer endpoints of the client's own zone. Headless ones do not balance."""
     return [
-        f"{title(item)}: got trafficDistribution {item['spec'].get('trafficDistribution')}, want PreferSameZone; set it"
+        f"{title(item)}: got trafficDistribution {item['spec'].get('trafficDistribution')}, want PreferClose; set it"
         for item in of(objects, "Service")
-        if item["spec"].get("clusterIP") != "None" and item["spec"].get("trafficDistribution") not in ("PreferSameZone", "PreferSameNode")
+        if item["spec"].get("clusterIP") != "None"
+        and item["spec"].get("trafficDistribution") not in ("PreferClose", "PreferSameZone", "PreferSameNode")
     ]
 
 

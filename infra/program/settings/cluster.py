@@ -1,10 +1,11 @@
 """The section `cluster`: which cluster, and which namespace of it."""
 
+import re
 from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from infra.program.settings.section import DnsLabel, Section
+from infra.program.settings.section import Annotations, DnsLabel, Labels, Section
 
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Za-z]*/[a-z0-9.-]+$")]
 _OF_THE_SYSTEM = ("kube-", "openshift")
@@ -25,6 +26,10 @@ class ClusterSettings(Section):
     prefix: str | None = Field(default=None, pattern=r"^([a-z0-9][a-z0-9-]{0,40}-)?$")
     """What the names of the stack's objects outside of its namespace begin with. By default nothing in the namespace `modelfleet`, and in
     another one its name; stacks that were made without it keep their names."""
+    labels: Labels = Field(default={})
+    """Labels of every object of the stack, its pods included, such as a cost centre. The stack's own labels are not for you to set."""
+    annotations: Annotations = Field(default={})
+    """Annotations of every object of the stack, its pods included."""
     take: tuple[ObjectName, ...] = ()
     """Objects (`Kind/name`) that are there, that this stack did not make, and that it takes over, with all that they have."""
     render_to: str | None = None
@@ -43,6 +48,14 @@ class ClusterSettings(Section):
     def _is_not_the_systems(cls, value: str) -> str:
         if value == "default" or value.startswith(_OF_THE_SYSTEM):
             raise ValueError("want a namespace of the stack's own; name another")
+        return value
+
+    @field_validator("labels", "annotations")
+    @classmethod
+    def _are_not_the_stacks_own(cls, value: dict[str, str]) -> dict[str, str]:
+        for key in value:
+            if re.match(r"(app\.kubernetes\.io|modelfleet\.dev|pulumi\.com|pod-security\.kubernetes\.io)/", key):
+                raise ValueError(f"want none with the prefix of {key}, which the stack sets by itself; choose another")
         return value
 
     @model_validator(mode="after")

@@ -219,7 +219,7 @@ def _production(settings: Sections) -> Iterator[str]:
     if not settings.storage.retain:
         yield f"storage.retain: got false, want true {because}; models would go with the stack"
     api = settings.api_server
-    if api.service_type == "LoadBalancer" and any(cidr.endswith("/0") for cidr in api.client_cidrs):
+    if api.service_type == "LoadBalancer" and not api.knows_its_clients:
         yield f"apiServer.clientCidrs: got {', '.join(api.client_cidrs)}, want your clients' networks {because}; list them"
     if settings.gpu.sharing.strategy == "time-slicing":
         yield f"gpu.sharing.strategy: got time-slicing, want none, mps or mig {because}; no memory limit would hold"

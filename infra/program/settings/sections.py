@@ -9,6 +9,7 @@ from infra.program.settings.governance import GovernanceSettings
 from infra.program.settings.gpu import GpuSettings
 from infra.program.settings.images import ImagesSettings
 from infra.program.settings.models import DeliverySettings, ModelSettings
+from infra.program.settings.network import NetworkSettings
 from infra.program.settings.section import Section
 from infra.program.settings.services import ApiServerSettings, CacheSettings, ModelServerSettings, MonitoringSettings
 from infra.program.settings.storage import StorageSettings
@@ -32,6 +33,7 @@ class Sections(Section):
     model_server: ModelServerSettings
     cache: CacheSettings
     api_server: ApiServerSettings
+    network: NetworkSettings = NetworkSettings()
     monitoring: MonitoringSettings
 
     @property

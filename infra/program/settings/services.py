@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from infra.program.settings.section import Bytes, Cidr, DnsLabel, ModelName, Resources, Section
+from infra.program.settings.section import Annotations, Bytes, Cidr, DnsLabel, ModelName, Resources, Section
 
 
 class ModelServerSettings(Section):
@@ -42,6 +42,13 @@ class ApiServerSettings(Section):
     """Type of the Service, which decides how clients outside the cluster reach it."""
     node_port: int | None = Field(default=None, ge=30000, le=32767)
     """The port on every node, for NodePort."""
+    service_annotations: Annotations = Field(default={})
+    """Annotations of the Service, which load balancers are configured by, such as an internal address."""
+    load_balancer_class: str | None = Field(default=None, pattern=r"^[a-z0-9]([a-z0-9./-]{0,250}[a-z0-9])?$")
+    """Who makes the load balancer, where a cluster has several makers."""
+    external_traffic_policy: Literal["Cluster", "Local"] | None = None
+    """Local: a node sends clients to its own API servers alone, so that their addresses stay what they are. That is the default where
+    clientCidrs names networks, because a policy would see the node's address otherwise."""
     max_in_flight: int = Field(default=4, ge=1, le=1024)
     """Requests at once to one upstream address; more get 429 with Retry-After."""
     client_cidrs: list[Cidr] = Field(default=["0.0.0.0/0"], min_length=1)
@@ -52,7 +59,18 @@ class ApiServerSettings(Section):
     def _port_fits_type(self) -> Self:
         if self.node_port is not None and self.service_type != "NodePort":
             raise ValueError(f"nodePort: got {self.node_port} with serviceType {self.service_type}, want it with NodePort only; remove it")
+        if self.load_balancer_class is not None and self.service_type != "LoadBalancer":
+            got = f"got {self.load_balancer_class} with serviceType {self.service_type}"
+            raise ValueError(f"loadBalancerClass: {got}, want it with LoadBalancer only; remove it")
+        if self.external_traffic_policy is not None and self.service_type == "ClusterIP":
+            got = f"got {self.external_traffic_policy} with serviceType ClusterIP"
+            raise ValueError(f"externalTrafficPolicy: {got}, want it with NodePort or LoadBalancer; remove it")
         return self
+
+    @property
+    def knows_its_clients(self) -> bool:
+        """Whether the addresses that may connect are fewer than all."""
+        return not any(cidr.endswith("/0") for cidr in self.client_cidrs)
 
 
 class MonitoringSettings(Section):
