@@ -132,7 +132,7 @@ def _contexts(kubeconfig: str | None) -> list[str]:
 
 def check(settings: ClusterSettings, oldest: tuple[int, int] = OLDEST) -> None:
     """Raise SettingsError unless the context leads to the cluster that the stack belongs to, of that version or a newer one."""
-    if settings.render_to is not None or settings.context is None:
+    if settings.context is None:
         return
     found = identity(settings.context)
     if found != settings.identity:

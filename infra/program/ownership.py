@@ -10,7 +10,6 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from components.contract import PART_OF, STACK_ANNOTATION
-from infra.program.cluster import Objects
 from infra.program.settings.cluster import ClusterSettings
 
 
@@ -46,6 +45,8 @@ class Guard:
 
     def __init__(self, target: ClusterSettings) -> None:
         self._taken = frozenset(target.take)
+        from infra.program.cluster import Objects  # noqa: PLC0415 (a rendering asks no cluster, and need not import the client)
+
         self._objects = Objects(target.context or "")
         hook = pulumi.ResourceHook("nothing-of-others", self.look, pulumi.ResourceHookOptions(on_dry_run=True))
         self._hooks = pulumi.ResourceHookBinding(before_create=[hook])

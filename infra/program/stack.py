@@ -8,7 +8,7 @@ import pulumi_kubernetes as k8s
 
 import components as c
 from components.registry_auth import pulls
-from infra.program import arguments, cluster, delivery, ownership
+from infra.program import arguments, delivery, ownership
 from infra.program.outputs import outputs
 from infra.program.settings import Settings, inputs
 from infra.program.settings.cluster import ClusterSettings
@@ -19,11 +19,19 @@ def deploy() -> None:
     """The Pulumi program. Ends with one error and exit status 1, before any resource, when the configuration is wrong."""
     try:
         settings = inputs.load()
-        cluster.check(settings.cluster, cluster.CLAIMS_OF_DEVICES if settings.gpu.allocation == "dra" else cluster.OLDEST)
-        settings = settings.model_copy(update={"cluster": cluster.with_kept_names(settings.cluster)})
+        if settings.cluster.render_to is None:
+            settings = _of_its_cluster(settings)
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None
     build(settings)
+
+
+def _of_its_cluster(settings: Settings) -> Settings:
+    """The settings, checked against the cluster that they name, and with what only it knows. Raises SettingsError."""
+    from infra.program import cluster  # noqa: PLC0415 (a rendering asks no cluster, and need not import the client)
+
+    cluster.check(settings.cluster, cluster.CLAIMS_OF_DEVICES if settings.gpu.allocation == "dra" else cluster.OLDEST)
+    return settings.model_copy(update={"cluster": cluster.with_kept_names(settings.cluster)})
 
 
 @dataclass(frozen=True)

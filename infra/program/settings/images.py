@@ -3,7 +3,6 @@
 import re
 from typing import Annotated, Literal, Self
 
-from cryptography import x509
 from pydantic import Field, model_validator
 
 from infra.program.settings import refusals
@@ -34,6 +33,8 @@ class TrustSettings(Section):
     def _authorities_are_certificates(self) -> Self:
         """This is a rule of the section, not of the key: a message about the key would show its value, which may be a private key."""
         try:
+            from cryptography import x509  # noqa: PLC0415 (half a second to import, and few stacks have authorities of their own)
+
             found = x509.load_pem_x509_certificates(self.ca_bundle.encode()) if self.ca_bundle else []
         except ValueError:
             found = []
