@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlencode
 
 import kubernetes
 import urllib3
@@ -84,6 +85,10 @@ class Objects:
             return None
         where = f"/namespaces/{metadata['namespace']}" if kind["namespaced"] else ""
         return self._get(f"{_api(wanted['apiVersion'])}{where}/{kind['name']}/{metadata['name']}")
+
+    def pods(self, namespace: str, selector: str) -> list[Mapping[str, Any]]:
+        """Pods with these labels. Raises SettingsError."""
+        return list((self._get(f"/api/v1/namespaces/{namespace}/pods?{urlencode({'labelSelector': selector})}") or {}).get("items") or [])
 
     def version(self) -> tuple[int, int]:
         """Major and minor version of the API server; managed clusters write the minor as `33+`. Raises SettingsError."""

@@ -1,16 +1,11 @@
 """The contexts that the running servers reported to the context probe, for the stack's outputs."""
 
 import json
-from typing import Any
 
-import kubernetes
 import pulumi
-import urllib3
-from kubernetes.client.exceptions import ApiException
-from kubernetes.config.config_exception import ConfigException
 
-from infra.program.cluster import TIMEOUT_S
 from infra.program.settings import Settings
+from infra.program.settings.section import SettingsError
 
 
 def effective_contexts(settings: Settings, job: pulumi.Output[str]) -> pulumi.Output[dict[str, int]]:
@@ -23,18 +18,15 @@ def effective_contexts(settings: Settings, job: pulumi.Output[str]) -> pulumi.Ou
 
 def _read(context: str, namespace: str, job: str) -> dict[str, int]:
     """Empty, with a warning, when the probe's pod is gone: its node was lost, or somebody deleted it."""
+    from infra.program.cluster import Objects  # noqa: PLC0415 (a rendering asks no cluster, and need not import the client)
+
     try:
-        client = kubernetes.client.CoreV1Api(kubernetes.config.new_client_from_config(context=context))
-        found: Any = client.list_namespaced_pod(namespace, label_selector=f"batch.kubernetes.io/job-name={job}", _request_timeout=TIMEOUT_S)
-    except (ApiException, ConfigException, urllib3.exceptions.HTTPError, OSError) as error:
-        pulumi.log.warn(f"Job/{job}: got {type(error).__name__}, want its pods; effective contexts are left out of the outputs")
+        pods = Objects(context).pods(namespace, f"batch.kubernetes.io/job-name={job}")
+    except SettingsError as error:
+        pulumi.log.warn(f"Job/{job}: got no pods, want them; effective contexts are left out of the outputs: {error}")
         return {}
-    messages = [
-        status.state.terminated.message
-        for pod in found.items
-        for status in pod.status.container_statuses or []
-        if status.state.terminated is not None and status.state.terminated.exit_code == 0
-    ]
+    ends = [status["state"].get("terminated") or {} for pod in pods for status in pod["status"].get("containerStatuses") or []]
+    messages = [end["message"] for end in ends if end.get("exitCode") == 0 and end.get("message")]
     if not messages:
         pulumi.log.warn(f"Job/{job}: got no pod with a result, want one; effective contexts are left out until the fleet changes")
         return {}
