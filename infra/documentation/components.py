@@ -32,7 +32,8 @@ Within a major version names, arguments, outputs and type tokens stay, and new a
 `python -m infra.documentation.components`.
 
 The names of Kubernetes objects are constants (`contract.py`), because pods find each other by these names. So a second copy of a component
-needs a second namespace, and components with objects of the whole cluster (GpuRuntime, Storage, ImageTrust) exist once in a cluster.
+needs a second namespace. Components with objects of the whole cluster take other names for those: GpuRuntime and ImageTrust a `prefix`,
+the tiers of Storage a `class_name`.
 
 | component | what | required arguments | outputs | type token |
 | --- | --- | --- | --- | --- |

@@ -1,0 +1,60 @@
+"""What a cluster of the user's own says about itself before anything is changed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from infra.program import cluster
+from infra.program.settings.cluster import ClusterSettings
+from infra.program.settings.section import SettingsError
+
+SETTINGS = ClusterSettings(context="theirs", identity="3f1c", namespace="team-b")
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Mapping[str, Any]]:
+    """Path to what the API server answers; what is not in it does not exist."""
+    found: dict[str, Mapping[str, Any]] = {}
+    monkeypatch.setattr(cluster.Objects, "_get", lambda _, path: found.get(path))
+    monkeypatch.setattr(cluster, "identity", lambda *_: "3f1c")
+    return found
+
+
+@pytest.mark.parametrize(("major", "minor", "got"), [("1", "31", "1.31"), ("1", "29+", "1.29")])
+def test_a_cluster_that_is_too_old_is_refused(answers: dict[str, Mapping[str, Any]], major: str, minor: str, got: str) -> None:
+    answers["/version"] = {"major": major, "minor": minor}
+    with pytest.raises(SettingsError, match=rf"^modelfleet:cluster.context: got Kubernetes {got} behind it, want 1.32 or newer; upgrade"):
+        cluster.check(SETTINGS)
+
+
+def test_claims_of_devices_need_a_newer_one(answers: dict[str, Mapping[str, Any]]) -> None:
+    answers["/version"] = {"major": "1", "minor": "33+"}
+    cluster.check(SETTINGS)
+    with pytest.raises(SettingsError, match=r"got Kubernetes 1.33 behind it, want 1.34 or newer"):
+        cluster.check(SETTINGS, cluster.CLAIMS_OF_DEVICES)
+
+
+CORE = {"resources": [{"name": "persistentvolumeclaims", "kind": "PersistentVolumeClaim", "namespaced": True, "verbs": ["get"]}]}
+CLAIM = "/api/v1/namespaces/team-b/persistentvolumeclaims/shared-models"
+
+
+@pytest.mark.parametrize(
+    ("stored", "name"), [("shared-models", "local-nvme"), ("team-b-shared-models", "team-b-local-nvme"), (None, "team-b-local-nvme")]
+)
+def test_a_stack_that_was_made_with_plain_names_keeps_them(answers: dict[str, Mapping[str, Any]], stored: str | None, name: str) -> None:
+    answers["/api/v1"] = CORE
+    if stored is not None:
+        answers[CLAIM] = {"spec": {"storageClassName": stored}}
+    assert cluster.with_kept_names(SETTINGS).wide("local-nvme") == name
+
+
+def test_a_prefix_that_is_set_is_not_asked_about(answers: dict[str, Mapping[str, Any]]) -> None:
+    answers |= {"/api/v1": CORE, CLAIM: {"spec": {"storageClassName": "shared-models"}}}
+    assert cluster.with_kept_names(SETTINGS.model_copy(update={"prefix": "b-"})).wide("x") == "b-x"
+
+
+def test_an_object_of_a_kind_that_the_cluster_does_not_know_is_not_there(answers: dict[str, Mapping[str, Any]]) -> None:
+    answers["/api/v1"] = CORE
+    wanted = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": {"name": "x", "namespace": "team-b"}}
+    assert cluster.Objects("theirs").find(wanted) is None
