@@ -18,7 +18,8 @@ from tests.golden.engine import Engine
 from tests.golden.releases import Release, kept, prebuilt
 from tests.golden.test_golden import GOLDEN
 
-HOLD_DATA = ("Namespace", "PersistentVolume", "PersistentVolumeClaim", "StatefulSet", "StorageClass")
+HOLD_DATA = ("Namespace", "PersistentVolume", "PersistentVolumeClaim", "StatefulSet")
+"""A StorageClass holds none: its volumes stay when it is replaced (docs/lifecycle.md)."""
 SECRETS_OF_CLIENTS = ("api-server-keys", "cache-auth")
 """What clients and other programs have been given: their values stay."""
 

@@ -58,7 +58,7 @@ PASSES: list[tuple[rules.Rule, list[dict[str, Any]]]] = [
     (rules.no_container_is_privileged, [pod(securityContext={"runAsUser": 10001, "capabilities": {"drop": ["ALL"]}})]),
     (rules.no_container_is_privileged, [pod(securityContext={"privileged": False, "runAsNonRoot": True})]),
     (rules.pods_stay_off_the_host, [pod(ports=[{"containerPort": 80}], spec={"hostNetwork": False, "volumes": [{"emptyDir": {}}]})]),
-    (rules.nothing_is_exposed_unasked, [service("ClusterIP"), service("NodePort")]),
+    (rules.nothing_is_exposed_unasked, [service("ClusterIP"), service("NodePort", {"modelfleet.dev/exposed": "NodePort"})]),
     (rules.policies_that_look_names_up_may_reach_dns, [TO_AN_ADDRESS]),
     (rules.nothing_is_exposed_unasked, [service("LoadBalancer", {"modelfleet.dev/exposed": "LoadBalancer"})]),
     (rules.gpu_shares_have_a_memory_limit, [pod(resources={"limits": {"nvidia.com/gpu": "1"}})]),

@@ -4,7 +4,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_COMPILERS = re.compile(r"\b(cuda-toolkit\S*|build-essential|g\+\+|gcc|nvcc|\S+-dev)\b")
+_COMPILERS = re.compile(
+    r"(?<![\w./-])(cuda-toolkit\S*|cuda-nvcc\S*|build-essential|g\+\+\S*|gcc\S*|cpp|nvcc|clang\S*|llvm\S*|gfortran\S*|rustc|rustup|cargo|golang\S*"
+    r"|cmake|make|ninja-build|meson|\S+-dev)(?![\w./-])"
+)
+_INSTALLS = re.compile(r"\b(pip3?|uv|pipx|poetry|conda|mamba)\b.*\b(install|sync|add)\b")
+_LOCKED = re.compile(r"--require-hashes|\buv sync\b.*--(locked|frozen)")
+_SECRET_NAME = re.compile(r"(PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|CREDENTIALS?|(^|_)KEYS?)$", re.IGNORECASE)
 
 
 def _stages(text: str) -> list[tuple[str, list[str]]]:
@@ -40,9 +46,44 @@ def runtime_has_no_compiler(text: str) -> list[str]:
 
 
 def packages_are_locked(text: str) -> list[str]:
-    lines = [line for _, instructions in _stages(text) for line in instructions if re.search(r"\bpip3? install\b", line)]
+    """Each command of a line by itself: one that is locked says nothing of the next."""
+    commands = [
+        command.strip()
+        for _, instructions in _stages(text)
+        for line in instructions
+        if line.startswith("RUN")
+        for command in re.split(r"&&|\|\|?|;", line)
+    ]
     return [
-        f"{line}: got packages without hashes, want a lock; use --require-hashes -r" for line in lines if "--require-hashes" not in line
+        f"{command}: got packages without hashes, want a lock; use --require-hashes -r"
+        for command in commands
+        if _INSTALLS.search(command) and not _LOCKED.search(command)
+    ]
+
+
+def downloads_have_a_digest(text: str) -> list[str]:
+    """What a build fetches by itself may be another thing tomorrow."""
+    lines = [line for _, instructions in _stages(text) for line in instructions]
+    return [
+        f"{line}: got a download without a digest, want ADD --checksum=sha256:…; name it"
+        for line in lines
+        if re.search(r"\b(curl|wget)\b.*https?://", line) or (re.match(r"ADD\b.*https?://", line) and "--checksum=" not in line)
+    ]
+
+
+def has_no_secrets(text: str) -> list[str]:
+    """An argument or a variable stays in the image's history, for everybody who can pull it."""
+    named = [
+        part.partition("=")[0]
+        for _, instructions in _stages(text)
+        for line in instructions
+        if re.match(r"(ARG|ENV)\b", line)
+        for part in line.split()[1:]
+    ]
+    return [
+        f"{name}: got a secret in the image, want it mounted: RUN --mount=type=secret; remove it"
+        for name in named
+        if _SECRET_NAME.search(name)
     ]
 
 
@@ -63,6 +104,15 @@ def runs_as_a_number(text: str) -> list[str]:
 def can_run_its_entrypoint(text: str) -> list[str]:
     """A python entrypoint needs a base that has Python, or a stage that installs it."""
     base, instructions = _stages(text)[-1]
-    python = any(re.match(r'(ENTRYPOINT|CMD) \["python', line) for line in instructions)
+    python = any(re.match(r'(ENTRYPOINT|CMD) \["(/\S*/)?python', line) for line in instructions)
     has_python = base.startswith("python:") or any("python3" in line for line in instructions if line.startswith("RUN"))
     return [f"ENTRYPOINT: got python on {base}, want a base that has it; build on python"] if python and not has_python else []
+
+
+def violations(text: str, pins: Mapping[str, Any]) -> list[str]:
+    """Every violation of every rule of this module."""
+    rules = (
+        *(runtime_has_no_compiler, packages_are_locked, downloads_have_a_digest, has_no_secrets),
+        *(has_nothing_that_kubernetes_ignores, runs_as_a_number, can_run_its_entrypoint),
+    )
+    return bases_are_pinned(text, pins) + [line for rule in rules for line in rule(text)]

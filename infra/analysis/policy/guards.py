@@ -64,13 +64,13 @@ def pods_stay_off_the_host(objects: Sequence[Object]) -> list[str]:
 
 
 def nothing_is_exposed_unasked(objects: Sequence[Object]) -> list[str]:
-    """A load balancer has a price and a public address."""
+    """A load balancer has a price and a public address, and a port of every node has many."""
     found: list[str] = []
     for item in of(objects, "Service"):
         kind = item.get("spec", {}).get("type", "ClusterIP")
-        if kind == "LoadBalancer" and annotation(item, EXPOSED_ANNOTATION) != kind:
+        if kind in ("LoadBalancer", "NodePort") and annotation(item, EXPOSED_ANNOTATION) != kind:
             found.append(
-                f"{title(item)}: got type LoadBalancer, want ClusterIP unless asked for; "
+                f"{title(item)}: got type {kind}, want ClusterIP unless asked for; "
                 f"set apiServer.serviceType, or annotate {EXPOSED_ANNOTATION}"
             )
         if item.get("spec", {}).get("externalIPs"):

@@ -7,6 +7,7 @@ This module lists them; each subject has a module of its own.
 
 from collections.abc import Callable, Sequence
 
+from infra.analysis.policy.connections import policies_allow_all_of_the_table, policies_allow_the_table_and_no_more
 from infra.analysis.policy.guards import (
     claims_are_protected,
     gpu_shares_have_a_memory_limit,
@@ -23,8 +24,17 @@ from infra.analysis.policy.network import (
     traffic_stays_near,
 )
 from infra.analysis.policy.objects import Object
+from infra.analysis.policy.references import (
+    budgets_keep_servers,
+    classes_are_used,
+    namespaces_of_pods_are_restricted,
+    rights_are_narrow,
+    services_reach_pods,
+    volumes_are_mounted,
+)
 from infra.analysis.policy.scheduling import (
     gpu_pods_use_the_gpu_runtime,
+    gpus_are_under_a_quota,
     no_container_gets_a_gpu_by_default,
     priorities_are_tiered,
     quotas_come_with_defaults,
@@ -37,6 +47,7 @@ from infra.analysis.policy.storage import (
     replicas_share_one_download,
     storage_parameters_are_known,
     volumes_are_made_by_provisioners,
+    volumes_are_where_their_pods_are,
 )
 from infra.analysis.policy.workloads import (
     config_maps_are_used,
@@ -45,7 +56,9 @@ from infra.analysis.policy.workloads import (
     labels_match_selectors,
     mounts_have_volumes,
     nothing_is_mounted_into_roots_home,
+    nothing_weakens_the_sandbox,
     objects_are_in_a_namespace,
+    ollama_keeps_its_models_on_a_volume,
     pods_are_restricted,
     servers_are_probed,
     stateful_sets_have_their_service,
@@ -85,6 +98,18 @@ RULES: tuple[Rule, ...] = (
     gpu_shares_have_a_memory_limit,
     no_secret_is_in_plaintext,
     claims_are_protected,
+    policies_allow_the_table_and_no_more,
+    policies_allow_all_of_the_table,
+    services_reach_pods,
+    budgets_keep_servers,
+    volumes_are_mounted,
+    classes_are_used,
+    rights_are_narrow,
+    namespaces_of_pods_are_restricted,
+    gpus_are_under_a_quota,
+    volumes_are_where_their_pods_are,
+    ollama_keeps_its_models_on_a_volume,
+    nothing_weakens_the_sandbox,
 )
 RENDERING_RULES: tuple[Rule, ...] = (*RULES, secrets_are_masked)
 """For YAML that is kept and compared; a running stack's Secrets must hold their values."""

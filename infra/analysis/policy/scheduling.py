@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from components.contract import GPU_NODES
 from infra.analysis.policy.objects import Object, containers, gpus, of, templates, title
 
 
@@ -18,7 +19,22 @@ def runtime_classes_find_gpu_nodes(objects: Sequence[Object]) -> list[str]:
     return [
         f"{title(item)}: got node selector {item.get('scheduling', {}).get('nodeSelector')}, want nvidia.com/gpu.present=true; correct it"
         for item in of(objects, "RuntimeClass")
-        if "nvidia.com/gpu" in item.get("scheduling", {}).get("nodeSelector", {})
+        for key, value in (item.get("scheduling", {}).get("nodeSelector") or {}).items()
+        if key == "nvidia.com/gpu" or value != GPU_NODES.get(key, value)
+    ]
+
+
+def gpus_are_under_a_quota(objects: Sequence[Object]) -> list[str]:
+    """Where a namespace has quotas, one counts the GPUs that its pods ask for. The quota of a scope counts for that scope alone."""
+    quotas: dict[str, set[str]] = {}
+    for item in of(objects, "ResourceQuota"):
+        known = quotas.setdefault(item["metadata"].get("namespace", ""), set())
+        known |= set() if item["spec"].get("scopeSelector") else set(item["spec"].get("hard", {}))
+    return [
+        f"{title(item)}: got {key}, which no ResourceQuota counts, want requests.{key} in one; set governance.gpuQuota"
+        for item, _, container in containers(objects)
+        for key in container.get("resources", {}).get("limits", {})
+        if key.startswith("nvidia.com/") and f"requests.{key}" not in quotas.get(item["metadata"].get("namespace", ""), {f"requests.{key}"})
     ]
 
 

@@ -1,30 +1,67 @@
 """Rules on volumes: who makes them, and who uses them. rules.py lists them."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from infra.analysis.policy.objects import Object, of, templates, title
 
-_NFS_PARAMETERS = {"server", "share", "subDir", "mountPermissions", "onDelete"}
-"""Source: parameters of csi-driver-nfs."""
+_PARAMETERS = {
+    "nfs.csi.k8s.io": {"server", "share", "subDir", "mountPermissions", "onDelete"},
+    "local.csi.openebs.io": {"storage", "volgroup", "vgpattern", "fsType", "shared", "thinProvision"},
+}
+"""Driver to the parameters that it knows. Source: the documentation of csi-driver-nfs, and of OpenEBS' LVM driver."""
+_NEEDED = {"nfs.csi.k8s.io": ({"server"}, {"share"}), "local.csi.openebs.io": ({"storage"}, {"volgroup", "vgpattern"})}
+"""Driver to groups of parameters; without one of each group it makes no volume."""
 
 
 def claims_can_be_provisioned(objects: Sequence[Object]) -> list[str]:
     """In-tree provisioners that make no volumes leave claims pending for ever."""
-    return [
+    found = [
         f"{title(item)}: got provisioner {item.get('provisioner')}, want a CSI driver that makes volumes; name one"
         for item in of(objects, "StorageClass")
         if str(item.get("provisioner", "")).startswith("kubernetes.io/")
     ]
+    return found + [
+        f"{title(item)}: got no parameter {' or '.join(sorted(group))}, want one: {item['provisioner']} makes no volume without; set it"
+        for item in of(objects, "StorageClass")
+        for group in _NEEDED.get(item.get("provisioner", ""), ())
+        if not group & set(item.get("parameters") or {})
+    ]
 
 
 def storage_parameters_are_known(objects: Sequence[Object]) -> list[str]:
+    """Keys with a prefix, such as csi.storage.k8s.io/fstype, are Kubernetes' own."""
     return [
-        f"{title(item)}: got parameter {name}, want one of {', '.join(sorted(_NFS_PARAMETERS))}; remove it"
+        f"{title(item)}: got parameter {name}, want one of {', '.join(sorted(_PARAMETERS[item['provisioner']]))}; remove it"
         for item in of(objects, "StorageClass")
-        if item.get("provisioner") == "nfs.csi.k8s.io"
-        for name in item.get("parameters", {})
-        if name not in _NFS_PARAMETERS
+        if item.get("provisioner") in _PARAMETERS
+        for name in item.get("parameters") or {}
+        if "/" not in name and name not in _PARAMETERS[item["provisioner"]]
     ]
+
+
+def volumes_are_where_their_pods_are(objects: Sequence[Object]) -> list[str]:
+    """A replica's own volume is made on the node that the scheduler chose; one that several pods mount takes all of them."""
+    classes = {item["metadata"]["name"]: item for item in of(objects, "StorageClass")}
+    found: list[str] = []
+    for item in of(objects, "StatefulSet"):
+        for claim in item["spec"].get("volumeClaimTemplates", []):
+            own = classes.get(claim["spec"].get("storageClassName"))
+            if own is not None and own.get("volumeBindingMode") != "WaitForFirstConsumer":
+                found.append(f"{title(own)}: got volumeBindingMode {own.get('volumeBindingMode')}, want WaitForFirstConsumer; set it")
+    users = Counter(name for _, template in templates(objects) for name in _claims(template))
+    found += [
+        f"{title(item)}: got accessModes {item['spec'].get('accessModes')} for several workloads, want ReadWriteMany; set it"
+        for item in of(objects, "PersistentVolumeClaim")
+        if users[item["metadata"]["name"]] > 1 and "ReadWriteMany" not in item["spec"].get("accessModes", [])
+    ]
+    return found
+
+
+def _claims(template: Object) -> Iterator[str]:
+    for volume in template.get("spec", {}).get("volumes", []):
+        if "persistentVolumeClaim" in volume:
+            yield volume["persistentVolumeClaim"]["claimName"]
 
 
 def volumes_are_made_by_provisioners(objects: Sequence[Object]) -> list[str]:

@@ -21,10 +21,15 @@ _IMMUTABLE_IMAGE = re.compile(r"@sha256:[0-9a-f]{64}$|:src-[0-9a-f]{12}$")
 
 
 def images_cannot_move(objects: Sequence[Object]) -> list[str]:
-    return [
+    found = [
         f"{title(item)}: got image {container.get('image')}, want one by digest; set images.refs"
         for item, _, container in containers(objects)
         if not _IMMUTABLE_IMAGE.search(str(container.get("image", "")))
+    ]
+    return found + [
+        f"{title(item)}: got imagePullPolicy Never, want an image that is pulled and checked; remove it"
+        for item, _, container in containers(objects)
+        if container.get("imagePullPolicy") == "Never"
     ]
 
 
@@ -87,6 +92,38 @@ def pods_are_restricted(objects: Sequence[Object]) -> list[str]:
         lacking = [key for key, value in wanted.items() if security.get(key) != value]
         if lacking:
             found.append(f"{title(item)}: got container {container.get('name')} without {', '.join(lacking)}, want them; harden it")
+    return found
+
+
+def nothing_weakens_the_sandbox(objects: Sequence[Object]) -> list[str]:
+    """What a pod or one of its containers says for itself goes before what the pod is held to."""
+    found: list[str] = []
+    for item, template in templates(objects):
+        pod = template.get("spec", {})
+        own = [container.get("securityContext", {}) for container in [*pod.get("initContainers", []), *pod.get("containers", [])]]
+        for security in (pod.get("securityContext", {}), *own):
+            for field in ("seccompProfile", "appArmorProfile"):
+                if (security.get(field) or {}).get("type", "RuntimeDefault") not in ("RuntimeDefault", "Localhost"):
+                    found.append(f"{title(item)}: got {field} {security[field].get('type')}, want RuntimeDefault; remove it")
+            for field, usual in (("procMount", "Default"), ("sysctls", [])):
+                if security.get(field, usual) != usual:
+                    found.append(f"{title(item)}: got {field} {security[field]}, want the runtime's own; remove it")
+    return found
+
+
+def ollama_keeps_its_models_on_a_volume(objects: Sequence[Object]) -> list[str]:
+    """Without these variables Ollama takes ~/.ollama, which is nobody's volume, and on a read-only root no place at all."""
+    found: list[str] = []
+    for item, _, container in containers(objects):
+        env = {each.get("name"): str(each.get("value")) for each in container.get("env", [])}
+        if "OLLAMA_HOST" not in env:
+            continue
+        mounts = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
+        found += [
+            f"{title(item)}: got {name} {env.get(name)} in container {container.get('name')}, want a path on a volume; set it"
+            for name in ("HOME", "OLLAMA_MODELS")
+            if not any(env.get(name) == mount or env.get(name, "").startswith(f"{mount}/") for mount in mounts)
+        ]
     return found
 
 
