@@ -23,17 +23,17 @@ def policies_allow_the_table_and_no_more(objects: Sequence[Object]) -> list[str]
 
 def _surplus(objects: Sequence[Object]) -> Iterator[tuple[Object, str]]:
     for item in of(objects, "NetworkPolicy"):
-        component = _name(item["spec"].get("podSelector"))
-        for rule in item["spec"].get("ingress") or []:
+        component = _name(item.get("spec", {}).get("podSelector"))
+        for rule in item.get("spec", {}).get("ingress") or []:
             if not rule.get("from") and component != IMAGE_VERIFIER:
                 yield item, "connections from anywhere"
             if not rule.get("ports"):
                 yield item, "connections to any port"
             yield from ((item, what) for what in _clients(component, rule))
-        for rule in item["spec"].get("egress") or []:
+        for rule in item.get("spec", {}).get("egress") or []:
             if not rule.get("to"):
                 yield item, "connections to anywhere"
-            if not rule.get("ports"):
+            if not rule.get("ports") and component != IMAGE_VERIFIER:
                 yield item, "connections to any port of others"
             yield from ((item, what) for what in _servers(component, rule))
 
@@ -69,7 +69,7 @@ _EDGES = {(edge.source, edge.target, edge.port) for edge in EDGES}
 
 def policies_allow_all_of_the_table(objects: Sequence[Object]) -> list[str]:
     """An edge is open when both of its ends are; metrics are of no use where nobody may read them."""
-    policies = {_name(item["spec"].get("podSelector")): item for item in of(objects, "NetworkPolicy")}
+    policies = {_name(item.get("spec", {}).get("podSelector")): item for item in of(objects, "NetworkPolicy")}
     found: list[str] = []
     for edge in EDGES:
         if edge.source not in policies or edge.target not in policies:
@@ -87,7 +87,7 @@ def policies_allow_all_of_the_table(objects: Sequence[Object]) -> list[str]:
 
 
 def _has(policy: Object, direction: str, side: str, other: str, port: int) -> bool:
-    rules = policy["spec"].get(direction) or []
+    rules = policy.get("spec", {}).get(direction) or []
     return any(port in _ports(rule) and _name(peer.get("podSelector")) == other for rule in rules for peer in rule.get(side) or [])
 
 

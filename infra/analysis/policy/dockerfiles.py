@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 _COMPILERS = re.compile(
-    r"(?<![\w./-])(cuda-toolkit\S*|cuda-nvcc\S*|build-essential|g\+\+\S*|gcc\S*|cpp|nvcc|clang\S*|llvm\S*|gfortran\S*|rustc|rustup|cargo|golang\S*"
-    r"|cmake|make|ninja-build|meson|\S+-dev)(?![\w./-])"
+    r"(?<![\w./-])(cuda-toolkit\S*|cuda-nvcc\S*|build-essential|g\+\+\S*|gcc\S*|cpp|nvcc|clang\S*|llvm\S*|gfortran\S*"
+    r"|rustc|rustup|cargo|golang\S*|cmake|make|ninja-build|meson|\S+-dev)(?![\w./-])"
 )
 _INSTALLS = re.compile(r"\b(pip3?|uv|pipx|poetry|conda|mamba)\b.*\b(install|sync|add)\b")
 _LOCKED = re.compile(r"--require-hashes|\buv sync\b.*--(locked|frozen)")

@@ -8,15 +8,15 @@ from infra.analysis.policy.objects import WORKLOADS, Object, of, templates, titl
 def services_reach_pods(objects: Sequence[Object]) -> list[str]:
     found: list[str] = []
     for item in of(objects, "Service"):
-        selector = item["spec"].get("selector") or {}
-        chosen = [template["spec"] for other, template in templates(objects) if _selected(item, selector, other, template)]
+        selector = item.get("spec", {}).get("selector") or {}
+        chosen = [template.get("spec", {}) for other, template in templates(objects) if _selected(item, selector, other, template)]
         if not chosen:
             found.append(f"{title(item)}: got a selector {dict(selector)} that no pod has, want a component of the stack; correct it")
             continue
         opened = {port.get("containerPort") for pod in chosen for container in _all(pod) for port in container.get("ports", [])}
         found += [
             f"{title(item)}: got target port {port.get('targetPort')}, want one of {sorted(opened)}, which its pods open; correct it"
-            for port in item["spec"].get("ports", [])
+            for port in item.get("spec", {}).get("ports", [])
             if isinstance(port.get("targetPort"), int) and port["targetPort"] not in opened
         ]
     return found
@@ -33,15 +33,15 @@ def _selected(item: Object, selector: Object, workload: Object, template: Object
 
 def budgets_keep_servers(objects: Sequence[Object]) -> list[str]:
     """A drain takes at most one replica at a time. Servers of one replica have nothing to keep."""
-    budgets = [(item, item["spec"].get("selector", {}).get("matchLabels") or {}) for item in of(objects, "PodDisruptionBudget")]
+    budgets = [(item, item.get("spec", {}).get("selector", {}).get("matchLabels") or {}) for item in of(objects, "PodDisruptionBudget")]
     found: list[str] = []
     for item, selector in budgets:
         if not any(_selected(item, selector, other, template) for other, template in templates(objects)):
             found.append(f"{title(item)}: got a selector {dict(selector)} that no pod has, want a component of the stack; correct it")
-        if item["spec"].get("maxUnavailable") != 1:
+        if item.get("spec", {}).get("maxUnavailable") != 1:
             found.append(f"{title(item)}: got maxUnavailable {item['spec'].get('maxUnavailable')}, want 1; set it")
     for item in of(objects, "Deployment", "StatefulSet"):
-        template, replicas = item["spec"]["template"], item["spec"].get("replicas")
+        template, replicas = item.get("spec", {}).get("template", {}), item.get("spec", {}).get("replicas")
         kept = any(_selected(budget, selector, item, template) for budget, selector in budgets)
         if isinstance(replicas, int) and replicas > 1 and not kept:
             found.append(f"{title(item)}: got {replicas} replicas without a PodDisruptionBudget, want one; add it")
@@ -63,8 +63,10 @@ def volumes_are_mounted(objects: Sequence[Object]) -> list[str]:
 
 def classes_are_used(objects: Sequence[Object]) -> list[str]:
     """A stack that makes classes of a kind uses each of them, and no others."""
-    claims = [item["spec"] for item in of(objects, "PersistentVolumeClaim")]
-    claims += [claim["spec"] for item in of(objects, "StatefulSet") for claim in item["spec"].get("volumeClaimTemplates", [])]
+    claims = [item.get("spec", {}) for item in of(objects, "PersistentVolumeClaim")]
+    claims += [
+        claim.get("spec", {}) for item in of(objects, "StatefulSet") for claim in item.get("spec", {}).get("volumeClaimTemplates", [])
+    ]
     wanted = {claim.get("storageClassName") for claim in claims}
     found = [
         f"{title(item)}: got a class that no claim names, want it used; name it or remove it"
@@ -85,7 +87,8 @@ def rights_are_narrow(objects: Sequence[Object]) -> list[str]:
     found = [
         f"{title(item)}: got {item['roleRef'].get('name')}, want a role with what the pod needs; name its verbs and resources"
         for item in of(objects, "ClusterRoleBinding", "RoleBinding")
-        if item["roleRef"].get("kind") == "ClusterRole" and item["roleRef"].get("name") in ("cluster-admin", "admin", "edit")
+        if item.get("roleRef", {}).get("kind") == "ClusterRole"
+        and item.get("roleRef", {}).get("name") in ("cluster-admin", "admin", "edit")
     ]
     found += [
         f"{title(item)}: got * in {field}, want names; list them"

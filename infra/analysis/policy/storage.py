@@ -45,15 +45,15 @@ def volumes_are_where_their_pods_are(objects: Sequence[Object]) -> list[str]:
     classes = {item["metadata"]["name"]: item for item in of(objects, "StorageClass")}
     found: list[str] = []
     for item in of(objects, "StatefulSet"):
-        for claim in item["spec"].get("volumeClaimTemplates", []):
-            own = classes.get(claim["spec"].get("storageClassName"))
+        for claim in item.get("spec", {}).get("volumeClaimTemplates", []):
+            own = classes.get(claim.get("spec", {}).get("storageClassName"))
             if own is not None and own.get("volumeBindingMode") != "WaitForFirstConsumer":
                 found.append(f"{title(own)}: got volumeBindingMode {own.get('volumeBindingMode')}, want WaitForFirstConsumer; set it")
     users = Counter(name for _, template in templates(objects) for name in _claims(template))
     found += [
-        f"{title(item)}: got accessModes {item['spec'].get('accessModes')} for several workloads, want ReadWriteMany; set it"
+        f"{title(item)}: got accessModes {item.get('spec', {}).get('accessModes')} for several workloads, want ReadWriteMany; set it"
         for item in of(objects, "PersistentVolumeClaim")
-        if users[item["metadata"]["name"]] > 1 and "ReadWriteMany" not in item["spec"].get("accessModes", [])
+        if users[item["metadata"]["name"]] > 1 and "ReadWriteMany" not in item.get("spec", {}).get("accessModes", [])
     ]
     return found
 
