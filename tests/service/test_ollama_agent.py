@@ -276,7 +276,7 @@ def test_trap_18_sigterm_cuts_a_stream_and_a_drain_before_it_does_not(server: Po
 
 
 def test_a_drain_has_an_end(server: Pod) -> None:
-    server.ollama()
+    ollama = server.ollama()
     server.agent(DRAIN_S="1")
     write_catalog(server, {"name": SLOW})
     server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready")
@@ -285,7 +285,10 @@ def test_a_drain_has_an_end(server: Pod) -> None:
     server.until(lambda: scrape(server)["ollama_connections", ""] == 1, "the stream runs")
     assert server.get(f"{CONTROL}/drain").json()["left"] == 1
     assert "1 connections left" in server.log("agent")
-    assert running.result()[1]
+    assert scrape(server)["ollama_connections", ""] == 1, "the drain has cut nothing"
+    # The rest of the stream says no more.
+    ollama.kill()
+    assert running.exception() is not None or not running.result()[1]
 
 
 def test_a_server_that_was_started_anew_is_loaded_anew(server: Pod) -> None:
