@@ -1,5 +1,6 @@
 """Components under Pulumi's mocks: every resource that a construction registers, in wire form."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,11 @@ class Recorder(Mocks):
 def render(construct: Callable[[], Any], *, preview: bool = False, outputs: Mapping[str, Mapping[str, Any]] | None = None) -> Recorder:
     """Run `construct` and wait for everything that it registers."""
     recorder = Recorder(outputs=outputs or {})
+    try:
+        asyncio.get_event_loop()
+    except RuntimeError:
+        # A test before this one has closed the loop that Pulumi's mocks take.
+        asyncio.set_event_loop(asyncio.new_event_loop())
     set_mocks(recorder, project="modelfleet", stack="test", preview=preview)
 
     @test

@@ -6,7 +6,7 @@ Policies add up, so one that allows too much opens what the others deny.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from components.contract import ACTIVATOR, API_SERVER, EDGES, IMAGE_VERIFIER, MODEL_WRITER, PORTS, SCRAPED
+from components.contract import ACTIVATOR, API_SERVER, EDGES, IMAGE_VERIFIER, MODEL_WRITER, PORTS, SCRAPED, labels
 from infra.analysis.policy.objects import Object, of, title
 
 _NAME = "app.kubernetes.io/name"
@@ -17,12 +17,23 @@ _NAMES_SERVERS = (MODEL_WRITER, ACTIVATOR, IMAGE_VERIFIER)
 _DNS_PORT = 53
 
 
+def _judged(objects: Sequence[Object]) -> list[Object]:
+    """Policies of namespaces that have some of ours. What another team's program opens in a namespace of its own is its own affair."""
+    policies = list(of(objects, "NetworkPolicy"))
+    ours = {_place(item) for item in policies if (item["metadata"].get("labels") or {}).items() >= labels("network").items()}
+    return [item for item in policies if _place(item) in ours]
+
+
+def _place(item: Object) -> str | None:
+    return item["metadata"].get("namespace")
+
+
 def policies_allow_the_table_and_no_more(objects: Sequence[Object]) -> list[str]:
     return [f"{title(item)}: got {what}, want what components/contract.py has; name it there" for item, what in _surplus(objects)]
 
 
 def _surplus(objects: Sequence[Object]) -> Iterator[tuple[Object, str]]:
-    for item in of(objects, "NetworkPolicy"):
+    for item in _judged(objects):
         component = _name(item.get("spec", {}).get("podSelector"))
         for rule in item.get("spec", {}).get("ingress") or []:
             if not rule.get("from") and component != IMAGE_VERIFIER:
@@ -69,7 +80,7 @@ _EDGES = {(edge.source, edge.target, edge.port) for edge in EDGES}
 
 def policies_allow_all_of_the_table(objects: Sequence[Object]) -> list[str]:
     """An edge is open when both of its ends are; metrics are of no use where nobody may read them."""
-    policies = {_name(item.get("spec", {}).get("podSelector")): item for item in of(objects, "NetworkPolicy")}
+    policies = {_name(item.get("spec", {}).get("podSelector")): item for item in _judged(objects)}
     found: list[str] = []
     for edge in EDGES:
         if edge.source not in policies or edge.target not in policies:
