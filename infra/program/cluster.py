@@ -83,7 +83,7 @@ class Objects:
         kind, metadata = self._kind(wanted["apiVersion"], wanted["kind"]), wanted["metadata"]
         if kind is None:
             return None
-        where = f"/namespaces/{metadata['namespace']}" if kind["namespaced"] else ""
+        where = f"/namespaces/{metadata.get('namespace', 'default')}" if kind["namespaced"] else ""
         return self._get(f"{_api(wanted['apiVersion'])}{where}/{kind['name']}/{metadata['name']}")
 
     def pods(self, namespace: str, selector: str) -> list[Mapping[str, Any]]:

@@ -44,9 +44,9 @@ class Guard:
     """Refuses to create an object that is there. A program has one, for its cluster."""
 
     def __init__(self, target: ClusterSettings) -> None:
-        self._taken = frozenset(target.take)
         from infra.program.cluster import Objects  # noqa: PLC0415 (a rendering asks no cluster, and need not import the client)
 
+        self._taken = frozenset(target.take)
         self._objects = Objects(target.context or "")
         hook = pulumi.ResourceHook("nothing-of-others", self.look, pulumi.ResourceHookOptions(on_dry_run=True))
         self._hooks = pulumi.ResourceHookBinding(before_create=[hook])
