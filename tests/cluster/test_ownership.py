@@ -1,4 +1,4 @@
-"""What others made on the cluster is neither taken over nor deleted: another operator, another stack, and objects of people and operators."""
+"""What others made on the cluster is neither taken over nor deleted: by another operator, by another stack, by people and programs."""
 
 import dataclasses
 import json

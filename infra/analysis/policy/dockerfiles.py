@@ -4,13 +4,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from infra.analysis.policy.guards import SECRET_NAME
+
 _COMPILERS = re.compile(
     r"(?<![\w./-])(cuda-toolkit\S*|cuda-nvcc\S*|build-essential|g\+\+\S*|gcc\S*|cpp|nvcc|clang\S*|llvm\S*|gfortran\S*"
     r"|rustc|rustup|cargo|golang\S*|cmake|make|ninja-build|meson|\S+-dev)(?![\w./-])"
 )
 _INSTALLS = re.compile(r"\b(pip3?|uv|pipx|poetry|conda|mamba)\b.*\b(install|sync|add)\b")
 _LOCKED = re.compile(r"--require-hashes|\buv sync\b.*--(locked|frozen)")
-_SECRET_NAME = re.compile(r"(PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|CREDENTIALS?|(^|_)KEYS?)$", re.IGNORECASE)
 
 
 def _stages(text: str) -> list[tuple[str, list[str]]]:
@@ -83,7 +84,7 @@ def has_no_secrets(text: str) -> list[str]:
     return [
         f"{name}: got a secret in the image, want it mounted: RUN --mount=type=secret; remove it"
         for name in named
-        if _SECRET_NAME.search(name)
+        if SECRET_NAME.search(name)
     ]
 
 

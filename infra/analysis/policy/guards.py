@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 import yaml
 
 from components.contract import DATA_LABEL, EXPOSED_ANNOTATION, GPU_MEMORY_ANNOTATION, PROTECTED_ANNOTATION
-from infra.analysis.policy.objects import Object, annotation, containers, of, templates, title
+from infra.analysis.policy.objects import Object, all_containers, annotation, containers, of, templates, title
 
 MASK = "REDACTED"
 """Stands for every value of a Secret in a rendering that is kept. It happens to be base64, so that an API server takes it."""
 MPS_LIMIT = "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"
 """Source: NVIDIA's documentation of the Multi-Process Service; the MPS server enforces it for each client."""
 
-_SECRET_NAME = re.compile(r"(PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|CREDENTIALS?|(^|[_-])KEYS?)$", re.IGNORECASE)
+SECRET_NAME = re.compile(r"(PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|CREDENTIALS?|(^|[_-])KEYS?)$", re.IGNORECASE)
 _SECRET_LINE = re.compile(
     r"^\s*(requirepass|masterauth|password|passwd|secret|token|api[_-]?key)\s*[:=\s]\s*\S+", re.IGNORECASE | re.MULTILINE
 )
@@ -55,7 +55,7 @@ def pods_stay_off_the_host(objects: Sequence[Object]) -> list[str]:
         got += [f"hostPath volume {volume.get('name')}" for volume in pod.get("volumes", []) if "hostPath" in volume]
         got += [
             f"hostPort {port['hostPort']}"
-            for container in [*pod.get("initContainers", []), *pod.get("containers", [])]
+            for container in all_containers(pod)
             for port in container.get("ports", [])
             if port.get("hostPort")
         ]
@@ -125,7 +125,7 @@ def no_secret_is_in_plaintext(objects: Sequence[Object]) -> list[str]:
     """Pods get secrets as files of a Secret: what is in the environment or a ConfigMap is seen by everyone who may list objects."""
     found: list[str] = []
     for item, where, text in _texts(objects):
-        named = bool(text) and bool(_SECRET_NAME.search(where))
+        named = bool(text) and bool(SECRET_NAME.search(where))
         if named or _SECRET_VALUE.search(text) or (item.get("kind") == "ConfigMap" and _SECRET_LINE.search(text)):
             found.append(f"{title(item)}: got what looks like a secret in {where}, want a Secret mounted as a file; move it")
     return found

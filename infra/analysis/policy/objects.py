@@ -31,8 +31,13 @@ def containers(objects: Sequence[Object]) -> Iterator[tuple[Object, Object, Obje
     """(workload, pod spec, container), init containers too."""
     for item, template in templates(objects):
         pod = template.get("spec", {})
-        for container in [*pod.get("initContainers", []), *pod.get("containers", [])]:
+        for container in all_containers(pod):
             yield item, pod, container
+
+
+def all_containers(pod: Object) -> list[Object]:
+    """Those of a pod spec, init containers first."""
+    return [*pod.get("initContainers", []), *pod.get("containers", [])]
 
 
 def gpus(container: Object) -> bool:

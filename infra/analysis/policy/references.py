@@ -1,8 +1,8 @@
 """Rules on names: what an object selects, uses or promises is there. rules.py lists them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from infra.analysis.policy.objects import WORKLOADS, Object, of, templates, title
+from infra.analysis.policy.objects import WORKLOADS, Object, all_containers, of, templates, title
 
 
 def services_reach_pods(objects: Sequence[Object]) -> list[str]:
@@ -13,17 +13,13 @@ def services_reach_pods(objects: Sequence[Object]) -> list[str]:
         if not chosen:
             found.append(f"{title(item)}: got a selector {dict(selector)} that no pod has, want a component of the stack; correct it")
             continue
-        opened = {port.get("containerPort") for pod in chosen for container in _all(pod) for port in container.get("ports", [])}
+        opened = {port.get("containerPort") for pod in chosen for container in all_containers(pod) for port in container.get("ports", [])}
         found += [
             f"{title(item)}: got target port {port.get('targetPort')}, want one of {sorted(opened)}, which its pods open; correct it"
             for port in item.get("spec", {}).get("ports", [])
             if isinstance(port.get("targetPort"), int) and port["targetPort"] not in opened
         ]
     return found
-
-
-def _all(pod: Object) -> Iterator[Object]:
-    yield from (*pod.get("initContainers", []), *pod.get("containers", []))
 
 
 def _selected(item: Object, selector: Object, workload: Object, template: Object) -> bool:
@@ -52,7 +48,7 @@ def volumes_are_mounted(objects: Sequence[Object]) -> list[str]:
     found: list[str] = []
     for item, template in templates(objects):
         pod = template.get("spec", {})
-        mounted = {mount["name"] for container in _all(pod) for mount in container.get("volumeMounts", [])}
+        mounted = {mount["name"] for container in all_containers(pod) for mount in container.get("volumeMounts", [])}
         found += [
             f"{title(item)}: got a volume {volume['name']} that no container mounts, want it used; mount or remove it"
             for volume in pod.get("volumes", [])

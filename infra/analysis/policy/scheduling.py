@@ -29,7 +29,8 @@ def gpus_are_under_a_quota(objects: Sequence[Object]) -> list[str]:
     quotas: dict[str, set[str]] = {}
     for item in of(objects, "ResourceQuota"):
         known = quotas.setdefault(item["metadata"].get("namespace", ""), set())
-        known |= set() if item["spec"].get("scopeSelector") else set(item["spec"].get("hard", {}))
+        if not item["spec"].get("scopeSelector"):
+            known.update(item["spec"].get("hard", {}))
     return [
         f"{title(item)}: got {key}, which no ResourceQuota counts, want requests.{key} in one; set governance.gpuQuota"
         for item, _, container in containers(objects)

@@ -59,6 +59,7 @@ def volumes_are_where_their_pods_are(objects: Sequence[Object]) -> list[str]:
 
 
 def _claims(template: Object) -> Iterator[str]:
+    """Names of the claims that a pod mounts."""
     for volume in template.get("spec", {}).get("volumes", []):
         if "persistentVolumeClaim" in volume:
             yield volume["persistentVolumeClaim"]["claimName"]
@@ -70,12 +71,7 @@ def volumes_are_made_by_provisioners(objects: Sequence[Object]) -> list[str]:
 
 
 def claims_are_used(objects: Sequence[Object]) -> list[str]:
-    used = {
-        (item["metadata"].get("namespace"), volume["persistentVolumeClaim"]["claimName"])
-        for item, template in templates(objects)
-        for volume in template.get("spec", {}).get("volumes", [])
-        if "persistentVolumeClaim" in volume
-    }
+    used = {(item["metadata"].get("namespace"), name) for item, template in templates(objects) for name in _claims(template)}
     return [
         f"{title(item)}: got a claim that no pod mounts, want it used; mount or remove it"
         for item in of(objects, "PersistentVolumeClaim")
@@ -87,8 +83,6 @@ def replicas_share_one_download(objects: Sequence[Object]) -> list[str]:
     """Replicas with a claim each also mount a claim that they share, and copy models from there. So a model is downloaded once."""
     found: list[str] = []
     for item in of(objects, "StatefulSet"):
-        volumes = item["spec"]["template"].get("spec", {}).get("volumes", [])
-        shared = any("persistentVolumeClaim" in volume for volume in volumes)
-        if item["spec"].get("volumeClaimTemplates") and not shared:
+        if item["spec"].get("volumeClaimTemplates") and not any(_claims(item["spec"]["template"])):
             found.append(f"{title(item)}: got a claim for each replica and none that they share, want both; mount the shared store")
     return found

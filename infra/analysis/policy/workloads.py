@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from components.contract import READER_LABEL
-from infra.analysis.policy.objects import WORKLOADS, Object, containers, of, templates, title
+from infra.analysis.policy.objects import WORKLOADS, Object, all_containers, containers, of, templates, title
 
 _CLUSTER_WIDE = (
     "Namespace",
@@ -100,7 +100,7 @@ def nothing_weakens_the_sandbox(objects: Sequence[Object]) -> list[str]:
     found: list[str] = []
     for item, template in templates(objects):
         pod = template.get("spec", {})
-        own = [container.get("securityContext", {}) for container in [*pod.get("initContainers", []), *pod.get("containers", [])]]
+        own = [container.get("securityContext", {}) for container in all_containers(pod)]
         for security in (pod.get("securityContext", {}), *own):
             for field in ("seccompProfile", "appArmorProfile"):
                 if (security.get(field) or {}).get("type", "RuntimeDefault") not in ("RuntimeDefault", "Localhost"):
