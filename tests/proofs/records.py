@@ -6,12 +6,14 @@ A module names its proof and the paths that the proof guards:
 
 The result holds a digest of each guarded path's content. A proof is stale when a digest differs, when the proof failed, and when it
 was never run. Digests, not commits and dates, because a shallow clone has no history, and because a commit that is undone changes
-nothing. What git ignores is not part of a path's content; what is not committed yet is.
+nothing. What git ignores is not part of a path's content; what is not committed yet is. Of Markdown only the code blocks count: prose is
+not run.
 """
 
 import hashlib
 import importlib
 import json
+import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+CODE_BLOCK = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MODULES = "tests/proofs/test_*.py"
 
 
@@ -106,6 +109,8 @@ def _digest(root: Path, guard: str, file: str) -> str:
     whole = hashlib.sha256()
     for name in names:
         content = (root / name).read_bytes()
+        if name.endswith(".md"):
+            content = "".join(CODE_BLOCK.findall(content.decode())).encode()
         whole.update(f"{name}\0{len(content)}\0".encode() + content)
     return whole.hexdigest()
 

@@ -19,6 +19,7 @@ from infra import ROOT
 from tests import machine
 from tests.proofs.empty_debian import StepError
 from tests.proofs.fresh_root import CHECKOUT, Cost, FreshRoot, Watch, fresh_root
+from tests.proofs.records import CODE_BLOCK
 
 SUITES = {"bookworm": "12", "trixie": "13"}
 """Suite to Debian's release."""
@@ -42,7 +43,7 @@ GUARDS = (
 
 def readme_command(pattern: str) -> str:
     """The one command in README's code blocks that matches a pattern, without its comment. Raises StepError."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    blocks = CODE_BLOCK.findall((ROOT / "README.md").read_text())
     lines = {line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()}
     found = sorted(line for line in lines if re.fullmatch(pattern, line))
     if len(found) != 1:

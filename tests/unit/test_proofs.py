@@ -76,6 +76,16 @@ def test_a_new_a_moved_and_a_deleted_file_make_it_stale(thing: Declared) -> None
     assert thing.stale() == "src changed since 2026-01-02"
 
 
+def test_of_markdown_the_commands_are_guarded_and_the_prose_is_not(thing: Declared) -> None:
+    readme = thing.root / "src" / "README.md"
+    readme.write_text("# Thing\n\n```sh\nmake up\n```\n")
+    record(thing)
+    readme.write_text("# The thing\n\nMore of it:\n\n```\nmake up\n```\n")
+    assert thing.stale() is None
+    readme.write_text("# Thing\n\n```\nmake up YES=1\n```\n")
+    assert thing.stale() == "src changed since 2026-01-02"
+
+
 def test_another_list_of_paths_makes_it_stale(thing: Declared) -> None:
     more = Declared(Proof("thing", guards=("src", "tools/*/go.mod", "other.py")), thing.file, thing.root)
     assert more.stale() == "other.py changed since 2026-01-02"
