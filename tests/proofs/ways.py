@@ -29,14 +29,15 @@ ANSWER = re.compile(r"^\S+: .*\bParis\b", re.MULTILINE)
 MODPROBE = "modprobe: FATAL: Module br_netfilter not found in directory /lib/modules/"
 """What a container cannot do: it has no modules of the kernel. The machine must have loaded br_netfilter."""
 GUARDS_OF_TOOLS = (
-    *("README.md", "Makefile", "requirements-bootstrap.lock", "requirements.lock", "tools"),
+    *("requirements-bootstrap.lock", "requirements.lock", "tools"),
     *(f"devcluster/{module}.py" for module in ("cache", "go", "packages", "pinned", "system_images", "toolchain")),
     *("tests/proofs/empty_debian.py", "tests/proofs/fresh_root.py", "tests/proofs/ways.py"),
 )
 """What decides how the tools are built, and what that costs."""
 GUARDS = (
     *GUARDS_OF_TOOLS,
-    *("devcluster", "Pulumi.yaml", "Pulumi.dev.yaml", "__main__.py", "images", "infra", "components", "modelfleet_outputs"),
+    *("README.md", "Makefile", "Pulumi.yaml", "Pulumi.dev.yaml", "__main__.py"),
+    *("devcluster", "images", "infra", "components", "modelfleet_outputs"),
     *("api_server", "model_server", "model_sync", "metrics_exporter", "ollama_agent", "modelfleet"),
 )
 """What decides whether README's commands end with an answer."""
