@@ -100,7 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(options)
     except (ClusterError, ToolchainError, RegistryError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:
+        # A full disk, most of all: the next up finishes what is half made.
+        print(
+            f"error: {error.filename or 'disk'}: got {error.strerror or error}, want to use it; mend that",
+            file=sys.stderr,
+        )
+    return 1
 
 
 if __name__ == "__main__":

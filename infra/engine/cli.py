@@ -92,9 +92,9 @@ class PulumiCli:
         """`pulumi preview`, with options of the automation API. Raises CliError."""
         return changes.read(_succeeded(self._operate("preview", **options)))
 
-    def destroy(self) -> None:
-        """`pulumi destroy`. Nothing is refused, and nothing said. Raises CliError."""
-        _succeeded(self._operate("destroy"))
+    def destroy(self, **options: Any) -> None:
+        """`pulumi destroy`, with options of the automation API. Nothing is refused, and nothing said. Raises CliError."""
+        _succeeded(self._operate("destroy", **options))
 
     def _operate(self, name: str, *, watched: bool = False, **options: Any) -> Told:
         environment = self.environment()

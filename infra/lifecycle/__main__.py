@@ -60,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except httpx.HTTPError as error:
         print(f"error: chat: got {error}, want an answer; see the causes below, or run make explain", file=sys.stderr)
         _explain(cluster)
+    except OSError as error:
+        # A full disk, most of all: what was half made is finished by the next up, and removed by down.
+        print(
+            f"error: {error.filename or 'disk'}: got {error.strerror or error}, want to use it; mend that",
+            file=sys.stderr,
+        )
     return 1
 
 

@@ -13,6 +13,7 @@ from infra.analysis.explain.facts import Finding
 from infra.analysis.explain.snapshot import SnapshotError, collect
 from infra.engine.cli import PulumiCli
 from infra.engine.progress import Watched
+from infra.engine.recorded import Recorded, objects
 from infra.program.cluster import identity as cluster_identity
 from infra.program.settings.committed import stack_config
 from infra.program.settings.section import SettingsError
@@ -118,13 +119,11 @@ class Deployment:
     def outputs(self) -> FleetOutputs:
         return parse(json.loads(self.cli.run("stack", "output", "fleet", "--json")))
 
-    def objects(self) -> list[str]:
-        """`Kind/name` of every object that the state knows, sorted; none without a state. Raises CliError."""
+    def objects(self) -> list[Recorded]:
+        """Every object that the state knows, sorted; none without a state. Raises CliError."""
         if not self.cli.has_stack():
             return []
-        state = json.loads(self.cli.run("stack", "export"))["deployment"]
-        found = [each for each in state.get("resources", []) if each["type"].startswith("kubernetes:")]
-        return sorted(f"{each['type'].rpartition(':')[2]}/{each['id'].rpartition('/')[2]}" for each in found if each.get("id"))
+        return objects(json.loads(self.cli.run("stack", "export"))["deployment"].get("resources") or [])
 
     def destroy(self) -> None:
         """`pulumi destroy`; what is protected stays, with what it needs. Raises CliError."""

@@ -63,6 +63,8 @@ class EmbeddedCluster:
     @_errors_of_a_command()
     def down(self, options: argparse.Namespace) -> None:
         """Remove the cluster. Raises what went wrong."""
+        if options.forget:
+            raise CommandError("FORGET: got it for the embedded cluster, want a CONTEXT whose cluster is gone; add CONTEXT=name")
         if os.geteuid() != 0:
             raise CommandError("user: got no root, want the user that ran make up; run with sudo")
         # The cluster goes with everything in it, so there is nothing to destroy one by one.

@@ -35,7 +35,7 @@ class OwnCluster:
     def down(self, options: argparse.Namespace) -> None:
         """Remove what the stack made, after a question. Raises what went wrong."""
         if options.forget:
-            removal.forget(self.deployment())
+            removal.forget(self.deployment(), agreed=options.yes)
         else:
             removal.down(self.deployment(), agreed=options.yes)
 

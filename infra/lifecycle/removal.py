@@ -11,6 +11,7 @@ from infra.lifecycle.bring_up import say
 from infra.lifecycle.deployment import Deployment
 from infra.program.cluster import Objects
 from infra.program.cluster import identity as cluster_identity
+from infra.program.settings.section import SettingsError
 
 _OF_EVERY_NAMESPACE = {"ConfigMap/kube-root-ca.crt", "ConfigMap/openshift-service-ca.crt", "ServiceAccount/default"}
 """What Kubernetes and OpenShift put into each namespace."""
@@ -20,20 +21,19 @@ _OF_NOBODY = ("Event", "Endpoints", "EndpointSlice", "Lease", "PodMetrics")
 
 def down(deployment: Deployment, *, agreed: bool) -> None:
     """Show the objects that will be deleted, ask, and delete them. Raises CommandError without a yes, and for what must not go."""
-    resources = deployment.objects()
-    if not resources:
-        say(f"down: stack {deployment.stack} has nothing on {deployment.context}")
+    found = deployment.objects()
+    go, stay = [each.name for each in found if not each.stays], [each.name for each in found if each.stays]
+    kept = f"; kept, because of storage.retain: {', '.join(stay)}" if stay else ""
+    if not go:
+        say(f"down: stack {deployment.stack} has nothing on {deployment.context} that goes{kept}")
         return
     _is_the_same_cluster(deployment)
-    _refuse_strangers(deployment, resources)
-    say(f"down: these {len(resources)} objects of stack {deployment.stack} go from {deployment.context}, namespace {deployment.namespace}:")
-    for line in resources:
-        say(f"  {line}")
-    if not agreed and not _confirmed(f"Type the name of the context, {deployment.context}, to delete them: ", deployment.context):
-        raise CommandError("down: got no confirmation, want the context's name typed; run it in a terminal, or add YES=1")
+    _refuse_strangers(deployment, go)
+    say(f"down: these {len(go)} objects of stack {deployment.stack} go from {deployment.context}, namespace {deployment.namespace}{kept}:")
+    for name in go:
+        say(f"  {name}")
+    _ask(deployment, "delete them", agreed=agreed)
     deployment.destroy()
-    if kept := deployment.objects():
-        say(f"down: kept, because of storage.retain: {', '.join(kept)}")
 
 
 def _is_the_same_cluster(deployment: Deployment) -> None:
@@ -45,10 +45,10 @@ def _is_the_same_cluster(deployment: Deployment) -> None:
         )
 
 
-def _refuse_strangers(deployment: Deployment, resources: list[str]) -> None:
+def _refuse_strangers(deployment: Deployment, names: list[str]) -> None:
     """What is in a namespace goes with it, also what others put there. Raises CommandError."""
     cluster = Objects(deployment.context, deployment.kubeconfig)
-    for namespace in (each.partition("/")[2] for each in resources if each.startswith("Namespace/")):
+    for namespace in (each.partition("/")[2] for each in names if each.startswith("Namespace/")):
         found = sorted(_strangers(cluster.within(namespace)))
         if found:
             raise CommandError(
@@ -65,21 +65,33 @@ def _strangers(found: Iterator[Mapping[str, Any]]) -> Iterator[str]:
             yield name
 
 
-def forget(deployment: Deployment) -> None:
-    """Put the state of a stack aside whose cluster is gone. Raises CommandError while that cluster answers behind the context."""
+def forget(deployment: Deployment, *, agreed: bool) -> None:
+    """Ask, and put the state of a stack aside whose cluster is gone. Raises CommandError without a yes, and while that cluster answers."""
     if not deployment.state_dir.exists():
         say(f"down: stack {deployment.stack} has nothing on {deployment.context}")
         return
-    if cluster_identity(deployment.context, deployment.kubeconfig) == deployment.identity:
+    try:
+        found = cluster_identity(deployment.context, deployment.kubeconfig)
+    except SettingsError as error:
+        say(f"down: {error}")
+        found = ""
+    if found and found == deployment.identity:
         got = f"got the cluster that stack {deployment.stack} is on"
         raise CommandError(f"FORGET: {got}, want one that is gone; run make down CONTEXT={deployment.context}")
+    what = f"cluster {found}, another one than before" if found else "no cluster"
+    say(f"down: behind {deployment.context} is {what}; stack {deployment.stack} is to forget the one that it was made for")
+    _ask(deployment, "forget that cluster", agreed=agreed)
     aside = deployment.state_dir.with_name(f"{deployment.stack}.forgotten-{datetime.now(UTC):%Y%m%dT%H%M%S}")
     deployment.state_dir.rename(aside)
-    say(f"down: stack {deployment.stack} of the cluster {deployment.context} that is gone is forgotten; its state is kept in {aside}")
+    say(f"down: it is forgotten; the state is kept in {aside}")
 
 
-def _confirmed(question: str, answer: str) -> bool:
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    print(question, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip() == answer
+def _ask(deployment: Deployment, what: str, *, agreed: bool) -> None:
+    """Raises CommandError without a yes."""
+    if agreed:
+        return
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        print(f"Type the name of the context, {deployment.context}, to {what}: ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip() == deployment.context:
+            return
+    raise CommandError("down: got no confirmation, want the context's name typed; run it in a terminal, or add YES=1")

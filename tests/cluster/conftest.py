@@ -34,6 +34,8 @@ class Stack:
     images: dict[str, Image]
     outputs: FleetOutputs
     kube: Kube
+    changed: bool = False
+    """A module has left another stack than the first one; the next module sets it back, unless it begins with a deployment anyway."""
 
     @property
     def url(self) -> str:
@@ -65,7 +67,7 @@ def kube(started: tuple[Cluster, dict[str, Image]]) -> Kube:
 
 
 @pytest.fixture(scope="session")
-def stack(started: tuple[Cluster, dict[str, Image]], kube: Kube) -> Stack:
+def first(started: tuple[Cluster, dict[str, Image]], kube: Kube) -> Stack:
     cluster, images = started
     deployment = lifecycle.on_embedded(cluster, "dev")
     overrides = {
@@ -74,3 +76,12 @@ def stack(started: tuple[Cluster, dict[str, Image]], kube: Kube) -> Stack:
         "modelServer": {"model": MODEL, "modelId": SERVER_ID},
     }
     return Stack(cluster, deployment, overrides, images, deployment.deploy(overrides), kube)
+
+
+@pytest.fixture(scope="module")
+def stack(request: pytest.FixtureRequest, first: Stack) -> Stack:
+    """The dev stack as it was deployed first. A module that deploys another one before its first test says so with `DEPLOYS_FIRST`."""
+    if first.changed and not getattr(request.module, "DEPLOYS_FIRST", False):
+        first.deployment.deploy(first.overrides)
+        first.changed = False
+    return first

@@ -101,7 +101,8 @@ def test_an_object_of_an_operator_is_taken_over_only_by_name(stack: Stack) -> No
         assert "RuntimeClass/nvidia: got one that kubectl-create made, want none; remove it, or take it over" in said
         stack.deployment.deploy({**overrides, "cluster": {"take": ["RuntimeClass/nvidia"]}})
         # The next update is an ordinary one.
-        stack.deployment.deploy(overrides)
+        stack.deployment.configure(overrides)
+        stack.deployment.cli.preview(expect_no_changes=True)
         stack.deployment.deploy(stack.overrides)
         assert "NotFound" in stack.kube.refused("get", "runtimeclass", "nvidia")
 
@@ -119,13 +120,15 @@ def test_down_refuses_what_others_put_into_the_namespace(stack: Stack) -> None:
 
 def test_down_refuses_another_cluster_which_forget_alone_forgets(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CommandError, match=r"^FORGET: got the cluster that stack dev is on, want one that is gone; run make down CONTEXT="):
-        removal.forget(stack.deployment)
+        removal.forget(stack.deployment, agreed=True)
     monkeypatch.setattr(removal, "cluster_identity", lambda *_: "another")
     with nothing_changes(stack), pytest.raises(CommandError, match=r"^down: got the cluster another behind context .* FORGET=1$"):
         removal.down(stack.deployment, agreed=True)
     gone = another(stack, tmp_path)
     gone.configure(stack.overrides)
-    removal.forget(gone)
+    with pytest.raises(CommandError, match=r"^down: got no confirmation"):
+        removal.forget(gone, agreed=False)
+    removal.forget(gone, agreed=True)
     assert not gone.state_dir.exists()
     (aside,) = tmp_path.glob("dev.forgotten-*")
     assert (aside / "passphrase").exists(), "nothing is lost"

@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tests import tiny_gguf
 from tests.cluster.conftest import MODEL, SCRIPT, SERVER_ID, Stack
 
 pytestmark = pytest.mark.cluster
+DEPLOYS_FIRST = True
 SLOW, SHORT = "slow:loop", "short:2k"
 TOKENS = 150
 """Of one stream; a few seconds, so that streams run whenever a replica has to go."""
@@ -38,7 +38,7 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
-def fleet(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def fleet(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     work = tmp_path_factory.mktemp("models")
     ggufs = {
         MODEL: tiny_gguf.make(work / "tiny.gguf", SCRIPT),
@@ -51,8 +51,8 @@ def fleet(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fl
     embedded.push(stack.cluster, [image])
     overrides["images"]["refs"]["models"] = image.reference
     stack.deployment.deploy(overrides)
-    yield Fleet(stack, overrides, ggufs)
-    stack.deployment.deploy(stack.overrides)
+    stack.changed = True
+    return Fleet(stack, overrides, ggufs)
 
 
 @dataclass
@@ -152,4 +152,4 @@ def test_trap_08_a_model_with_less_context_than_declared_fails_the_deployment_an
     headers = {"Authorization": f"Bearer {fleet.stack.key}"}
     response = httpx.post(f"{fleet.stack.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
     assert response.json()["choices"][0]["message"]["content"] == SCRIPT
-    # That the next deployment is an ordinary one is seen at the end of the fixture.
+    # That the next deployment is an ordinary one is seen at the start of the next module.

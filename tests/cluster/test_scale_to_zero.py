@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -13,6 +12,7 @@ from tests.cluster.kube import eventually
 from tests.cluster.test_network import agrees_with_the_table, standing
 
 pytestmark = pytest.mark.cluster
+DEPLOYS_FIRST = True
 
 
 def replicas(stack: Stack) -> int:
@@ -20,13 +20,13 @@ def replicas(stack: Stack) -> int:
 
 
 @pytest.fixture(scope="module")
-def scaled(stack: Stack) -> Iterator[Stack]:
-    """The stack with an activator, and the fleet at zero; without one again for the files that follow."""
+def scaled(stack: Stack) -> Stack:
+    """The stack with an activator, and the fleet at zero."""
     api = f"{stack.cluster.control_plane.address}/32"
     fleet = {"scaleToZero": {"idleMinutes": 1, "kubernetesCidrs": [api]}}
     stack.deployment.deploy({**stack.overrides, "fleet": fleet})
-    yield stack
-    stack.deployment.deploy(stack.overrides)
+    stack.changed = True
+    return stack
 
 
 def test_an_idle_fleet_goes_to_zero_and_a_streamed_request_brings_it_back(scaled: Stack) -> None:

@@ -1,5 +1,6 @@
-"""The end of the stack and of the cluster. Runs last: the other tests need both."""
+"""The end of models, of the stack and of the cluster. Runs last: the other tests need all three."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from devcluster import cgroups
 from devcluster import cluster as embedded
 from devcluster.layout import Cluster, default_name, load
+from infra.engine.changes import DataLossError
 from infra.engine.errors import CliError
 from tests.cluster.conftest import Stack
 from tests.cluster.interruptions import at, finish, killed
@@ -35,10 +37,28 @@ def ours(cluster: Cluster) -> list[str]:
     return found
 
 
+LARGER = {"storage": {"hot": {"provisioner": "modelfleet.dev/local", "size": "3Gi"}}}
+
+
+def test_an_update_that_would_lose_data_is_refused_before_anything_changes(stack: Stack) -> None:
+    cli = stack.deployment.cli
+    before = cli.run("stack", "export")
+    overrides = {**stack.overrides, **LARGER}
+    with pytest.raises(DataLossError, match=r"^StatefulSet/ollama: got a change that deletes it and its replicas' volumes"):
+        stack.deployment.deploy(overrides)
+    assert json.loads(cli.run("stack", "export"))["deployment"]["resources"] == json.loads(before)["deployment"]["resources"]
+    old = stack.kube.get("pvc", "models-ollama-0", "-n", stack.outputs.namespace)["metadata"]["uid"]
+    stack.deployment.deploy(overrides, ["StatefulSet/ollama"])
+    new = stack.kube.get("pvc", "models-ollama-0", "-n", stack.outputs.namespace)
+    assert new["metadata"]["uid"] != old
+    assert new["spec"]["resources"]["requests"]["storage"] == "3Gi"
+    assert cli.preview().steps == []
+
+
 def test_an_update_ends_at_once_with_a_cause_that_no_waiting_takes_away(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     """The shared claim was marked for deletion: it goes when its last pod does, and no new pod may use it."""
     stack.kube.run("delete", "pvc", "shared-models", "-n", stack.outputs.namespace, "--wait=false")
-    overrides = {**stack.overrides, "modelServer": {**stack.overrides["modelServer"], "parallel": 1}}
+    overrides = {**stack.overrides, **LARGER, "modelServer": {**stack.overrides["modelServer"], "parallel": 1}}
     started = time.monotonic()
     with pytest.raises(CliError, match=r"PersistentVolumeClaim/shared-models: got a mark for deletion, which waits for pods .*; copy what"):
         stack.deployment.deploy(overrides)

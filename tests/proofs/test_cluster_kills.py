@@ -1,14 +1,18 @@
-"""The start of the embedded cluster killed at twenty random moments: the next `up` finishes it, or `down` removes it.
+"""The start of the embedded cluster, killed at twenty random moments, and on a disk that fills up at six: the next `up` finishes it, or
+`down` removes it.
 
-10 minutes, beside nothing else.
+15 minutes, beside nothing else.
 """
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +27,9 @@ from tests.proofs.records import Proof
 PROOF = Proof("cluster-kills", guards=("devcluster", "tests/machine.py"))
 NAME = f"test-{os.getpid()}-kills"
 MOMENTS = 20
+FULL_AT = 6
+DISK = "3300m"
+"""Enough for what `up` asks of the disk before it begins."""
 
 
 def start() -> "subprocess.Popen[str]":
@@ -72,3 +79,43 @@ def test_a_start_that_was_killed_at_a_random_moment_is_finished_or_removed(figur
         embedded.down_named(NAME)
     ended_before = [each for each in figures["killed"] if each["ended_before"]]
     assert len(ended_before) <= MOMENTS / 4, f"moments after the end, seed {seed}"
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A small file system that holds the state of clusters."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK},mode=0755", "modelfleet-test", tmp_path], check=True)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    yield tmp_path
+    embedded.down_named(NAME)
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.timeout(3600)
+def test_a_start_whose_disk_fills_up_says_so_and_is_finished_or_removed(figures: dict[str, Any], disk: Path) -> None:
+    before = machine.snapshot()
+    started_at = time.monotonic()
+    finished()
+    whole_s = time.monotonic() - started_at
+    removed(before)
+    figures |= {"full": []}
+    filler = disk / "filler"
+    for number in range(FULL_AT):
+        moment = whole_s * number / FULL_AT
+        with start() as process:
+            time.sleep(moment)
+            ended_before = process.poll() is not None
+            with filler.open("wb") as file:
+                # Others free and take some meanwhile: what is left after this is next to nothing.
+                os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(disk).free))
+            said = process.communicate(timeout=300)[1]
+        then = "up" if number % 2 else "down"
+        figures["full"].append({"after_s": round(moment, 1), "ended_before": ended_before, "status": process.returncode, "then": then})
+        assert "Traceback" not in said, said
+        if process.returncode:
+            assert "error: " in said, said
+        filler.unlink()
+        if then == "up":
+            finished()
+        removed(before)
+    assert any(each["status"] for each in figures["full"]), "no disk was full in time"
