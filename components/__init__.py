@@ -5,7 +5,7 @@ from .api_server import ApiServer, ApiServerArgs
 from .cache import CacheServer, CacheServerArgs
 from .containers import ResourceArgs
 from .governance import Governance, GovernanceArgs
-from .gpu import ClaimArgs, GpuRuntime, GpuRuntimeArgs, SharingArgs
+from .gpu import ClaimArgs, GpuRuntime, GpuRuntimeArgs, PriorityClassesArgs, SharingArgs
 from .image_trust import ImageTrust, ImageTrustArgs
 from .images import RuntimeImages, RuntimeImagesArgs
 from .model_server import ModelServer, ModelServerArgs
@@ -16,6 +16,7 @@ from .objects import ExposureArgs
 from .ollama import OllamaFleet, OllamaFleetArgs
 from .ollama_agent import AgentArgs
 from .storage import Storage, StorageArgs, TierArgs
+from .workload import TolerationArgs, WorkloadArgs
 
 __all__ = [
     "Activator",
@@ -46,6 +47,7 @@ __all__ = [
     "OllamaFleetArgs",
     "OriginArgs",
     "PodsArgs",
+    "PriorityClassesArgs",
     "ResourceArgs",
     "RuntimeImages",
     "RuntimeImagesArgs",
@@ -53,4 +55,6 @@ __all__ = [
     "Storage",
     "StorageArgs",
     "TierArgs",
+    "TolerationArgs",
+    "WorkloadArgs",
 ]

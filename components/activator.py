@@ -7,6 +7,7 @@ import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
 from .contract import ACTIVATOR, API_METRICS_PORT, API_SERVER, OLLAMA, PORTS, labels, selector, type_token
+from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
 rbac = k8s.rbac.v1
@@ -27,6 +28,7 @@ class ActivatorArgs:
     """Seconds without a request after which the fleet goes to zero."""
     resources: containers.ResourceArgs
     priority_class: pulumi.Input[str] | None = None
+    workload: WorkloadArgs = ORDINARY
 
 
 class Activator(pulumi.ComponentResource):
@@ -42,27 +44,27 @@ class Activator(pulumi.ComponentResource):
     def __init__(self, name: str, args: ActivatorArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("Activator"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        account = self._account(name, args, child)
+        runs = self._account(name, args, child)
         self._demand(name, args, child)
-        pod, once = _pod(args, account), k8s.apps.v1.DeploymentStrategyArgs(type="Recreate")
-        pods.deployment(f"{name}-server", ACTIVATOR, args.namespace, pod, child, strategy=once)
+        pod, once = _pod(args), k8s.apps.v1.DeploymentStrategyArgs(type="Recreate")
+        pods.deployment(f"{name}-server", ACTIVATOR, args.namespace, pod, runs, strategy=once)
         self.register_outputs({})
 
     @staticmethod
-    def _account(name: str, args: ActivatorArgs, child: pulumi.ResourceOptions) -> pulumi.Output[str]:
-        """Name of the account that may scale the fleet."""
+    def _account(name: str, args: ActivatorArgs, child: pulumi.ResourceOptions) -> pulumi.ResourceOptions:
+        """The account that may scale the fleet. Returns the options of what runs as it."""
         meta = objects.metadata(ACTIVATOR, args.namespace)
-        account = core.ServiceAccount(f"{name}-account", metadata=meta, automount_service_account_token=False, opts=child)
+        runs = objects.account(f"{name}-account", ACTIVATOR, args.namespace, child, args.workload)
         scale = rbac.PolicyRuleArgs(api_groups=["apps"], resources=["statefulsets/scale"], resource_names=[OLLAMA], verbs=["get", "patch"])
         role = rbac.Role(f"{name}-role", metadata=meta, rules=[scale], opts=child)
         rbac.RoleBinding(
             f"{name}-binding",
             metadata=meta,
             role_ref=rbac.RoleRefArgs(api_group="rbac.authorization.k8s.io", kind="Role", name=role.metadata.name),
-            subjects=[rbac.SubjectArgs(kind="ServiceAccount", name=account.metadata.name, namespace=args.namespace)],
+            subjects=[rbac.SubjectArgs(kind="ServiceAccount", name=ACTIVATOR, namespace=args.namespace)],
             opts=child,
         )
-        return account.metadata.name
+        return runs
 
     @staticmethod
     def _demand(name: str, args: ActivatorArgs, child: pulumi.ResourceOptions) -> None:
@@ -83,7 +85,7 @@ class Activator(pulumi.ComponentResource):
         )
 
 
-def _pod(args: ActivatorArgs, account: pulumi.Input[str]) -> core.PodSpecArgs:
+def _pod(args: ActivatorArgs) -> core.PodSpecArgs:
     tmp, tmp_mount = containers.scratch()
     token = core.ServiceAccountTokenProjectionArgs(path="token", expiration_seconds=3600)
     authority = core.ConfigMapProjectionArgs(name="kube-root-ca.crt", items=[core.KeyToPathArgs(key="ca.crt", path="ca.crt")])
@@ -118,6 +120,4 @@ def _pod(args: ActivatorArgs, account: pulumi.Input[str]) -> core.PodSpecArgs:
         readiness_probe=containers.http_probe("/health", PORTS[ACTIVATOR]),
         liveness_probe=containers.liveness(PORTS[ACTIVATOR]),
     )
-    pod = pods.spec(ACTIVATOR, [container], [tmp, identity], pods.Placement(priority_class=args.priority_class))
-    pod.service_account_name = account
-    return pod
+    return pods.spec(ACTIVATOR, [container], [tmp, identity], pods.Placement(workload=args.workload, priority_class=args.priority_class))

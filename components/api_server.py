@@ -10,6 +10,7 @@ import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
 from .contract import API_METRICS_PORT, API_SERVER, PORTS, type_token
+from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
 _DRAIN_S = 600
@@ -38,6 +39,7 @@ class ApiServerArgs:
     exposure: objects.ExposureArgs | None = None
     """For NodePort and LoadBalancer."""
     priority_class: pulumi.Input[str] | None = None
+    workload: WorkloadArgs = ORDINARY
 
 
 class ApiServer(pulumi.ComponentResource):
@@ -71,7 +73,8 @@ class ApiServer(pulumi.ComponentResource):
             f"{name}-service", API_SERVER, args.namespace, ports, child, kind=kind, node_port=args.node_port, exposure=args.exposure
         )
         pod, space = _pod(args, secret.metadata.name), args.namespace
-        pods.deployment(f"{name}-servers", API_SERVER, space, pod, child, replicas=args.replicas, strategy=_NEVER_FEWER)
+        runs = objects.account(f"{name}-account", API_SERVER, space, child, args.workload)
+        pods.deployment(f"{name}-servers", API_SERVER, space, pod, runs, replicas=args.replicas, strategy=_NEVER_FEWER)
         objects.disruption_budget(f"{name}-budget", API_SERVER, args.namespace, child)
         self.service_name = service.metadata.name
         asked = args.service_type == "LoadBalancer"
@@ -114,5 +117,5 @@ def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str]) -> core.PodSpecArg
         startup_probe=containers.http_probe("/health", port, period_s=1, failures=60),
         liveness_probe=containers.liveness(port),
     )
-    placement = pods.Placement(priority_class=args.priority_class)
+    placement = pods.Placement(workload=args.workload, priority_class=args.priority_class)
     return pods.spec(API_SERVER, [container], [tmp, keys], placement, grace_s=_DRAIN_S + 15)

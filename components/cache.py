@@ -7,6 +7,7 @@ import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
 from .contract import CACHE_SERVER, PORTS, type_token
+from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
 
@@ -23,6 +24,7 @@ class CacheServerArgs:
     eviction_policy: str = "allkeys-lru"
     """A `maxmemory-policy` of Redis."""
     resources: containers.ResourceArgs
+    workload: WorkloadArgs = ORDINARY
 
 
 class CacheServer(pulumi.ComponentResource):
@@ -59,7 +61,8 @@ class CacheServer(pulumi.ComponentResource):
         )
         objects.service(f"{name}-service", CACHE_SERVER, args.namespace, {"redis": PORTS[CACHE_SERVER]}, child)
         pod = _pod(args, secret.metadata.name, config.metadata.name)
-        pods.deployment(f"{name}-server", CACHE_SERVER, args.namespace, pod, child)
+        runs = objects.account(f"{name}-account", CACHE_SERVER, args.namespace, child, args.workload)
+        pods.deployment(f"{name}-server", CACHE_SERVER, args.namespace, pod, runs)
         self.secret_name = secret.metadata.name
         self.register_outputs({"secret_name": self.secret_name})
 
@@ -96,4 +99,4 @@ def _pod(args: CacheServerArgs, secret: pulumi.Input[str], config: pulumi.Input[
         readiness_probe=core.ProbeArgs(tcp_socket=port, period_seconds=5),
         liveness_probe=core.ProbeArgs(tcp_socket=port, period_seconds=10, failure_threshold=6),
     )
-    return pods.spec(CACHE_SERVER, [container], [tmp, auth, conf])
+    return pods.spec(CACHE_SERVER, [container], [tmp, auth, conf], pods.Placement(workload=args.workload))

@@ -38,6 +38,15 @@ class ClaimArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PriorityClassesArgs:
+    """Names of PriorityClasses of the cluster's own."""
+
+    gateway: str
+    serving: str
+    batch: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class GpuRuntimeArgs:
     """Inputs of GpuRuntime."""
 
@@ -46,12 +55,17 @@ class GpuRuntimeArgs:
     create_runtime_class: bool = True
     """False where the GPU operator owns the RuntimeClass of this name."""
     runtime_class: str = "nvidia"
+    """Empty: GPU pods use the node's default runtime, as on GKE."""
     handler: str = "nvidia"
     """Handler in the node's container runtime; a RuntimeClass names one, it installs none."""
     priority: int = 1_000_000
     """Of serving, 1000..999,000,000."""
     prefix: str = ""
     """What the names of the PriorityClasses and of the sharing configuration begin with, where a cluster has several fleets."""
+    priority_classes: PriorityClassesArgs | None = None
+    """Classes that are there. Then none is made."""
+    nodes: Mapping[str, str] = field(default_factory=lambda: dict(GPU_NODES))
+    """Labels of nodes with GPUs."""
     overhead: Mapping[str, str] = field(default_factory=lambda: {"cpu": "10m", "memory": "16Mi"})
     """What a pod costs beyond its containers."""
     sharing: SharingArgs | None = None
@@ -63,7 +77,7 @@ class GpuRuntime(pulumi.ComponentResource):
 
     Outputs are plain names: what uses them should depend on the component, so that the classes are there first.
 
-    Nodes are found by the label `nvidia.com/gpu.present=true`, which GPU feature discovery sets, and their usual taint is tolerated.
+    By default nodes are found by the label `nvidia.com/gpu.present=true`, which GPU feature discovery sets. Their usual taint is tolerated.
     The gateway comes before serving: without it no replica is reached. Serving evicts batch work; batch work evicts nothing.
 
         runtime = GpuRuntime("gpu", GpuRuntimeArgs())
@@ -72,7 +86,7 @@ class GpuRuntime(pulumi.ComponentResource):
     """
 
     runtime_class: pulumi.Output[str] | None
-    """None without GPUs: pods then use the node's default runtime."""
+    """None without GPUs or a class of that name: pods then use the node's default runtime."""
     priority_class: pulumi.Output[str]
     """For pods that serve models."""
     gateway_priority_class: pulumi.Output[str]
@@ -83,7 +97,7 @@ class GpuRuntime(pulumi.ComponentResource):
     def __init__(self, name: str, args: GpuRuntimeArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("GpuRuntime"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        self.runtime_class = _runtime_class(f"{name}-runtime", args, child) if args.enabled else None
+        self.runtime_class = _runtime_class(f"{name}-runtime", args, child) if args.enabled and args.runtime_class else None
         self.priority_class, self.gateway_priority_class, self.batch_priority_class = _priorities(name, args, child)
         if args.sharing is not None:
             _sharing(f"{name}-sharing", args.prefix + SHARING_CONFIG, args.sharing, child)
@@ -124,7 +138,7 @@ def _runtime_class(name: str, args: GpuRuntimeArgs, opts: pulumi.ResourceOptions
         metadata=meta.ObjectMetaArgs(name=args.runtime_class, labels=labels("gpu-runtime")),
         handler=args.handler,
         overhead=k8s.node.v1.OverheadArgs(pod_fixed=dict(args.overhead)),
-        scheduling=k8s.node.v1.SchedulingArgs(node_selector=GPU_NODES, tolerations=[pods.tolerate_gpu_nodes()]),
+        scheduling=k8s.node.v1.SchedulingArgs(node_selector=dict(args.nodes), tolerations=[pods.tolerate_gpu_nodes()]),
         opts=_replaced(opts, "handler"),
     )
     return _name(args.runtime_class)
@@ -144,6 +158,8 @@ def _priorities(
     name: str, args: GpuRuntimeArgs, opts: pulumi.ResourceOptions
 ) -> tuple[pulumi.Output[str], pulumi.Output[str], pulumi.Output[str]]:
     """Names of the classes of serving, gateway and batch."""
+    if (own := args.priority_classes) is not None:
+        return _name(own.serving), _name(own.gateway), _name(own.batch)
     serving = args.priority
 
     def tier(suffix: str, constant: str, value: int, policy: str | None, description: str) -> pulumi.Output[str]:

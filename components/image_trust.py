@@ -10,6 +10,7 @@ import pulumi_kubernetes as k8s
 from . import containers, objects, pods, registry_auth
 from .contract import DATA_LABEL, IMAGE_VERIFIER, PORTS, PULL_SECRET, RESTRICTED, labels, selector, type_token
 from .network import DnsArgs, default_deny, dns_egress
+from .workload import ORDINARY, WorkloadArgs
 
 admission = k8s.admissionregistration.v1
 core = k8s.core.v1
@@ -58,6 +59,7 @@ class ImageTrustArgs:
     """What the webhook configuration's name begins with, where a cluster has several fleets."""
     replicas: int = 2
     resources: containers.ResourceArgs
+    workload: WorkloadArgs = ORDINARY
 
 
 class ImageTrust(pulumi.ComponentResource):
@@ -116,7 +118,8 @@ class ImageTrust(pulumi.ComponentResource):
         logins: list[pulumi.Resource] = []
         if args.registry_auth is not None:
             logins.append(registry_auth.pull_secret(f"{name}-registry-auth", namespace, args.registry_auth, child))
-        after = pulumi.ResourceOptions(parent=self, depends_on=logins)
+        runs = objects.account(f"{name}-account", IMAGE_VERIFIER, namespace, child, args.workload)
+        after = pulumi.ResourceOptions.merge(runs, pulumi.ResourceOptions(depends_on=logins))
         pod = _pod(args, tls.metadata.name, keys.metadata.name)
         return pods.deployment(f"{name}-servers", IMAGE_VERIFIER, namespace, pod, after, replicas=args.replicas)
 
@@ -204,4 +207,4 @@ def _pod(args: ImageTrustArgs, tls: pulumi.Input[str], keys: pulumi.Input[str]) 
         readiness_probe=core.ProbeArgs(http_get=probe, period_seconds=2, timeout_seconds=3),
         liveness_probe=core.ProbeArgs(http_get=probe, period_seconds=10, failure_threshold=6, timeout_seconds=5),
     )
-    return pods.spec(IMAGE_VERIFIER, [container], volumes)
+    return pods.spec(IMAGE_VERIFIER, [container], volumes, pods.Placement(workload=args.workload))

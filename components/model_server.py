@@ -8,6 +8,7 @@ import pulumi_kubernetes as k8s
 from . import containers, objects, pods
 from .contract import CACHE_SERVER, MODEL_SERVER, MODEL_VERSION_ANNOTATION, PORTS, type_token
 from .models import STORE_PATH
+from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
 _DRAIN_S = 120
@@ -32,6 +33,7 @@ class ModelServerArgs:
     parallel: int
     max_queue: int
     priority_class: pulumi.Input[str] | None = None
+    workload: WorkloadArgs = ORDINARY
 
 
 class ModelServer(pulumi.ComponentResource):
@@ -54,12 +56,14 @@ class ModelServer(pulumi.ComponentResource):
         super().__init__(type_token("ModelServer"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
         service = objects.service(f"{name}-service", MODEL_SERVER, args.namespace, {"http": PORTS[MODEL_SERVER]}, child, headless=True)
+        runs = objects.account(f"{name}-account", MODEL_SERVER, args.namespace, child, args.workload)
+        slow = pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create="30m", update="30m"))
         pods.deployment(
             f"{name}-servers",
             MODEL_SERVER,
             args.namespace,
             _pod(args),
-            pulumi.ResourceOptions(parent=self, custom_timeouts=pulumi.CustomTimeouts(create="30m", update="30m")),
+            pulumi.ResourceOptions.merge(runs, slow),
             replicas=args.replicas,
             annotations={MODEL_VERSION_ANNOTATION: args.model_version},
         )
@@ -99,5 +103,5 @@ def _pod(args: ModelServerArgs) -> core.PodSpecArgs:
         startup_probe=containers.http_probe("/ready", port, period_s=2, failures=300),
         liveness_probe=containers.liveness(port),
     )
-    placement = pods.Placement(priority_class=args.priority_class)
+    placement = pods.Placement(workload=args.workload, priority_class=args.priority_class)
     return pods.spec(MODEL_SERVER, [container], [tmp, secret, store], placement, grace_s=_DRAIN_S + 15)

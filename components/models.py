@@ -10,6 +10,7 @@ import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
 from .contract import MODEL_WRITER, type_token
+from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
 SHARED_PATH = "/shared"
@@ -49,6 +50,7 @@ class ModelStoreArgs:
     ca_bundle: str = ""
     """Certificates (PEM) of authorities that the writer trusts beside those of its image."""
     priority_class: pulumi.Input[str] | None = None
+    workload: WorkloadArgs = ORDINARY
 
 
 class ModelStore(pulumi.ComponentResource):
@@ -82,12 +84,13 @@ class ModelStore(pulumi.ComponentResource):
         if args.ca_bundle:
             command.append(f"--ca-bundle={_AUTHORITIES_PATH}/{_AUTHORITIES_FILE}")
             files.append(self._authorities(child))
-        self.writer = self._job("writer", args.image, command, child, files)
+        self._runs = objects.account(f"{name}-account", MODEL_WRITER, args.namespace, child, args.workload)
+        self.writer = self._job("writer", args.image, command, self._runs, files)
         self.register_outputs({})
 
     def clean_after(self, readers: Sequence[pulumi.Resource]) -> None:
         """Once every reader uses the models that are published now, a second Job removes all other ones."""
-        after = pulumi.ResourceOptions(parent=self, depends_on=[self.writer, *readers])
+        after = pulumi.ResourceOptions.merge(self._runs, pulumi.ResourceOptions(depends_on=[self.writer, *readers]))
         self._job("cleaner", self._args.sync_image, ["clean", SHARED_PATH], after)
 
     def _credentials(self, credentials: pulumi.Input[str], child: pulumi.ResourceOptions) -> _File:
@@ -132,7 +135,7 @@ class ModelStore(pulumi.ComponentResource):
         )
         # A pod that failed stays, so that its message can be read. Its blobs are in the claim, and the next pod continues there.
         volumes = [tmp, shared, *(volume for volume, _ in files)]
-        placement = pods.Placement(priority_class=args.priority_class)
+        placement = pods.Placement(workload=args.workload, priority_class=args.priority_class)
         pod = pods.spec(MODEL_WRITER, [container], volumes, placement, restart_policy="Never")
         return k8s.batch.v1.Job(
             f"{self._name}-{role}",

@@ -1,7 +1,7 @@
 """Metrics of GPUs and the cache; alert rules and a dashboard over all metrics. Ollama's come from the agent in each of its pods."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pulumi
@@ -10,6 +10,7 @@ import yaml
 
 from . import alerts, containers, dashboard, objects, pods
 from .contract import CACHE_SERVER, GPU_NODES, METRICS_EXPORTER, PORTS, READER_LABEL, labels, selector, type_token
+from .workload import ORDINARY, WorkloadArgs, tolerations
 
 core = k8s.core.v1
 _EXPORTER = "modelfleet.dev/exporter"
@@ -26,9 +27,13 @@ class MonitoringArgs:
     resources: containers.ResourceArgs
     gpu_nodes: bool = False
     """Also run one exporter on every GPU node."""
+    gpu_node_labels: Mapping[str, str] = field(default_factory=lambda: dict(GPU_NODES))
+    """Labels of nodes with GPUs."""
     runtime_class: pulumi.Input[str] | None = None
     alert_rules: Literal["config-map", "prometheus-rule"] = "config-map"
     """A rule file that your Prometheus mounts or a sidecar finds, or an object of the Prometheus operator."""
+    workload: WorkloadArgs = ORDINARY
+    """On GPU nodes the exporter goes wherever there are GPUs."""
 
 
 class Monitoring(pulumi.ComponentResource):
@@ -45,30 +50,34 @@ class Monitoring(pulumi.ComponentResource):
     def __init__(self, name: str, args: MonitoringArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("Monitoring"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
+        runs = objects.account(f"{name}-account", METRICS_EXPORTER, args.namespace, child, args.workload)
         k8s.apps.v1.Deployment(
             f"{name}-fleet",
             metadata=objects.metadata(METRICS_EXPORTER, args.namespace),
             spec=k8s.apps.v1.DeploymentSpecArgs(replicas=1, selector=_match("fleet"), template=_template("fleet", _pod(args, gpus=False))),
-            opts=child,
+            opts=runs,
         )
         objects.service(f"{name}-service", METRICS_EXPORTER, args.namespace, {"metrics": PORTS[METRICS_EXPORTER]}, child)
         if args.gpu_nodes:
-            self._on_gpu_nodes(name, args)
+            self._on_gpu_nodes(name, args, runs)
         self._rules(name, args, child)
         _config_map(f"{name}-dashboard", args, "grafana", {"modelfleet.json": dashboard.text()}, {"grafana_dashboard": "1"}, child)
         self.register_outputs({})
 
-    def _on_gpu_nodes(self, name: str, args: MonitoringArgs) -> None:
+    @staticmethod
+    def _on_gpu_nodes(name: str, args: MonitoringArgs, runs: pulumi.ResourceOptions) -> None:
         pod = _pod(args, gpus=True)
         # The RuntimeClass says so, too, but the DaemonSet controller looks at the template alone when it chooses nodes.
-        pod.node_selector = dict(GPU_NODES)
-        pod.tolerations = [pods.tolerate_gpu_nodes()]
+        pod.node_selector = dict(args.gpu_node_labels)
+        pod.tolerations = [pods.tolerate_gpu_nodes(), *tolerations(args.workload)]
         k8s.apps.v1.DaemonSet(
             f"{name}-gpus",
             metadata=k8s.meta.v1.ObjectMetaArgs(name=f"{METRICS_EXPORTER}-gpu", namespace=args.namespace, labels=labels(METRICS_EXPORTER)),
             spec=k8s.apps.v1.DaemonSetSpecArgs(selector=_match("gpu"), template=_template("gpu", pod)),
             # A node that joins without its driver must not fail the update of everything else.
-            opts=pulumi.ResourceOptions(parent=self, custom_timeouts=pulumi.CustomTimeouts(create="10m", update="10m")),
+            opts=pulumi.ResourceOptions.merge(
+                runs, pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create="10m", update="10m"))
+            ),
         )
 
     @staticmethod
@@ -141,5 +150,5 @@ def _pod(args: MonitoringArgs, *, gpus: bool) -> core.PodSpecArgs:
         readiness_probe=containers.http_probe("/health", port),
         liveness_probe=containers.liveness(port),
     )
-    placement = pods.Placement(runtime_class=args.runtime_class if gpus else None)
+    placement = pods.Placement(workload=args.workload, runtime_class=args.runtime_class if gpus else None)
     return pods.spec(METRICS_EXPORTER, [container], volumes, placement)

@@ -8,6 +8,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from .contract import EXPOSED_ANNOTATION, labels, selector
+from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
 SKIP_AWAIT = {"pulumi.com/skipAwait": "true"}
@@ -76,6 +77,18 @@ def service(
         ),
         opts=opts,
     )
+
+
+def account(
+    name: str, component: str, namespace: pulumi.Input[str], opts: pulumi.ResourceOptions, workload: WorkloadArgs = ORDINARY
+) -> pulumi.ResourceOptions:
+    """The ServiceAccount of a component's pods, under the component's own name. No pod gets a token of it by itself.
+
+    Returns the options of what runs as it, which comes after it.
+    """
+    known_by = metadata(component, namespace, annotations=workload.account_annotations)
+    made = core.ServiceAccount(name, metadata=known_by, automount_service_account_token=False, opts=opts)
+    return pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(depends_on=[made]))
 
 
 def disruption_budget(name: str, component: str, namespace: pulumi.Input[str], opts: pulumi.ResourceOptions) -> None:

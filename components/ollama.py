@@ -7,9 +7,10 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
-from .contract import AGENT_CONTROL_PORT, OLLAMA, PORTS, selector, type_token
+from .contract import AGENT_CONTROL_PORT, OLLAMA, PORTS, RUNTIME_ANNOTATION, selector, type_token
 from .models import SHARED_PATH, STORE_PATH, follower
 from .ollama_agent import LOAD_S, AgentArgs, agent_container, context_probe, drain_hook, replicas_service, revision
+from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
 _MAX_MODELS = 32
@@ -43,6 +44,7 @@ class OllamaFleetArgs:
     prompt_cache_bytes: int = 8 * 2**30
     """Host memory that each loaded model keeps old prompts in."""
     runtime_class: pulumi.Input[str] | None = None
+    """Empty: the nodes' default runtime is wanted, also for GPUs. That is noted on the fleet, for the policy pack."""
     priority_class: pulumi.Input[str] | None = None
     claim_template: pulumi.Input[str] | None = None
     """ResourceClaimTemplate of a replica's GPUs, where they are claimed."""
@@ -51,6 +53,7 @@ class OllamaFleetArgs:
     """Model to the number of replicas that hold it. The context probe asks for them; no pod of the fleet knows of it."""
     retain: bool
     """Keep the replicas' volumes when the fleet is deleted or scaled in."""
+    workload: WorkloadArgs = ORDINARY
 
 
 class OllamaFleet(pulumi.ComponentResource):
@@ -81,7 +84,8 @@ class OllamaFleet(pulumi.ComponentResource):
         service = objects.service(f"{name}-service", OLLAMA, args.namespace, {"http": PORTS[OLLAMA]}, child, headless=True)
         replicas_service(f"{name}-replicas", args.namespace, child)
         version = _revision(args)
-        servers = _servers(f"{name}-servers", args, version, child)
+        runs = objects.account(f"{name}-account", OLLAMA, args.namespace, child, args.workload)
+        servers = _servers(f"{name}-servers", args, version, runs)
         self.probe = None
         if args.replicas is not None:
             after = pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(depends_on=[servers]))
@@ -96,9 +100,10 @@ def _servers(name: str, args: OllamaFleetArgs, version: pulumi.Input[str], opts:
     retention = k8s.apps.v1.StatefulSetPersistentVolumeClaimRetentionPolicyArgs(
         when_deleted="Retain" if args.retain else "Delete", when_scaled="Retain"
     )
+    noted = {RUNTIME_ANNOTATION: "node-default"} if args.runtime_class == "" else {}
     return k8s.apps.v1.StatefulSet(
         name,
-        metadata=objects.metadata(OLLAMA, args.namespace, annotations=_NO_AWAIT),
+        metadata=objects.metadata(OLLAMA, args.namespace, annotations=_NO_AWAIT | noted),
         spec=k8s.apps.v1.StatefulSetSpecArgs(
             # The Service's name, not its Output: awaiting one from the other would deadlock.
             service_name=OLLAMA,
@@ -135,7 +140,7 @@ def _environment(args: OllamaFleetArgs) -> dict[str, str]:
 
 def _revision(args: OllamaFleetArgs) -> pulumi.Output[str]:
     """Of everything in the pods. The list of models is not in them."""
-    parts = _environment(args) | {"drain": str(args.agent.drain_s), "resources": asdict(args.resources)}
+    parts = _environment(args) | {"drain": str(args.agent.drain_s), "resources": asdict(args.resources), "workload": asdict(args.workload)}
     return revision(parts, [args.image, args.sync_image, args.agent.image])
 
 
@@ -162,7 +167,8 @@ def _pod(args: OllamaFleetArgs, version: pulumi.Input[str]) -> core.PodSpecArgs:
     )
     sync = follower(args.sync_image, args.hot_bytes, [tmp_mount, shared_mount, store])
     placement = pods.Placement(
-        runtime_class=args.runtime_class,
+        workload=args.workload,
+        runtime_class=args.runtime_class or None,
         priority_class=args.priority_class,
         claim_template=args.claim_template,
         gpu_toleration=args.resources.gpus > 0,

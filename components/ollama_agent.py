@@ -12,6 +12,7 @@ import pulumi_kubernetes as k8s
 from . import containers, objects, pods
 from .contract import AGENT_CONTROL_PORT, AGENT_PORT, CONTEXT_PROBE, OLLAMA, OLLAMA_REPLICAS, labels, selector
 from .models import STORE_PATH
+from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
 AGENT = "ollama-agent"
@@ -36,6 +37,8 @@ class AgentArgs:
     """Longest wait for requests in flight when a replica has to stop."""
     min_context: int
     """Tokens that every replica must hold for every model."""
+    probe: WorkloadArgs = ORDINARY
+    """Of the Job that asks the agents."""
 
     @property
     def grace_s(self) -> int:
@@ -138,6 +141,7 @@ def context_probe(
         resources=containers.resources(PROBE_RESOURCES),
         security_context=containers.security(),
     )
+    pod = pods.spec(CONTEXT_PROBE, [container], [], pods.Placement(workload=args.probe), restart_policy="Never")
     return k8s.batch.v1.Job(
         name,
         metadata=objects.metadata(CONTEXT_PROBE, namespace, named=False),
@@ -145,10 +149,10 @@ def context_probe(
             # The probe itself waits and asks again, so its first failure is final.
             backoff_limit=0,
             pod_failure_policy=pods.disruptions_are_no_failures(),
-            template=pods.template(CONTEXT_PROBE, pods.spec(CONTEXT_PROBE, [container], [], restart_policy="Never")),
+            template=pods.template(CONTEXT_PROBE, pod),
         ),
         opts=pulumi.ResourceOptions.merge(
-            opts,
+            objects.account(f"{name}-account", CONTEXT_PROBE, namespace, opts, args.probe),
             pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create=f"{timeout_s + 300}s", update=f"{timeout_s + 300}s")),
         ),
     )

@@ -7,19 +7,22 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from .containers import GPU_CLAIM
-from .contract import USER_ID, labels, selector
+from .contract import labels, selector
 from .objects import metadata
+from .workload import ORDINARY, WorkloadArgs, tolerations
 
 apps = k8s.apps.v1
 batch = k8s.batch.v1
 core = k8s.core.v1
 _NODE = "kubernetes.io/hostname"
+_ZONE = "topology.kubernetes.io/zone"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """Which nodes take a pod, and what it may use there."""
 
+    workload: WorkloadArgs = ORDINARY
     runtime_class: pulumi.Input[str] | None = None
     priority_class: pulumi.Input[str] | None = None
     claim_template: pulumi.Input[str] | None = None
@@ -48,12 +51,13 @@ def spec(
     grace_s: int = 30,
     restart_policy: str = "Always",
 ) -> core.PodSpecArgs:
-    """A hardened pod without a service account token."""
+    """A hardened pod, which runs as the account of its component and has no token of it."""
     claims = [core.PodResourceClaimArgs(name=GPU_CLAIM, resource_claim_template_name=placement.claim_template)]
     return core.PodSpecArgs(
         containers=list(containers),
         init_containers=list(init_containers) or None,
         volumes=list(volumes),
+        service_account_name=component,
         automount_service_account_token=False,
         enable_service_links=False,
         termination_grace_period_seconds=grace_s,
@@ -61,21 +65,27 @@ def spec(
         priority_class_name=placement.priority_class,
         resource_claims=claims if placement.claim_template else None,
         restart_policy=restart_policy,
+        node_selector=dict(placement.workload.node_selector) or None,
         affinity=core.AffinityArgs(pod_anti_affinity=_apart(component)) if placement.apart else None,
-        tolerations=[tolerate_gpu_nodes()] if placement.gpu_toleration else None,
-        topology_spread_constraints=[_spread(component)],
-        security_context=_security(),
+        tolerations=_tolerations(placement) or None,
+        topology_spread_constraints=_spread(component, placement.workload),
+        security_context=_security(placement.workload.user_id),
     )
 
 
-def _spread(component: str) -> core.TopologySpreadConstraintArgs:
+def _tolerations(placement: Placement) -> list[core.TolerationArgs]:
+    return [*([tolerate_gpu_nodes()] if placement.gpu_toleration else []), *tolerations(placement.workload)]
+
+
+def _spread(component: str, workload: WorkloadArgs) -> list[core.TopologySpreadConstraintArgs]:
     """Spread over nodes is a wish: one node may have GPUs for several replicas, and a laptop is one node."""
-    return core.TopologySpreadConstraintArgs(
-        max_skew=1,
-        topology_key=_NODE,
-        when_unsatisfiable="ScheduleAnyway",
-        label_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(component)),
-    )
+
+    def over(key: str, otherwise: str) -> core.TopologySpreadConstraintArgs:
+        match = k8s.meta.v1.LabelSelectorArgs(match_labels=selector(component))
+        return core.TopologySpreadConstraintArgs(max_skew=1, topology_key=key, when_unsatisfiable=otherwise, label_selector=match)
+
+    zones = {None: [], "prefer": [over(_ZONE, "ScheduleAnyway")], "require": [over(_ZONE, "DoNotSchedule")]}
+    return [over(_NODE, "ScheduleAnyway"), *zones[workload.zones]]
 
 
 def _apart(component: str) -> core.PodAntiAffinityArgs:
@@ -86,12 +96,12 @@ def _apart(component: str) -> core.PodAntiAffinityArgs:
     )
 
 
-def _security() -> core.PodSecurityContextArgs:
+def _security(user_id: int | None) -> core.PodSecurityContextArgs:
     return core.PodSecurityContextArgs(
         run_as_non_root=True,
-        run_as_user=USER_ID,
-        run_as_group=USER_ID,
-        fs_group=USER_ID,
+        run_as_user=user_id,
+        run_as_group=user_id,
+        fs_group=user_id,
         # Without OnRootMismatch every start walks the whole model store.
         fs_group_change_policy="OnRootMismatch",
         seccomp_profile=core.SeccompProfileArgs(type="RuntimeDefault"),

@@ -32,6 +32,8 @@ class StorageArgs:
     shared: TierArgs
     retain: bool
     """Keep volumes, and refuse to delete the shared claim, when the stack is destroyed."""
+    shared_claim: str | None = None
+    """A ReadWriteMany claim of the namespace that is there. Then neither it nor a class for it is made."""
 
 
 class Storage(pulumi.ComponentResource):
@@ -55,9 +57,15 @@ class Storage(pulumi.ComponentResource):
         # A node-local volume must be made where the pod will run, so that class waits for the scheduler.
         hot_class, shared_class = args.hot.class_name or HOT_CLASS, args.shared.class_name or SHARED_CLASS
         self._storage_class(f"{name}-hot", hot_class, args.hot, "WaitForFirstConsumer")
-        shared = self._storage_class(f"{name}-shared", shared_class, args.shared, "Immediate")
         # Claims name their class by its plain name: through the class's output, replacing a class would replace its claims.
         self.hot_class = pulumi.Output.from_input(hot_class)
+        self.shared_claim = (
+            self._claim(name, args, shared_class) if args.shared_claim is None else pulumi.Output.from_input(args.shared_claim)
+        )
+        self.register_outputs({"hot_class": self.hot_class, "shared_claim": self.shared_claim})
+
+    def _claim(self, name: str, args: StorageArgs, shared_class: str) -> pulumi.Output[str]:
+        shared = self._storage_class(f"{name}-shared", shared_class, args.shared, "Immediate")
         claim = k8s.core.v1.PersistentVolumeClaim(
             f"{name}-claim",
             metadata=k8s.meta.v1.ObjectMetaArgs(
@@ -73,8 +81,7 @@ class Storage(pulumi.ComponentResource):
             ),
             opts=pulumi.ResourceOptions(parent=self, depends_on=shared, protect=args.retain, retain_on_delete=args.retain),
         )
-        self.shared_claim = claim.metadata.name
-        self.register_outputs({"hot_class": self.hot_class, "shared_claim": self.shared_claim})
+        return claim.metadata.name
 
     def _storage_class(self, name: str, class_name: str, tier: TierArgs, binding: str) -> list[pulumi.Resource]:
         """The class; nothing where it is there already."""

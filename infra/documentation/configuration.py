@@ -84,12 +84,12 @@ def document() -> str:
     parts = [_INTRODUCTION]
     for name, field in Settings.model_fields.items():
         annotation: Any = field.annotation
-        listed = get_origin(annotation) is list
-        model: type[BaseModel] = get_args(annotation)[0] if listed else annotation
+        prefix = {list: "[].", dict: "<workload>."}.get(get_origin(annotation), "")
+        model: type[BaseModel] = get_args(annotation)[-1] if prefix else annotation
         parts.append(f"## `{PROJECT}:{field.alias or name}`\n")
         parts.append(f"{' '.join(field.description.split())}\n" if field.description else "")
         parts.append("| key | type | default | meaning |\n| --- | --- | --- | --- |")
-        parts.append("\n".join(_rows(model, "[]." if listed else "")) + "\n")
+        parts.append("\n".join(_rows(model, prefix)) + "\n")
     return "\n".join(part for part in parts if part)
 
 

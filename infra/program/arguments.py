@@ -1,144 +1,18 @@
-"""From the settings to the arguments of each component. What another component made arrives as a value."""
-
-from collections.abc import Mapping
+"""From the settings to the arguments of each workload's component. What another component made arrives as a value."""
 
 import pulumi
 
 import components as c
-from components.contract import BATCH_PRIORITY, MODEL_SERVER, OLLAMA, PORTS
-from components.gpu import device_class
-from infra import ROOT
+from components.contract import MODEL_SERVER, OLLAMA, PORTS
 from infra.program import delivery
+from infra.program.foundations import Images
 from infra.program.settings import Settings, inputs
-from infra.program.settings.cluster import verifier_namespace
-from infra.program.settings.gpu import GpuSettings
-from infra.program.settings.images import VERIFIER_IMAGE, TrustSettings
-from infra.program.settings.section import Resources, quantity
-from infra.program.settings.storage import Tier
+from infra.program.settings.section import quantity
+from infra.program.workload import resources, workload
 
-Images = Mapping[str, pulumi.Output[str]]
-"""Name of an image to its reference."""
-NO_GPUS = GpuSettings()
 _HOLD_S = 600
 """How long a request waits for a fleet that starts from zero: for a node, the copy of the models, and their load."""
 _ACTIVATOR = c.ResourceArgs(cpu="20m", memory="96Mi")
-
-
-def _resources(resources: Resources, gpus: int = 0, gpu: GpuSettings = NO_GPUS) -> c.ResourceArgs:
-    return c.ResourceArgs(
-        cpu=resources.cpu, memory=resources.memory, gpus=gpus, gpu_resource=gpu.resource, claims_gpus=gpu.allocation == "dra"
-    )
-
-
-def _tier(tier: Tier, class_name: str) -> c.TierArgs:
-    return c.TierArgs(
-        provisioner=tier.provisioner,
-        size=tier.size,
-        parameters=tier.parameters,
-        mount_options=tier.mount_options,
-        class_name=class_name,
-    )
-
-
-def images(settings: Settings) -> c.RuntimeImagesArgs:
-    return c.RuntimeImagesArgs(
-        builder=settings.images.builder,
-        registry=settings.images.registry,
-        source=ROOT,
-        refs=settings.images.refs,
-        platform=settings.images.platform,
-        builder_name=settings.images.builder_name,
-        build=settings.cluster.render_to is None,
-        registry_auth=inputs.registry_auth(),
-    )
-
-
-def governance(settings: Settings) -> c.GovernanceArgs:
-    limits, gpu, fleet_ = settings.governance, settings.gpu, settings.fleet
-    return c.GovernanceArgs(
-        namespace=settings.cluster.namespace,
-        gpu_quota=limits.gpu_quota,
-        gpu_resource=gpu.resource,
-        gpu_device_class=device_class(gpu.sharing.profile) if gpu.allocation == "dra" else None,
-        gpu_reserved=fleet_.replicas * fleet_.gpus_per_pod,
-        gpus_per_container=fleet_.gpus_per_pod,
-        cpu=limits.cpu,
-        memory=limits.memory,
-        ephemeral_storage=limits.ephemeral_storage,
-        pods=limits.pods,
-        claims=limits.claims,
-        storage=limits.storage,
-        load_balancers=int(settings.api_server.service_type == "LoadBalancer"),
-        retain=settings.storage.retain,
-        batch_priority_class=settings.cluster.wide(BATCH_PRIORITY),
-        registry_auth=inputs.registry_auth(),
-    )
-
-
-def image_trust(settings: Settings, trust: TrustSettings, namespace: pulumi.Input[str], images: Images) -> c.ImageTrustArgs:
-    pair = inputs.verifier_tls()
-    return c.ImageTrustArgs(
-        protected_namespace=namespace,
-        namespace=verifier_namespace(settings.cluster.namespace),
-        image=images[VERIFIER_IMAGE],
-        public_keys=trust.public_keys,
-        certificate=pair["certificate"],
-        private_key=pulumi.Output.secret(pair["privateKey"]),
-        mirror=trust.mirror,
-        registries=trust.registries,
-        registry_auth=inputs.registry_auth(),
-        ca_bundle=trust.ca_bundle,
-        dns=_dns(settings),
-        prefix=settings.cluster.wide(""),
-        replicas=trust.replicas,
-        resources=_resources(trust.resources),
-    )
-
-
-def _dns(settings: Settings) -> c.DnsArgs:
-    found = settings.network.dns
-    return c.DnsArgs(pods=c.PodsArgs(namespace=found.namespace, labels=found.pod_labels), port=found.port, cidrs=found.cidrs)
-
-
-def network(settings: Settings, namespace: pulumi.Input[str]) -> c.NetworkArgs:
-    scale = settings.fleet.scale_to_zero
-    return c.NetworkArgs(
-        namespace=namespace,
-        client_cidrs=settings.api_server.client_cidrs,
-        client_pods=[c.PodsArgs(namespace=each.namespace, labels=each.labels) for each in settings.network.clients],
-        dns=_dns(settings),
-        prometheus_namespace=settings.monitoring.prometheus_namespace,
-        origins=delivery.origins(settings),
-        origins_have_names=delivery.has_names(settings),
-        kubernetes_cidrs=scale.kubernetes_cidrs if scale else (),
-        contexts_are_probed=settings.fleet.fixed_replicas is not None,
-    )
-
-
-def gpu_runtime(settings: Settings, namespace: pulumi.Input[str]) -> c.GpuRuntimeArgs:
-    gpu, strategy = settings.gpu, settings.gpu.sharing.strategy
-    sharing = claim = None
-    if gpu.allocation == "device-plugin" and strategy != "none":
-        sharing = c.SharingArgs(strategy=strategy, operator_namespace=gpu.operator_namespace, replicas=gpu.sharing.replicas)
-    if gpu.allocation == "dra" and settings.fleet.gpus_per_pod:
-        claim = c.ClaimArgs(namespace=namespace, count=settings.fleet.gpus_per_pod, mig_profile=gpu.sharing.profile)
-    return c.GpuRuntimeArgs(
-        enabled=gpu.enabled,
-        create_runtime_class=gpu.create_runtime_class,
-        runtime_class=settings.runtime_class,
-        handler=gpu.handler,
-        priority=gpu.priority,
-        prefix=settings.cluster.wide(""),
-        overhead={"cpu": gpu.overhead.cpu, "memory": gpu.overhead.memory},
-        sharing=sharing,
-        claim=claim,
-    )
-
-
-def storage(settings: Settings, namespace: pulumi.Input[str]) -> c.StorageArgs:
-    tiers = settings.storage
-    hot, shared = _tier(tiers.hot, settings.hot_class), _tier(tiers.shared, settings.shared_class)
-    return c.StorageArgs(namespace=namespace, hot=hot, shared=shared, retain=tiers.retain)
 
 
 def cache(settings: Settings, namespace: pulumi.Input[str], images: Images) -> c.CacheServerArgs:
@@ -148,7 +22,8 @@ def cache(settings: Settings, namespace: pulumi.Input[str], images: Images) -> c
         password=inputs.cache_password(),
         max_memory_bytes=int(quantity(settings.cache.max_memory)),
         eviction_policy=settings.cache.eviction_policy,
-        resources=_resources(settings.cache.resources),
+        resources=resources(settings.cache.resources),
+        workload=workload(settings, "cache-server"),
     )
 
 
@@ -163,19 +38,25 @@ def fleet(settings: Settings, namespace: pulumi.Input[str], images: Images, runt
         hot_size=size,
         hot_bytes=int(quantity(size)),
         replicas=wanted.fixed_replicas,
-        resources=_resources(wanted.resources, wanted.gpus_per_pod, settings.gpu),
+        resources=resources(wanted.resources, wanted.gpus_per_pod, settings.gpu),
         context_length=wanted.context_length,
         num_parallel=wanted.num_parallel,
         keep_alive=wanted.keep_alive,
         max_queue=wanted.max_queue,
         prompt_cache_bytes=int(quantity(wanted.prompt_cache)),
-        runtime_class=runtime.runtime_class if wanted.gpus_per_pod else None,
+        runtime_class=(runtime.runtime_class or "") if wanted.gpus_per_pod else None,
         priority_class=runtime.priority_class,
         claim_template=runtime.claim_template,
-        agent=c.AgentArgs(image=images["ollama-agent"], drain_s=wanted.drain_seconds, min_context=wanted.min_context),
+        agent=_agent(settings, images["ollama-agent"]),
         models={model.name: model.replicas or wanted.replicas for model in settings.models},
         retain=settings.storage.retain,
+        workload=workload(settings, "ollama"),
     )
+
+
+def _agent(settings: Settings, image: pulumi.Input[str]) -> c.AgentArgs:
+    wanted = settings.fleet
+    return c.AgentArgs(image=image, drain_s=wanted.drain_seconds, min_context=wanted.min_context, probe=workload(settings, "context-probe"))
 
 
 def model_server(
@@ -193,7 +74,7 @@ def model_server(
         shared_claim=store.shared_claim,
         cache_secret=answers.secret_name,
         replicas=wanted.replicas,
-        resources=_resources(wanted.resources),
+        resources=resources(wanted.resources),
         model=wanted.model,
         model_version=delivery.model_version(settings, images["models"]),
         model_id=wanted.model_id,
@@ -201,6 +82,7 @@ def model_server(
         parallel=wanted.parallel,
         max_queue=wanted.max_queue,
         priority_class=runtime.priority_class,
+        workload=workload(settings, "model-server"),
     )
 
 
@@ -246,11 +128,12 @@ def api_server(settings: Settings, namespace: pulumi.Input[str], images: Images,
         routes=routes(settings),
         replicas=None if wanted.autoscaled else wanted.replicas,
         hold_s=wanted.hold_seconds or (_HOLD_S if settings.fleet.scale_to_zero else 0),
-        resources=_resources(wanted.resources),
+        resources=resources(wanted.resources),
         service_type=wanted.service_type,
         node_port=wanted.node_port,
         exposure=_exposure(settings),
         priority_class=runtime.gateway_priority_class,
+        workload=workload(settings, "api-server"),
     )
 
 
@@ -264,6 +147,7 @@ def activator(
         idle_s=60 * idle_minutes,
         resources=_ACTIVATOR,
         priority_class=runtime.gateway_priority_class,
+        workload=workload(settings, "activator"),
     )
 
 
@@ -274,8 +158,10 @@ def monitoring(
         namespace=namespace,
         image=images["metrics-exporter"],
         cache_secret=answers.secret_name,
-        resources=_resources(settings.monitoring.resources),
+        resources=resources(settings.monitoring.resources),
         gpu_nodes=settings.gpu.enabled,
+        gpu_node_labels=settings.gpu.nodes,
         runtime_class=runtime.runtime_class,
         alert_rules=settings.monitoring.alert_rules,
+        workload=workload(settings, "metrics-exporter"),
     )

@@ -9,6 +9,7 @@ import components as c
 from infra.program.settings import Settings, inputs
 from infra.program.settings.models import is_address
 from infra.program.settings.section import quantity
+from infra.program.workload import workload
 
 
 def has_names(settings: Settings) -> bool:
@@ -27,7 +28,11 @@ def origins(settings: Settings) -> list[c.OriginArgs]:
 
 
 def model_store(
-    settings: Settings, namespace: pulumi.Input[str], images: Mapping[str, pulumi.Input[str]], store: c.Storage, runtime: c.GpuRuntime
+    settings: Settings,
+    namespace: pulumi.Input[str],
+    images: Mapping[str, pulumi.Input[str]],
+    store: c.Storage,
+    runtime: c.GpuRuntime,
 ) -> c.ModelStoreArgs:
     """What the writer fetches, and where to."""
     fleet, limits = settings.fleet, settings.delivery
@@ -58,6 +63,7 @@ def model_store(
         ca_bundle=limits.ca_bundle,
         credentials=inputs.source_tokens(),
         priority_class=runtime.batch_priority_class,
+        workload=workload(settings, "model-sync"),
     )
 
 

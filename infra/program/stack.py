@@ -8,7 +8,7 @@ import pulumi_kubernetes as k8s
 
 import components as c
 from components.registry_auth import pulls
-from infra.program import arguments, delivery, ownership
+from infra.program import arguments, delivery, foundations, ownership
 from infra.program.outputs import outputs
 from infra.program.settings import Settings, inputs
 from infra.program.settings.cluster import ClusterSettings
@@ -62,7 +62,7 @@ class _Ground:
     """What every workload stands on."""
 
     place: _Place
-    images: arguments.Images
+    images: foundations.Images
     space: c.Governance
     trust: c.ImageTrust | None
     network: c.Network
@@ -91,14 +91,14 @@ def _place(settings: Settings) -> _Place:
 
 def _ground(settings: Settings) -> _Ground:
     place = _place(settings)
-    images = c.RuntimeImages("images", arguments.images(settings)).refs
-    space = c.Governance("governance", arguments.governance(settings), place.after())
+    images = c.RuntimeImages("images", foundations.images(settings)).refs
+    space = c.Governance("governance", foundations.governance(settings), place.after())
     trust = None
     if settings.images.trust is not None:
-        args = arguments.image_trust(settings, settings.images.trust, space.namespace, images)
+        args = foundations.image_trust(settings, settings.images.trust, space.namespace, images)
         trust = c.ImageTrust("image-trust", args, place.after(space))
-    network = c.Network("network", arguments.network(settings, space.namespace), place.after(space))
-    runtime = c.GpuRuntime("gpu", arguments.gpu_runtime(settings, space.namespace), place.after(space))
+    network = c.Network("network", foundations.network(settings, space.namespace), place.after(space))
+    runtime = c.GpuRuntime("gpu", foundations.gpu_runtime(settings, space.namespace), place.after(space))
     return _Ground(place, images, space, trust, network, runtime)
 
 
@@ -106,7 +106,7 @@ def build(settings: Settings) -> None:
     """Register every component. Each gets what it depends on as a value."""
     ground = _ground(settings)
     namespace, images, runtime = ground.namespace, ground.images, ground.runtime
-    store = c.Storage("storage", arguments.storage(settings, namespace), ground.place.after(ground.space))
+    store = c.Storage("storage", foundations.storage(settings, namespace), ground.place.after(ground.space))
     models = c.ModelStore("models", delivery.model_store(settings, namespace, images, store, runtime), ground.after())
     cache = c.CacheServer("cache", arguments.cache(settings, namespace, images), ground.after())
     # Servers of models read what the writer wrote.

@@ -27,6 +27,7 @@ BY_HAND: dict[str, tuple[str, dict[str, Any]]] = {
     "ResourceQuota": ("governance-quota", {"spec": {"hard": {"pods": "99"}}}),
     "RuntimeClass": ("nvidia", LABEL),
     "Secret": ("api-server-keys", LABEL),
+    "ServiceAccount": ("ollama", LABEL),
     "Service": ("ollama", {"spec": {"ports": [{"name": "http", "port": 11434, "targetPort": 1}]}}),
     "StatefulSet": ("ollama", {"spec": {"persistentVolumeClaimRetentionPolicy": {"whenScaled": "Delete"}}}),
     "StorageClass": ("local-nvme", {"allowVolumeExpansion": False}),

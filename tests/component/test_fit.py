@@ -2,7 +2,8 @@
 
 import functools
 import json
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
 
 import pytest
 
@@ -10,17 +11,32 @@ from infra.analysis.policy import rules
 from infra.program import stack
 from infra.program.settings import parse
 from infra.program.settings.images import VERIFIER_IMAGE
+from infra.program.settings.workloads import WorkloadName
 from tests.component.harness import render, rendered
 from tests.unit.test_settings import REFS, document
 from tests.unit.test_settings_fuzz import GOOD, with_config
 
+WORKLOADS = get_args(WorkloadName)
 OF_NO_NAMESPACE = ("Namespace", "PriorityClass", "RuntimeClass", "StorageClass", "ValidatingWebhookConfiguration")
+ASKED: dict[str, Any] = {
+    "nodeSelector": {"example.com/pool": "models"},
+    "tolerations": [{"key": "dedicated", "value": "models", "effect": "NoSchedule"}],
+    "zones": "require",
+}
 COST, NOTE = {"example.com/cost-centre": "4711"}, {"example.com/owner": "team-b"}
+
+
+def made(build: Callable[[], None]) -> Iterator[dict[str, Any]]:
+    """Everything that is registered, with names as the provider would make them."""
+    for resource in render(build).resources:
+        if "kind" in resource.inputs:
+            resource.inputs["metadata"].setdefault("name", f"{resource.name}-auto")
+            yield resource.inputs
 
 
 @functools.cache
 def objects(namespace: str = "team-b") -> list[dict[str, Any]]:
-    """Everything that the stack registers, with names as the provider would make them."""
+    """Everything that the stack registers."""
     config = document("prod") | {
         "images": {"refs": {**REFS, VERIFIER_IMAGE: REFS["ollama"]}, "trust": {"publicKeys": "-----BEGIN PUBLIC KEY-----"}}
     }
@@ -30,16 +46,15 @@ def objects(namespace: str = "team-b") -> list[dict[str, Any]]:
         "loadBalancerClass": "example.com/internal",
         "serviceAnnotations": {"example.com/internal": "true"},
     }
+    config["workloads"] = {name: ASKED | {"accountAnnotations": {"example.com/role": name}} for name in WORKLOADS}
+    config["fleet"] |= {"scaleToZero": {"kubernetesCidrs": ["10.0.0.1/32"]}} if namespace == "from-zero" else {}
     config["gpu"] |= {"sharing": {"strategy": "mps", "replicas": 2}, "memory": "192Gi"}
     secrets = GOOD | {"verifierTls": json.dumps({"certificate": "c", "privateKey": "k"})}
     found: list[dict[str, Any]] = []
 
     def build() -> None:
-        settings = parse(rendered(config, namespace=namespace, labels=COST, annotations=NOTE))
-        for resource in render(lambda: stack.build(settings)).resources:
-            if "kind" in resource.inputs:
-                resource.inputs["metadata"].setdefault("name", f"{resource.name}-auto")
-                found.append(resource.inputs)
+        settings = parse(rendered(config, namespace=namespace, labels=COST, annotations=NOTE, userIds="assigned"))
+        found.extend(made(lambda: stack.build(settings)))
 
     with_config({**{name: json.dumps(value) for name, value in config.items()}, **secrets}, build, tuple(secrets))
     return found
@@ -87,6 +102,66 @@ def test_a_load_balancer_is_told_who_makes_it_and_whom_it_lets_through() -> None
     spec = service["spec"]
     assert (spec["loadBalancerClass"], spec["loadBalancerSourceRanges"]) == ("example.com/internal", ["10.0.0.0/8"])
     assert spec["externalTrafficPolicy"] == "Local", "a policy would see the node's address"
+
+
+def templates(namespace: str = "team-b") -> list[tuple[str, str, dict[str, Any]]]:
+    """Kind, workload and pod of everything that makes pods."""
+    made = [item for item in objects(namespace) if "template" in item.get("spec", {})]
+    return [(item["kind"], item["metadata"]["labels"]["app.kubernetes.io/name"], item["spec"]["template"]["spec"]) for item in made]
+
+
+def test_every_workload_goes_where_it_is_told_to() -> None:
+    found = [*templates(), *templates("from-zero")]
+    assert {workload for _, workload, _ in found} == set(WORKLOADS)
+    for kind, workload, pod in found:
+        toleration = {"key": "dedicated", "operator": "Equal", "value": "models", "effect": "NoSchedule"}
+        assert toleration in pod["tolerations"], workload
+        zones = [each for each in pod["topologySpreadConstraints"] if each["topologyKey"] == "topology.kubernetes.io/zone"]
+        assert [each["whenUnsatisfiable"] for each in zones] == ["DoNotSchedule"], workload
+        # An exporter of GPUs goes to every node with GPUs, in no pool alone.
+        selector = {"nvidia.com/gpu.present": "true"} if kind == "DaemonSet" else {"example.com/pool": "models"}
+        assert pod["nodeSelector"] == selector, workload
+
+
+def test_every_workload_has_an_account_of_its_own_and_no_token_of_it() -> None:
+    accounts = {
+        (item["metadata"]["namespace"], item["metadata"]["name"]): item for item in objects("from-zero") if item["kind"] == "ServiceAccount"
+    }
+    for _, workload, pod in templates("from-zero"):
+        assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == (workload, False)
+        account = accounts["from-zero-admission" if workload == "image-verifier" else "from-zero", workload]
+        assert account["automountServiceAccountToken"] is False
+        assert account["metadata"]["annotations"]["example.com/role"] == workload
+
+
+def test_no_pod_names_a_user_where_the_platform_assigns_them() -> None:
+    for _, workload, pod in templates():
+        assert not {"runAsUser", "runAsGroup", "fsGroup"} & pod["securityContext"].keys(), workload
+        assert pod["securityContext"]["runAsNonRoot"] is True
+
+
+def test_classes_and_claims_that_are_there_are_used_and_not_made() -> None:
+    config = document("prod") | {"images": {"refs": REFS}}
+    config["storage"] |= {"hot": {"className": "fast", "size": "100Gi"}, "shared": {"claim": "everything", "size": "1Ti"}}
+    config["gpu"] |= {"runtimeClass": "", "priorityClasses": {"gateway": "high", "serving": "middle", "batch": "low"}}
+    found: list[dict[str, Any]] = []
+
+    def build() -> None:
+        settings = parse(rendered(config))
+        found.extend(made(lambda: stack.build(settings)))
+
+    with_config({**{name: json.dumps(value) for name, value in config.items()}, **GOOD}, build, tuple(GOOD))
+    assert {item["kind"] for item in found} & {*OF_NO_NAMESPACE, "PersistentVolumeClaim"} == {"Namespace"}
+    pods = [item["spec"]["template"]["spec"] for item in found if "template" in item.get("spec", {})]
+    claims = {
+        volume["persistentVolumeClaim"]["claimName"] for pod in pods for volume in pod["volumes"] if "persistentVolumeClaim" in volume
+    }
+    assert claims == {"everything"}
+    assert {pod.get("priorityClassName") for pod in pods} == {"high", "middle", "low", None}
+    assert not any("runtimeClassName" in pod for pod in pods)
+    (batch,) = (item["spec"]["scopeSelector"] for item in found if "scopeSelector" in item.get("spec", {}))
+    assert batch["matchExpressions"][0]["values"] == ["low"]
+    assert rules.violations(found) == []
 
 
 def test_all_of_it_keeps_our_own_rules() -> None:

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 
-from components.contract import GPU_NODES
-from infra.analysis.policy.objects import Object, containers, gpus, of, templates, title
+from components.contract import GPU_NODES, RUNTIME_ANNOTATION
+from infra.analysis.policy.objects import Object, annotation, containers, gpus, of, templates, title
 
 
 def gpu_pods_use_the_gpu_runtime(objects: Sequence[Object]) -> list[str]:
     found: list[str] = []
     for item, pod, container in containers(objects):
-        if gpus(container) and not (pod.get("runtimeClassName") and pod.get("priorityClassName")):
+        runtime = pod.get("runtimeClassName") or annotation(item, RUNTIME_ANNOTATION) == "node-default"
+        if gpus(container) and not (runtime and pod.get("priorityClassName")):
             found.append(f"{title(item)}: got a GPU without runtimeClassName and priorityClassName, want both; set them")
     return found
 

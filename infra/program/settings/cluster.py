@@ -1,7 +1,7 @@
 """The section `cluster`: which cluster, and which namespace of it."""
 
 import re
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
@@ -30,6 +30,8 @@ class ClusterSettings(Section):
     """Labels of every object of the stack, its pods included, such as a cost centre. The stack's own labels are not for you to set."""
     annotations: Annotations = Field(default={})
     """Annotations of every object of the stack, its pods included."""
+    user_ids: Literal["fixed", "assigned"] = "fixed"
+    """`fixed`: every pod runs as the user of our images. `assigned`: pods name none, and the platform assigns one, as OpenShift does."""
     take: tuple[ObjectName, ...] = ()
     """Objects (`Kind/name`) that are there, that this stack did not make, and that it takes over, with all that they have."""
     render_to: str | None = None

@@ -161,6 +161,8 @@ def _storage(settings: Sections) -> Iterator[str]:
     need = sum(quantity(model.size) for model in settings.models)
     if held > HOT_FILL * quantity(hot.size):
         yield f"storage.hot.size: got {hot.size}, want at least {in_gib(held / HOT_FILL)}, the models and a tenth more; raise it"
+    if shared.claim is not None and not settings.storage.retain:
+        yield f"storage.shared.claim: got {shared.claim} with retain false, want true, or the claim would go with the namespace; set it"
     if need > quantity(shared.size):
         yield f"storage.shared.size: got {shared.size}, want at least {in_gib(need)}, the sum of all models; raise it"
 

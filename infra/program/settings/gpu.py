@@ -5,7 +5,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from infra.program.settings.section import GIB, Bytes, Cores, DnsLabel, Section, in_gib, quantity
+from components.contract import GPU_NODES
+from infra.program.settings.section import GIB, Bytes, Cores, DnsLabel, Labels, Section, in_gib, quantity
 
 _MIG_PROFILE = r"^[1-7]g\.[0-9]{1,3}gb$"
 _MIG_USABLE = 0.95
@@ -53,6 +54,15 @@ class PodOverhead(Section):
     """Added to the memory request and limit of a pod."""
 
 
+class PriorityClasses(Section):
+    gateway: DnsLabel
+    """Of the API server and the activator."""
+    serving: DnsLabel
+    """Of the servers of models."""
+    batch: DnsLabel
+    """Of work that waits for room; the quota of GPUs leaves room for serving beside it."""
+
+
 class GpuSettings(Section):
     enabled: bool = False
     """Whether the cluster has GPU nodes."""
@@ -61,8 +71,12 @@ class GpuSettings(Section):
     allocation: Literal["device-plugin", "dra"] = "device-plugin"
     """How pods ask: for an extended resource of NVIDIA's device plugin, or with a claim (resource.k8s.io/v1) of NVIDIA's DRA driver."""
     sharing: SharingSettings = SharingSettings()
-    runtime_class: DnsLabel | None = None
-    """Name of the RuntimeClass that GPU pods use: by default `nvidia`, with `cluster.prefix` where the stack makes it."""
+    runtime_class: DnsLabel | Literal[""] | None = None
+    """Name of the RuntimeClass that GPU pods use: by default `nvidia`, with `cluster.prefix` where the stack makes it. Empty: they use the
+    node's default runtime, as on GKE."""
+    nodes: Labels = Field(default=GPU_NODES, min_length=1)
+    """Labels of nodes with GPUs, where the RuntimeClass of the stack and the exporter of GPU metrics go. GPU feature discovery sets the
+    default one; GKE's own node pools have `cloud.google.com/gke-accelerator`."""
     handler: DnsLabel = "nvidia"
     """Name of the runtime handler in the node's containerd or CRI-O configuration (docs/gpu-nodes.md)."""
     create_runtime_class: bool = True
@@ -74,6 +88,8 @@ class GpuSettings(Section):
     priority: int = Field(default=1_000_000, ge=1_000, le=999_000_000)
     """Value of PriorityClass gpu-priority, for serving; the gateway's is 1000 higher, that of batch work a tenth.
     Kubernetes reserves what is above 10^9."""
+    priority_classes: PriorityClasses | None = None
+    """PriorityClasses that are there; without them the stack makes three."""
     operator_namespace: DnsLabel = "gpu-operator"
     """Where NVIDIA's device plugin runs; its sharing configuration is a ConfigMap there."""
 

@@ -58,11 +58,10 @@ Cores = Annotated[str, AfterValidator(_cores), _SCHEMA]
 Bytes = Annotated[str, AfterValidator(_bytes), _SCHEMA]
 Cidr = Annotated[str, AfterValidator(_network)]
 DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
-_LABEL_KEY = r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
-Labels = dict[
-    Annotated[str, Field(pattern=_LABEL_KEY)], Annotated[str, Field(pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")]
-]
-Annotations = dict[Annotated[str, Field(pattern=_LABEL_KEY)], str]
+LABEL_KEY = r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+LABEL_VALUE = r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$"
+Labels = dict[Annotated[str, Field(pattern=LABEL_KEY)], Annotated[str, Field(pattern=LABEL_VALUE)]]
+Annotations = dict[Annotated[str, Field(pattern=LABEL_KEY)], str]
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/-]{0,199}:[A-Za-z0-9._-]{1,80}$")]
 
 

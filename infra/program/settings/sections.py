@@ -13,6 +13,7 @@ from infra.program.settings.network import NetworkSettings
 from infra.program.settings.section import Section
 from infra.program.settings.services import ApiServerSettings, CacheSettings, ModelServerSettings, MonitoringSettings
 from infra.program.settings.storage import StorageSettings
+from infra.program.settings.workloads import WorkloadName, WorkloadSettings
 
 NVIDIA = "nvidia"
 """The RuntimeClass of NVIDIA's GPU operator, and the first fleet's own."""
@@ -35,6 +36,9 @@ class Sections(Section):
     api_server: ApiServerSettings
     network: NetworkSettings = NetworkSettings()
     monitoring: MonitoringSettings
+    workloads: dict[WorkloadName, WorkloadSettings] = Field(default={})
+    """Which nodes take the pods of each workload, and who the pods are there. The workloads are `ollama`, `model-server`, `api-server`,
+    `cache-server`, `metrics-exporter`, `model-sync`, `context-probe`, `activator` and `image-verifier`."""
 
     @property
     def hot_class(self) -> str:
@@ -50,7 +54,7 @@ class Sections(Section):
     def runtime_class(self) -> str:
         """RuntimeClass of GPU pods."""
         own = self.cluster.wide(NVIDIA) if self.gpu.create_runtime_class else NVIDIA
-        return self.gpu.runtime_class or own
+        return own if self.gpu.runtime_class is None else self.gpu.runtime_class
 
     @property
     def model_names(self) -> list[str]:

@@ -19,19 +19,37 @@ class Tier(Section):
     mount_options: list[str] = Field(default=[])
     """For example nfsvers=4.1."""
 
-    @model_validator(mode="after")
-    def _has_a_class(self) -> Self:
+    def _require_class(self) -> None:
         if self.provisioner is None and self.class_name is None:
             raise ValueError("provisioner: got nothing, want a CSI driver; set it, or set className to a class that is there")
         if self.provisioner is None and (self.parameters or self.mount_options):
             raise ValueError("parameters: got some for a class that is there, want none; they are that class's own, so remove them")
+
+
+class HotTier(Tier):
+    @model_validator(mode="after")
+    def _has_a_class(self) -> Self:
+        self._require_class()
+        return self
+
+
+class SharedTier(Tier):
+    claim: str | None = Field(default=None, pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
+    """A ReadWriteMany claim that is there, in a namespace that the stack takes over (`cluster.take`); it is neither made nor deleted."""
+
+    @model_validator(mode="after")
+    def _has_a_class(self) -> Self:
+        if self.claim is None:
+            self._require_class()
+        elif self.provisioner is not None or self.class_name is not None or self.parameters or self.mount_options:
+            raise ValueError(f"claim: got {self.claim} with a class, want one of them; a claim has its own, so remove the class")
         return self
 
 
 class StorageSettings(Section):
-    hot: Tier
+    hot: HotTier
     """Node-local, one claim a replica: StorageClass local-nvme, if it is not named otherwise."""
-    shared: Tier
+    shared: SharedTier
     """ReadWriteMany, one claim for the fleet: StorageClass shared-models, if it is not named otherwise."""
     retain: bool = True
     """Keep models (claims, volumes, namespace) when the stack is destroyed."""

@@ -1,0 +1,134 @@
+"""From the settings to the arguments of the components that every workload stands on. What another one made arrives as a value."""
+
+from collections.abc import Mapping
+
+import pulumi
+
+import components as c
+from components.contract import BATCH_PRIORITY
+from components.gpu import device_class
+from infra import ROOT
+from infra.program import delivery
+from infra.program.settings import Settings, inputs
+from infra.program.settings.cluster import verifier_namespace
+from infra.program.settings.images import VERIFIER_IMAGE, TrustSettings
+from infra.program.settings.storage import Tier
+from infra.program.workload import resources, workload
+
+Images = Mapping[str, pulumi.Output[str]]
+"""Name of an image to its reference."""
+
+
+def _tier(tier: Tier, class_name: str) -> c.TierArgs:
+    return c.TierArgs(
+        provisioner=tier.provisioner,
+        size=tier.size,
+        parameters=tier.parameters,
+        mount_options=tier.mount_options,
+        class_name=class_name,
+    )
+
+
+def images(settings: Settings) -> c.RuntimeImagesArgs:
+    return c.RuntimeImagesArgs(
+        builder=settings.images.builder,
+        registry=settings.images.registry,
+        source=ROOT,
+        refs=settings.images.refs,
+        platform=settings.images.platform,
+        builder_name=settings.images.builder_name,
+        build=settings.cluster.render_to is None,
+        registry_auth=inputs.registry_auth(),
+    )
+
+
+def governance(settings: Settings) -> c.GovernanceArgs:
+    limits, gpu, fleet_ = settings.governance, settings.gpu, settings.fleet
+    own = gpu.priority_classes
+    return c.GovernanceArgs(
+        namespace=settings.cluster.namespace,
+        gpu_quota=limits.gpu_quota,
+        gpu_resource=gpu.resource,
+        gpu_device_class=device_class(gpu.sharing.profile) if gpu.allocation == "dra" else None,
+        gpu_reserved=fleet_.replicas * fleet_.gpus_per_pod,
+        gpus_per_container=fleet_.gpus_per_pod,
+        cpu=limits.cpu,
+        memory=limits.memory,
+        ephemeral_storage=limits.ephemeral_storage,
+        pods=limits.pods,
+        claims=limits.claims,
+        storage=limits.storage,
+        load_balancers=int(settings.api_server.service_type == "LoadBalancer"),
+        retain=settings.storage.retain,
+        batch_priority_class=own.batch if own else settings.cluster.wide(BATCH_PRIORITY),
+        registry_auth=inputs.registry_auth(),
+    )
+
+
+def image_trust(settings: Settings, trust: TrustSettings, namespace: pulumi.Input[str], images: Images) -> c.ImageTrustArgs:
+    pair = inputs.verifier_tls()
+    return c.ImageTrustArgs(
+        protected_namespace=namespace,
+        namespace=verifier_namespace(settings.cluster.namespace),
+        image=images[VERIFIER_IMAGE],
+        public_keys=trust.public_keys,
+        certificate=pair["certificate"],
+        private_key=pulumi.Output.secret(pair["privateKey"]),
+        mirror=trust.mirror,
+        registries=trust.registries,
+        registry_auth=inputs.registry_auth(),
+        ca_bundle=trust.ca_bundle,
+        dns=_dns(settings),
+        prefix=settings.cluster.wide(""),
+        replicas=trust.replicas,
+        resources=resources(trust.resources),
+        workload=workload(settings, "image-verifier"),
+    )
+
+
+def _dns(settings: Settings) -> c.DnsArgs:
+    found = settings.network.dns
+    return c.DnsArgs(pods=c.PodsArgs(namespace=found.namespace, labels=found.pod_labels), port=found.port, cidrs=found.cidrs)
+
+
+def network(settings: Settings, namespace: pulumi.Input[str]) -> c.NetworkArgs:
+    scale = settings.fleet.scale_to_zero
+    return c.NetworkArgs(
+        namespace=namespace,
+        client_cidrs=settings.api_server.client_cidrs,
+        client_pods=[c.PodsArgs(namespace=each.namespace, labels=each.labels) for each in settings.network.clients],
+        dns=_dns(settings),
+        prometheus_namespace=settings.monitoring.prometheus_namespace,
+        origins=delivery.origins(settings),
+        origins_have_names=delivery.has_names(settings),
+        kubernetes_cidrs=scale.kubernetes_cidrs if scale else (),
+        contexts_are_probed=settings.fleet.fixed_replicas is not None,
+    )
+
+
+def gpu_runtime(settings: Settings, namespace: pulumi.Input[str]) -> c.GpuRuntimeArgs:
+    gpu, strategy = settings.gpu, settings.gpu.sharing.strategy
+    sharing, claim, own = None, None, gpu.priority_classes
+    if gpu.allocation == "device-plugin" and strategy != "none":
+        sharing = c.SharingArgs(strategy=strategy, operator_namespace=gpu.operator_namespace, replicas=gpu.sharing.replicas)
+    if gpu.allocation == "dra" and settings.fleet.gpus_per_pod:
+        claim = c.ClaimArgs(namespace=namespace, count=settings.fleet.gpus_per_pod, mig_profile=gpu.sharing.profile)
+    return c.GpuRuntimeArgs(
+        enabled=gpu.enabled,
+        create_runtime_class=gpu.create_runtime_class,
+        runtime_class=settings.runtime_class,
+        handler=gpu.handler,
+        nodes=gpu.nodes,
+        priority=gpu.priority,
+        prefix=settings.cluster.wide(""),
+        overhead={"cpu": gpu.overhead.cpu, "memory": gpu.overhead.memory},
+        sharing=sharing,
+        claim=claim,
+        priority_classes=c.PriorityClassesArgs(gateway=own.gateway, serving=own.serving, batch=own.batch) if own else None,
+    )
+
+
+def storage(settings: Settings, namespace: pulumi.Input[str]) -> c.StorageArgs:
+    tiers = settings.storage
+    hot, shared = _tier(tiers.hot, settings.hot_class), _tier(tiers.shared, settings.shared_class)
+    return c.StorageArgs(namespace=namespace, hot=hot, shared=shared, retain=tiers.retain, shared_claim=tiers.shared.claim)
