@@ -1,6 +1,7 @@
 """docs/configuration.md and docs/stack.schema.json, made from the settings themselves."""
 
 import json
+import textwrap
 import types
 from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin
@@ -13,11 +14,13 @@ from pydantic_core import PydanticUndefined
 from infra.program.settings import Settings
 from infra.program.settings.section import PROJECT
 
+_WIDTH = 140
 _MADE_AT_DEPLOYMENT = ("cluster", "images")
 """Sections that a committed stack file may leave out, because `make up` adds them."""
 _SECRETS = {
     "apiKeys": "a JSON list of keys for clients, each of 16 or more characters",
     "cachePassword": "16 or more letters and digits",
+    "kubeconfig": "content of the kubeconfig that has `cluster.context`, such as another stack's output; default: kubectl's",
     "registryAuth": "logins of private registries as a dockerconfigjson, in [images.md](images.md)",
     "sourceTokens": "where a source of models asks for a credential: a JSON map of `host` or `host:port` to a token or `user:password`",
     "verifierTls": "with images.trust: what `python -m infra.preparation.certificates NAMESPACE` prints",
@@ -87,7 +90,7 @@ def document() -> str:
         prefix = {list: "[].", dict: "<workload>."}.get(get_origin(annotation), "")
         model: type[BaseModel] = get_args(annotation)[-1] if prefix else annotation
         parts.append(f"## `{PROJECT}:{field.alias or name}`\n")
-        parts.append(f"{' '.join(field.description.split())}\n" if field.description else "")
+        parts.append(f"{textwrap.fill(field.description, _WIDTH, break_on_hyphens=False)}\n" if field.description else "")
         parts.append("| key | type | default | meaning |\n| --- | --- | --- | --- |")
         parts.append("\n".join(_rows(model, prefix)) + "\n")
     return "\n".join(part for part in parts if part)
@@ -113,7 +116,8 @@ def schema() -> dict[str, Any]:
             "config": {
                 "type": "object",
                 "properties": keys,
-                "required": [f"{PROJECT}:{name}" for name in generated["required"] if name not in _MADE_AT_DEPLOYMENT],
+                "required": [f"{PROJECT}:{name}" for name in generated["required"] if name not in _WIDTH = 140
+_MADE_AT_DEPLOYMENT],
                 # Other projects' and providers' keys are their own; ours are all known.
                 "propertyNames": {"if": {"pattern": f"^{PROJECT}:"}, "then": {"enum": sorted(keys)}},
             },

@@ -23,24 +23,20 @@ CLAIMS_OF_DEVICES = (1, 34)
 """resource.k8s.io/v1, for gpu.allocation: dra."""
 
 
-def identity(context: str, kubeconfig: str | None = None) -> str:
-    """The UID of the kube-system namespace behind that context of `kubeconfig` (default: as kubectl finds it).
+Kubeconfig = str | Mapping[str, Any] | None
+"""Path of a kubeconfig, its content, or None for the one that kubectl finds."""
+
+
+def identity(context: str, kubeconfig: Kubeconfig = None) -> str:
+    """The UID of the kube-system namespace behind that context.
 
     Raises SettingsError when the context is unknown, or the cluster does not answer within TIMEOUT_S seconds.
     """
-    path = "modelfleet:cluster.context"
-    names = _contexts(kubeconfig)
-    if context not in names:
-        known = ", ".join(names) or "none at all"
-        raise SettingsError(f"{path}: got {context!r}, want a context of the kubeconfig (it has {known}); set KUBECONFIG or the context")
-    with _answering(context):
-        client = _connect(context, kubeconfig)
-        namespace = kubernetes.client.CoreV1Api(client).read_namespace("kube-system", _request_timeout=TIMEOUT_S)
-    return str(namespace.metadata.uid) if namespace.metadata else ""
+    return Objects(context, kubeconfig).identity()
 
 
 @contextmanager
-def _answering(context: str, leave: str = "read namespaces") -> Iterator[None]:
+def _answering(context: str, leave: str) -> Iterator[None]:
     """Turn what goes wrong with a cluster into a SettingsError."""
     path = "modelfleet:cluster.context"
     try:
@@ -53,26 +49,29 @@ def _answering(context: str, leave: str = "read namespaces") -> Iterator[None]:
         raise SettingsError(f"{path}: got no answer from cluster {context!r} ({reason}), want one; start it or check the VPN") from None
 
 
-def _connect(context: str, kubeconfig: str | None = None) -> Any:
-    client = kubernetes.config.new_client_from_config(config_file=kubeconfig, context=context)
+def _connect(context: str, kubeconfig: Kubeconfig) -> Any:
+    if isinstance(kubeconfig, Mapping):
+        client = kubernetes.config.new_client_from_config_dict(dict(kubeconfig), context=context)
+    else:
+        client = kubernetes.config.new_client_from_config(config_file=kubeconfig, context=context)
     client.configuration.retries = 0
     return client
 
 
-def with_kept_names(settings: ClusterSettings) -> ClusterSettings:
+def with_kept_names(settings: ClusterSettings, objects: "Objects") -> ClusterSettings:
     """The settings of a stack whose claim says that it was made when names had no prefix. Raises SettingsError."""
-    if settings.context is None or settings.prefix is not None:
+    if settings.prefix is not None:
         return settings
     wanted = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": SHARED_CLAIM, "namespace": settings.namespace}}
-    claim = Objects(settings.context).find(wanted)
+    claim = objects.find(wanted)
     plain = claim is not None and claim["spec"].get("storageClassName") == SHARED_CLASS
     return settings.model_copy(update={"prefix": ""}) if plain else settings
 
 
 class Objects:
-    """What is in a cluster, of any kind."""
+    """What is in a cluster, of any kind. A program has one: it connects once, and asks once for the kinds."""
 
-    def __init__(self, context: str, kubeconfig: str | None = None) -> None:
+    def __init__(self, context: str, kubeconfig: Kubeconfig = None) -> None:
         self._context, self._kubeconfig = context, kubeconfig
         self._client: Any = None
         self._kinds: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -85,6 +84,15 @@ class Objects:
             return None
         where = f"/namespaces/{metadata.get('namespace', 'default')}" if kind["namespaced"] else ""
         return self._get(f"{_api(wanted['apiVersion'])}{where}/{kind['name']}/{metadata['name']}")
+
+    def identity(self) -> str:
+        """The UID of the kube-system namespace. Raises SettingsError."""
+        names = _contexts(self._kubeconfig)
+        if self._context not in names:
+            got = f"got {self._context!r}, want a context of the kubeconfig (it has {', '.join(names) or 'none at all'})"
+            raise SettingsError(f"modelfleet:cluster.context: {got}; set KUBECONFIG or the context")
+        found = self._get("/api/v1/namespaces/kube-system") or {}
+        return str(found.get("metadata", {}).get("uid", ""))
 
     def pods(self, namespace: str, selector: str) -> list[Mapping[str, Any]]:
         """Pods with these labels. Raises SettingsError."""
@@ -127,7 +135,9 @@ def _api(version: str) -> str:
     return f"/apis/{version}" if "/" in version else f"/api/{version}"
 
 
-def _contexts(kubeconfig: str | None) -> list[str]:
+def _contexts(kubeconfig: Kubeconfig) -> list[str]:
+    if isinstance(kubeconfig, Mapping):
+        return sorted(str(each["name"]) for each in kubeconfig.get("contexts") or [])
     try:
         contexts: Any = kubernetes.config.list_kube_config_contexts(kubeconfig)[0]
     except ConfigException:
@@ -135,17 +145,15 @@ def _contexts(kubeconfig: str | None) -> list[str]:
     return sorted(str(each["name"]) for each in contexts)
 
 
-def check(settings: ClusterSettings, oldest: tuple[int, int] = OLDEST) -> None:
-    """Raise SettingsError unless the context leads to the cluster that the stack belongs to, of that version or a newer one."""
-    if settings.context is None:
-        return
-    found = identity(settings.context)
+def check(settings: ClusterSettings, objects: Objects, oldest: tuple[int, int] = OLDEST) -> None:
+    """Raise SettingsError unless these are of the cluster that the stack belongs to, of that version or a newer one."""
+    found = objects.identity()
     if found != settings.identity:
         raise SettingsError(
             f"modelfleet:cluster.identity: got the cluster {found} behind context {settings.context!r}, want {settings.identity}, "
             "which this stack was made for; choose the right context, or another stack for another cluster"
         )
-    got = Objects(settings.context).version()
+    got = objects.version()
     if got < oldest:
         shown, wanted = (".".join(map(str, each)) for each in (got, oldest))
         raise SettingsError(f"modelfleet:cluster.context: got Kubernetes {shown} behind it, want {wanted} or newer; upgrade the cluster")

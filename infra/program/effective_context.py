@@ -1,10 +1,11 @@
 """The contexts that the running servers reported to the context probe, for the stack's outputs."""
 
 import json
+from typing import Any
 
 import pulumi
 
-from infra.program.settings import Settings
+from infra.program.settings import Settings, inputs
 from infra.program.settings.section import SettingsError
 
 
@@ -13,15 +14,16 @@ def effective_contexts(settings: Settings, job: pulumi.Output[str]) -> pulumi.Ou
     target = settings.cluster
     if target.render_to is not None or pulumi.runtime.is_dry_run():
         return pulumi.Output.from_input({})
-    return job.apply(lambda name: _read(target.context or "", target.namespace, name))
+    kubeconfig = inputs.kubeconfig()
+    return job.apply(lambda name: _read(target.context or "", kubeconfig, target.namespace, name))
 
 
-def _read(context: str, namespace: str, job: str) -> dict[str, int]:
+def _read(context: str, kubeconfig: dict[str, Any] | None, namespace: str, job: str) -> dict[str, int]:
     """Empty, with a warning, when the probe's pod is gone: its node was lost, or somebody deleted it."""
     from infra.program.cluster import Objects  # noqa: PLC0415 (a rendering asks no cluster, and need not import the client)
 
     try:
-        pods = Objects(context).pods(namespace, f"batch.kubernetes.io/job-name={job}")
+        pods = Objects(context, kubeconfig).pods(namespace, f"batch.kubernetes.io/job-name={job}")
     except SettingsError as error:
         pulumi.log.warn(f"Job/{job}: got no pods, want them; effective contexts are left out of the outputs: {error}")
         return {}

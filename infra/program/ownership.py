@@ -4,13 +4,17 @@ The provider creates by server-side apply, which takes over an object that is th
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pulumi
 import pulumi_kubernetes as k8s
 
 from components.contract import PART_OF, STACK_ANNOTATION
 from infra.program.settings.cluster import ClusterSettings
+
+if TYPE_CHECKING:
+    # A rendering asks no cluster, and need not import the client.
+    from infra.program.cluster import Objects
 
 
 class ForeignObjectError(Exception):
@@ -43,11 +47,9 @@ def _add(metadata: Any, labels: Mapping[str, str], annotations: Mapping[str, str
 class Guard:
     """Refuses to create an object that is there. A program has one, for its cluster."""
 
-    def __init__(self, target: ClusterSettings) -> None:
-        from infra.program.cluster import Objects  # noqa: PLC0415 (a rendering asks no cluster, and need not import the client)
-
+    def __init__(self, target: ClusterSettings, objects: "Objects") -> None:
         self._taken = frozenset(target.take)
-        self._objects = Objects(target.context or "")
+        self._objects = objects
         hook = pulumi.ResourceHook("nothing-of-others", self.look, pulumi.ResourceHookOptions(on_dry_run=True))
         self._hooks = pulumi.ResourceHookBinding(before_create=[hook])
 

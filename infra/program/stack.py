@@ -1,6 +1,7 @@
 """The composition: which components there are, and what each of them is made from and after."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pulumi
@@ -14,24 +15,33 @@ from infra.program.settings import Settings, inputs
 from infra.program.settings.cluster import ClusterSettings
 from infra.program.settings.section import SettingsError
 
+Transformation = Callable[[pulumi.ResourceTransformationArgs], pulumi.ResourceTransformationResult | None]
+
 
 def deploy() -> None:
     """The Pulumi program. Ends with one error and exit status 1, before any resource, when the configuration is wrong."""
+    guards: list[Transformation] = []
     try:
         settings = inputs.load()
         if settings.cluster.render_to is None:
-            settings = _of_its_cluster(settings)
+            settings, guard = _of_its_cluster(settings)
+            guards.append(guard.over)
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None
-    build(settings)
+    build(settings, guards)
 
 
-def _of_its_cluster(settings: Settings) -> Settings:
-    """The settings, checked against the cluster that they name, and with what only it knows. Raises SettingsError."""
+def _of_its_cluster(settings: Settings) -> tuple[Settings, ownership.Guard]:
+    """The settings, checked against the cluster that they name, with what only it knows; and what guards its objects.
+
+    Raises SettingsError.
+    """
     from infra.program import cluster  # noqa: PLC0415 (a rendering asks no cluster, and need not import the client)
 
-    cluster.check(settings.cluster, cluster.CLAIMS_OF_DEVICES if settings.gpu.allocation == "dra" else cluster.OLDEST)
-    return settings.model_copy(update={"cluster": cluster.with_kept_names(settings.cluster)})
+    objects = cluster.Objects(settings.cluster.context or "", inputs.kubeconfig())
+    cluster.check(settings.cluster, objects, cluster.CLAIMS_OF_DEVICES if settings.gpu.allocation == "dra" else cluster.OLDEST)
+    kept = settings.model_copy(update={"cluster": cluster.with_kept_names(settings.cluster, objects)})
+    return kept, ownership.Guard(settings.cluster, objects)
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class _Place:
     """Where components are made."""
 
     provider: k8s.Provider
-    transformations: tuple[Callable[[pulumi.ResourceTransformationArgs], pulumi.ResourceTransformationResult | None], ...]
+    transformations: tuple[Transformation, ...]
     """What every object below every component gets."""
 
     def after(self, *before: pulumi.Resource | None) -> pulumi.ResourceOptions:
@@ -54,7 +64,9 @@ class _Place:
 def _provider(target: ClusterSettings) -> k8s.Provider:
     if target.render_to is not None:
         return k8s.Provider("cluster", render_yaml_to_directory=target.render_to)
-    return k8s.Provider("cluster", context=target.context, cluster_identifier=target.identity)
+    content = inputs.kubeconfig()
+    kubeconfig = pulumi.Output.secret(json.dumps(content)) if content else None
+    return k8s.Provider("cluster", context=target.context, cluster_identifier=target.identity, kubeconfig=kubeconfig)
 
 
 @dataclass(frozen=True)
@@ -82,15 +94,13 @@ class _Ground:
         return self.place.after(self.space, self.trust, self.network, self.runtime, *before)
 
 
-def _place(settings: Settings) -> _Place:
-    # Where nothing is created, nothing can be taken over.
-    guards = [] if settings.cluster.render_to is not None else [ownership.Guard(settings.cluster).over]
+def _place(settings: Settings, guards: Sequence[Transformation]) -> _Place:
     logins = [pulls] if inputs.registry_auth() is not None else []
     return _Place(_provider(settings.cluster), (ownership.marks(settings.cluster), *guards, *logins))
 
 
-def _ground(settings: Settings) -> _Ground:
-    place = _place(settings)
+def _ground(settings: Settings, guards: Sequence[Transformation]) -> _Ground:
+    place = _place(settings, guards)
     images = c.RuntimeImages("images", foundations.images(settings)).refs
     space = c.Governance("governance", foundations.governance(settings), place.after())
     trust = None
@@ -102,9 +112,9 @@ def _ground(settings: Settings) -> _Ground:
     return _Ground(place, images, space, trust, network, runtime)
 
 
-def build(settings: Settings) -> None:
-    """Register every component. Each gets what it depends on as a value."""
-    ground = _ground(settings)
+def build(settings: Settings, guards: Sequence[Transformation] = ()) -> None:
+    """Register every component. Each gets what it depends on as a value. `guards` see every object before it is created."""
+    ground = _ground(settings, guards)
     namespace, images, runtime = ground.namespace, ground.images, ground.runtime
     store = c.Storage("storage", foundations.storage(settings, namespace), ground.place.after(ground.space))
     models = c.ModelStore("models", delivery.model_store(settings, namespace, images, store, runtime), ground.after())

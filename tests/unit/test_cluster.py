@@ -12,12 +12,16 @@ from infra.program.settings.section import SettingsError
 SETTINGS = ClusterSettings(context="theirs", identity="3f1c", namespace="team-b")
 
 
+def theirs() -> cluster.Objects:
+    return cluster.Objects("theirs")
+
+
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Mapping[str, Any]]:
     """Path to what the API server answers; what is not in it does not exist."""
     found: dict[str, Mapping[str, Any]] = {}
     monkeypatch.setattr(cluster.Objects, "_get", lambda _, path: found.get(path))
-    monkeypatch.setattr(cluster, "identity", lambda *_: "3f1c")
+    monkeypatch.setattr(cluster.Objects, "identity", lambda _: "3f1c")
     return found
 
 
@@ -25,14 +29,14 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Mapping[str, Any]]:
 def test_a_cluster_that_is_too_old_is_refused(answers: dict[str, Mapping[str, Any]], major: str, minor: str, got: str) -> None:
     answers["/version"] = {"major": major, "minor": minor}
     with pytest.raises(SettingsError, match=rf"^modelfleet:cluster.context: got Kubernetes {got} behind it, want 1.32 or newer; upgrade"):
-        cluster.check(SETTINGS)
+        cluster.check(SETTINGS, theirs())
 
 
 def test_claims_of_devices_need_a_newer_one(answers: dict[str, Mapping[str, Any]]) -> None:
     answers["/version"] = {"major": "1", "minor": "33+"}
-    cluster.check(SETTINGS)
+    cluster.check(SETTINGS, theirs())
     with pytest.raises(SettingsError, match=r"got Kubernetes 1.33 behind it, want 1.34 or newer"):
-        cluster.check(SETTINGS, cluster.CLAIMS_OF_DEVICES)
+        cluster.check(SETTINGS, theirs(), cluster.CLAIMS_OF_DEVICES)
 
 
 CORE = {"resources": [{"name": "persistentvolumeclaims", "kind": "PersistentVolumeClaim", "namespaced": True, "verbs": ["get"]}]}
@@ -46,15 +50,30 @@ def test_a_stack_that_was_made_with_plain_names_keeps_them(answers: dict[str, Ma
     answers["/api/v1"] = CORE
     if stored is not None:
         answers[CLAIM] = {"spec": {"storageClassName": stored}}
-    assert cluster.with_kept_names(SETTINGS).wide("local-nvme") == name
+    assert cluster.with_kept_names(SETTINGS, theirs()).wide("local-nvme") == name
 
 
 def test_a_prefix_that_is_set_is_not_asked_about(answers: dict[str, Mapping[str, Any]]) -> None:
     answers |= {"/api/v1": CORE, CLAIM: {"spec": {"storageClassName": "shared-models"}}}
-    assert cluster.with_kept_names(SETTINGS.model_copy(update={"prefix": "b-"})).wide("x") == "b-x"
+    assert cluster.with_kept_names(SETTINGS.model_copy(update={"prefix": "b-"}), theirs()).wide("x") == "b-x"
 
 
 def test_an_object_of_a_kind_that_the_cluster_does_not_know_is_not_there(answers: dict[str, Mapping[str, Any]]) -> None:
     answers["/api/v1"] = CORE
     wanted = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": {"name": "x", "namespace": "team-b"}}
     assert cluster.Objects("theirs").find(wanted) is None
+
+
+KUBECONFIG = {
+    "clusters": [{"name": "theirs", "cluster": {"server": "https://127.0.0.1:1"}}],
+    "contexts": [{"name": "theirs", "context": {"cluster": "theirs", "user": "us"}}],
+    "users": [{"name": "us", "user": {"token": "t"}}],
+}
+
+
+def test_a_kubeconfig_may_come_as_its_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    with pytest.raises(SettingsError, match=r"^modelfleet:cluster.context: got 'ours', want a context of the kubeconfig \(it has theirs\)"):
+        cluster.Objects("ours", KUBECONFIG).identity()
+    with pytest.raises(SettingsError, match=r"^modelfleet:cluster.context: got no answer from cluster 'theirs'"):
+        cluster.Objects("theirs", KUBECONFIG).identity()

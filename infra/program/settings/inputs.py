@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pulumi
+import yaml
 from pulumi.runtime import config as runtime_config
 
 from components.registry_auth import logins
@@ -17,6 +18,7 @@ from infra.program.settings.section import PROJECT, SettingsError
 _VERIFIER_TLS = "verifierTls"
 _REGISTRY_AUTH = "registryAuth"
 _SOURCE_TOKENS = "sourceTokens"
+_KUBECONFIG = "kubeconfig"
 _HOST = r"([a-z0-9][a-z0-9.-]{0,252}|\[[0-9a-f:]+\])(:[0-9]{1,5})?"
 _SECRETS = {
     "apiKeys": "a JSON list of keys of 16 or more printable characters; run pulumi config set --secret apiKeys '[\"…\"]'",
@@ -29,7 +31,7 @@ def load() -> Settings:
     document: dict[str, Any] = {}
     hidden: set[str] = set()
     for name in _configured_keys():
-        if name not in (*_SECRETS, _VERIFIER_TLS, _REGISTRY_AUTH, _SOURCE_TOKENS):
+        if name not in (*_SECRETS, _VERIFIER_TLS, _REGISTRY_AUTH, _SOURCE_TOKENS, _KUBECONFIG):
             document[name] = _decoded(pulumi.Config(PROJECT).get(name) or "")
             if _is_secret(name):
                 hidden.add(name)
@@ -44,6 +46,7 @@ def load() -> Settings:
         *_secret_problems(encrypted=encrypted),
         *_registry_auth_problems(encrypted=encrypted),
         *_token_problems(settings, encrypted=encrypted),
+        *_kubeconfig_problems(encrypted=encrypted),
     ]
     if settings is not None and settings.images.trust is not None and not verifier_tls():
         problems.append(
@@ -59,6 +62,12 @@ def verifier_tls() -> dict[str, str]:
     """Certificate and private key of the image verifier in PEM. Empty when they are missing or have another form."""
     pair = _decoded(pulumi.Config(PROJECT).get(_VERIFIER_TLS) or "")
     return pair if isinstance(pair, dict) and set(pair) == {"certificate", "privateKey"} else {}
+
+
+def kubeconfig() -> dict[str, Any] | None:
+    """Content of the kubeconfig that has the stack's context; None for the one that kubectl finds."""
+    text = pulumi.Config(PROJECT).get(_KUBECONFIG)
+    return yaml.safe_load(text) if text else None
 
 
 def registry_auth() -> pulumi.Output[str] | None:
@@ -80,6 +89,21 @@ def cache_password() -> pulumi.Output[str]:
 def source_tokens() -> pulumi.Output[str] | None:
     """JSON map of a source's host to a credential, a secret; None where no source asks for one."""
     return pulumi.Config(PROJECT).get_secret(_SOURCE_TOKENS)
+
+
+def _kubeconfig_problems(*, encrypted: bool) -> Iterator[str]:
+    path, text = f"{PROJECT}:{_KUBECONFIG}", pulumi.Config(PROJECT).get(_KUBECONFIG)
+    if text is None:
+        return
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    named = [each.get("name") for each in found.get("contexts") or [] if isinstance(each, dict)] if isinstance(found, dict) else []
+    if not named or not all(isinstance(name, str) for name in named):
+        yield f"{path}: got another form, want a kubeconfig with contexts; run pulumi config set --secret {_KUBECONFIG} < FILE"
+    if encrypted and not _is_secret(_KUBECONFIG):
+        yield _plain_text(_KUBECONFIG)
 
 
 def _registry_auth_problems(*, encrypted: bool) -> Iterator[str]:
