@@ -116,8 +116,7 @@ def schema() -> dict[str, Any]:
             "config": {
                 "type": "object",
                 "properties": keys,
-                "required": [f"{PROJECT}:{name}" for name in generated["required"] if name not in _WIDTH = 140
-_MADE_AT_DEPLOYMENT],
+                "required": [f"{PROJECT}:{name}" for name in generated["required"] if name not in _MADE_AT_DEPLOYMENT],
                 # Other projects' and providers' keys are their own; ours are all known.
                 "propertyNames": {"if": {"pattern": f"^{PROJECT}:"}, "then": {"enum": sorted(keys)}},
             },

@@ -77,9 +77,19 @@ class Plan:
                     lines.append(f"{step.object}: {', '.join(_changed(step))} changed by hand; setting it back")
         return lines
 
+    def lines(self) -> list[str]:
+        """One line for every object that would change: what would be done to it, and in which fields."""
+        return [_line(step) for step in self.steps if step.urn.split("::")[2].rpartition("$")[2].startswith("kubernetes:")]
+
     def removed(self, objects: Collection[str]) -> set[str]:
         """URNs of these objects (`Kind/name`) that the update would delete or replace."""
         return {step.urn for step in self.steps if step.op in _REMOVING and step.object in objects}
+
+
+def _line(step: Step) -> str:
+    sign = {"create": "+", "update": "~", "replace": "+-", "delete": "-"}.get(step.op, step.op)
+    fields = f": {', '.join(_changed(step))}" if step.op in ("update", "replace") else ""
+    return f"{sign:2} {step.object}{fields}"
 
 
 _OTHER = (OpType.REFRESH, OpType.SAME, OpType.READ, OpType.CREATE_REPLACEMENT)

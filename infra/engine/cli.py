@@ -1,4 +1,4 @@
-"""One stack of Pulumi, with an environment and a backend of its own."""
+"""One stack of Pulumi, with an environment and a backend of its own. `shared` has one whose backend is the user's."""
 
 import fcntl
 import os
@@ -48,7 +48,6 @@ class PulumiCli:
             "PULUMI_BACKEND_URL": f"{backend.as_uri()}?metadata=skip",
             "PULUMI_CONFIG_PASSPHRASE_FILE": str(self._passphrase_file()),
             "PULUMI_SKIP_UPDATE_CHECK": "true",
-            "PULUMI_DIY_BACKEND_DISABLE_CHECKPOINT_BACKUPS": "true",
             # The stack owns the fields that it declares: an update sets a field back that was changed by hand.
             "PULUMI_K8S_ENABLE_PATCH_FORCE": "true",
         }
@@ -131,10 +130,13 @@ class PulumiCli:
             if command == "destroy":
                 _succeeded(self._operate(command, watched=True, refresh=True, exclude_protected=True))
             else:
-                _succeeded(self._operate(command, watched=True, refresh=self._check(allow_data_loss)))
+                plan = self.plan(allow_data_loss)
+                for line in plan.drift():
+                    print(f"drift: {line}", file=sys.stderr, flush=True)
+                _succeeded(self._operate(command, watched=True, refresh=bool(plan.steps)))
 
-    def _check(self, allowed: Collection[str]) -> bool:
-        """Preview `up`, refuse a loss of data, name drift. Returns whether an object would change. Raises CliError or RefusedError."""
+    def plan(self, allowed: Collection[str] = ()) -> changes.Plan:
+        """What an `up` would do now to the objects that the cluster has. Raises CliError, or RefusedError for what it would refuse."""
         plan = self._plan()
         changes.refuse_data_loss(plan, allowed)
         changes.refuse_the_impossible(plan, allowed)
@@ -149,9 +151,7 @@ class PulumiCli:
         if plan.errors:
             about = [message for urn, message in plan.errors if urn]
             raise CliError("\n".join(about or [message for _, message in plan.errors]))
-        for line in plan.drift():
-            print(f"drift: {line}", file=sys.stderr, flush=True)
-        return bool(plan.steps)
+        return plan
 
     def _plan(self, **options: Any) -> changes.Plan:
         told = self._operate("preview", refresh=True, **options)

@@ -1,4 +1,4 @@
-"""`make up`, `make down`, `make status`: from nothing to a chat answer, and back."""
+"""`make up`, `make down`, `make status`, `make preview CONTEXT=…`: from nothing to a chat answer, and back."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ import httpx
 
 from infra.engine.changes import RefusedError
 from infra.engine.errors import CliError, CommandError
+from infra.lifecycle import own_cluster
 from infra.lifecycle.bring_up import say
 from infra.lifecycle.target import Target, target
 from infra.program.settings.section import SettingsError
@@ -19,6 +20,12 @@ def _run(command: str, cluster: Target, options: argparse.Namespace) -> int:
     """The exit status. Raises what went wrong."""
     if command == "status":
         return cluster.status()
+    if command == "preview":
+        if not options.context:
+            raise CommandError("preview: got no CONTEXT, want a cluster to compare with; run make preview CONTEXT=name")
+        deployment = own_cluster.on_context(options.context, options.stack)
+        print("\n".join(deployment.preview() or ["nothing would change"]))
+        return 0
     if command == "down":
         cluster.down(options)
         return 0
@@ -38,7 +45,7 @@ def _explain(cluster: Target) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.lifecycle", description=__doc__)
-    parser.add_argument("command", choices=["up", "down", "status"])
+    parser.add_argument("command", choices=["up", "down", "status", "preview"])
     parser.add_argument("--stack", default="dev")
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--context", default="", help="default: the embedded cluster")

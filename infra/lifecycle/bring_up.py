@@ -44,7 +44,7 @@ def bring_up(
 
 
 def _show(deployment: Deployment, outputs: FleetOutputs, url: str, *, forwarded: bool) -> None:
-    key = deployment.key_file.read_text()
+    key = deployment.key()
     for model in outputs.models:
         say(f"chat: asking {model.id}: {QUESTION}")
         print(f"\n{model.id}: {chat(url, key, model.id, QUESTION)}")
@@ -56,8 +56,11 @@ def _show(deployment: Deployment, outputs: FleetOutputs, url: str, *, forwarded:
         url = "http://127.0.0.1:8000"
     print(f"endpoint:  {url}{outputs.base_path}")
     print(f"models:    {', '.join(model.id for model in outputs.models)}")
-    print(f"key:       {deployment.key_file}")
-    print(f'try:       curl {url}/v1/chat/completions -H "Authorization: Bearer $(cat {deployment.key_file})" \\')
+    place = f"$(cat {deployment.key_file})"
+    if deployment.shared:
+        place = f"$(pulumi stack output apiKeys --show-secrets --json --stack {deployment.stack} | cut -d'\"' -f2)"
+    print(f"key:       {place}")
+    print(f'try:       curl {url}/v1/chat/completions -H "Authorization: Bearer {place}" \\')
     print(f"             -H 'Content-Type: application/json' -d '{example}'")
     stack = f" STACK={deployment.stack}" if deployment.stack != "dev" else ""
     print("stop:      make down" + (f" CONTEXT={deployment.context}{stack}" if forwarded else ""))

@@ -12,8 +12,10 @@ from infra.analysis.explain.causes import LASTING, explain
 from infra.analysis.explain.facts import Finding
 from infra.analysis.explain.snapshot import SnapshotError, collect
 from infra.engine.cli import PulumiCli
+from infra.engine.errors import CommandError
 from infra.engine.progress import Watched
 from infra.engine.recorded import Recorded, objects
+from infra.engine.shared import SharedStack
 from infra.program.cluster import identity as cluster_identity
 from infra.program.settings.committed import stack_config
 from infra.program.settings.section import SettingsError
@@ -31,14 +33,23 @@ class Deployment:
     builder: str = "prebuilt"
     """`images.builder` of the stack."""
 
+    shared: bool = False
+    """The state is in a backend of the user's, and the committed file is the configuration."""
+
     @property
     def cli(self) -> PulumiCli:
-        env = {"KUBECONFIG": self.kubeconfig}
-        return PulumiCli(stack=self.stack, state_dir=self.state_dir, env=env, builder=self.builder, watch=self._watch())
+        kind, env = SharedStack if self.shared else PulumiCli, {"KUBECONFIG": self.kubeconfig}
+        return kind(stack=self.stack, state_dir=self.state_dir, env=env, builder=self.builder, watch=self._watch())
 
     @property
     def key_file(self) -> Path:
         return self.state_dir / "api-key"
+
+    def key(self) -> str:
+        """A key of the API server. Raises CliError."""
+        if not self.shared:
+            return self.key_file.read_text()
+        return str(json.loads(self.cli.run("stack", "output", "apiKeys", "--json", "--show-secrets"))[0])
 
     @property
     def namespace(self) -> str:
@@ -80,6 +91,9 @@ class Deployment:
         """
         cli = self.cli
         cli.ensure_stack()
+        if self.shared:
+            self._require_configured(overrides)
+            return
         before = cli.read_config()
         # The encrypted values of the committed file are left out: they are for the key of that file, and this stack has another key.
         config = {key: value for key, value in stack_config(self.stack).items() if not _is_encrypted(value)}
@@ -101,12 +115,26 @@ class Deployment:
         if "modelfleet:cachePassword" not in kept:
             cli.run("config", "set", "--secret", "modelfleet:cachePassword", stdin=secrets.token_hex(16))
 
+    def _require_configured(self, overrides: Mapping[str, Any]) -> None:
+        """The committed file says all of it: other operators have no other one. Raises CommandError."""
+        file, found = f"Pulumi.{self.stack}.yaml", str(self.cli.read_config().get("modelfleet:cluster", {}).get("context", ""))
+        if found != self.context:
+            got = f"got {found!r} in {file}" if found else f"got nothing in {file}"
+            raise CommandError(f"modelfleet:cluster.context: {got}, want {self.context}, which CONTEXT says; set it, and identity with it")
+        for section, values in overrides.items():
+            raise CommandError(
+                f"modelfleet:{section}: got {json.dumps(values)} on the command line, want it in {file}, which others use; set it there"
+            )
+
     def take_registry_auth(self, overrides: Mapping[str, Any], file: str) -> None:
         """Keep the logins of a dockerconfigjson in the private configuration, encrypted. Raises SettingsError."""
         try:
             text = Path(file).read_text()
         except OSError as error:
             raise SettingsError(f"PULL_AUTH: got {file!r} ({error.strerror}), want a dockerconfigjson; see docs/images.md") from None
+        if self.shared:
+            command = "pulumi config set --secret modelfleet:registryAuth"
+            raise SettingsError(f"PULL_AUTH: got it with PULUMI_BACKEND_URL, want it in the stack's own file; run {command} < {file}")
         self.configure(overrides)
         self.cli.run("config", "set", "--secret", "modelfleet:registryAuth", stdin=text)
 
@@ -115,6 +143,13 @@ class Deployment:
         self.configure(overrides)
         self.cli.update("up", allow_data_loss)
         return self.outputs()
+
+    def preview(self) -> list[str]:
+        """A line for every object that an `up` would change now. Raises CliError and CommandError, and RefusedError for what it refuses."""
+        if not self.cli.has_stack():
+            raise CommandError(f"preview: got no stack {self.stack} on {self.context} yet, want one to compare with; run make up")
+        self.configure({})
+        return self.cli.plan().lines()
 
     def outputs(self) -> FleetOutputs:
         return parse(json.loads(self.cli.run("stack", "output", "fleet", "--json")))

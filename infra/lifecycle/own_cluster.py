@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.engine.errors import CommandError
+from infra.engine.shared import backend
 from infra.lifecycle import removal
-from infra.lifecycle.bring_up import bring_up
+from infra.lifecycle.bring_up import bring_up, say
 from infra.lifecycle.deployment import Deployment
 from infra.program.settings.committed import stack_config
 from modelfleet_outputs import FleetOutputs
@@ -30,6 +31,8 @@ class OwnCluster:
     def up(self, options: argparse.Namespace) -> None:
         """Deploy the stack. Raises what went wrong."""
         deployment = self.deployment()
+        where = backend() or f"{deployment.state_dir}; PULUMI_BACKEND_URL names another place"
+        say(f"up: the state of stack {self.stack} is in {where}")
         bring_up(deployment, {}, options, lambda outputs: port_forward(deployment, outputs), forwarded=True)
 
     def down(self, options: argparse.Namespace) -> None:
@@ -46,12 +49,14 @@ class OwnCluster:
 
 
 def on_context(context: str, stack: str) -> Deployment:
-    """The deployment behind a context of the kubeconfig. Its state is in the user's state directory."""
+    """The deployment behind a context of the kubeconfig. Its state is where PULUMI_BACKEND_URL says, or in the user's state directory."""
     root = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "modelfleet" / "contexts"
     kubeconfig = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     builder = stack_config(stack).get("modelfleet:images", {}).get("builder", "prebuilt")
     directory = root / context.replace("/", "_") / stack
-    return Deployment(stack=stack, context=context, kubeconfig=kubeconfig, state_dir=directory, builder=builder)
+    return Deployment(
+        stack=stack, context=context, kubeconfig=kubeconfig, state_dir=directory, builder=builder, shared=bool(backend())
+    )  # fmt: skip
 
 
 @contextmanager

@@ -67,6 +67,9 @@ def _strangers(found: Iterator[Mapping[str, Any]]) -> Iterator[str]:
 
 def forget(deployment: Deployment, *, agreed: bool) -> None:
     """Ask, and put the state of a stack aside whose cluster is gone. Raises CommandError without a yes, and while that cluster answers."""
+    if deployment.shared:
+        want = f"want its owner to decide; run pulumi stack rm {deployment.stack} --force"
+        raise CommandError(f"FORGET: got a stack in the backend that PULUMI_BACKEND_URL names, {want}")
     if not deployment.state_dir.exists():
         say(f"down: stack {deployment.stack} has nothing on {deployment.context}")
         return

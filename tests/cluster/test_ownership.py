@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from infra import ROOT
 from infra.engine.errors import CliError, CommandError
 from infra.lifecycle import deployment as deployments
 from infra.lifecycle import removal
@@ -80,15 +82,40 @@ def test_a_second_stack_does_not_take_what_the_first_has(stack: Stack, second: D
     assert f"got one that stack {OURS} made, want none; remove it, or take it over with make up TAKE=" in said
 
 
-def test_two_fleets_live_in_one_cluster_and_one_goes_without_the_other_noticing(stack: Stack, second: Deployment) -> None:
+@contextmanager
+def account(stack: Stack, role: str, directory: Path) -> Iterator[str]:
+    """A kubeconfig of an account that has a role of examples/access alone."""
+    objects = list(yaml.safe_load_all((ROOT / "examples" / "access" / f"{role}.yaml").read_text()))
+    about: dict[str, Any] = {"metadata": {"name": f"modelfleet-{role}"}}
+    objects += [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": role, "namespace": "default"}},
+        {
+            **about,
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", **about["metadata"]},
+            "subjects": [{"kind": "ServiceAccount", "name": role, "namespace": "default"}],
+        },
+    ]
+    with of_others(stack, *objects):
+        kubeconfig = yaml.safe_load(Path(stack.deployment.kubeconfig).read_text())
+        token = stack.kube.run("create", "token", role, "-n", "default", "--duration=1h").strip()
+        kubeconfig["users"] = [{"name": user["name"], "user": {"token": token}} for user in kubeconfig["users"]]
+        (directory / role).write_text(yaml.safe_dump(kubeconfig))
+        yield str(directory / role)
+
+
+def test_two_fleets_live_in_one_cluster_and_one_goes_without_the_other_noticing(stack: Stack, second: Deployment, tmp_path: Path) -> None:
+    """The second one is made by an account with no more rights than the documented ones, and looked at by one that may only read."""
     service = {**stack.overrides.get("apiServer", {}), "nodePort": 30123}
-    with nothing_changes(stack):
-        outputs = second.deploy({**stack.overrides, "cluster": {"namespace": "team-b"}, "apiServer": service})
+    with account(stack, "deployer", tmp_path) as deploys, account(stack, "previewer", tmp_path) as reads, nothing_changes(stack):
+        deployer = dataclasses.replace(second, kubeconfig=deploys)
+        outputs = deployer.deploy({**stack.overrides, "cluster": {"namespace": "team-b"}, "apiServer": service})
         assert (outputs.namespace, outputs.storage_classes.hot) == ("team-b", "team-b-local-nvme")
         url = f"http://{stack.cluster.control_plane.address}:{outputs.node_port}"
         assert chat(url, second.key_file.read_text(), MODEL, "Say it.") == SCRIPT
-        assert second.deploy({**stack.overrides, "cluster": {"namespace": "team-b"}, "apiServer": service}) == outputs
-        second.destroy()
+        assert dataclasses.replace(second, kubeconfig=reads).cli.preview(refresh=True).steps == []
+        removal.down(deployer, agreed=True)
     assert chat(stack.url, stack.key, MODEL, "Say it.") == SCRIPT
 
 
