@@ -30,7 +30,9 @@ class ApiServerArgs:
     routes: Mapping[str, Mapping[str, str | int]]
     """Model id to `{"url", "model", "max_in_flight"}`."""
     replicas: int | None
-    """None: an autoscaler owns the number."""
+    """None: one at first, and an autoscaler owns the number."""
+    autoscaled: bool = False
+    """An autoscaler owns the number, and `replicas` is how many there are at first."""
     hold_s: int = 0
     """Longest wait in seconds of a request for a model that no server has; 0 refuses at once."""
     resources: containers.ResourceArgs
@@ -74,6 +76,7 @@ class ApiServer(pulumi.ComponentResource):
         )
         pod, space = _pod(args, secret.metadata.name), args.namespace
         runs = objects.account(f"{name}-account", API_SERVER, space, child, args.workload)
+        runs = pods.scaled_by_others(runs) if args.autoscaled else runs
         pods.deployment(f"{name}-servers", API_SERVER, space, pod, runs, replicas=args.replicas, strategy=_NEVER_FEWER)
         objects.disruption_budget(f"{name}-budget", API_SERVER, args.namespace, child)
         self.service_name = service.metadata.name

@@ -92,12 +92,15 @@ def account(
 
 
 def disruption_budget(name: str, component: str, namespace: pulumi.Input[str], opts: pulumi.ResourceOptions) -> None:
-    """At most one pod of the component goes away by choice at a time."""
+    """At most one ready pod of the component goes away by choice at a time."""
     k8s.policy.v1.PodDisruptionBudget(
         name,
         metadata=metadata(component, namespace),
         spec=k8s.policy.v1.PodDisruptionBudgetSpecArgs(
-            max_unavailable=1, selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(component))
+            max_unavailable=1,
+            # A pod that is not ready serves nobody: it must not keep a node from being drained.
+            unhealthy_pod_eviction_policy="AlwaysAllow",
+            selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(component)),
         ),
         opts=opts,
     )

@@ -34,7 +34,11 @@ class OllamaFleetArgs:
     hot_bytes: int
     """The same in bytes."""
     replicas: int | None
-    """None: an autoscaler owns the number."""
+    """None: one at first, and an autoscaler owns the number."""
+    autoscaled: bool = False
+    """An autoscaler owns the number, and `replicas` is how many there are at first."""
+    keep_copies: bool = True
+    """Keep the volumes of replicas that were scaled away. Without, a replica that comes back may come on another node, and copies anew."""
     resources: containers.ResourceArgs
     context_length: int
     """Tokens; always set, because Ollama's default depends on the GPU's memory."""
@@ -87,7 +91,7 @@ class OllamaFleet(pulumi.ComponentResource):
         runs = objects.account(f"{name}-account", OLLAMA, args.namespace, child, args.workload)
         servers = _servers(f"{name}-servers", args, version, runs)
         self.probe = None
-        if args.replicas is not None:
+        if args.replicas is not None and not args.autoscaled:
             after = pulumi.ResourceOptions.merge(child, pulumi.ResourceOptions(depends_on=[servers]))
             job = context_probe(f"{name}-contexts", args.agent, args.namespace, args.replicas, args.models, version, after)
             self.probe = job.metadata.name
@@ -98,7 +102,7 @@ class OllamaFleet(pulumi.ComponentResource):
 
 def _servers(name: str, args: OllamaFleetArgs, version: pulumi.Input[str], opts: pulumi.ResourceOptions) -> k8s.apps.v1.StatefulSet:
     retention = k8s.apps.v1.StatefulSetPersistentVolumeClaimRetentionPolicyArgs(
-        when_deleted="Retain" if args.retain else "Delete", when_scaled="Retain"
+        when_deleted="Retain" if args.retain else "Delete", when_scaled="Retain" if args.keep_copies else "Delete"
     )
     noted = {RUNTIME_ANNOTATION: "node-default"} if args.runtime_class == "" else {}
     return k8s.apps.v1.StatefulSet(
@@ -114,7 +118,7 @@ def _servers(name: str, args: OllamaFleetArgs, version: pulumi.Input[str], opts:
             volume_claim_templates=[_claim(args)],
             persistent_volume_claim_retention_policy=retention,
         ),
-        opts=opts,
+        opts=pods.scaled_by_others(opts) if args.autoscaled else opts,
     )
 
 

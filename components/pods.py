@@ -124,7 +124,7 @@ def deployment(
     annotations: Mapping[str, pulumi.Input[str]] | None = None,
     strategy: apps.DeploymentStrategyArgs | None = None,
 ) -> apps.Deployment:
-    """A Deployment under the component's own name. `annotations` are those of its pods; None `replicas`: an autoscaler owns the number."""
+    """A Deployment under the component's own name. `annotations` are those of its pods."""
     return apps.Deployment(
         name,
         metadata=metadata(component, namespace),
@@ -136,6 +136,14 @@ def deployment(
         ),
         opts=opts,
     )
+
+
+def scaled_by_others(opts: pulumi.ResourceOptions) -> pulumi.ResourceOptions:
+    """For what an autoscaler scales: the number counts at the creation alone. Were it left out, Kubernetes would take 1 for it.
+
+    The provider leaves an ignored field alone that has another owner, and sends the one in the cluster until it has.
+    """
+    return pulumi.ResourceOptions.merge(opts, pulumi.ResourceOptions(ignore_changes=["spec.replicas"]))
 
 
 def disruptions_are_no_failures() -> batch.PodFailurePolicyArgs:

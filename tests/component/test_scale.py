@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+import pulumi
 import pytest
 import yaml
 
 import components as c
+from components import pods
 from infra.analysis.policy import rules
 from tests.component.harness import Recorder, render
 from tests.component.test_components import API_SERVER, OLLAMA, SMALL, network
@@ -24,11 +26,23 @@ MONITORING = c.MonitoringArgs(
 )
 
 
-def test_replicas_are_left_to_an_autoscaler() -> None:
-    fleet = render(lambda: c.OllamaFleet("ollama", dataclasses.replace(OLLAMA, replicas=None)))
-    assert "replicas" not in fleet.one("StatefulSet")["spec"]
-    api = render(lambda: c.ApiServer("api", dataclasses.replace(API_SERVER, replicas=None, hold_s=600)))
-    assert "replicas" not in api.one("Deployment")["spec"]
+def test_an_autoscaler_begins_with_the_number_that_is_wanted_and_owns_it_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left out, it would be 1: also where it was 3 a moment ago, since nobody else has owned it yet."""
+    ignored: list[str] = []
+    before = pods.scaled_by_others
+
+    def scaled_by_others(opts: pulumi.ResourceOptions) -> pulumi.ResourceOptions:
+        found = before(opts)
+        ignored.extend(found.ignore_changes or [])
+        return found
+
+    monkeypatch.setattr(pods, "scaled_by_others", scaled_by_others)
+    fleet = render(lambda: c.OllamaFleet("ollama", dataclasses.replace(OLLAMA, replicas=3, autoscaled=True, keep_copies=False)))
+    assert fleet.one("StatefulSet")["spec"]["replicas"] == 3
+    assert fleet.one("StatefulSet")["spec"]["persistentVolumeClaimRetentionPolicy"]["whenScaled"] == "Delete"
+    api = render(lambda: c.ApiServer("api", dataclasses.replace(API_SERVER, replicas=3, autoscaled=True, hold_s=600)))
+    assert api.one("Deployment")["spec"]["replicas"] == 3
+    assert ignored == ["spec.replicas", "spec.replicas"]
     env = {entry["name"]: entry.get("value") for entry in api.one("Deployment")["spec"]["template"]["spec"]["containers"][0]["env"]}
     assert env["API_SERVER_HOLD_S"] == "600"
 

@@ -210,7 +210,11 @@ def test_a_way_of_sharing_that_cannot_hold_is_refused(sharing: dict[str, Any], l
         ({}, "nvidia.com/gpu", 44.99),
         ({"sharing": {"strategy": "mps", "replicas": 4}}, "nvidia.com/gpu.shared", 11.25),
         ({"sharing": {"strategy": "time-slicing", "replicas": 2, "acknowledgeNoIsolation": True}}, "nvidia.com/gpu.shared", 22.49),
-        ({"sharing": {"strategy": "mig", "profile": "3g.40gb"}}, "nvidia.com/mig-3g.40gb", 38.0),
+        ({"sharing": {"strategy": "mig", "profile": "3g.40gb"}}, "nvidia.com/mig-3g.40gb", 39.25),
+        ({"memory": "143771Mi", "sharing": {"strategy": "mig", "profile": "1g.18gb"}}, "nvidia.com/mig-1g.18gb", 16.0),
+        ({"memory": "189471Mi", "sharing": {"strategy": "mig", "profile": "1g.24gb+me"}}, "nvidia.com/mig-1g.24gb.me", 20.0),
+        ({"memory": "143771Mi", "sharing": {"strategy": "mig", "profile": "2g.35gb"}}, "nvidia.com/mig-2g.35gb", 29.17),
+        ({"memory": "143771Mi", "sharing": {"strategy": "mig", "profile": "2g.35gb", "memory": "32Gi"}}, "nvidia.com/mig-2g.35gb", 32.0),
     ],
 )
 def test_a_unit_of_a_gpu_has_a_name_and_a_memory(gpu: dict[str, Any], resource: str, gib: float) -> None:

@@ -189,13 +189,15 @@ def _quota(settings: Sections) -> Iterator[str]:
         (settings.api_server.replicas, settings.api_server.resources),
         (1, settings.monitoring.resources),
     ]
-    cpu = sum(count * quantity(each.cpu) for count, each in parts)
-    memory = sum(count * quantity(each.memory) for count, each in parts)
+    # A rollout makes one pod more of a Deployment before an old one goes, and may do so for all of them at once.
+    surge = (settings.model_server.resources, settings.cache.resources, settings.api_server.resources, settings.monitoring.resources)
+    cpu = sum(count * quantity(each.cpu) for count, each in parts) + sum(quantity(each.cpu) for each in surge)
+    memory = sum(count * quantity(each.memory) for count, each in parts) + sum(quantity(each.memory) for each in surge)
     claimed = fleet.replicas * quantity(storage.hot.size) + quantity(storage.shared.size)
     if cpu > quantity(limits.cpu):
-        yield f"governance.cpu: got {limits.cpu}, want at least {cpu:.1f}, the sum of all requests; raise it or lower replicas"
+        yield f"governance.cpu: got {limits.cpu}, want at least {cpu:.1f}, all requests and a rollout; raise it"
     if memory > quantity(limits.memory):
-        yield f"governance.memory: got {limits.memory}, want at least {in_gib(memory)}, the sum of all requests; raise it or lower replicas"
+        yield f"governance.memory: got {limits.memory}, want at least {in_gib(memory)}, all requests and a rollout; raise it"
     # The gateway, model server and fleet, and one each of cache, exporter, writer, cleaner, context probe, and what a rollout adds.
     count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 6 + int(fleet.scale_to_zero is not None)
     if count > limits.pods:

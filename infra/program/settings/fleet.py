@@ -9,6 +9,9 @@ from infra.program.settings.section import Bytes, Cidr, Resources, Section
 class ScaleToZeroSettings(Section):
     idle_minutes: int = Field(default=15, ge=1, le=1440)
     """Without a request for so long, the fleet goes to zero servers; the next request waits for their start."""
+    keep_copies: bool = False
+    """Keep the replicas' copies of the models at zero: the next start copies nothing, and needs the same nodes. By default a fleet at zero
+    holds no node back, and comes up on any."""
     kubernetes_cidrs: list[Cidr] = Field(min_length=1)
     """Addresses of the cluster's API server, where the activator scales the fleet: kubectl get endpoints kubernetes."""
 

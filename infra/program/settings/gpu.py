@@ -8,9 +8,24 @@ from pydantic import Field, model_validator
 from components.contract import GPU_NODES
 from infra.program.settings.section import GIB, Bytes, Cores, DnsLabel, Labels, Section, in_gib, quantity
 
-_MIG_PROFILE = r"^[1-7]g\.[0-9]{1,3}gb$"
-_MIG_USABLE = 0.95
-"""Usable part of the memory in a profile's name: 1g.5gb has 4.75 GiB (NVIDIA's MIG user guide, A100 40 GB); larger profiles have more."""
+_MIG_PROFILE = r"^[1-7]g\.[0-9]{1,3}gb(\+(me|gfx|me\.all))?$"
+_MIG_GIB = {
+    "1g.5gb": 4.75,
+    "1g.10gb": 9.5,
+    "1g.12gb": 10.75,
+    "1g.18gb": 16.0,
+    "1g.20gb": 19.5,
+    "2g.20gb": 19.5,
+    "1g.23gb": 20.5,
+    "1g.24gb": 20.0,
+    "3g.40gb": 39.25,
+    "4g.40gb": 39.25,
+    "7g.80gb": 79.25,
+}
+"""Profile to what a partition really has, the least where GPUs differ. Source: `nvidia-smi mig -lgip` of A100 (NVIDIA's MIG user guide),
+of H100, H200, H100 NVL, B200 and GB200 (NVIDIA/mig-parted 120, NVIDIA/gpu-operator 903, 1303, 1351)."""
+_MIG_USABLE = 5 / 6
+"""Part of the memory in the name of any other profile: the least that was seen (1g.24gb of a GB200 has 20)."""
 
 
 class SharingSettings(Section):
@@ -23,6 +38,8 @@ class SharingSettings(Section):
     """Shares of one GPU, for time-slicing and mps."""
     profile: str | None = Field(default=None, pattern=_MIG_PROFILE)
     """MIG profile such as 1g.10gb, for mig; nodes are partitioned by the operator's MIG manager."""
+    memory: Bytes | None = None
+    """Memory of one partition, for mig, as `nvidia-smi mig -lgip` shows it; default: a table of profiles, on the safe side."""
     acknowledge_no_isolation: bool = False
     """Must be true for time-slicing: a pod that is not ours can take all memory of a GPU, and a fault ends every pod on it."""
 
@@ -38,6 +55,8 @@ class SharingSettings(Section):
             problems.append("profile: got nothing, want a MIG profile such as 1g.10gb; set it")
         if self.strategy != "mig" and self.profile is not None:
             problems.append(f"profile: got {self.profile} with strategy {self.strategy}, want it with mig; remove it")
+        if self.strategy != "mig" and self.memory is not None:
+            problems.append(f"memory: got {self.memory} with strategy {self.strategy}, want it with mig; remove it")
         if self.strategy == "time-slicing" and not self.acknowledge_no_isolation:
             problems.append(
                 "acknowledgeNoIsolation: got false, want true for time-slicing, which limits no pod's memory; set it, or choose mps or mig"
@@ -45,6 +64,15 @@ class SharingSettings(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def partition_memory(self) -> float:
+        """Bytes of one MIG partition; 0 without one."""
+        if self.profile is None:
+            return 0.0
+        name = self.profile.partition("+")[0]
+        known = _MIG_GIB.get(name, int(re.findall(r"[0-9]+", name)[1]) * _MIG_USABLE) * GIB
+        return quantity(self.memory) if self.memory is not None else known
 
 
 class PodOverhead(Section):
@@ -106,9 +134,7 @@ class GpuSettings(Section):
                 f"allocation: got dra with sharing {self.sharing.strategy}, want device-plugin; "
                 "a claim gives each pod a device of its own, so share by mig or the device plugin"
             )
-        if self.memory is not None and self.sharing.profile is not None and _profile_gib(self.sharing.profile) * _MIG_USABLE > (
-            quantity(self.memory) / GIB
-        ):  # fmt: skip
+        if self.memory is not None and self.sharing.profile is not None and self.sharing.partition_memory > quantity(self.memory):
             problems.append(f"sharing.profile: got {self.sharing.profile}, want one within gpu.memory {self.memory}; choose a smaller one")
         if problems:
             raise ValueError("\n".join(problems))
@@ -118,27 +144,23 @@ class GpuSettings(Section):
     def resource(self) -> str:
         """The extended resource that stands for one GPU, share or partition, by the device plugin's naming rules."""
         if self.sharing.profile is not None:
-            return f"nvidia.com/mig-{self.sharing.profile}"
+            return f"nvidia.com/mig-{self.sharing.profile.replace('+', '.')}"
         return "nvidia.com/gpu" if self.sharing.strategy == "none" else "nvidia.com/gpu.shared"
 
     @property
     def unit_memory(self) -> float:
         """Bytes of GPU memory behind one unit of `resource`; 0 without GPUs.
 
-        A MIG partition has what its profile names, less a twentieth; a share of n has an n-th. The MPS daemon enforces that n-th,
-        time-slicing enforces nothing.
+        A MIG partition has less than its profile names; a share of n has an n-th. The MPS daemon enforces that n-th, time-slicing enforces
+        nothing.
         """
         if self.memory is None:
             return 0.0
         if self.sharing.profile is not None:
-            return _profile_gib(self.sharing.profile) * _MIG_USABLE * GIB
+            return self.sharing.partition_memory
         return quantity(self.memory) / (self.sharing.replicas or 1)
 
     def describe_unit(self) -> str:
         """For error messages: what one unit holds, and why."""
         where = f"gpu.memory {self.memory}" if self.sharing.strategy == "none" else f"gpu.sharing {self.sharing.strategy}"
         return f"{in_gib(self.unit_memory)} a unit by {where}"
-
-
-def _profile_gib(profile: str) -> int:
-    return int(re.findall(r"[0-9]+", profile)[1])
