@@ -7,7 +7,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
-from .contract import AGENT_CONTROL_PORT, OLLAMA, PORTS, RUNTIME_ANNOTATION, selector, type_token
+from .contract import AGENT_CONTROL_PORT, COPIES_ANNOTATION, OLLAMA, PORTS, RUNTIME_ANNOTATION, selector, type_token
 from .models import SHARED_PATH, STORE_PATH, follower
 from .ollama_agent import LOAD_S, AgentArgs, agent_container, context_probe, drain_hook, replicas_service, revision
 from .workload import ORDINARY, WorkloadArgs
@@ -105,6 +105,7 @@ def _servers(name: str, args: OllamaFleetArgs, version: pulumi.Input[str], opts:
         when_deleted="Retain" if args.retain else "Delete", when_scaled="Retain" if args.keep_copies else "Delete"
     )
     noted = {RUNTIME_ANNOTATION: "node-default"} if args.runtime_class == "" else {}
+    noted |= {} if args.keep_copies else {COPIES_ANNOTATION: "disposable"}
     return k8s.apps.v1.StatefulSet(
         name,
         metadata=objects.metadata(OLLAMA, args.namespace, annotations=_NO_AWAIT | noted),

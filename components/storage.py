@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pulumi
 import pulumi_kubernetes as k8s
 
-from .contract import HOT_CLASS, MODEL_WRITER, PROTECTED_ANNOTATION, SHARED_CLAIM, SHARED_CLASS, labels, type_token
+from .contract import COPIES_ANNOTATION, HOT_CLASS, MODEL_WRITER, PROTECTED_ANNOTATION, SHARED_CLAIM, SHARED_CLASS, labels, type_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,8 @@ class StorageArgs:
     shared: TierArgs
     retain: bool
     """Keep volumes, and refuse to delete the shared claim, when the stack is destroyed."""
+    keep_copies: bool = True
+    """False: a volume of the hot tier goes with its claim, whatever `retain` says."""
     shared_claim: str | None = None
     """A ReadWriteMany claim of the namespace that is there. Then neither it nor a class for it is made."""
 
@@ -56,7 +58,7 @@ class Storage(pulumi.ComponentResource):
         self._retain = args.retain
         # A node-local volume must be made where the pod will run, so that class waits for the scheduler.
         hot_class, shared_class = args.hot.class_name or HOT_CLASS, args.shared.class_name or SHARED_CLASS
-        self._storage_class(f"{name}-hot", hot_class, args.hot, "WaitForFirstConsumer")
+        self._storage_class(f"{name}-hot", hot_class, args.hot, "WaitForFirstConsumer", copies=args.keep_copies)
         # Claims name their class by its plain name: through the class's output, replacing a class would replace its claims.
         self.hot_class = pulumi.Output.from_input(hot_class)
         self.shared_claim = (
@@ -83,17 +85,19 @@ class Storage(pulumi.ComponentResource):
         )
         return claim.metadata.name
 
-    def _storage_class(self, name: str, class_name: str, tier: TierArgs, binding: str) -> list[pulumi.Resource]:
+    def _storage_class(self, name: str, class_name: str, tier: TierArgs, binding: str, *, copies: bool = True) -> list[pulumi.Resource]:
         """The class; nothing where it is there already."""
         if tier.provisioner is None:
             return []
         made = k8s.storage.v1.StorageClass(
             name,
-            metadata=k8s.meta.v1.ObjectMetaArgs(name=class_name, labels=labels("storage")),
+            metadata=k8s.meta.v1.ObjectMetaArgs(
+                name=class_name, labels=labels("storage"), annotations=None if copies else {COPIES_ANNOTATION: "disposable"}
+            ),
             provisioner=tier.provisioner,
             parameters=dict(tier.parameters) or None,
             mount_options=list(tier.mount_options) or None,
-            reclaim_policy="Retain" if self._retain else "Delete",
+            reclaim_policy="Retain" if self._retain and copies else "Delete",
             volume_binding_mode=binding,
             allow_volume_expansion=True,
             # The class of a name cannot change in place; the old one goes first, volumes do not depend on it.

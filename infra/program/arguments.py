@@ -39,7 +39,7 @@ def fleet(settings: Settings, namespace: pulumi.Input[str], images: Images, runt
         hot_bytes=int(quantity(size)),
         replicas=wanted.replicas,
         autoscaled=wanted.fixed_replicas is None,
-        keep_copies=wanted.scale_to_zero is None or wanted.scale_to_zero.keep_copies,
+        keep_copies=wanted.keeps_copies,
         resources=resources(wanted.resources, wanted.gpus_per_pod, settings.gpu),
         context_length=wanted.context_length,
         num_parallel=wanted.num_parallel,

@@ -131,4 +131,11 @@ def gpu_runtime(settings: Settings, namespace: pulumi.Input[str]) -> c.GpuRuntim
 def storage(settings: Settings, namespace: pulumi.Input[str]) -> c.StorageArgs:
     tiers = settings.storage
     hot, shared = _tier(tiers.hot, settings.hot_class), _tier(tiers.shared, settings.shared_class)
-    return c.StorageArgs(namespace=namespace, hot=hot, shared=shared, retain=tiers.retain, shared_claim=tiers.shared.claim)
+    return c.StorageArgs(
+        namespace=namespace,
+        hot=hot,
+        shared=shared,
+        retain=tiers.retain,
+        keep_copies=settings.fleet.keeps_copies,
+        shared_claim=tiers.shared.claim,
+    )

@@ -23,7 +23,7 @@ def replicas(stack: Stack) -> int:
 def scaled(stack: Stack) -> Stack:
     """The stack with an activator, and the fleet at zero."""
     api = f"{stack.cluster.control_plane.address}/32"
-    fleet = {"scaleToZero": {"idleMinutes": 1, "kubernetesCidrs": [api]}}
+    fleet = {"scaleToZero": {"idleMinutes": 1, "keepCopies": False, "kubernetesCidrs": [api]}}
     stack.deployment.deploy({**stack.overrides, "fleet": fleet})
     stack.changed = True
     return stack
@@ -33,6 +33,9 @@ def test_an_idle_fleet_goes_to_zero_and_a_streamed_request_brings_it_back(scaled
     eventually(lambda: replicas(scaled), lambda count: count == 0, 120, "replicas of an idle fleet")
     gone = lambda: scaled.kube.get("pods", "-n", scaled.outputs.namespace, "-l", "app.kubernetes.io/name=ollama")["items"]  # noqa: E731
     eventually(gone, lambda items: items == [], 90, "pods of an idle fleet")
+    # As when its node has gone: the copy was one, and the next start makes another, wherever there is room.
+    copies = lambda: [each["metadata"]["name"] for each in scaled.kube.get("pvc", "-n", scaled.outputs.namespace)["items"]]  # noqa: E731
+    eventually(copies, lambda names: names == ["shared-models"], 60, "no copy of an idle fleet")
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Say it."}], "stream": True, "max_tokens": 64}
     started = time.monotonic()
     response = httpx.post(

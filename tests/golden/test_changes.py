@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from infra import ROOT
 from infra.analysis import preview
@@ -144,7 +145,11 @@ def test_a_component_renamed_with_an_alias_keeps_its_objects(tmp_path: Path) -> 
     program.mkdir()
     target.mkdir()
     (program / "__main__.py").write_text(PROGRAM)
-    (program / "Pulumi.yaml").write_text((ROOT / "Pulumi.yaml").read_text().replace("virtualenv: .venv", f"virtualenv: {ROOT / '.venv'}"))
+    project = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())
+    project["runtime"]["options"]["virtualenv"] = str(ROOT / ".venv")
+    # This program has none of the sections.
+    del project["config"]
+    (program / "Pulumi.yaml").write_text(yaml.safe_dump(project))
     environment = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "FLEET_TARGET": str(target)}
 
     def cli(**variables: str) -> PulumiCli:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import yaml
 
-from components.contract import DATA_LABEL, EXPOSED_ANNOTATION, GPU_MEMORY_ANNOTATION, PROTECTED_ANNOTATION
+from components.contract import COPIES_ANNOTATION, DATA_LABEL, EXPOSED_ANNOTATION, GPU_MEMORY_ANNOTATION, PROTECTED_ANNOTATION
 from infra.analysis.policy.objects import Object, all_containers, annotation, containers, of, templates, title
 
 MASK = "REDACTED"
@@ -140,9 +140,11 @@ def claims_are_protected(objects: Sequence[Object]) -> list[str]:
     found = [
         f"{title(item)}: got reclaimPolicy {item.get('reclaimPolicy', 'Delete')}, want Retain; {remedy}"
         for item in of(objects, "StorageClass")
-        if item.get("reclaimPolicy") != "Retain"
+        if item.get("reclaimPolicy") != "Retain" and annotation(item, COPIES_ANNOTATION) != "disposable"
     ]
     for item in of(objects, "StatefulSet"):
+        if annotation(item, COPIES_ANNOTATION) == "disposable":
+            continue
         policy = item.get("spec", {}).get("persistentVolumeClaimRetentionPolicy") or {}
         if item.get("spec", {}).get("volumeClaimTemplates") and "Delete" in policy.values():
             found.append(f"{title(item)}: got claims that go with it, want Retain when deleted and scaled; {remedy}")

@@ -9,9 +9,9 @@ from infra.program.settings.section import Bytes, Cidr, Resources, Section
 class ScaleToZeroSettings(Section):
     idle_minutes: int = Field(default=15, ge=1, le=1440)
     """Without a request for so long, the fleet goes to zero servers; the next request waits for their start."""
-    keep_copies: bool = False
-    """Keep the replicas' copies of the models at zero: the next start copies nothing, and needs the same nodes. By default a fleet at zero
-    holds no node back, and comes up on any."""
+    keep_copies: bool = True
+    """Keep the replicas' copies of the models at zero: the next start copies nothing, and needs the same nodes. False where nodes go with
+    the fleet: it comes up on any node then, and copies the models from the shared tier."""
     kubernetes_cidrs: list[Cidr] = Field(min_length=1)
     """Addresses of the cluster's API server, where the activator scales the fleet: kubectl get endpoints kubernetes."""
 
@@ -40,6 +40,11 @@ class FleetSettings(Section):
     prompt_cache: Bytes = "8Gi"
     """Host memory that each loaded model may keep old prompts in (llama.cpp's own default)."""
     resources: Resources
+
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether the volume of a replica that was scaled away stays."""
+        return self.scale_to_zero is None or self.scale_to_zero.keep_copies
 
     @property
     def fixed_replicas(self) -> int | None:
