@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 
 from components.contract import ACTIVATOR, AGENT_PORT, API_METRICS_PORT, API_SERVER, COMPONENTS, EDGES, OLLAMA, PORTS, SCRAPED
 from images import embedded
-from infra.documentation import configuration, network
-from infra.documentation import outputs as outputs_page
+from infra.documentation import configuration
+from infra.documentation.__main__ import PAGES
 from infra.engine.binaries import PROVIDERS
 from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, VERIFIER_IMAGE
 
@@ -233,15 +233,6 @@ def test_locks_have_hashes_and_no_address(path: Path) -> None:
     assert text.count("--hash=sha256:") >= len(packages)
 
 
-def test_the_outputs_page_is_that_of_the_contract() -> None:
-    assert (ROOT / "docs" / "outputs.md").read_text() == outputs_page.document()
-
-
-def test_the_configuration_page_and_the_schema_are_those_of_the_settings() -> None:
-    assert (ROOT / "docs" / "configuration.md").read_text() == configuration.document()
-    assert (ROOT / "docs" / "stack.schema.json").read_text() == configuration.schema_text()
-
-
 @pytest.mark.parametrize("stack", ["dev", "prod"])
 class TestTheSchema:
     """Editors complete and check stack files by it."""
@@ -284,5 +275,6 @@ class TestTheSchema:
         self.validator.validate(document)
 
 
-def test_the_picture_of_connections_is_that_of_the_table() -> None:
-    assert (ROOT / "docs" / "network.md").read_text() == network.document()
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_that_is_made_from_code_is_as_it_would_be_made(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text() == PAGES[name](), "python -m infra.documentation"
