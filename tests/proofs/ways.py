@@ -28,6 +28,7 @@ ANSWER = re.compile(r"^\S+: .*\bParis\b", re.MULTILINE)
 """The line in which a model answers the question that every way asks."""
 MODPROBE = "modprobe: FATAL: Module br_netfilter not found in directory /lib/modules/"
 """What a container cannot do: it has no modules of the kernel. The machine must have loaded br_netfilter."""
+SERVICES = ("api_server", "model_server", "model_sync", "metrics_exporter", "ollama_agent")
 GUARDS_OF_TOOLS = (
     *("requirements-bootstrap.lock", "requirements.lock", "tools"),
     *(f"devcluster/{module}.py" for module in ("cache", "go", "packages", "pinned", "system_images", "toolchain")),
@@ -38,7 +39,7 @@ GUARDS = (
     *GUARDS_OF_TOOLS,
     *("README.md", "Makefile", "Pulumi.yaml", "Pulumi.dev.yaml", "__main__.py"),
     *("devcluster", "images", "infra", "components", "modelfleet_outputs"),
-    *("api_server", "model_server", "model_sync", "metrics_exporter", "ollama_agent", "modelfleet"),
+    *(*SERVICES, "modelfleet"),
 )
 """What decides whether README's commands end with an answer."""
 

@@ -1,0 +1,169 @@
+"""The committed prod stack on a cluster of two nodes: by an overlay of named keys it comes up, is rolled, drained, and taken down.
+
+10 minutes. What the overlay may not say is as committed: three replicas of the fleet and of the API server, retained storage, production
+rules, quotas, priorities, policies.
+"""
+
+import copy
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devcluster import cluster as embedded
+from devcluster.layout import load
+from infra.lifecycle import embedded as lifecycle
+from infra.lifecycle import own_cluster, removal
+from infra.lifecycle.bring_up import chat
+from infra.lifecycle.deployment import Deployment
+from infra.program.settings.committed import stack_config
+from modelfleet_outputs import FleetOutputs
+from tests import tiny_gguf
+from tests.cluster.kube import Kube, eventually
+from tests.proofs import ways
+from tests.proofs.records import Proof
+
+PROOF = Proof("prod", guards=("Pulumi.prod.yaml", "__main__.py", "infra", "components", "images", *ways.SERVICES))
+NAME = f"test-{os.getpid()}-prod"
+MODEL, SCRIPT = "tiny:scripted", "Hello from prod."
+OVERLAY: dict[str, dict[str, Any]] = {
+    "storage": {
+        "hot": {"provisioner": "modelfleet.dev/local", "size": "1Gi", "parameters": {}},
+        "shared": {"provisioner": "modelfleet.dev/shared", "size": "2Gi", "parameters": {}, "mountOptions": []},
+    },
+    "gpu": {"enabled": False},
+    "governance": {"gpuQuota": 0, "cpu": "8", "memory": "16Gi"},
+    "fleet": {
+        "gpusPerPod": 0,
+        "contextLength": 4096,
+        "minContext": 4096,
+        "promptCache": "64Mi",
+        "resources": {"cpu": "50m", "memory": "512Mi"},
+    },
+    "modelServer": {"model": MODEL, "modelId": "tiny-server", "contextLength": 4096, "resources": {"cpu": "50m", "memory": "512Mi"}},
+    "cache": {"maxMemory": "64Mi", "resources": {"cpu": "20m", "memory": "128Mi"}},
+    "apiServer": {"resources": {"cpu": "50m", "memory": "256Mi"}},
+    "monitoring": {"resources": {"cpu": "20m", "memory": "128Mi"}},
+}
+"""What no laptop has: the drivers of volumes, GPUs, and sizes. `images` and `models` take the place of the committed ones."""
+
+
+def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Maps are merged, but those that are empty in `over`."""
+    merged = {**base, **over}
+    for key, value in over.items():
+        if isinstance(value, dict) and value and isinstance(base.get(key), dict):
+            merged[key] = laid_over(base[key], value)
+    return merged
+
+
+def committed(section: str) -> dict[str, Any]:
+    return copy.deepcopy(stack_config("prod").get(f"modelfleet:{section}", {}))
+
+
+@pytest.fixture
+def prod(tmp_path: Path) -> Iterator[tuple[Deployment, dict[str, Any], Kube]]:
+    try:
+        cluster, built = lifecycle.start_embedded(NAME, 2, {MODEL: tiny_gguf.make(tmp_path / "tiny.gguf", SCRIPT)})
+        overrides: dict[str, Any] = {section: laid_over(committed(section), values) for section, values in OVERLAY.items()}
+        overrides |= {**lifecycle.image_overrides(built), "models": [{"name": MODEL, "size": "2Mi", "kvBytesPerToken": 1024}]}
+        kube = Kube(embedded.binaries() / "kubectl", cluster.kubeconfig)
+        yield lifecycle.on_embedded(cluster, "prod"), overrides, kube
+    finally:
+        left = load(NAME)
+        if left is not None:
+            embedded.down(left)
+
+
+def ask(deployment: Deployment, outputs: FleetOutputs) -> str:
+    """One answer, through a port that is forwarded to the API server: prod's Service is for the cluster alone."""
+    with own_cluster.port_forward(deployment, outputs) as url:
+        return chat(url, deployment.key(), MODEL, "Say it.")
+
+
+@pytest.mark.timeout(3600)
+def test_prod_comes_up_is_rolled_drained_and_taken_down(
+    prod: tuple[Deployment, dict[str, Any], Kube], figures: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment, overrides, kube = prod
+    monkeypatch.setenv("PATH", f"{embedded.binaries()}:{os.environ['PATH']}")
+    outputs = deployment.deploy(overrides)
+    assert ask(deployment, outputs) == SCRIPT
+    namespace = outputs.namespace
+    wanted = {"StatefulSet/ollama": 3, "Deployment/api-server": 3, "Deployment/model-server": 2}
+    for name, count in wanted.items():
+        kind, _, item = name.partition("/")
+        assert kube.get(kind, item, "-n", namespace)["status"]["readyReplicas"] == count, name
+
+    # Rolled once.
+    before = {pod["metadata"]["uid"] for pod in kube.get("pods", "-n", namespace, "-l", "app.kubernetes.io/name=ollama")["items"]}
+    deployment.deploy({**overrides, "fleet": {**overrides["fleet"], "maxQueue": 17}})
+    after = {pod["metadata"]["uid"] for pod in kube.get("pods", "-n", namespace, "-l", "app.kubernetes.io/name=ollama")["items"]}
+    assert len(after) == 3
+    assert not before & after
+
+    # Drained: the node goes empty, and an answer comes all the while.
+    node = kube.get("pod", "ollama-0", "-n", namespace)["spec"]["nodeName"]
+    done = threading.Event()
+    answers: list[str] = []
+
+    def asks() -> None:
+        while not done.is_set():
+            answers.append(ask(deployment, outputs))
+
+    asking = threading.Thread(target=asks)
+    asking.start()
+    try:
+        kube.run("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=600s")
+        kube.run("uncordon", node)
+        ready = lambda: kube.get("statefulset", "ollama", "-n", namespace)["status"].get("readyReplicas", 0)  # noqa: E731
+        eventually(ready, lambda count: count == 3, 300, "the whole fleet after the drain")
+    finally:
+        done.set()
+        asking.join()
+    assert set(answers) == {SCRIPT}
+    figures["answers while drained"] = len(answers)
+
+    # Taken down: what is retained stays.
+    removal.down(deployment, agreed=True)
+    left = [each.name for each in deployment.objects()]
+    assert {"Namespace/modelfleet", "PersistentVolumeClaim/shared-models"} <= set(left)
+    assert not [name for name in left if name.startswith(("StatefulSet/", "Deployment/", "Job/"))]
+    assert kube.get("pvc", "shared-models", "-n", namespace)["status"]["phase"] == "Bound"
+    figures["kept"] = left
+
+
+def test_the_overlay_says_nothing_else() -> None:
+    """Replicas, retention, production and whatever else is not named here are as committed."""
+    paths = {f"{section}.{key}" for section, values in OVERLAY.items() for key in values}
+    assert paths == {
+        "storage.hot",
+        "storage.shared",
+        "gpu.enabled",
+        "governance.gpuQuota",
+        "governance.cpu",
+        "governance.memory",
+        "fleet.gpusPerPod",
+        "fleet.contextLength",
+        "fleet.minContext",
+        "fleet.promptCache",
+        "fleet.resources",
+        "modelServer.model",
+        "modelServer.modelId",
+        "modelServer.contextLength",
+        "modelServer.resources",
+        "cache.maxMemory",
+        "cache.resources",
+        "apiServer.resources",
+        "monitoring.resources",
+    }
+    for section, values in OVERLAY.items():
+        merged, before = laid_over(committed(section), values), committed(section)
+        assert {key: value for key, value in merged.items() if key not in values} == {
+            key: value for key, value in before.items() if key not in values
+        }
+    assert json.dumps(stack_config("prod")["modelfleet:governance"]["production"]) == "true"
