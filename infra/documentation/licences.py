@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from importlib import metadata
+from typing import Any
 
 from infra import ROOT
 
@@ -42,7 +43,8 @@ def _names() -> list[str]:
 def _licence(package: str) -> str:
     """What the package says of itself."""
     try:
-        about = metadata.metadata(package)
+        # A message of the mail format, which the type of the library does not say.
+        about: Any = metadata.metadata(package)
     except metadata.PackageNotFoundError:
         return "in the package"
     classified = [line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or [] if line.startswith("License :: ")]
