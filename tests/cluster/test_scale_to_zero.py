@@ -36,6 +36,7 @@ def test_an_idle_fleet_goes_to_zero_and_a_streamed_request_brings_it_back(scaled
     # As when its node has gone: the copy was one, and the next start makes another, wherever there is room.
     copies = lambda: [each["metadata"]["name"] for each in scaled.kube.get("pvc", "-n", scaled.outputs.namespace)["items"]]  # noqa: E731
     eventually(copies, lambda names: names == ["shared-models"], 60, "no copy of an idle fleet")
+    assert scaled.deployment.findings() == [], "at zero all is well"
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Say it."}], "stream": True, "max_tokens": 64}
     started = time.monotonic()
     response = httpx.post(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from components.contract import ACTIVATOR, API_SERVER, CONTEXT_PROBE, DNS_CLIENTS, EDGES, PART_OF, SCRAPED
+from components.contract import ACTIVATOR, API_SERVER, CONTEXT_PROBE, DNS_CLIENTS, EDGES, OLLAMA, PART_OF, SCRAPED
 from infra.analysis.explain.facts import Facts, Finding, key, labels, selects
 from infra.analysis.explain.snapshot import Object
 
@@ -101,11 +101,18 @@ def _port_matches(ports: list[Any] | None, wanted: tuple[int, str]) -> bool:
     )
 
 
+def _sleeps(facts: Facts, component: str) -> bool:
+    """Whether this is a fleet that its activator has taken to zero: the next request brings it back."""
+    fleet = facts.find("StatefulSet", OLLAMA)
+    awake = fleet is None or fleet["spec"].get("replicas", 1) > 0
+    return component == OLLAMA and not awake and facts.find("Deployment", ACTIVATOR) is not None
+
+
 def scaled(facts: Facts) -> Iterator[Finding]:
     """Workloads with zero replicas."""
     for kind in _SCALED:
         for item in facts.all(kind):
-            if item["spec"].get("replicas", 1) == 0:
+            if item["spec"].get("replicas", 1) == 0 and not _sleeps(facts, item["metadata"]["name"]):
                 name = key(item, kind)
                 yield Finding(
                     cause="scaled-to-zero",
@@ -123,6 +130,8 @@ def services(facts: Facts) -> Iterator[Finding]:
     for service in facts.all("Service"):
         selector = service["spec"].get("selector")
         if not selector or any(_is_ready(endpoint) for endpoint in _endpoints(facts, service)):
+            continue
+        if _sleeps(facts, selector.get("app.kubernetes.io/name", "")):
             continue
         shown = ",".join(f"{name}={value}" for name, value in selector.items())
         matching = [pod for pod in facts.live_pods() if selector.items() <= labels(pod).items()]
