@@ -2,11 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pulumi
 import pulumi_kubernetes as k8s
 
-from .contract import COPIES_ANNOTATION, HOT_CLASS, MODEL_WRITER, PROTECTED_ANNOTATION, SHARED_CLAIM, SHARED_CLASS, labels, type_token
+from .contract import (
+    COPIES_ANNOTATION,
+    HOT_CLASS,
+    MODEL_WRITER,
+    ONE_NODE_ANNOTATION,
+    PROTECTED_ANNOTATION,
+    SHARED_CLAIM,
+    SHARED_CLASS,
+    labels,
+    type_token,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +45,8 @@ class StorageArgs:
     """Keep volumes, and refuse to delete the shared claim, when the stack is destroyed."""
     keep_copies: bool = True
     """False: a volume of the hot tier goes with its claim, whatever `retain` says."""
+    shared_access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
+    """ReadWriteOnce: one node has every pod that uses the claim."""
     shared_claim: str | None = None
     """A ReadWriteMany claim of the namespace that is there. Then neither it nor a class for it is made."""
 
@@ -68,16 +81,17 @@ class Storage(pulumi.ComponentResource):
 
     def _claim(self, name: str, args: StorageArgs, shared_class: str) -> pulumi.Output[str]:
         shared = self._storage_class(f"{name}-shared", shared_class, args.shared, "Immediate")
+        one_node = {ONE_NODE_ANNOTATION: "true"} if args.shared_access_mode == "ReadWriteOnce" else {}
         claim = k8s.core.v1.PersistentVolumeClaim(
             f"{name}-claim",
             metadata=k8s.meta.v1.ObjectMetaArgs(
                 name=SHARED_CLAIM,
                 namespace=args.namespace,
                 labels=labels(MODEL_WRITER),
-                annotations={PROTECTED_ANNOTATION: str(args.retain).lower()},
+                annotations={PROTECTED_ANNOTATION: str(args.retain).lower()} | one_node,
             ),
             spec=k8s.core.v1.PersistentVolumeClaimSpecArgs(
-                access_modes=["ReadWriteMany"],
+                access_modes=[args.shared_access_mode],
                 storage_class_name=shared_class,
                 resources=k8s.core.v1.VolumeResourceRequirementsArgs(requests={"storage": args.shared.size}),
             ),

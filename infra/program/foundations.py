@@ -137,5 +137,6 @@ def storage(settings: Settings, namespace: pulumi.Input[str]) -> c.StorageArgs:
         shared=shared,
         retain=tiers.retain,
         keep_copies=settings.fleet.keeps_copies,
+        shared_access_mode=tiers.shared.access_mode,
         shared_claim=tiers.shared.claim,
     )

@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from infra.analysis.policy.objects import Object, of, templates, title
+from components.contract import ONE_NODE_ANNOTATION
+from infra.analysis.policy.objects import Object, annotation, of, templates, title
 
 _PARAMETERS = {
     "nfs.csi.k8s.io": {"server", "share", "subDir", "mountPermissions", "onDelete"},
@@ -53,7 +54,9 @@ def volumes_are_where_their_pods_are(objects: Sequence[Object]) -> list[str]:
     found += [
         f"{title(item)}: got accessModes {item.get('spec', {}).get('accessModes')} for several workloads, want ReadWriteMany; set it"
         for item in of(objects, "PersistentVolumeClaim")
-        if users[item["metadata"]["name"]] > 1 and "ReadWriteMany" not in item.get("spec", {}).get("accessModes", [])
+        if users[item["metadata"]["name"]] > 1
+        and "ReadWriteMany" not in item.get("spec", {}).get("accessModes", [])
+        and annotation(item, ONE_NODE_ANNOTATION) != "true"
     ]
     return found
 

@@ -1,6 +1,6 @@
 """The section `storage`: the two tiers that models are kept in."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -34,6 +34,8 @@ class HotTier(Tier):
 
 
 class SharedTier(Tier):
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = "ReadWriteMany"
+    """ReadWriteOnce where one node has every pod of the fleet, and no driver shares a volume: kind, for example."""
     claim: str | None = Field(default=None, pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
     """A ReadWriteMany claim that is there, in a namespace that the stack takes over (`cluster.take`); it is neither made nor deleted."""
 
