@@ -21,7 +21,7 @@ from tests.cluster.kube import Kube
 pytestmark = pytest.mark.cluster
 GOLDEN = Path(__file__).parents[1] / "golden"
 CLUSTER_WIDE = ("Namespace", "PriorityClass", "RuntimeClass", "StorageClass")
-ADMITTING = (*CLUSTER_WIDE, "LimitRange", "ResourceQuota")
+ADMITTING = (*CLUSTER_WIDE, "LimitRange", "ResourceQuota", "ServiceAccount")
 """What the admission of a pod looks at; it has to be there for a dry run of the pods."""
 
 

@@ -103,7 +103,7 @@ def test_an_update_that_was_killed_is_finished_by_the_next(stack: Stack) -> None
     argv = [pulumi, "up", "--yes", "--skip-preview", "--non-interactive", "--stack", "dev", "--config-file", str(cli.config_file)]
     with subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
-        seen = next((line for line in process.stdout if "metrics-exporter" in line and " updating" in line), "")
+        seen = next((line for line in process.stdout if "monitoring-fleet updating" in line), "")
         # The language host has a process group of its own and would outlive Pulumi.
         for pid in descendants(process.pid):
             os.kill(pid, signal.SIGKILL)
