@@ -114,7 +114,7 @@ def test_two_fleets_live_in_one_cluster_and_one_goes_without_the_other_noticing(
         assert (outputs.namespace, outputs.storage_classes.hot) == ("team-b", "team-b-local-nvme")
         url = f"http://{stack.cluster.control_plane.address}:{outputs.node_port}"
         assert chat(url, second.key_file.read_text(), MODEL, "Say it.") == SCRIPT
-        assert dataclasses.replace(second, kubeconfig=reads).cli.preview(refresh=True).steps == []
+        assert dataclasses.replace(second, kubeconfig=reads).cli.preview(refresh=True).lines() == []
         removal.down(deployer, agreed=True)
     assert chat(stack.url, stack.key, MODEL, "Say it.") == SCRIPT
 
