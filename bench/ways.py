@@ -23,7 +23,7 @@ _COLUMNS = """| way | Debian | first time | CPU minutes | downloads | disk it ke
 | --- | --- | --- | --- | --- | --- | --- |
 """
 _NEVER = "`{name}` has no result yet: `make proof NAME={name}` makes one.\n\n"
-_MEASURED = "`{name}` is of {date}, on {cores} cores and {memory_gib} GiB.\n\n"
+_MEASURED = "`{name}` {result} on {date}, on {cores} cores and {memory_gib} GiB.\n\n"
 _VENDOR = """
 With the vendor's `pulumi` on the PATH, `make up` compiles {minutes:.0f} CPU minutes less of these. That way is not measured: the vendor's
 program can be had from the vendor alone.
@@ -58,11 +58,21 @@ def _result(name: str) -> dict[str, Any] | None:
         return None
 
 
+def _said(name: str, result: dict[str, Any] | None) -> str:
+    if result is None:
+        return _NEVER.format(name=name)
+    return _MEASURED.format(name=name, result=result["result"], date=result["date"], **result["machine"])
+
+
 def page() -> str:
     results = {name: _result(name) for name in ("fresh-root", "fresh-root-source")}
     text, rows = _HEAD, ""
     for name, result in results.items():
-        text += _MEASURED.format(name=name, date=result["date"], **result["machine"]) if result else _NEVER.format(name=name)
+        text += (
+            _MEASURED.format(name=name, **{key: result[key] for key in ("result", "date")}, **result["machine"])
+            if result
+            else _NEVER.format(name=name)
+        )
     if quick := results["fresh-root"]:
         for way in ("make try", "make up TOOLS"):
             for suite, debian in (("bookworm", "12"), ("trixie", "13")):
