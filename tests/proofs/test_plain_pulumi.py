@@ -98,7 +98,8 @@ def test_a_clone_is_deployed_by_the_documented_commands_alone(
     file = clone / "Pulumi.dev.yaml"
     stack = yaml.safe_load(file.read_text())
     for section, values in wanted.items():
-        stack["config"][f"modelfleet:{section}"] = values
+        before = stack["config"].get(f"modelfleet:{section}", {})
+        stack["config"][f"modelfleet:{section}"] = {**before, **values} if isinstance(values, dict) else values
     file.write_text(yaml.safe_dump(stack))
     run(f"{export}\n{up}", clone, environment)
     outputs = parse(json.loads(run(f"{export}\npulumi stack output fleet --json", clone, environment)))
