@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from bench.conditions import conditions
-from tests.cluster.conftest import kube, stack, started
+from tests.cluster.conftest import first, kube, stack, started
 from tests.proofs.records import ROOT, Declared, declared
 
-__all__ = ["kube", "stack", "started"]
+__all__ = ["first", "kube", "stack", "started"]
 """A cluster of its own with the dev stack, for the proofs that ask for one."""
 FIGURES = pytest.StashKey[dict[str, Any]]()
 PROOF = pytest.StashKey[tuple[Declared, dict[str, str]]]()
