@@ -119,6 +119,13 @@ def test_every_proof_of_this_repository_is_declared_well() -> None:
     assert all(each.digests() for each in proofs)
 
 
+def test_every_proof_has_its_fixtures() -> None:
+    """A proof runs seldom: one that cannot begin would be found late."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--setup-plan", "-m", "proof", "tests/proofs"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_every_result_belongs_to_a_proof() -> None:
     kept = {path.stem for path in (ROOT / "bench" / "results" / "proofs").glob("*.json")}
     assert kept <= {each.name for each in declared()}
