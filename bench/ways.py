@@ -66,13 +66,7 @@ def _said(name: str, result: dict[str, Any] | None) -> str:
 
 def page() -> str:
     results = {name: _result(name) for name in ("fresh-root", "fresh-root-source")}
-    text, rows = _HEAD, ""
-    for name, result in results.items():
-        text += (
-            _MEASURED.format(name=name, **{key: result[key] for key in ("result", "date")}, **result["machine"])
-            if result
-            else _NEVER.format(name=name)
-        )
+    text, rows = _HEAD + "".join(_said(name, result) for name, result in results.items()), ""
     if quick := results["fresh-root"]:
         for way in ("make try", "make up TOOLS"):
             for suite, debian in (("bookworm", "12"), ("trixie", "13")):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ _NOT_OURS = (
 )
 
 
+_LOOPBACK = re.compile("(0{16}FFFF0000)?[0-9A-F]{6}7F|0{24}01000000")
+"""127.0.0.0/8, alone or mapped into IPv6 (so gRPC listens), and ::1; the kernel writes each word in the machine's byte order."""
 _NEIGHBOURS = ("buildkit", "modelfleet-fresh-root")
 """Beginnings of the names of control groups that other tests make and remove."""
 
@@ -111,8 +114,7 @@ def _listening() -> Iterator[str]:
         for line in Path(path).read_text().splitlines()[1:] if Path(path).exists() else []:
             address, state = line.split()[1], line.split()[3]
             host = address.partition(":")[0]
-            # 127.0.0.0/8, and ::1; the kernel writes each word in the machine's byte order.
-            if state == "0A" and not (len(host) == 8 and host.endswith("7F")) and host != "0" * 24 + "01000000":
+            if state == "0A" and not _LOOPBACK.fullmatch(host):
                 yield f"{Path(path).name} {address}"
 
 
