@@ -66,10 +66,10 @@ class Unreachable:
 def wanted(demands: Sequence[Demand | Unreachable], current: int, settings: Settings) -> int:
     """Replicas that the fleet should have now."""
     known = [demand for demand in demands if isinstance(demand, Demand)]
-    if current == 0:
-        return settings.replicas if any(demand.waiting for demand in known) else 0
-    if 0 < current < settings.replicas and any(demand.waiting for demand in known):
+    if current < settings.replicas and any(demand.waiting for demand in known):
         return settings.replicas
+    if current == 0:
+        return 0
     idle = bool(demands) and len(known) == len(demands) and all(demand.idle_s >= settings.idle_s for demand in known)
     return 0 if idle and not any(demand.waiting or demand.in_flight for demand in known) else current
 

@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -31,9 +33,11 @@ from devcluster import (
 )
 from devcluster.cache import locked
 from devcluster.layout import (
+    CLUSTER_DOMAIN,
     MAX_NODES,
     REGISTRY,
     ROOT,
+    SERVICE_DNS,
     Cluster,
     ClusterError,
     RecordError,
@@ -51,6 +55,7 @@ TOOLS = ("kubernetes", "kubectl", "etcd", "containerd", "coredns", "kube-router"
 _RESTARTS = 4
 """So often a component may end while a cluster comes up; one that is configured wrongly always ends."""
 LINKS = Path("/sys/class/net")
+_LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 
 
 def say(text: str) -> None:
@@ -182,14 +187,28 @@ def not_ready(cluster: Cluster) -> list[str]:
     """Names of what is not ready yet: nodes, DNS. Raises httpx.HTTPError when the API server does not answer."""
     with controlplane.client(cluster) as api:
         nodes = {item["metadata"]["name"]: item for item in api.get("/api/v1/nodes").raise_for_status().json()["items"]}
-        waiting = [f"node {each.name}" for each in cluster.nodes if each.name not in nodes or not _conditions(nodes[each.name], "Ready")]
-        dns = api.get("/apis/apps/v1/namespaces/kube-system/deployments/coredns")
-        if dns.status_code != 200 or not dns.json().get("status", {}).get("readyReplicas"):
-            waiting.append("coredns")
+        leases = {item["metadata"]["name"]: item for item in api.get(_LEASES).raise_for_status().json()["items"]}
+        waiting = [
+            f"node {each.name}"
+            for each in cluster.nodes
+            if each.name not in nodes
+            or not _conditions(nodes[each.name], "Ready")
+            or not _renewed(cluster, each.name, leases.get(each.name, {}))
+        ]
         account = api.get("/api/v1/namespaces/default/serviceaccounts/default")
         if account.status_code != 200:
             waiting.append("service accounts")
-    return waiting
+    # The Deployment says of its pods what was true before a restart of the machine.
+    return (
+        waiting if network.resolves(cluster.control_plane, SERVICE_DNS, f"kubernetes.default.svc.{CLUSTER_DOMAIN}") else [*waiting, "DNS"]
+    )
+
+
+def _renewed(cluster: Cluster, node_name: str, lease: dict[str, Any]) -> bool:
+    """Whether the kubelet that runs has reported: what its node says may be from before a restart of the machine."""
+    renewed = lease.get("spec", {}).get("renewTime")
+    started = processes.started_at(cluster, f"kubelet-{node_name}")
+    return renewed is not None and started is not None and datetime.fromisoformat(renewed).timestamp() >= started
 
 
 def _wait_nodes(cluster: Cluster, timeout_s: float) -> None:

@@ -6,6 +6,8 @@ address is in the bridge's namespace, and only nodes have a route to it.
 
 import ctypes
 import os
+import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +68,25 @@ def inside(netns: str) -> Iterator[None]:
             enter(before)
     finally:
         os.close(before)
+
+
+def resolves(node: Node, server: str, name: str, timeout_s: float = 1.0) -> bool:
+    """Whether the DNS server, asked from the node, has an IPv4 address for the name (RFC 1035, one query by UDP)."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    # Header: identity, recursion desired, one question; then the name, type A, class IN.
+    query = struct.pack(">6H", os.getpid() & 0xFFFF, 0x0100, 1, 0, 0, 0) + labels + struct.pack(">B2H", 0, 1, 1)
+    try:
+        with inside(node.netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.settimeout(timeout_s)
+            asking.connect((server, 53))
+            asking.send(query)
+            answer = asking.recv(512)
+    except (OSError, ClusterError):
+        return False
+    if len(answer) < len(query) or answer[:2] != query[:2]:
+        return False
+    _, flags, _, answers = struct.unpack(">4H", answer[:8])
+    return flags & 0xF == 0 and answers > 0
 
 
 def owner(cluster: Cluster) -> str:

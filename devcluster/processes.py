@@ -80,6 +80,14 @@ def running_pid(cluster: Cluster, name: str) -> int | None:
         return None
 
 
+def started_at(cluster: Cluster, name: str) -> float | None:
+    """When the recorded process was started, in seconds since the epoch; None without a record."""
+    try:
+        return _record(cluster, name).stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
 def ensure(cluster: Cluster, process: Process) -> bool:
     """Start the process unless it runs with this very command line and these very files. Returns whether it was started."""
     key = process.key()

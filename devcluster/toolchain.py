@@ -31,6 +31,9 @@ BUILDS_AT_ONCE = 2
 BUILD_GIB = 15.2
 """Disk that Go's caches take at the end of a cold build of all tools of `make up` (2026-11-26); they are removed then."""
 
+_WITH_C = {"CGO_ENABLED": "1", "SOURCE_DATE_EPOCH": "0"}
+"""Sources in C (SQLite's among them) write the time of the build into the binary, unless GCC is told another time."""
+
 
 def _flags(tool: Tool) -> list[str]:
     linker = ["-s", "-w"]
@@ -42,11 +45,16 @@ def _flags(tool: Tool) -> list[str]:
     return [*flags, "-tags", tool.tags] if tool.tags else flags
 
 
+def environment(tool: Tool) -> dict[str, str]:
+    """What the compilers of `tool` get. Raises ToolchainError."""
+    return go.environment(tool.go_version) | (_WITH_C if tool.cgo else {"CGO_ENABLED": "0"})
+
+
 def key(tool: Tool) -> str:
     """Twelve hex digits that change whenever the build of `tool` could come out different. Raises ToolchainError."""
     if tool.wheel:
         return hashlib.sha256(repr(sorted(tool.packages.items())).encode() + tool.source.read_bytes()).hexdigest()[:12]
-    parts = (tool.go_version, _flags(tool), sorted(tool.packages.items()), sorted(tool.extra_files.items()), tool.cgo)
+    parts = (tool.go_version, _flags(tool), sorted(tool.packages.items()), sorted(tool.extra_files.items()), tool.cgo and _WITH_C)
     digest = hashlib.sha256(repr(parts).encode())
     for path in sorted(tool.source.rglob("*")):
         if path.is_file():
@@ -166,7 +174,7 @@ class _Builds:
         """CPU seconds."""
         source = work / "src"
         shutil.copytree(tool.source, source)
-        env = go.environment(tool.go_version) | {"CGO_ENABLED": "1" if tool.cgo else "0"}
+        env = environment(tool)
         if tool.prepare is not None:
             tool.prepare(source, env)
         cpu_s = 0.0

@@ -121,7 +121,8 @@ class Deployment:
         if found != self.context:
             got = f"got {found!r} in {file}" if found else f"got nothing in {file}"
             raise CommandError(f"modelfleet:cluster.context: {got}, want {self.context}, which CONTEXT says; set it, and identity with it")
-        for section, values in overrides.items():
+        if overrides:
+            section, values = next(iter(overrides.items()))
             raise CommandError(
                 f"modelfleet:{section}: got {json.dumps(values)} on the command line, want it in {file}, which others use; set it there"
             )

@@ -13,7 +13,7 @@ import pytest
 
 from devcluster import cgroups, footprint, layout, network, node, processes, supervisor
 from devcluster import cluster as embedded
-from devcluster.layout import Cluster
+from devcluster.layout import CLUSTER_DOMAIN, SERVICE_DNS, Cluster
 from tests import declared, machine
 from tests.cluster.conftest import NAME
 from tests.cluster.kube import eventually
@@ -173,8 +173,10 @@ def test_after_a_restart_of_the_machine_up_repairs_and_down_removes() -> None:
     for each in cluster.nodes:
         cgroups.remove(each)
     finish(start())
-    # What the cluster says of its pods is from before the restart for some seconds.
-    eventually(lambda: embedded.not_ready(cluster), lambda found: not found, 60, "everything is ready")
+    # What the cluster says of its nodes and pods is from before the restart for some seconds; `up` asks what is there now.
+    assert network.resolves(cluster.control_plane, SERVICE_DNS, f"kubernetes.default.svc.{CLUSTER_DOMAIN}")
+    assert not network.resolves(cluster.control_plane, SERVICE_DNS, f"nothing.default.svc.{CLUSTER_DOMAIN}")
+    assert embedded.not_ready(cluster) == []
 
 
 def test_a_state_directory_with_a_space_and_links_of_others_with_names_like_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """A node dies with a replica's volume on it, and the runbook's own commands bring the replica back elsewhere. 4 minutes."""
 
 import os
-import re
 import signal
 import subprocess
 import time
@@ -14,19 +13,13 @@ import pytest
 
 from devcluster import cgroups, processes
 from devcluster import cluster as embedded
-from infra import ROOT
 from tests.cluster.conftest import MODEL, NAME, SCRIPT, Stack
 from tests.cluster.kube import eventually
 from tests.cluster.test_stack import ask
+from tests.proofs import runbook
 from tests.proofs.records import Proof
 
 PROOF = Proof("node-loss", guards=("docs/runbook.md", "components", "devcluster", "infra/program", "Pulumi.dev.yaml", "model_sync"))
-
-
-def runbook_commands() -> str:
-    """The shell blocks of the runbook's section on a lost node, in order."""
-    section = (ROOT / "docs" / "runbook.md").read_text().partition("## A node is lost")[2].partition("\n## ")[0]
-    return "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
 
 
 @pytest.fixture
@@ -60,7 +53,9 @@ def test_the_runbook_brings_a_replica_back_on_another_node(stack: Stack, lost_no
     values = {"NODE": lost_node, "NAMESPACE": stack.outputs.namespace, "REPLICA": "ollama-0"}
     environment = {**os.environ, **values, "PATH": f"{tmp_path}:{os.environ['PATH']}", "KUBECONFIG": str(stack.kube.kubeconfig)}
     # The writer's and other pods of the node come back by themselves; only the replica needs the runbook.
-    done = subprocess.run(["bash", "-euc", runbook_commands()], env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        ["bash", "-euc", runbook.commands("A node is lost")], env=environment, capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "pod/ollama-0" in done.stdout
     pod = stack.kube.get("pod", "ollama-0", "-n", stack.outputs.namespace)

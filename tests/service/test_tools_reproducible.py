@@ -1,6 +1,7 @@
 """A build in an empty cache, at another path, gives the bytes of the tool that is used: in Go alone, and with C in it. All tools: tests/proofs."""
 
 import dataclasses
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,14 @@ def test_a_second_build_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     again = toolchain.ensure(list(alone))
     assert {path.name: toolchain.sha256(path) for path in again.iterdir()} == before
     assert not (cache / "go-build").exists()
+
+
+def test_c_is_told_the_same_time_at_every_build() -> None:
+    """The tool above has no C that asks for the time; Ollama's has, and takes too long to be built twice here."""
+    for tool in toolchain.TOOLCHAIN:
+        if tool.cgo:
+            argv = ["gcc", "-E", "-P", "-"]
+            done = subprocess.run(
+                argv, env=toolchain.environment(tool), input="__DATE__ __TIME__", capture_output=True, text=True, check=True
+            )
+            assert done.stdout.strip() == '"Jan  1 1970" "00:00:00"', tool.name
