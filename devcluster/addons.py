@@ -6,12 +6,14 @@ from pathlib import Path
 
 import yaml
 
-from devcluster import packages
+from devcluster import controlplane, packages
 from devcluster.layout import CLUSTER_DOMAIN, REGISTRY, SERVICE_DNS, Cluster, ClusterError, write
 from devcluster.processes import Process
 
 COREDNS_IMAGE = "registry.k8s.io/coredns/coredns"
 HELPER_IMAGE = "modelfleet/base"
+_LAST = "kube-dns"
+"""The Service of the last manifest."""
 PROVISIONERS = {"hot": "modelfleet.dev/local", "shared": "modelfleet.dev/shared"}
 """Storage tier to provisioner name; a StorageClass names one of these."""
 
@@ -200,10 +202,16 @@ def _coredns(image: str) -> list[dict[str, object]]:
         {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": {**metadata, "name": "kube-dns"},
+            "metadata": {**metadata, "name": _LAST},
             "spec": {"clusterIP": SERVICE_DNS, "selector": labels, "ports": ports},
         },
     ]
+
+
+def are_applied(cluster: Cluster) -> bool:
+    """Whether all of the manifests are there: they are applied in their order, and this is the last one. Raises httpx.HTTPError."""
+    with controlplane.client(cluster) as api:
+        return api.get(f"/api/v1/namespaces/kube-system/services/{_LAST}").status_code == 200
 
 
 def apply(cluster: Cluster, binaries: Path, documents: list[dict[str, object]]) -> None:

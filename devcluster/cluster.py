@@ -125,7 +125,8 @@ def _up(name: str, node_count: int, tools: Path, images: list[Image], timeout_s:
     _wait_registry(cluster)
     push(cluster, images)
     controlplane.wait_ready(cluster, timeout_s)
-    if began:
+    # An `up` that was killed may have started every process, and applied nothing or half.
+    if began or not addons.are_applied(cluster):
         addons.apply(cluster, tools, addons.manifests(images[1].reference))
     start(addons.provisioner_processes(cluster, tools, images[2].reference))
     start([supervisor.process(cluster)])

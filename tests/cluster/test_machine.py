@@ -121,7 +121,8 @@ def test_an_up_that_was_killed_at_three_points_is_finished_by_the_next_or_remove
     kill_when(lambda: (directory / "namespaces" / "n1-mnt").exists())
     embedded.down_named(ONE)
     assert not directory.exists(), "half of a cluster is removed too"
-    kill_when(lambda: (directory / "pids" / "kubelet-n1.json").exists())
+    # Every process of the node is there, and nothing of what they need is applied yet.
+    kill_when(lambda: (directory / "pids" / "kube-router-n1.json").exists())
     finish(start())
     assert embedded.not_ready(loaded()) == []
 

@@ -4,6 +4,7 @@
 15 minutes, beside nothing else.
 """
 
+import errno
 import os
 import random
 import shutil
@@ -91,6 +92,17 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     subprocess.run(["umount", tmp_path], check=True)
 
 
+def fill(filler: Path) -> None:
+    """Take all that is left. Others free and take some meanwhile, so there may be less than was asked for, and next to nothing is."""
+    with filler.open("wb") as file:
+        while free := shutil.disk_usage(filler.parent).free:
+            try:
+                os.posix_fallocate(file.fileno(), 0, free)
+                return
+            except OSError as error:
+                assert error.errno == errno.ENOSPC, error
+
+
 @pytest.mark.timeout(3600)
 def test_a_start_whose_disk_fills_up_says_so_and_is_finished_or_removed(figures: dict[str, Any], disk: Path) -> None:
     before = machine.snapshot()
@@ -105,9 +117,7 @@ def test_a_start_whose_disk_fills_up_says_so_and_is_finished_or_removed(figures:
         with start() as process:
             time.sleep(moment)
             ended_before = process.poll() is not None
-            with filler.open("wb") as file:
-                # Others free and take some meanwhile: what is left after this is next to nothing.
-                os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(disk).free))
+            fill(filler)
             said = process.communicate(timeout=300)[1]
         then = "up" if number % 2 else "down"
         figures["full"].append({"after_s": round(moment, 1), "ended_before": ended_before, "status": process.returncode, "then": then})
