@@ -65,7 +65,84 @@ def chunks(text: str, taken: set[str]) -> list[str]:
     return out
 
 
-def make(  # noqa: PLR0915 (one file, written from top to bottom)
+_SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+_HEAD = 64
+"""Width of an attention head."""
+_LOGIT = 30.0
+"""Of the one token that follows, against 0 of all others."""
+
+
+def _encoded(text: str) -> str:
+    alpha = byte_alphabet()
+    return "".join(alpha[byte] for byte in text.encode())
+
+
+class _Writer:
+    """What both kinds of model have in common: a byte-level vocabulary, one row of width `d` for each token, and the file's header."""
+
+    def __init__(self, out: Path, name: str, own: list[str], own_type: TokenType, *, spare: int = 0) -> None:
+        """`own`: the tokens after the common ones. `spare`: channels beside one for each token."""
+        alpha = byte_alphabet()
+        # One merge, because a byte-level BPE vocabulary must have a merge list.
+        self.tokens = [*(alpha[byte] for byte in range(256)), *_SPECIAL, _encoded("\n\n"), *own]
+        self.first = len(self.tokens) - len(own)
+        self.end = self.tokens.index("<|im_end|>")
+        self.d = -(-(len(self.tokens) + spare) // _HEAD) * _HEAD
+        kinds = [TokenType.CONTROL if token in _SPECIAL else TokenType.NORMAL for token in self.tokens[: self.first]]
+        self.gguf = GGUFWriter(str(out), "llama")
+        self.gguf.add_name(name)
+        self.gguf.add_file_type(LlamaFileType.MOSTLY_F16)
+        self.gguf.add_embedding_length(self.d)
+        self.gguf.add_head_count(self.d // _HEAD)
+        self.gguf.add_layer_norm_rms_eps(1e-6)
+        self.gguf.add_rope_dimension_count(_HEAD)
+        self.gguf.add_rope_freq_base(10000.0)
+        self.gguf.add_vocab_size(len(self.tokens))
+        self.gguf.add_tokenizer_model("gpt2")
+        self.gguf.add_tokenizer_pre("gpt-2")
+        self.gguf.add_token_list(self.tokens)
+        self.gguf.add_token_types([*kinds, *[own_type] * len(own)])
+        self.gguf.add_token_merges([_encoded("\n") + " " + _encoded("\n")])
+        self.gguf.add_bos_token_id(self.tokens.index("<|endoftext|>"))
+        self.gguf.add_eos_token_id(self.end)
+        self.gguf.add_pad_token_id(self.tokens.index("<|endoftext|>"))
+        self.gguf.add_add_bos_token(False)
+
+    def sizes(self, *, context: int, layers: int, ff: int, kv_heads: int, template: str) -> None:
+        self.gguf.add_context_length(context)
+        self.gguf.add_block_count(layers)
+        self.gguf.add_feed_forward_length(ff)
+        self.gguf.add_head_count_kv(kv_heads)
+        self.gguf.add_chat_template(template)
+
+    def ends(self, output: "np.ndarray[Any, Any]") -> None:
+        """The first and the last tensors: a one-hot row for each token, and what makes logits of a normalised row."""
+        embedding = np.zeros((len(self.tokens), self.d), np.float16)
+        np.fill_diagonal(embedding, 1)
+        self.gguf.add_tensor("token_embd.weight", embedding)
+        self.gguf.add_tensor("output_norm.weight", np.ones(self.d, np.float32))
+        self.gguf.add_tensor("output.weight", output.astype(np.float16))
+
+    def block(self, number: int, ff: int, **attention: "np.ndarray[Any, Any]") -> None:
+        """A block whose feed-forward half adds nothing."""
+        name = f"blk.{number}."
+        rng = np.random.default_rng(number)
+        for norm in ("attn_norm", "ffn_norm"):
+            self.gguf.add_tensor(f"{name}{norm}.weight", np.ones(self.d, np.float32))
+        for part, weight in attention.items():
+            self.gguf.add_tensor(f"{name}attn_{part}.weight", weight.astype(np.float16))
+        for part in ("ffn_gate", "ffn_up"):
+            self.gguf.add_tensor(f"{name}{part}.weight", (rng.standard_normal((ff, self.d)) * 0.02).astype(np.float16))
+        self.gguf.add_tensor(f"{name}ffn_down.weight", np.zeros((self.d, ff), np.float16))
+
+    def close(self) -> None:
+        self.gguf.write_header_to_file()
+        self.gguf.write_kv_data_to_file()
+        self.gguf.write_tensors_to_file()
+        self.gguf.close()
+
+
+def make(
     out: Path,
     say: str,
     *,
@@ -76,92 +153,50 @@ def make(  # noqa: PLR0915 (one file, written from top to bottom)
     embeds: bool = False,
     template: str = CHATML,
 ) -> Path:
-    """Write the file and return its path. `layers` and `ff` (feed-forward width) set what a token costs.
+    """Write a model that says `say`, and return its path. `layers` and `ff` (feed-forward width) set what a token costs.
     `embeds`: Ollama takes it for a model of embeddings."""
-    alpha = byte_alphabet()
-
-    def enc(text: str) -> str:
-        return "".join(alpha[byte] for byte in text.encode())
-
-    tokens = [alpha[b] for b in range(256)]
-    types = [TokenType.NORMAL] * 256
-    for t in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"):
-        tokens.append(t)
-        types.append(TokenType.CONTROL)
-    bos, eos = tokens.index("<|endoftext|>"), tokens.index("<|im_end|>")
-
-    # one merge, because a byte-level BPE vocabulary must have a merge list
-    tokens.append(enc("\n\n"))
-    types.append(TokenType.NORMAL)
-    merges = [enc("\n") + " " + enc("\n")]
-
-    pieces = [enc(p) for p in chunks(say, {chr(b) for b in range(128)} | {"\n\n"})]
-    first = len(tokens)
-    tokens += pieces
-    types += [TokenType.NORMAL] * len(pieces)
-    n = len(tokens)
-
-    successor = dict.fromkeys(range(n), first)  # any prompt leads to the start of the script
-    for k in range(first, n - 1):
-        successor[k] = k + 1
-    successor[n - 1] = first if loop else eos
-
-    head = 64
-    d = -(-n // head) * head
-    heads = d // head
-    rng = np.random.default_rng(0)
-
-    def f16(*shape: int) -> Any:
-        return (rng.standard_normal(shape) * 0.02).astype(np.float16)
-
-    embd = np.zeros((n, d), np.float16)
-    embd[np.arange(n), np.arange(n)] = 1
-    outp = np.zeros((n, d), np.float32)
-    for i, j in successor.items():
-        outp[j, i] = 30.0 / np.sqrt(d)  # RMS norm scales a one-hot row to sqrt(d): logit 30 against 0
-
-    w = GGUFWriter(str(out), "llama")
-    w.add_name("tiny-scripted")
-    w.add_file_type(LlamaFileType.MOSTLY_F16)
-    w.add_context_length(context)
-    w.add_embedding_length(d)
-    w.add_block_count(layers)
-    w.add_feed_forward_length(ff)
-    w.add_head_count(heads)
-    w.add_head_count_kv(1)
-    w.add_layer_norm_rms_eps(1e-6)
-    w.add_rope_dimension_count(head)
-    w.add_rope_freq_base(10000.0)
-    w.add_vocab_size(n)
-    w.add_tokenizer_model("gpt2")
-    w.add_tokenizer_pre("gpt-2")
-    w.add_token_list(tokens)
-    w.add_token_types(types)
-    w.add_token_merges(merges)
-    w.add_bos_token_id(bos)
-    w.add_eos_token_id(eos)
-    w.add_pad_token_id(bos)
-    w.add_add_bos_token(False)
-    w.add_chat_template(template)
+    pieces = [_encoded(piece) for piece in chunks(say, {chr(byte) for byte in range(128)} | {"\n\n"})]
+    model = _Writer(out, "tiny-scripted", pieces, TokenType.NORMAL)
+    model.sizes(context=context, layers=layers, ff=ff, kv_heads=1, template=template)
     if embeds:
-        w.add_pooling_type(PoolingType.MEAN)
+        model.gguf.add_pooling_type(PoolingType.MEAN)
+    count, d = len(model.tokens), model.d
+    successor = dict.fromkeys(range(count), model.first)  # any prompt leads to the start of the script
+    successor |= {token: token + 1 for token in range(model.first, count - 1)}
+    successor[count - 1] = model.first if loop else model.end
+    output = np.zeros((count, d))
+    for token, following in successor.items():
+        output[following, token] = _LOGIT / np.sqrt(d)  # RMS norm scales a one-hot row to sqrt(d)
+    model.ends(output)
+    rng = np.random.default_rng(0)
+    for number in range(layers):
+        q, k, v = (rng.standard_normal((width, d)) * 0.02 for width in (d, _HEAD, _HEAD))
+        model.block(number, ff, q=q, k=k, v=v, output=np.zeros((d, d)))
+    model.close()
+    return out
 
-    w.add_tensor("token_embd.weight", embd)
-    w.add_tensor("output_norm.weight", np.ones(d, np.float32))
-    w.add_tensor("output.weight", outp.astype(np.float16))
-    for b in range(layers):
-        p = f"blk.{b}."
-        w.add_tensor(p + "attn_norm.weight", np.ones(d, np.float32))
-        w.add_tensor(p + "attn_q.weight", f16(d, d))
-        w.add_tensor(p + "attn_k.weight", f16(head, d))
-        w.add_tensor(p + "attn_v.weight", f16(head, d))
-        w.add_tensor(p + "attn_output.weight", np.zeros((d, d), np.float16))
-        w.add_tensor(p + "ffn_norm.weight", np.ones(d, np.float32))
-        w.add_tensor(p + "ffn_gate.weight", f16(ff, d))
-        w.add_tensor(p + "ffn_up.weight", f16(ff, d))
-        w.add_tensor(p + "ffn_down.weight", np.zeros((d, ff), np.float16))
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
+
+def make_recalling(out: Path, markers: list[str], *, context: int = 8192) -> Path:
+    """Write a model that says the marker that stands in its conversation, and return its path. A marker is one token.
+
+    It finds the marker by attention alone: queries and keys are zero, so every cell of the conversation's cache weighs the same, and
+    the value of a marker's cell goes to a channel of its own. A marker of another conversation whose cells are attended to gets a
+    logit above 0, in the proportion of its cells, and so is seen among the log probabilities even when the answer is right.
+    """
+    model = _Writer(out, "tiny-recalling", markers, TokenType.USER_DEFINED, spare=len(markers))
+    model.sizes(context=context, layers=1, ff=_HEAD, kv_heads=model.d // _HEAD, template=CHATML)
+    count, d = len(model.tokens), model.d
+    values, remembered, output = np.zeros((d, d)), np.zeros((d, d)), np.zeros((count, d))
+    for marker in range(model.first, count):
+        channel = marker + len(markers)
+        values[channel, marker] = 1
+        remembered[channel, channel] = 1
+        # So small that a second marker's probability is not rounded to 0 beside the first one's.
+        output[marker, channel] = 4
+        # After the marker, the end: against all that is remembered.
+        output[model.end, marker] = 1000
+    model.ends(output)
+    zero = np.zeros((d, d))
+    model.block(0, _HEAD, q=zero, k=zero, v=values, output=remembered)
+    model.close()
     return out

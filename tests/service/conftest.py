@@ -76,12 +76,21 @@ ModelServerFactory = Callable[..., Service]
 ApiServerFactory = Callable[..., Service]
 
 
-def start_model_server(stack: ExitStack, store: Path, work: Path, model: str, ready: str = "/ready", **env: str) -> Service:
-    """A model server that runs until the stack is closed; its log is in `work`."""
+def start_model_server(
+    stack: ExitStack,
+    store: Path,
+    work: Path,
+    model: str,
+    ready: str = "/ready",
+    process: Mapping[str, str] | None = None,
+    **env: str,
+) -> Service:
+    """A model server that runs until the stack is closed; its log is in `work`. `process`: its environment beside its settings."""
     port = free_port()
     settings = {"HOST": "127.0.0.1", "PORT": str(port), "MODELS_DIR": str(store), "MODEL": model, "CONTEXT_LENGTH": "2048", **env}
     log = work / f"model-server-{port}.log"
-    return stack.enter_context(running("model_server", port, {f"MODEL_SERVER_{key}": value for key, value in settings.items()}, log, ready))
+    variables = {f"MODEL_SERVER_{key}": value for key, value in settings.items()} | dict(process or {})
+    return stack.enter_context(running("model_server", port, variables, log, ready))
 
 
 def start_api_server(
