@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import re
 import time
 import traceback
 from collections.abc import AsyncIterator, Mapping
@@ -15,8 +14,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import generate_latest
 
-from model_server import openapi
+from model_server import endpoints, openapi
 from model_server.cache import AnswerCache, CacheUnavailable
+from model_server.endpoints import Api, Endpoint
 from model_server.engine import Answer, Engine
 from model_server.errors import ApiError, refusal
 from model_server.metrics import Metrics
@@ -26,7 +26,7 @@ log = logging.getLogger("model_server")
 _RETRY_S = "2"
 _MAX_BODY_BYTES = 32 * 2**20
 _TAIL_BYTES = 4096
-"""The engine's counts stand in the last event of a stream, which is shorter than this."""
+"""The engine's counts stand in the first or the last event of a stream, which are shorter than this."""
 
 
 class ModelServer:
@@ -42,7 +42,8 @@ class ModelServer:
     def app(self) -> web.Application:
         app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._middleware])
         app.on_response_prepare.append(_shape)
-        app.router.add_post("/v1/chat/completions", self.chat_completions)
+        for path in endpoints.BY_PATH:
+            app.router.add_post(path, self.forward)
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/health", self.health)
         app.router.add_get("/ready", self.ready)
@@ -52,24 +53,25 @@ class ModelServer:
 
     @web.middleware
     async def _middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """One shape for every error."""
+        """One shape for every error of an API."""
+        api = endpoints.api_of(request.path)
         try:
             return await handler(request)
         except ApiError as error:
-            return error.response()
+            return error.response(api)
         except web.HTTPException as error:
             message = f"{request.method} {request.path}: got {error.reason}, want one of {', '.join(openapi.ENDPOINTS)}; correct it"
-            return ApiError(error.status, "invalid_request_error", message).response()
+            return ApiError(error.status, "invalid_request_error", message).response(api)
         except (web.RequestPayloadError, HttpProcessingError) as error:
             message = f"body: got {type(error).__name__}, want a whole one as its headers say; correct it"
-            return ApiError(400, "invalid_request_error", message).response()
+            return ApiError(400, "invalid_request_error", message).response(api)
         except ConnectionResetError:
             raise  # the client has left
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             log.error("%s %s: %s at %s:%s", request.method, request.path, type(error).__name__, last.filename, last.lineno)
             message = "this server: got a request that it failed on, want an answer; report it"
-            return ApiError(500, "server_error", message, "internal_error").response()
+            return ApiError(500, "server_error", message, "internal_error").response(api)
 
     async def health(self, _: web.Request) -> web.Response:
         if self.engine.failed:
@@ -119,20 +121,22 @@ class ModelServer:
             self.metrics.running.dec()
             self._slots.release()
 
-    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
+    async def forward(self, request: web.Request) -> web.StreamResponse:
+        """To the engine, on whichever of its endpoints."""
+        endpoint = endpoints.BY_PATH[request.path]
         started, status = time.monotonic(), 500
         try:
             if not self.engine.ready:
                 raise ApiError(
                     503, "server_error", "engine: got no loaded model yet, want it; try again", "loading", {"Retry-After": _RETRY_S}
                 )
-            payload = self._payload(await request.read())
-            lookup = await self._lookup(request, payload)
+            payload = self._payload(endpoint, await request.read())
+            lookup = await self._lookup(request, endpoint, payload)
             if lookup.body is not None:
                 response: web.StreamResponse = web.Response(body=lookup.body, content_type="application/json", headers=lookup.headers)
             else:
-                async with self._admission():
-                    response = await self._generate(request, payload, lookup, started)
+                async with self._admission() if endpoint.takes_place else contextlib.nullcontext():
+                    response = await self._generate(request, endpoint, payload, lookup, started)
             status = response.status
             return response
         except ApiError as error:
@@ -145,21 +149,23 @@ class ModelServer:
             self.metrics.requests.labels(str(status)).inc()
             self.metrics.duration.observe(time.monotonic() - started)
 
-    def _payload(self, body: bytes) -> dict[str, Any]:
+    def _payload(self, endpoint: Endpoint, body: bytes) -> dict[str, Any]:
         try:
             payload = json.loads(body)
         except (ValueError, RecursionError) as error:
             raise ApiError(400, "invalid_request_error", f"body: got no JSON ({error}), want a JSON object; correct it") from None
-        if not isinstance(payload, dict) or not isinstance(payload.get("messages"), list) or not payload["messages"]:
-            raise ApiError(400, "invalid_request_error", "messages: got nothing, want a list of messages; add one")
-        if payload.get("model") != self.settings.served_id:
+        if not isinstance(payload, dict) or payload.get(endpoint.required) in (None, []):
+            raise ApiError(400, "invalid_request_error", f"{endpoint.required}: got nothing, want a value; add one")
+        if endpoint.required == "messages" and not isinstance(payload["messages"], list):
+            raise ApiError(400, "invalid_request_error", "messages: got no list, want a list of messages; correct it")
+        if endpoint.names_model and payload.get("model") != self.settings.served_id:
             message = f"model: got {payload.get('model')!r}, want {self.settings.served_id}; correct it"
             raise ApiError(404, "invalid_request_error", message, "model_not_found")
         return payload
 
-    async def _lookup(self, request: web.Request, payload: Mapping[str, Any]) -> "_Lookup":
+    async def _lookup(self, request: web.Request, endpoint: Endpoint, payload: Mapping[str, Any]) -> "_Lookup":
         """Only a client that asks for exact answers may get one, and only where the answer cannot differ."""
-        if request.headers.get("X-Cache", "").lower() != "exact" or payload.get("stream"):
+        if not endpoint.is_cached or request.headers.get("X-Cache", "").lower() != "exact" or payload.get("stream"):
             return _Lookup()
         if self.cache is None or not self.cache.is_deterministic(payload):
             return self._outcome("bypass", None, None)
@@ -174,63 +180,56 @@ class ModelServer:
         self.metrics.cache.labels(outcome).inc()
         return _Lookup(key, body, {"X-Cache": outcome})
 
-    async def _generate(self, request: web.Request, payload: Mapping[str, Any], lookup: "_Lookup", started: float) -> web.StreamResponse:
+    async def _generate(
+        self, request: web.Request, endpoint: Endpoint, payload: Mapping[str, Any], lookup: "_Lookup", started: float
+    ) -> web.StreamResponse:
         try:
-            async with self.engine.chat(payload) as answer:
+            async with self.engine.request(endpoint.path, payload) as answer:
                 if answer.status != 200:
                     raise refusal(answer.status, await answer.read())
                 if payload.get("stream"):
-                    return await self._stream(request, answer, started)
+                    return await self._stream(request, endpoint.api, answer, started)
                 body = await answer.read()
         except aiohttp.ClientError as error:
             raise ApiError(500, "server_error", f"engine: got {type(error).__name__}, want an answer; try again", "engine_failed") from None
         self.metrics.first_byte.observe(time.monotonic() - started)
-        self._count(body)
+        self.metrics.count(endpoint.api, body)
         if lookup.key is not None and self.cache is not None:
             with contextlib.suppress(CacheUnavailable):
                 await self.cache.put(lookup.key, body)
         return web.Response(body=body, content_type="application/json", headers=lookup.headers)
 
-    async def _stream(self, request: web.Request, answer: Answer, started: float) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, api: Api, answer: Answer, started: float) -> web.StreamResponse:
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         response = web.StreamResponse(headers=headers)
-        tail = b""
+        head = tail = b""
         try:
             async for chunk in answer.chunks():
                 if not response.prepared:
                     self.metrics.first_byte.observe(time.monotonic() - started)
                     await response.prepare(request)
+                    head = chunk[:_TAIL_BYTES]
                 await response.write(chunk)
                 tail = (tail + chunk)[-_TAIL_BYTES:]
         except aiohttp.ClientPayloadError:
             failure = ApiError(500, "server_error", "engine: got a broken answer, want a whole one; try again", "engine_failed")
             if not response.prepared:
                 raise failure from None
-            # No [DONE] follows: that is how a client tells a cut stream from a finished one.
-            await response.write(f"data: {json.dumps(failure.body)}\n\n".encode())
+            # No [DONE] follows, and no message_stop: that is how a client tells a cut stream from a finished one.
+            event = "event: error\n" if api == "anthropic" else ""
+            await response.write(f"{event}data: {json.dumps(failure.body(api))}\n\n".encode())
         if not response.prepared:
             await response.prepare(request)
-        self._count(tail)
+        self.metrics.count(api, head + tail)
         await response.write_eof()
         return response
 
-    def _count(self, body: bytes) -> None:
-        """Add the engine's own token counts (`timings`, in its last event or its whole answer)."""
-        for name, counter in (
-            (b"prompt_n", self.metrics.prompt_tokens),
-            (b"cache_n", self.metrics.cached_tokens),
-            (b"predicted_n", self.metrics.generated_tokens),
-        ):
-            found = re.findall(rb'"%s":(\d+)' % name, body)
-            if found:
-                counter.inc(int(found[-1]))
 
-
-async def _shape(_: web.Request, response: web.StreamResponse) -> None:
+async def _shape(request: web.Request, response: web.StreamResponse) -> None:
     """What aiohttp says before a request reaches us, as of an Expect that it does not know, in the shape of every other error."""
     if isinstance(response, web.HTTPException):
         error = ApiError(response.status, "invalid_request_error", f"request: got {response.reason}, want HTTP/1.1; correct it")
-        body = json.dumps(error.body).encode()
+        body = json.dumps(error.body(endpoints.api_of(request.path))).encode()
         response.body = body
         response.content_type = "application/json"
         response.headers["Content-Length"] = str(len(body))

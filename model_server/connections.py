@@ -13,6 +13,6 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         said = str(message or "").partition("\n")[0][:200]
         kind = "invalid_request_error" if status < 500 else "server_error"
-        response = ApiError(status, kind, f"request: got no HTTP ({said}), want HTTP/1.1; correct it").response()
+        response = ApiError(status, kind, f"request: got no HTTP ({said}), want HTTP/1.1; correct it").response("openai")
         response.force_close()
         return response

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import aiohttp
 
+from model_server.pooling import pools
+
 log = logging.getLogger("model_server")
 _ASK_S = 5.0
 """Between two questions whether the engine still works."""
@@ -33,7 +35,7 @@ class Answer(Protocol):
 
 
 class Engine(Protocol):
-    """What the server needs of an engine. Cancelling a `chat` block must free whatever the request holds."""
+    """What the server needs of an engine. Cancelling a `request` block must free whatever the request holds."""
 
     @property
     def ready(self) -> bool: ...
@@ -52,8 +54,8 @@ class Engine(Protocol):
 
     async def stop(self) -> None: ...
 
-    def chat(self, payload: Mapping[str, Any]) -> Any:
-        """An async context manager that yields an Answer to a chat completion request in OpenAI's form."""
+    def request(self, path: str, payload: Mapping[str, Any]) -> Any:
+        """An async context manager that yields an Answer to a request to one of `endpoints.BY_PATH`."""
         ...
 
 
@@ -79,6 +81,7 @@ class LlamaCppEngine:
     def __init__(self, weights: Path, *, model_id: str, context_length: int, parallel: int, threads: int) -> None:
         self._parameters = {
             "model": str(weights),
+            "pools": pools(weights),
             "alias": model_id,
             # Each slot gets an equal share of what the engine is given.
             "context": context_length * parallel,
@@ -169,10 +172,10 @@ class LlamaCppEngine:
                 await self._process.wait()
 
     @asynccontextmanager
-    async def chat(self, payload: Mapping[str, Any]) -> AsyncIterator[_HttpAnswer]:
+    async def request(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[_HttpAnswer]:
         if self._session is None:
             raise EngineError("engine: got a request before the model was loaded, want it later")
-        async with self._session.post(f"{self._url}/v1/chat/completions", json=dict(payload)) as response:
+        async with self._session.post(f"{self._url}{path}", json=dict(payload)) as response:
             yield _HttpAnswer(response)
 
 

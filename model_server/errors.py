@@ -1,4 +1,4 @@
-"""What this server says itself, and what the engine says, in OpenAI's error shape."""
+"""What this server says itself, and what the engine says, in the error shape of the API that was asked."""
 
 import json
 from collections.abc import Mapping
@@ -6,17 +6,28 @@ from typing import Any
 
 from aiohttp import web
 
+from model_server.endpoints import Api
+
+_ANTHROPIC = {400: "invalid_request_error", 404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}
+"""Types by status; others are `api_error`. Source: Anthropic's API reference, errors."""
+
 
 class ApiError(Exception):
-    """An answer in OpenAI's error shape."""
+    """An answer in OpenAI's error shape, or in Anthropic's."""
 
     def __init__(self, status: int, kind: str, message: str, code: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status, self.headers = status, headers
-        self.body = {"error": {"message": message, "type": kind, "code": code, "param": None}}
+        self._error = {"message": message, "type": kind, "code": code, "param": None}
 
-    def response(self) -> web.Response:
-        return web.json_response(self.body, status=self.status, headers=self.headers)
+    def body(self, api: Api) -> dict[str, Any]:
+        if api == "openai":
+            return {"error": self._error}
+        kind = _ANTHROPIC.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": self._error["message"]}}
+
+    def response(self, api: Api) -> web.Response:
+        return web.json_response(self.body(api), status=self.status, headers=self.headers)
 
 
 def refusal(status: int, body: bytes) -> ApiError:
@@ -35,5 +46,9 @@ def refusal(status: int, body: bytes) -> ApiError:
             "Please reduce the length of the messages."
         )
         return ApiError(400, "invalid_request_error", message, "context_length_exceeded")
+    if status == 501:
+        # The engine's own words are flags of its command line.
+        message = "model: got one that was not made for this endpoint, want one that was; ask another model"
+        return ApiError(400, "invalid_request_error", message, "unsupported_endpoint")
     kind = "invalid_request_error" if status < 500 else "server_error"
     return ApiError(status, kind, str(error.get("message", "engine error")), str(error.get("type", "")) or None)

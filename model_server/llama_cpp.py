@@ -36,6 +36,10 @@ def main() -> int:
     params.ctx_shift = False
     params.use_jinja = True
     params.warmup = False
+    if given["pools"]:
+        params.embedding = True
+        # A text is read whole, or not at all.
+        params.n_batch = params.n_ubatch = given["context"] // given["parallel"]
     params.verbosity = 1
     # Old prompts kept in host memory; upstream's default is 8 GiB.
     params.cache_ram_mib = int(os.environ.get("LLAMA_ARG_CACHE_RAM", "256"))

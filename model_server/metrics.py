@@ -1,6 +1,10 @@
 """The metric catalogue."""
 
+import re
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from model_server.endpoints import Api
 
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -22,3 +26,23 @@ class Metrics:
         self.duration = Histogram("model_server_request_duration_seconds", "Whole requests", buckets=_SECONDS, registry=registry)
         self.cache = Counter("model_server_cache_lookups", "Look-ups by outcome: hit, miss, bypass", ["outcome"], registry=registry)
         self.engine_up = Gauge("model_server_engine_up", "Whether the engine has its model and lives", registry=registry)
+
+    def count(self, api: Api, body: bytes) -> None:
+        """Add the tokens that the engine counted: its `timings`, or else the API's `usage`. `body`: an answer, or both ends of a stream."""
+        if b'"timings"' in body:
+            read, reused, written = (_last(body, name) for name in ("prompt_n", "cache_n", "predicted_n"))
+        elif api == "anthropic":
+            read, reused, written = (_last(body, name) for name in ("input_tokens", "cache_read_input_tokens", "output_tokens"))
+        else:
+            # Of responses, or of embeddings; both count what was reused among what was read.
+            reused, written = _last(body, "cached_tokens"), _last(body, "output_tokens")
+            read = (_last(body, "input_tokens") or _last(body, "prompt_tokens")) - reused
+        self.prompt_tokens.inc(read)
+        self.cached_tokens.inc(reused)
+        self.generated_tokens.inc(written)
+
+
+def _last(body: bytes, name: str) -> int:
+    """No text of a model can look like it: quotes within a JSON string are escaped."""
+    found = re.findall(rb'"%s":(\d+)' % name.encode(), body)
+    return int(found[-1]) if found else 0

@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from tests.service import ollama as ollama_process
-from tests.service.conftest import KEY, SCRIPT, TOOL, ApiServerFactory
+from tests.service.conftest import KEY, SCRIPT, TOOL, ApiServerFactory, ModelServerFactory
 from tests.service.processes import Service, free_port
 
 CONTEXT = 2048
@@ -72,6 +72,17 @@ def openai_api(gateway: Service) -> Iterator[openai.OpenAI]:
 def ollama_api(gateway: Service) -> Iterator[ollama_client.Client]:
     with ollama_client.Client(gateway.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as client:
         yield client
+
+
+def test_models_of_the_model_server_complete_and_embed_too(api_server: ApiServerFactory, model_server: ModelServerFactory) -> None:
+    api = api_server({name: {"url": model_server(name).url, "model": name} for name in ("tiny:1", "embed:1")})
+    with openai.OpenAI(base_url=f"{api.url}/v1", api_key=KEY, max_retries=0, timeout=60) as client:
+        assert client.completions.create(model="tiny:1", prompt="Say it.", temperature=0).choices[0].text == SCRIPT
+        parts = client.completions.create(model="tiny:1", prompt="Say it.", temperature=0, stream=True)
+        assert "".join(part.choices[0].text for part in parts if part.choices) == SCRIPT
+        assert len(client.embeddings.create(model="embed:1", input=["a", "b"]).data) == 2
+        with pytest.raises(openai.BadRequestError, match="one that was not made for this endpoint"):
+            client.embeddings.create(model="tiny:1", input="a")
 
 
 def post(service: Service, path: str, **body: object) -> httpx.Response:

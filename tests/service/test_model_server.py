@@ -42,6 +42,56 @@ def test_it_generates_streams_and_counts(model_server: ModelServerFactory) -> No
     assert metric(service, "model_server_engine_up") == 1
 
 
+def post(service: Service, path: str, **fields: object) -> httpx.Response:
+    return httpx.post(service.url + path, json={"model": "tiny:1", **fields}, timeout=60)
+
+
+def test_every_endpoint_of_the_engine_is_passed_on_and_counted(model_server: ModelServerFactory) -> None:
+    service = model_server("tiny:1")
+    messages = BODY["messages"]
+    assert post(service, "/v1/completions", prompt="Say it.", temperature=0).json()["choices"][0]["text"] == SCRIPT
+    assert post(service, "/v1/responses", input="Say it.").json()["output"][0]["content"][0]["text"] == SCRIPT
+    message = post(service, "/v1/messages", messages=messages, max_tokens=64).json()
+    assert (message["type"], message["content"]) == ("message", [{"type": "text", "text": SCRIPT}])
+    written = message["usage"]["output_tokens"]
+    assert metric(service, "model_server_generated_tokens_total") == 3 * written
+    read = sum(metric(service, f"model_server_{kind}prompt_tokens_total") for kind in ("", "reused_"))
+    for path, fields in (("/v1/responses", {"input": "Say it."}), ("/v1/messages", {"messages": messages, "max_tokens": 64})):
+        assert SCRIPT.split()[-1] in post(service, path, stream=True, **fields).text
+    assert metric(service, "model_server_generated_tokens_total") == 5 * written
+    assert sum(metric(service, f"model_server_{kind}prompt_tokens_total") for kind in ("", "reused_")) > read
+    assert post(service, "/v1/messages/count_tokens", messages=messages).json()["input_tokens"] > 5
+    tokens = httpx.post(f"{service.url}/tokenize", json={"content": "Say it."}, timeout=10).json()["tokens"]
+    assert httpx.post(f"{service.url}/detokenize", json={"tokens": tokens}, timeout=10).json()["content"] == "Say it."
+
+
+def test_a_model_of_embeddings_makes_them_and_others_say_that_they_do_not(model_server: ModelServerFactory) -> None:
+    embeds, writes = model_server("embed:1"), model_server("tiny:1")
+    texts = ["one text", "another one", "a long one " * 100]
+    made = post(embeds, "/v1/embeddings", model="embed:1", input=texts)
+    assert [each["index"] for each in made.json()["data"]] == [0, 1, 2]
+    assert metric(embeds, "model_server_prompt_tokens_total") == made.json()["usage"]["prompt_tokens"] > 1000
+    for path, fields in (("/v1/embeddings", {"input": "a"}), ("/v1/rerank", {"query": "a", "documents": ["b"]})):
+        refusal = post(writes, path, **fields)
+        assert (refusal.status_code, refusal.json()["error"]["code"]) == (400, "unsupported_endpoint")
+
+
+def test_messages_has_the_errors_of_its_api(model_server: ModelServerFactory) -> None:
+    service = model_server("tiny:1")
+    long = [{"role": "user", "content": "x" * 5000}]
+    for fields, status, kind, words in (
+        ({"messages": long, "max_tokens": 9}, 400, "invalid_request_error", "prompt is too long: "),
+        ({"model": "other", "messages": long}, 404, "not_found_error", "model: got 'other', want tiny:1"),
+        ({"messages": 5}, 400, "invalid_request_error", "messages: got no list"),
+    ):
+        refusal = post(service, "/v1/messages", **fields)
+        assert refusal.status_code == status
+        assert refusal.json()["type"] == "error"
+        assert refusal.json()["error"]["type"] == kind
+        assert words in refusal.json()["error"]["message"]
+    assert httpx.get(f"{service.url}/v1/messages", timeout=10).json()["type"] == "error"
+
+
 def test_wrong_requests_are_refused_with_the_reason(model_server: ModelServerFactory) -> None:
     service = model_server("tiny:1")
     assert ask(service, "other").json()["error"]["message"] == "model: got 'other', want tiny:1; correct it"
@@ -153,7 +203,7 @@ def test_every_error_has_one_shape(model_server: ModelServerFactory) -> None:
         assert set(refused.json()["error"]) == {"message", "type", "code", "param"}
     gzipped = httpx.post(url, content=b"no gzip", headers={"Content-Encoding": "gzip"}, timeout=10)
     assert (gzipped.status_code, set(gzipped.json())) == (400, {"error"})
-    for method, path, status in (("GET", "/v1/chat/completions", 405), ("POST", "/v1/completions", 404), ("GET", "/%ff", 404)):
+    for method, path, status in (("GET", "/v1/chat/completions", 405), ("POST", "/v1/nothing", 404), ("GET", "/%ff", 404)):
         refused = httpx.request(method, service.url + path, timeout=10)
         assert (refused.status_code, "POST /v1/chat/completions" in refused.json()["error"]["message"]) == (status, True)
     too_large = httpx.post(url, content=b" " * (33 * 2**20), timeout=60)
