@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import logging
-import os
 import signal
 import sys
 
@@ -69,7 +68,7 @@ def main() -> int:
     logging.getLogger("aiohttp.server").addFilter(_one_line)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        settings = Settings.from_env(os.environ)
+        settings = Settings.read()
         keys = Keys(settings.keys_file)
     except (SettingsError, KeysError) as error:
         print(f"error: {error}", file=sys.stderr)

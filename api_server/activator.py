@@ -7,32 +7,33 @@ come in between are held by the API server, so a wrong moment costs time and no 
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import ssl
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic_settings import SettingsConfigDict
+
+from api_server.settings import Environment, SettingsError
 
 log = logging.getLogger("activator")
-PREFIX = "ACTIVATOR_"
 _POLL_S = 1.0
 _TIMEOUT = aiohttp.ClientTimeout(total=5)
 _STALE_S = 60.0
 """Without a successful round for so long, the process is not well."""
 
 
-class Settings(BaseModel):
-    """One field for each variable, which is `ACTIVATOR_` and the field's name in capitals."""
+class Settings(Environment):
+    """Variables `ACTIVATOR_…`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="ACTIVATOR_")
 
     gateways: str = Field(pattern=r"^[^/:\s]+:\d+$")
     """HOST:PORT; the host resolves to all API servers."""
@@ -170,18 +171,12 @@ async def serve(settings: Settings) -> int:
     return int(failed)
 
 
-def _from_env(environ: Mapping[str, str]) -> Settings:
-    return Settings.model_validate({name[len(PREFIX) :].lower(): value for name, value in environ.items() if name.startswith(PREFIX)})
-
-
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        settings = _from_env(os.environ)
-    except ValidationError as error:
-        for each in error.errors(include_url=False):
-            name = "_".join(str(part) for part in each["loc"]).upper()
-            print(f"error: {PREFIX}{name}: got {each.get('input')!r}, want {each['msg']}; correct the variable", file=sys.stderr)
+        settings = Settings.read()
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return asyncio.run(serve(settings))
 

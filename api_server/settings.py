@@ -1,19 +1,53 @@
 """Settings from the environment."""
 
+import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-PREFIX = "API_SERVER_"
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*")
 _ORIGIN = re.compile(r"https?://[^/\s,*]+")
 
 
 class SettingsError(Exception):
     """Every wrong variable, one a line: `<variable>: got X, want Y; do Z`."""
+
+
+class Environment(BaseSettings):
+    """One field for each variable, which is the prefix and the field's name in capitals."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @classmethod
+    def read(cls) -> Self:
+        """Raises SettingsError."""
+        prefix = cls.model_config.get("env_prefix", "")
+        names = [f"{prefix}{name}".upper() for name in cls.model_fields]
+        # The library takes what it knows, and a misspelt variable for somebody else's. Kubernetes' own are those of a Service of this name.
+        own = tuple(f"{prefix}{name}_" for name in ("SERVICE", "PORT"))
+        unknown = sorted(name for name in os.environ if name.startswith(prefix) and not name.startswith(own) and name not in names)
+        lines = [f"{name}: got an unknown variable, want one of {', '.join(names)}; correct or remove it" for name in unknown]
+        try:
+            found = cls()
+        except ValidationError as error:
+            raise SettingsError("\n".join([*lines, *(_line(prefix, each) for each in error.errors(include_url=False))])) from None
+        if lines:
+            raise SettingsError("\n".join(lines))
+        return found
+
+
+def _line(prefix: str, error: Any) -> str:
+    first, *rest = error["loc"]
+    name = f"{prefix}{first}".upper()
+    if error["type"] == "missing" and not rest:
+        return f"{name}: got nothing, want a value; set the variable"
+    # What stands before an @ may be a password.
+    got = "a wrong value" if rest else repr(re.sub(r".*@", "…@", os.environ.get(name, "")))
+    want = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{name}{''.join(f'.{part}' for part in rest)}: got {got}, want {want}; correct the variable"
 
 
 class Route(BaseModel):
@@ -49,10 +83,10 @@ class Route(BaseModel):
         return self
 
 
-class Settings(BaseModel):
-    """One field for each variable, which is `API_SERVER_` and the field's name in capitals."""
+class Settings(Environment):
+    """Variables `API_SERVER_…`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix="API_SERVER_")
 
     host: str = "0.0.0.0"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -75,7 +109,7 @@ class Settings(BaseModel):
     """Longest silence of a stream to a client; then it gets a sign of life. Proxies give up after 60 s, some after 15."""
     server_silence_s: float = Field(default=90, gt=0)
     """A server whose streams have begun, and that says nothing more to anybody for so long, gets no requests for a while."""
-    cors_origins: frozenset[str] = frozenset()
+    cors_origins: Annotated[frozenset[str], NoDecode] = frozenset()
     """Origins, separated by commas, whose pages may use the API from a browser, as https://ui.example; empty: none."""
     hold_s: float = Field(default=0, ge=0)
     """Longest wait of a request for a model that no server has; 0 refuses at once."""
@@ -93,28 +127,3 @@ class Settings(BaseModel):
         if isinstance(origins, list) and not all(_ORIGIN.fullmatch(str(each)) for each in origins):
             raise ValueError("origins such as https://ui.example, separated by commas")
         return origins
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
-        """Raises SettingsError."""
-        values = {name[len(PREFIX) :].lower(): value for name, value in environ.items() if name.startswith(PREFIX)}
-        # Kubernetes adds API_SERVER_SERVICE_HOST and the like for a Service of this name.
-        values = {name: value for name, value in values.items() if not name.startswith(("service_", "port_"))}
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise SettingsError("\n".join(_line(each, values) for each in error.errors(include_url=False))) from None
-
-
-def _line(error: "Mapping[str, object]", values: Mapping[str, str]) -> str:
-    loc = error["loc"]
-    assert isinstance(loc, tuple)  # noqa: S101 (pydantic's own contract)
-    name = f"{PREFIX}{str(loc[0]).upper()}" + "".join(f".{part}" for part in loc[1:])
-    if error["type"] == "missing":
-        return f"{name}: got nothing, want a value; set the variable"
-    if error["type"] == "extra_forbidden":
-        known = ", ".join(PREFIX + field.upper() for field in Settings.model_fields)
-        return f"{name}: got an unknown variable, want one of {known}; correct or remove it"
-    got = values.get(str(loc[0]), "") if len(loc) == 1 else "a wrong value"
-    want = str(error["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{name}: got {got!r}, want {want}; correct the variable"

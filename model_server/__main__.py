@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import logging
-import os
 import signal
 import sys
 from typing import Any
@@ -95,7 +94,7 @@ def main() -> int:
     logging.getLogger("aiohttp.server").addFilter(_one_line)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        return asyncio.run(serve(Settings.from_env(os.environ)))
+        return asyncio.run(serve(Settings.read()))
     except (SettingsError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,21 +1,56 @@
 """Settings from the environment."""
 
-from collections.abc import Mapping
+import os
+import re
 from pathlib import Path
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-PREFIX = "MODEL_SERVER_"
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class SettingsError(Exception):
     """Every wrong variable, one a line: `<variable>: got X, want Y; do Z`."""
 
 
-class Settings(BaseModel):
-    """One field for each variable, which is `MODEL_SERVER_` and the field's name in capitals."""
+class Environment(BaseSettings):
+    """One field for each variable, which is the prefix and the field's name in capitals."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())
+
+    @classmethod
+    def read(cls) -> Self:
+        """Raises SettingsError."""
+        prefix = cls.model_config.get("env_prefix", "")
+        names = [f"{prefix}{name}".upper() for name in cls.model_fields]
+        # The library takes what it knows, and a misspelt variable for somebody else's. Kubernetes' own are those of a Service of this name.
+        own = tuple(f"{prefix}{name}_" for name in ("SERVICE", "PORT"))
+        unknown = sorted(name for name in os.environ if name.startswith(prefix) and not name.startswith(own) and name not in names)
+        lines = [f"{name}: got an unknown variable, want one of {', '.join(names)}; correct or remove it" for name in unknown]
+        try:
+            found = cls()
+        except ValidationError as error:
+            raise SettingsError("\n".join([*lines, *(_line(prefix, each) for each in error.errors(include_url=False))])) from None
+        if lines:
+            raise SettingsError("\n".join(lines))
+        return found
+
+
+def _line(prefix: str, error: Any) -> str:
+    first, *rest = error["loc"]
+    name = f"{prefix}{first}".upper()
+    if error["type"] == "missing" and not rest:
+        return f"{name}: got nothing, want a value; set the variable"
+    # What stands before an @ may be a password.
+    got = "a wrong value" if rest else repr(re.sub(r".*@", "…@", os.environ.get(name, "")))
+    want = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{name}{''.join(f'.{part}' for part in rest)}: got {got}, want {want}; correct the variable"
+
+
+class Settings(Environment):
+    """Variables `MODEL_SERVER_…`."""
+
+    model_config = SettingsConfigDict(env_prefix="MODEL_SERVER_")
 
     host: str = "0.0.0.0"
     port: int = Field(default=8080, ge=0, le=65535)
@@ -45,26 +80,3 @@ class Settings(BaseModel):
     @property
     def served_id(self) -> str:
         return self.model_id or self.model
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
-        """Raises SettingsError."""
-        values = {name[len(PREFIX) :].lower(): value for name, value in environ.items() if name.startswith(PREFIX)}
-        # Kubernetes adds MODEL_SERVER_SERVICE_HOST and the like for a Service of this name.
-        values = {name: value for name, value in values.items() if not name.startswith(("service_", "port_"))}
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise SettingsError("\n".join(_line(each, values) for each in error.errors(include_url=False))) from None
-
-
-def _line(error: Mapping[str, object], values: Mapping[str, str]) -> str:
-    loc = error["loc"]
-    assert isinstance(loc, tuple)  # noqa: S101 (pydantic's own contract)
-    name = f"{PREFIX}{str(loc[0]).upper()}"
-    if error["type"] == "missing":
-        return f"{name}: got nothing, want a value; set the variable"
-    if error["type"] == "extra_forbidden":
-        known = ", ".join(PREFIX + field.upper() for field in Settings.model_fields)
-        return f"{name}: got an unknown variable, want one of {known}; correct or remove it"
-    return f"{name}: got {values.get(str(loc[0]), '')!r}, want {str(error['msg']).removeprefix('Input should be ')}; correct the variable"
