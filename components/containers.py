@@ -47,12 +47,16 @@ def security() -> core.SecurityContextArgs:
     )
 
 
-def http_probe(path: str, port: int, *, period_s: int = 5, failures: int = 3, timeout_s: int = 3) -> core.ProbeArgs:
+def http_probe(
+    path: str, port: int, *, period_s: int = 5, failures: int = 3, timeout_s: int = 3, grace_s: int | None = None
+) -> core.ProbeArgs:
+    """`grace_s`: what a container that failed has until it is killed, instead of the pod's own time for that."""
     return core.ProbeArgs(
         http_get=core.HTTPGetActionArgs(path=path, port=port),
         period_seconds=period_s,
         failure_threshold=failures,
         timeout_seconds=timeout_s,
+        termination_grace_period_seconds=grace_s,
     )
 
 

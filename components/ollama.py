@@ -15,6 +15,8 @@ from .workload import ORDINARY, WorkloadArgs
 core = k8s.core.v1
 _MAX_MODELS = 32
 """More than the configuration takes. Nothing in the pod may depend on the list of models, or every change of it would restart the fleet."""
+_HUNG_GRACE_S = 30
+"""Of a server one of whose engines hangs: what the streams of its other models have to end."""
 _NO_AWAIT = {"pulumi.com/waitFor": "jsonpath={.metadata.uid}"}
 """Pulumi does not wait for the replicas: it would wait for an hour, and would not say that a model does not fit.
 The context probe waits for them, and says so."""
@@ -164,10 +166,11 @@ def _pod(args: OllamaFleetArgs, version: pulumi.Input[str]) -> core.PodSpecArgs:
         security_context=containers.security(),
         volume_mounts=[tmp_mount, read_only_store],
         # `/` answers before any model is there; the agent knows whether they were loaded. However long a load takes, only readiness waits
-        # for it: neither of the other two would ask for more than the listener, which a load leaves alone.
+        # for it: the other two ask whether somebody listens, which a load leaves alone. An engine that hangs never ends its requests, so
+        # the drain is cut short.
         readiness_probe=containers.http_probe("/ready", AGENT_CONTROL_PORT, period_s=2, failures=2),
         startup_probe=containers.http_probe("/", PORTS[OLLAMA], period_s=2, failures=150),
-        liveness_probe=containers.http_probe("/", PORTS[OLLAMA], period_s=10, failures=30, timeout_s=5),
+        liveness_probe=containers.http_probe("/alive", AGENT_CONTROL_PORT, period_s=10, failures=6, timeout_s=5, grace_s=_HUNG_GRACE_S),
         lifecycle=drain_hook(),
     )
     sync = follower(args.sync_image, args.hot_bytes, [tmp_mount, shared_mount, store])

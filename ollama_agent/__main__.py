@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from ollama_agent.catalog import Catalog
+from ollama_agent.context import context
+from ollama_agent.engines import Engines
 from ollama_agent.metrics import ReplicaCollector
 from ollama_agent.ollama import Ollama
 from ollama_agent.probe import probe
@@ -44,28 +46,39 @@ class Agent:
     def control(self) -> web.Application:
         app = web.Application()
         app.router.add_get("/health", self.health)
+        app.router.add_get("/alive", self.alive)
         app.router.add_get("/ready", self.ready)
         app.router.add_get("/drain", self.drain)
         return app
 
     async def _run(self, _: web.Application) -> AsyncIterator[None]:
         async with aiohttp.ClientSession() as session:
-            loop = asyncio.create_task(self.replica.run(Ollama(self.settings.ollama_url, session)))
-            loop.add_done_callback(_end_with)
+            self.replica.engines = Engines(session, self.settings.ollama_port, self.settings.engine_silence_s)
+            loops = [
+                asyncio.create_task(self.replica.run(Ollama(self.settings.ollama_url, session))),
+                asyncio.create_task(self.replica.engines.watch()),
+            ]
+            for loop in loops:
+                loop.add_done_callback(_end_with)
             yield
-            for task in (loop, self._drain, self._resume):
+            for task in (*loops, self._drain, self._resume):
                 if task is not None:
                     task.cancel()
 
     async def health(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
+    async def alive(self, _: web.Request) -> web.Response:
+        """Of Ollama, not of this agent: the kubelet starts its container again."""
+        problem = self.replica.hangs()
+        return web.json_response({"status": problem or "ok"}, status=503 if problem else 200)
+
     async def ready(self, _: web.Request) -> web.Response:
         reason = self.replica.unready_reason()
         return web.json_response({"status": reason or "ready"}, status=503 if reason else 200)
 
     async def context(self, _: web.Request) -> web.Response:
-        return web.json_response(self.replica.context())
+        return web.json_response(context(self.replica))
 
     async def drain(self, _: web.Request) -> web.Response:
         """Answers when the server may be stopped. A second call waits for the same drain; a caller that leaves ends nothing."""

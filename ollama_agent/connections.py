@@ -33,8 +33,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     return address.ipv4_mapped or address
 
 
-def sockets(port: int, net: Path) -> Iterator[Socket]:
-    """TCP sockets whose local port is `port`."""
+def _all(net: Path) -> Iterator[Socket]:
     for table in _TABLES:
         try:
             lines = (net / table).read_text().splitlines()[1:]
@@ -44,8 +43,17 @@ def sockets(port: int, net: Path) -> Iterator[Socket]:
         for line in lines:
             fields = line.split()
             address, _, number = fields[1].partition(":")
-            if int(number, 16) == port:
-                yield Socket(_address(address), port, int(fields[3], 16), int(fields[9]))
+            yield Socket(_address(address), int(number, 16), int(fields[3], 16), int(fields[9]))
+
+
+def sockets(port: int, net: Path) -> Iterator[Socket]:
+    """TCP sockets whose local port is `port`."""
+    return (each for each in _all(net) if each.port == port)
+
+
+def loopback_listeners(net: Path) -> dict[int, int]:
+    """Ports that take connections from within the pod alone, each with the identity of its socket."""
+    return {each.port: each.inode for each in _all(net) if each.state == _LISTEN and each.local.is_loopback}
 
 
 def in_flight(port: int, net: Path = Path("/proc/net")) -> int:

@@ -4,11 +4,11 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from ollama_agent import connections
 from ollama_agent.catalog import Catalog, Model, bare
+from ollama_agent.engines import Engines
 from ollama_agent.ollama import Ollama, OllamaError
 from ollama_agent.problems import LOWER_IT, TRIED, Problem, Problems
 from ollama_agent.residency import Residency
@@ -47,6 +47,7 @@ class Replica:
     problems: Problems = field(default_factory=Problems)
     load_s: dict[str, float] = field(default_factory=dict)
     """Model to what its last load took."""
+    engines: Engines | None = None
     answers: bool = False
     first_pass: bool = True
     draining: bool = False
@@ -188,12 +189,15 @@ class Replica:
             return Problem("context", f"{got}; {LOWER_IT}")
         return self.memory.off_gpu(model.name)
 
+    def hangs(self) -> str | None:
+        return self.engines.problem() if self.engines is not None else None
+
     def unready_reason(self) -> str | None:
         """Why this replica must get no requests; None when it may."""
         if self.draining:
             return "draining"
-        if not self.answers:
-            return "ollama does not answer"
+        if (hangs := self.hangs()) or not self.answers:
+            return hangs or "ollama does not answer"
         if not self.catalog.present:
             return f"no catalog at {self.settings.catalog} yet"
         off = [problem.line for problem in self.problems.all().values() if problem.kind == "gpu"]
@@ -204,31 +208,6 @@ class Replica:
             return waiting[0] if waiting else "looking"
         missing = sorted(name for name in self.proofs if name not in self.available)
         return f"models.{missing[0]}: got it gone from the store, want it; look at the writer's log" if missing else None
-
-    def context(self) -> dict[str, Any]:
-        """What the probe reads: for each model of the catalog, the tokens that the server allocated."""
-        return {
-            "replica": self.settings.replica,
-            "revision": self.settings.revision,
-            "reason": self.unready_reason(),
-            "models": [
-                {
-                    "name": model.name,
-                    "context_length": model.context_length,
-                    "effective_context": self._effective(model),
-                    "problem": self.problems.line(model.name),
-                }
-                for model in self.catalog.models
-            ],
-            "problems": [{"model": name, **asdict(problem)} for name, problem in self.problems.all().items()],
-        }
-
-    def _effective(self, model: Model) -> int | None:
-        found = self.memory.loaded.get(model.name)
-        if found is not None and model.matches(found.digest):
-            return found.context_length
-        proof = self.proofs.get(model.name)
-        return proof.context_length if proof is not None and model.matches(proof.digest) else None
 
     async def drain(self) -> dict[str, float]:
         """Unready at once; returns when nobody from outside is connected any more, or the time is over."""

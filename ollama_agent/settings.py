@@ -70,6 +70,8 @@ class AgentSettings(Environment):
     """Longest load of one model."""
     poll_s: float = Field(default=2, gt=0)
     """Between two looks at the server."""
+    engine_silence_s: float = Field(default=45, ge=6)
+    """An engine of Ollama's that answered once, and then does not for so long, hangs; each is asked every 5 s."""
     gpu: bool = False
     """Whether the replica has GPUs: then a model that is not all on them makes it unready."""
 

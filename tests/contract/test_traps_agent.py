@@ -9,6 +9,7 @@ from components.contract import DNS_CLIENTS, EDGES, OLLAMA
 from infra.analysis.policy import rules
 from infra.program.settings import constraints, parse
 from infra.program.settings.section import quantity
+from ollama_agent import engines
 from tests.contract.test_laws import documents
 from tests.unit.test_settings import document, refusal
 
@@ -81,9 +82,12 @@ def test_trap_15_the_queue_is_short(stack: str) -> None:
 @STACKS
 def test_trap_17_no_probe_of_the_kubelet_kills_a_server_that_loads(stack: str) -> None:
     found = container(stack)
-    for name in ("startupProbe", "livenessProbe"):
-        assert found[name]["httpGet"] == {"path": "/", "port": 11434}, "what Ollama answers while it loads"
-        assert found[name]["failureThreshold"] * found[name]["periodSeconds"] >= 300
+    assert found["startupProbe"]["httpGet"] == {"path": "/", "port": 11434}, "what Ollama answers while it loads"
+    assert found["startupProbe"]["failureThreshold"] * found["startupProbe"]["periodSeconds"] >= 300
+    # By what has answered before, and does not any more: test_ollama_agent.py has a load that hangs, and is no reason.
+    assert found["livenessProbe"]["httpGet"] == {"path": "/alive", "port": 9466}
+    assert found["livenessProbe"]["failureThreshold"] * found["livenessProbe"]["periodSeconds"] >= 60
+    assert engines.OLLAMA_SILENCE_S >= 300
     assert environment(stack)["OLLAMA_LOAD_TIMEOUT"] == "1800s"
     assert not any("/ready" in str(found[name]) for name in ("startupProbe", "livenessProbe"))
 

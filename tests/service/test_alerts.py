@@ -54,6 +54,21 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]], dict[str, str
     ),
     "ModelServerEngineDown": ([series("model_server_engine_up", "0x60")], [series("model_server_engine_up", "1x60")], {}),
     "CacheDown": ([series("cache_up", "0x60")], [series("cache_up", "1x60")], {}),
+    "ModelHasProblem": (
+        [series("ollama_model_problem", "1x60", model="m", kind="load", instance=each) for each in ("a", "b")],
+        [series("ollama_model_problem", "1x60", model="m", kind="waiting"), series("ollama_model_problem", "1x5", model="m", kind="load")],
+        {"model": "m", "kind": "load"},
+    ),
+    "ReplicaIsUnready": (
+        [series("ollama_ready", "0x60"), series("ollama_draining", "0x60")],
+        [series("ollama_ready", "0x60"), series("ollama_draining", "1x60")],
+        {},
+    ),
+    "GpuIsLost": (
+        [series("nvml_gpu_up", "0x60", node="n", gpu="1")],
+        [series("nvml_gpu_up", "1x60", node="n", gpu="1")],
+        {"node": "n", "gpu": "1"},
+    ),
     "GpuHasErrors": (
         [series("nvml_ecc_uncorrected_errors_total", "0x50 1x10", node="n", gpu="0")],
         [series("nvml_ecc_uncorrected_errors_total", "3x60", node="n", gpu="0")],
@@ -76,6 +91,8 @@ SUMMARIES = {
     "FleetIsFull": "20% of the requests for m are refused, because all servers are busy.",
     "FirstTokenIsSlow": "One in twenty streams of m waits more than 58.33s for its first token.",
     "PromptsDoNotFit": "10% of the requests for m are longer than its context.",
+    "ModelHasProblem": "m cannot answer on a replica of the fleet: load.",
+    "GpuIsLost": "GPU 1 of n does not answer.",
     "GpuHasErrors": "GPU 0 of n had memory errors that could not be corrected.",
 }
 """What people read, where it holds values; the others are as they are written."""

@@ -1,6 +1,8 @@
 """The agent beside a real Ollama: ready when the models can answer, drained when nobody is connected, and honest about contexts."""
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -158,6 +160,43 @@ def test_s01_a_model_whose_load_ends_the_server_is_not_loaded_for_ever(server: P
     time.sleep(6)  # Longer than the wait after a load that failed.
     assert process.poll() is None
     assert server.status(f"{CONTROL}/ready") == 200
+
+
+def engines(server: Pod) -> list[int]:
+    """Ids of the engines that run in the pod."""
+    network = Path(f"/proc/{server.holder.pid}/ns/net").stat().st_ino
+    found: list[int] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "ns" / "net").stat().st_ino == network and b"llama-server" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+def test_s17_an_engine_that_hangs_is_named_and_the_kubelet_told(server: Pod) -> None:
+    process = server.ollama()
+    server.agent(ENGINE_SILENCE_S="7")
+    write_catalog(server, {"name": TINY}, {"name": SLOW})
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready")
+    # While a long answer is made, an engine answers as before.
+    answer = server.submit(lambda: stream(4000))
+    while not answer.done():
+        assert server.status(f"{CONTROL}/alive") == 200
+        time.sleep(0.5)
+    hung = engines(server)
+    assert len(hung) == 2
+    os.kill(hung[0], signal.SIGSTOP)
+    server.until(lambda: server.status(f"{CONTROL}/alive") == 503, "the kubelet is told", 30)
+    assert re.fullmatch(r"engine: got no answer on port \d+ for 7 s, want one; it hangs, and is started again", server.reason())
+    assert server.status(f"{CONTROL}/ready") == 503
+    assert server.status(f"{OLLAMA}/api/ps") == 200, "Ollama sees nothing of it"
+    # As the kubelet ends a container.
+    for each in (process.pid, *hung):
+        os.kill(each, signal.SIGKILL)
+    process.wait()
+    server.until(lambda: server.status(f"{CONTROL}/alive") == 200, "nothing is known of what went", 30)
+    server.ollama()
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready again")
 
 
 def test_s01_a_load_that_hangs_holds_up_no_other(server: Pod, broken: str) -> None:
