@@ -108,7 +108,8 @@ def _memory_and_disk(needs: Needs) -> Iterator[str]:
         device = place.stat().st_dev
         wanted[device] = (place, wanted.get(device, (place, 0.0))[1] + gib)
     for place, gib in wanted.values():
-        free = shutil.disk_usage(place).free / 2**30
+        # Rounded down, or too little could look like enough.
+        free = shutil.disk_usage(place).free // (2**30 / 10) / 10
         if free < gib:
             yield f"disk: got {free:.1f} GiB free at {place}, want {gib:.1f} GiB; free some, or move XDG_CACHE_HOME and XDG_STATE_HOME"
         if not os.access(place, os.W_OK):

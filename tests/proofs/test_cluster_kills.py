@@ -29,8 +29,8 @@ PROOF = Proof("cluster-kills", guards=("devcluster", "tests/machine.py"))
 NAME = f"test-{os.getpid()}-kills"
 MOMENTS = 20
 FULL_AT = 6
-DISK = "3300m"
-"""Enough for what `up` asks of the disk before it begins."""
+DISK = "5g"
+"""Enough for what `up` asks of the disk before it begins, also beside what a start that failed has left."""
 
 
 def start() -> "subprocess.Popen[str]":
