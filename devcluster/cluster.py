@@ -107,6 +107,8 @@ def _up(name: str, node_count: int, tools: Path, images: list[Image], timeout_s:
     def start(items: Sequence[processes.Process]) -> None:
         began.extend(item.name for item in items if processes.ensure(cluster, item))
 
+    if processes.running_pid(cluster, processes.STORE) is None:
+        processes.end_readers(cluster)
     start(controlplane.processes(cluster, tools))
     for each in cluster.nodes:
         cgroups.ensure(each)

@@ -8,7 +8,7 @@ import httpx
 import yaml
 
 from devcluster.layout import API_PORT, CLUSTER_DOMAIN, POD_CIDR, SERVICE_CIDR, Cluster, ClusterError, write
-from devcluster.processes import Process, running_pid, tail
+from devcluster.processes import STORE, Process, running_pid, tail
 
 _ISSUER = f"https://kubernetes.default.svc.{CLUSTER_DOMAIN}"
 _AUDIT_POLICY = {
@@ -31,7 +31,7 @@ def processes(cluster: Cluster, binaries: Path) -> list[Process]:
     """In start order; each one retries until those before it answer."""
     node = cluster.control_plane
     return [
-        Process(name="etcd", argv=_etcd(cluster, binaries), node=node),
+        Process(name=STORE, argv=_etcd(cluster, binaries), node=node),
         Process(name="kube-apiserver", argv=_apiserver(cluster, binaries), node=node),
         Process(name="kube-controller-manager", argv=_controller_manager(cluster, binaries), node=node),
         Process(
@@ -150,7 +150,7 @@ def wait_ready(cluster: Cluster, timeout_s: float = 90.0) -> None:
                 got = f"{answer.status_code} {answer.text[-200:].strip()!r}"
             except httpx.HTTPError as error:
                 got = repr(error)
-            dead = next((name for name in ("etcd", "kube-apiserver") if running_pid(cluster, name) is None), None)
+            dead = next((name for name in (STORE, "kube-apiserver") if running_pid(cluster, name) is None), None)
             if dead or time.monotonic() > deadline:
                 name = dead or "kube-apiserver"
                 raise ClusterError(f"{name}: got {'an exit' if dead else got}, want ready; its log ends:\n{tail(cluster, name)}")

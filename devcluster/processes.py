@@ -17,6 +17,8 @@ from typing import Any
 
 from devcluster.layout import Cluster, ClusterError, Node, write
 
+STORE = "etcd"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
@@ -102,11 +104,13 @@ def ensure(cluster: Cluster, process: Process) -> bool:
 
 
 def restart(cluster: Cluster, name: str) -> None:
-    """Start a recorded process that has ended, just as before. Raises ClusterError."""
+    """Start a recorded process that has ended, just as before; after the store, its readers have ended. Raises ClusterError."""
     record = _read(cluster, name)
     if "key" not in record:
         raise ClusterError(f"{_record(cluster, name)}: got no record of how {name} is started, want one; run up")
     _start(cluster, name, {part: record[part] for part in ("argv", "env", "key")})
+    if name == STORE:
+        end_readers(cluster)
 
 
 def _start(cluster: Cluster, name: str, how: dict[str, Any]) -> None:
@@ -127,20 +131,36 @@ def _spawn(argv: Sequence[str], log: Path, env: Mapping[str, str]) -> int:
 
 
 def stop(cluster: Cluster, name: str, timeout_s: float = 10.0) -> None:
-    """End a recorded process: SIGTERM, and SIGKILL after `timeout_s`."""
-    pid = running_pid(cluster, name)
-    if pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + timeout_s
-        while running_pid(cluster, name) is not None:
-            if time.monotonic() > deadline:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                deadline = time.monotonic() + timeout_s
-            reap(pid)
-            time.sleep(0.02)
+    """End a recorded process, and forget it: SIGTERM, and SIGKILL after `timeout_s`."""
+    _end(cluster, name, timeout_s)
     _record(cluster, name).unlink(missing_ok=True)
+
+
+def end_readers(cluster: Cluster) -> None:
+    """End what has watched the store, where another store process takes over; their records stay.
+
+    A store that could not write (a full disk) comes back older than it was, and who knew more of it waits for ever for what is no news.
+    """
+    for name in recorded(cluster):
+        if name.startswith(("kube", "provisioner")):
+            # The API server would wait for its watchers.
+            _end(cluster, name, 1.0)
+
+
+def _end(cluster: Cluster, name: str, timeout_s: float) -> None:
+    pid = running_pid(cluster, name)
+    if pid is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while running_pid(cluster, name) is not None:
+        if time.monotonic() > deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + timeout_s
+        reap(pid)
+        time.sleep(0.02)
 
 
 def reap(pid: int) -> None:

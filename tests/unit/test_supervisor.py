@@ -95,3 +95,16 @@ def test_a_long_log_becomes_the_old_one_and_its_writer_goes_on(tmp_path: Path) -
     assert (tmp_path / "a.log.1").stat().st_size == supervisor.LOG_BYTES + 1
     supervisor.rotate(log)
     assert log.read_bytes() == b"after\n"
+
+
+def test_whoever_watched_the_store_starts_again_with_it(cluster: layout.Cluster) -> None:
+    """What they know may be newer than what the store has."""
+    for name in ("etcd", "kube-apiserver", "kubelet-n1", "containerd-n1"):
+        processes.ensure(cluster, Process(name=name, argv=["sleep", "60"]))
+    runtime = processes.running_pid(cluster, "containerd-n1")
+    end(cluster, "etcd")
+    watcher = Supervisor(cluster)
+    assert {*watcher.look(), *watcher.look()} == {"etcd", "kube-apiserver", "kubelet-n1"}
+    assert processes.running_pid(cluster, "containerd-n1") == runtime
+    for name in ("etcd", "kube-apiserver", "kubelet-n1", "containerd-n1"):
+        end(cluster, name)
