@@ -12,7 +12,7 @@ WANT_PYTHON = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11
 WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help try up down status explain preview tools clean-cache test proof lint lock wheel
+.PHONY: help try up down status explain preview tools clean-cache test proof lint lock pins wheel
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -65,6 +65,9 @@ lock: .venv/.stamp ## resolve the dependencies again into the committed lock fil
 	@$(LOCK) tests/service/litellm.in -o tests/service/litellm.lock
 	@$(subst 3.11,3.12,$(LOCK)) tests/proofs/openhands.in -o tests/proofs/openhands.lock
 	@$(LOCK) -c requirements.lock images/ollama/engine.in -o images/ollama/engine.lock
+
+pins: .venv/.stamp ## ask the registries for the digests of base images and write them; MODELS=host/namespace/model:tag prints those of models
+	@$(VENV)/python -m images.pins $(call typed,MODELS) $(if $(call typed,MIRROR),--mirror $(call typed,MIRROR))
 
 .venv/.stamp: requirements.lock requirements-bootstrap.lock
 	@echo "venv: installing the locked Python packages, about 30 s" >&2

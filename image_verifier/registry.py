@@ -11,7 +11,8 @@ from yarl import URL
 from image_verifier.access import AccessError, Logins
 
 _INDEX = "application/vnd.oci.image.index.v1+json"
-_ACCEPT = f"application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, {_INDEX}"
+_DOCKER = "application/vnd.docker.distribution.manifest"
+_ACCEPT = f"application/vnd.oci.image.manifest.v1+json, {_DOCKER}.v2+json, {_DOCKER}.list.v2+json, {_INDEX}"
 _DEFAULT_HOST = "registry-1.docker.io"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _BODY_BYTES = 1 << 20

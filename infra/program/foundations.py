@@ -7,11 +7,13 @@ import pulumi
 import components as c
 from components.contract import BATCH_PRIORITY
 from components.gpu import device_class
+from components.images import CONTEXTS
 from infra import ROOT
 from infra.program import delivery
 from infra.program.settings import Settings, inputs
 from infra.program.settings.cluster import verifier_namespace
 from infra.program.settings.images import VERIFIER_IMAGE, TrustSettings
+from infra.program.settings.section import SettingsError
 from infra.program.settings.storage import Tier
 from infra.program.workload import resources, workload
 
@@ -27,6 +29,17 @@ def _tier(tier: Tier, class_name: str) -> c.TierArgs:
         mount_options=tier.mount_options,
         class_name=class_name,
     )
+
+
+def check_bases(settings: Settings) -> None:
+    """In production an image is built on bases by digest: a tag is another base tomorrow. Raises SettingsError."""
+    if settings.images.builder == "prebuilt" or not settings.governance.production:
+        return
+    from images.pins import unpinned  # noqa: PLC0415 (a client of registries, which only this needs)
+
+    if found := unpinned(list(CONTEXTS)):
+        got = f"modelfleet:images.builder: got {settings.images.builder}, and no digest of {', '.join(found)} in images/pins.toml"
+        raise SettingsError(f"{got}, want each by digest in production; run make pins, look at the change, and commit it")
 
 
 def images(settings: Settings) -> c.RuntimeImagesArgs:

@@ -24,6 +24,7 @@ def deploy() -> None:
     try:
         settings = inputs.load()
         if settings.cluster.render_to is None:
+            foundations.check_bases(settings)
             settings, guard = _of_its_cluster(settings)
             guards.append(guard.over)
     except SettingsError as error:

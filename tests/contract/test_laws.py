@@ -76,7 +76,7 @@ OURS = {
         ("image_verifier", set()),
         ("components", set()),
         ("devcluster", set()),
-        ("images", {"devcluster", "modelfleet"}),
+        ("images", {"devcluster", "image_verifier", "modelfleet"}),
         ("modelfleet", {"model_sync"}),
         ("modelfleet_outputs", set()),
         ("examples", {"modelfleet_outputs"}),
@@ -187,8 +187,9 @@ class TestEveryDockerfile:
     def test_stands_on_pinned_bases(self, path: Path) -> None:
         pins = tomllib.loads((ROOT / "images" / "pins.toml").read_text())["bases"]
         for base in re.findall(r"^FROM (\S+)", path.read_text(), re.MULTILINE):
-            name, _, tag = base.partition(":")
-            assert pins[name]["tag"] == tag
+            image, _, digest = base.partition("@")
+            name, _, tag = image.partition(":")
+            assert (pins[name]["tag"], pins[name]["digest"]) == (tag, digest)
             assert pins[name]["source"]
             assert pins[name]["date"]
 

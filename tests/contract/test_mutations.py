@@ -213,12 +213,19 @@ LINES = {
 
 @pytest.mark.parametrize("name", LINES)
 def test_a_harmful_line_of_a_dockerfile_is_caught(name: str) -> None:
-    pins = {"debian": {"tag": "12-slim", "digest": "sha256:" + "0" * 64}}
-    text = DOCKERFILE.format(base="debian:12-slim", line="RUN true")
+    digest = f"sha256:{'0' * 64}"
+    pins, base = {"debian": {"tag": "12-slim", "digest": digest}}, f"debian:12-slim@{digest}"
+    text = DOCKERFILE.format(base=base, line="RUN true")
     assert dockerfiles.violations(text, pins) == []
     line = LINES[name]
-    changed = DOCKERFILE.format(base="debian:12-slim", line=line)
+    changed = DOCKERFILE.format(base=base, line=line)
     if line.startswith(("ENTRYPOINT", "USER")):
         replaced = line.split()[0]
         changed = "\n".join(line if each.startswith(replaced) else each for each in text.splitlines())
     assert dockerfiles.violations(changed, pins) != []
+
+
+@pytest.mark.parametrize("base", ["debian:12-slim", "debian:12", f"debian:12-slim@sha256:{'1' * 64}"])
+def test_a_base_that_is_not_the_pinned_one_is_caught(base: str) -> None:
+    pins = {"debian": {"tag": "12-slim", "digest": f"sha256:{'0' * 64}"}}
+    assert any(base in line for line in dockerfiles.violations(DOCKERFILE.format(base=base, line="RUN true"), pins))

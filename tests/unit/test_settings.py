@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from images import pins
 from infra.preparation.certificates import verifier_tls
+from infra.program import foundations
 from infra.program.settings import Settings, constraints, parse
 from infra.program.settings.committed import stack_config
 from infra.program.settings.gpu import GpuSettings
@@ -419,3 +421,15 @@ def test_a_class_that_is_there_is_taken_by_name() -> None:
     config = document()
     config["storage"]["hot"] = {"className": "fast", "size": config["storage"]["hot"]["size"]}
     assert parse(config).hot_class == "fast"
+
+
+def test_production_builds_on_no_base_without_a_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    prod = parse(document("prod"))
+    monkeypatch.setattr(pins, "bases", lambda _=None: {"python": {"digest": ""}, "debian": {"digest": f"sha256:{'0' * 64}"}})
+    wanted = (
+        r"^modelfleet:images.builder: got docker-build, and no digest of python in images/pins.toml, want each by digest in production; run"
+    )
+    with pytest.raises(SettingsError, match=wanted):
+        foundations.check_bases(prod)
+    monkeypatch.setattr(pins, "bases", lambda _=None: {"python": {"digest": f"sha256:{'0' * 64}"}})
+    foundations.check_bases(prod)

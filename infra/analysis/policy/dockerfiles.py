@@ -34,9 +34,15 @@ def bases_are_pinned(text: str, pins: Mapping[str, Any]) -> list[str]:
     """Every base is a stage of this very file or a tag of pins.toml: `latest` moves, and vendors delete old CUDA tags."""
     found: list[str] = []
     for base, _ in _stages(text):
-        name, _, tag = base.partition("@")[0].partition(":")
-        if base.lower() not in _names(text) and pins.get(name, {}).get("tag") != tag:
+        image, _, digest = base.partition("@")
+        name, _, tag = image.partition(":")
+        if base.lower() in _names(text):
+            continue
+        pin = pins.get(name, {})
+        if pin.get("tag") != tag:
             found.append(f"FROM {base}: got an unpinned base, want a tag of images/pins.toml; pin it there with source and date")
+        elif pin.get("digest", "") != digest:
+            found.append(f"FROM {base}: got {digest or 'no digest'}, want {pin['digest'] or 'none'} of images/pins.toml; run make pins")
     return found
 
 
