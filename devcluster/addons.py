@@ -2,16 +2,18 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import yaml
 
 from devcluster import controlplane, packages
 from devcluster.layout import CLUSTER_DOMAIN, REGISTRY, SERVICE_DNS, Cluster, ClusterError, write
-from devcluster.processes import Process
+from devcluster.processes import STORE, Process, running_pid, tail
 
 COREDNS_IMAGE = "registry.k8s.io/coredns/coredns"
 HELPER_IMAGE = "modelfleet/base"
+_APPLY_S = 120.0
 _LAST = "kube-dns"
 """The Service of the last manifest."""
 PROVISIONERS = {"hot": "modelfleet.dev/local", "shared": "modelfleet.dev/shared"}
@@ -215,13 +217,19 @@ def are_applied(cluster: Cluster) -> bool:
 
 
 def apply(cluster: Cluster, binaries: Path, documents: list[dict[str, object]]) -> None:
-    text = yaml.safe_dump_all(documents)
-    done = subprocess.run(
-        [str(binaries / "kubectl"), f"--kubeconfig={cluster.kubeconfig}", "apply", "--server-side", "--force-conflicts", "-f", "-"],
-        input=text,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        reason = done.stderr.strip()[-1500:]
-        raise ClusterError(f"kubectl apply: got {reason!r}, want every object applied; see devcluster logs kube-apiserver")
+    """Raises ClusterError when an object is refused, and as soon as the store has ended, because kubectl would wait for it."""
+    argv = [str(binaries / "kubectl"), f"--kubeconfig={cluster.kubeconfig}", "apply", "--server-side", "--force-conflicts", "-f", "-"]
+    deadline, given = time.monotonic() + _APPLY_S, yaml.safe_dump_all(documents)
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while True:
+            try:
+                _, said = process.communicate(given, timeout=0.5)
+                break
+            except subprocess.TimeoutExpired:
+                given = None
+                if running_pid(cluster, STORE) is not None and time.monotonic() < deadline:
+                    continue
+                process.kill()
+                raise ClusterError(f"kubectl apply: got no end, want one; the log of {STORE} ends:\n{tail(cluster, STORE)}") from None
+    if process.returncode:
+        raise ClusterError(f"kubectl apply: got {said.strip()[-1500:]!r}, want every object applied; see devcluster logs kube-apiserver")

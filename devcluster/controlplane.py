@@ -8,7 +8,7 @@ import httpx
 import yaml
 
 from devcluster.layout import API_PORT, CLUSTER_DOMAIN, POD_CIDR, SERVICE_CIDR, Cluster, ClusterError, write
-from devcluster.processes import STORE, Process, running_pid, tail
+from devcluster.processes import STORE, Process, restart, running_pid, tail
 
 _ISSUER = f"https://kubernetes.default.svc.{CLUSTER_DOMAIN}"
 _AUDIT_POLICY = {
@@ -27,12 +27,16 @@ def write_config(cluster: Cluster) -> None:
     write(cluster.config_dir / "audit-policy.yaml", yaml.safe_dump(_AUDIT_POLICY))
 
 
+_API_SERVER = "kube-apiserver"
+_RESTARTS = 2
+
+
 def processes(cluster: Cluster, binaries: Path) -> list[Process]:
     """In start order; each one retries until those before it answer."""
     node = cluster.control_plane
     return [
         Process(name=STORE, argv=_etcd(cluster, binaries), node=node),
-        Process(name="kube-apiserver", argv=_apiserver(cluster, binaries), node=node),
+        Process(name=_API_SERVER, argv=_apiserver(cluster, binaries), node=node),
         Process(name="kube-controller-manager", argv=_controller_manager(cluster, binaries), node=node),
         Process(
             name="kube-scheduler",
@@ -139,8 +143,11 @@ def client(cluster: Cluster) -> httpx.Client:
 
 
 def wait_ready(cluster: Cluster, timeout_s: float = 90.0) -> None:
-    """Return when the API server says ready. Raises ClusterError with the end of the right log otherwise."""
-    deadline = time.monotonic() + timeout_s
+    """Return when the API server says ready. Raises ClusterError with the end of the right log otherwise.
+
+    An API server that had lost its store may end after it was found running; then it is started again.
+    """
+    deadline, restarts = time.monotonic() + timeout_s, 0
     with client(cluster) as api:
         while True:
             try:
@@ -150,8 +157,11 @@ def wait_ready(cluster: Cluster, timeout_s: float = 90.0) -> None:
                 got = f"{answer.status_code} {answer.text[-200:].strip()!r}"
             except httpx.HTTPError as error:
                 got = repr(error)
-            dead = next((name for name in (STORE, "kube-apiserver") if running_pid(cluster, name) is None), None)
-            if dead or time.monotonic() > deadline:
-                name = dead or "kube-apiserver"
+            dead = next((name for name in (STORE, _API_SERVER) if running_pid(cluster, name) is None), None)
+            if dead == _API_SERVER and restarts < _RESTARTS:
+                restarts += 1
+                restart(cluster, _API_SERVER)
+            elif dead or time.monotonic() > deadline:
+                name = dead or _API_SERVER
                 raise ClusterError(f"{name}: got {'an exit' if dead else got}, want ready; its log ends:\n{tail(cluster, name)}")
             time.sleep(0.1)

@@ -118,7 +118,12 @@ def _start(cluster: Cluster, name: str, how: dict[str, Any]) -> None:
     started = start_time(pid)
     if started is None:
         raise ClusterError(f"{name}: got an exit at once, want a running process; see {log_file(cluster, name)}")
-    write(_record(cluster, name), json.dumps({"pid": pid, "start_time": started, **how}))
+    try:
+        write(_record(cluster, name), json.dumps({"pid": pid, "start_time": started, **how}))
+    except OSError:
+        # Without a record nobody would know of it, and it would be in the way of the next one.
+        os.kill(pid, signal.SIGKILL)
+        raise
 
 
 def _spawn(argv: Sequence[str], log: Path, env: Mapping[str, str]) -> int:

@@ -1,8 +1,10 @@
 """What dies is started again, ever more slowly while it keeps dying; logs stay short."""
 
+import errno
 import itertools
 import os
 import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,23 @@ def test_whoever_watched_the_store_starts_again_with_it(cluster: layout.Cluster)
     assert processes.running_pid(cluster, "containerd-n1") == runtime
     for name in ("etcd", "kube-apiserver", "kubelet-n1", "containerd-n1"):
         end(cluster, name)
+
+
+def test_a_process_whose_record_cannot_be_written_is_ended(cluster: layout.Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk; it would hold the port of the next one."""
+    spawned: list[int] = []
+    spawn = processes._spawn
+
+    def noted(argv: Sequence[str], log: Path, env: Mapping[str, str]) -> int:
+        spawned.append(spawn(argv, log, env))
+        return spawned[-1]
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(processes, "_spawn", noted)
+    monkeypatch.setattr(processes, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        processes.ensure(cluster, Process(name="a", argv=["sleep", "60"]))
+    os.waitpid(spawned[0], 0)
+    assert processes.start_time(spawned[0]) is None
