@@ -13,7 +13,8 @@ from typing import Any
 
 import httpx
 
-MARKERS = [f"<code-{number:03}>" for number in range(120)]
+MARKERS = [f"<code-{random.Random(number).getrandbits(32):08x}>" for number in range(120)]  # noqa: S311 (not a secret)
+"""Not numbered: a small real model goes on counting, and says the next one by itself."""
 SEEDED = 30
 _WORDS = [
     "build",
