@@ -44,7 +44,8 @@ def test_production_takes_secrets_encrypted_only(cli: PulumiCli) -> None:
         cli.run("config", "set", "--secret", f"modelfleet:{name}", stdin=value)
     text = refusal(cli)
     assert "plain text" not in text
-    assert "modelfleet:cluster.context: got 'elsewhere'" in text
+    # The next thing that production asks for, before any cluster is looked at.
+    assert "in images/pins.toml, want each by digest in production; run make pins" in text
 
 
 def test_the_logins_of_a_file_are_kept_encrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
