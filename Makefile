@@ -66,7 +66,7 @@ lock: .venv/.stamp ## resolve the dependencies again into the committed lock fil
 	@$(subst 3.11,3.12,$(LOCK)) tests/proofs/openhands.in -o tests/proofs/openhands.lock
 	@$(LOCK) -c requirements.lock images/ollama/engine.in -o images/ollama/engine.lock
 
-pins: .venv/.stamp ## ask the registries for the digests of base images and write them; MODELS=host/namespace/model:tag prints those of models
+pins: .venv/.stamp ## write the digests that registries give for base images; MODELS=host/namespace/model:tag prints those of models
 	@$(VENV)/python -m images.pins $(call typed,MODELS) $(if $(call typed,MIRROR),--mirror $(call typed,MIRROR))
 
 .venv/.stamp: requirements.lock requirements-bootstrap.lock

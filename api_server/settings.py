@@ -33,7 +33,7 @@ class Environment(BaseSettings):
         try:
             found = cls()
         except ValidationError as error:
-            raise SettingsError("\n".join([*lines, *(_line(prefix, each) for each in error.errors(include_url=False))])) from None
+            raise SettingsError("\n".join([*(_line(prefix, each) for each in error.errors(include_url=False)), *lines])) from None
         if lines:
             raise SettingsError("\n".join(lines))
         return found

@@ -14,6 +14,7 @@ from devcluster.processes import STORE, Process, running_pid, tail
 COREDNS_IMAGE = "registry.k8s.io/coredns/coredns"
 HELPER_IMAGE = "modelfleet/base"
 _APPLY_S = 120.0
+"""Longest time for all manifests; seconds on a machine with nothing else to do."""
 _LAST = "kube-dns"
 """The Service of the last manifest."""
 PROVISIONERS = {"hot": "modelfleet.dev/local", "shared": "modelfleet.dev/shared"}

@@ -67,7 +67,7 @@ def write(found: Mapping[str, str], images: Path = IMAGES) -> list[str]:
         text = head + section + body + blank + after
         for dockerfile in images.glob("*/Dockerfile"):
             old = dockerfile.read_text()
-            new = re.sub(rf"^(FROM {re.escape(name)}:{re.escape(pin['tag'])})(@\S+)?", rf"\1@{digest}", old, flags=re.MULTILINE)
+            new = re.sub(rf"^(FROM {re.escape(name)}:{re.escape(pin['tag'])})(@\S+)?(?=\s)", rf"\1@{digest}", old, flags=re.MULTILINE)
             if new != old:
                 dockerfile.write_text(new)
     path.write_text(text)

@@ -193,7 +193,8 @@ class ModelServer:
         except aiohttp.ClientError as error:
             raise ApiError(500, "server_error", f"engine: got {type(error).__name__}, want an answer; try again", "engine_failed") from None
         self.metrics.first_byte.observe(time.monotonic() - started)
-        self.metrics.count(endpoint.api, body)
+        if endpoint.takes_place:
+            self.metrics.count(endpoint.api, body)
         if lookup.key is not None and self.cache is not None:
             with contextlib.suppress(CacheUnavailable):
                 await self.cache.put(lookup.key, body)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from model_server.pooling import pools
+from model_server.pooling import pooling
 
 log = logging.getLogger("model_server")
 _ASK_S = 5.0
@@ -81,7 +81,7 @@ class LlamaCppEngine:
     def __init__(self, weights: Path, *, model_id: str, context_length: int, parallel: int, threads: int) -> None:
         self._parameters = {
             "model": str(weights),
-            "pools": pools(weights),
+            "pooling": pooling(weights),
             "alias": model_id,
             # Each slot gets an equal share of what the engine is given.
             "context": context_length * parallel,

@@ -11,6 +11,8 @@ import signal
 import sys
 from typing import Any
 
+from model_server.pooling import RANK
+
 _PR_SET_PDEATHSIG = 1
 """Source: linux/prctl.h."""
 
@@ -36,8 +38,11 @@ def main() -> int:
     params.ctx_shift = False
     params.use_jinja = True
     params.warmup = False
-    if given["pools"]:
+    if given["pooling"]:
         params.embedding = True
+        if given["pooling"] == RANK:
+            # For a score the server asks this parameter, and not the model.
+            params.pooling_type = library.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
         # A text is read whole, or not at all.
         params.n_batch = params.n_ubatch = given["context"] // given["parallel"]
     params.verbosity = 1

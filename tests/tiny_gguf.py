@@ -150,16 +150,16 @@ def make(
     layers: int = 1,
     ff: int = 64,
     context: int = 8192,
-    embeds: bool = False,
+    pooling: PoolingType | None = None,
     template: str = CHATML,
 ) -> Path:
     """Write a model that says `say`, and return its path. `layers` and `ff` (feed-forward width) set what a token costs.
-    `embeds`: Ollama takes it for a model of embeddings."""
+    `pooling`: it makes vectors or scores of a text, and both engines take it for such a model."""
     pieces = [_encoded(piece) for piece in chunks(say, {chr(byte) for byte in range(128)} | {"\n\n"})]
     model = _Writer(out, "tiny-scripted", pieces, TokenType.NORMAL)
     model.sizes(context=context, layers=layers, ff=ff, kv_heads=1, template=template)
-    if embeds:
-        model.gguf.add_pooling_type(PoolingType.MEAN)
+    if pooling is not None:
+        model.gguf.add_pooling_type(pooling)
     count, d = len(model.tokens), model.d
     successor = dict.fromkeys(range(count), model.first)  # any prompt leads to the start of the script
     successor |= {token: token + 1 for token in range(model.first, count - 1)}

@@ -1,4 +1,4 @@
-"""Does an answer come from another conversation? Thousands, of a model that tells, and of a real one; both engines, 2 and 4 slots. 25 minutes."""
+"""Does an answer come from another conversation? Thousands, of a model that tells, and of a real one; both engines. 25 minutes."""
 
 from contextlib import ExitStack
 from pathlib import Path

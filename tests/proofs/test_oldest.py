@@ -21,14 +21,13 @@ from infra.program.cluster import OLDEST
 from tests.component.test_platforms import PLATFORMS, objects
 from tests.contract.test_laws import documents
 from tests.proofs.records import ROOT, Proof
+from tests.proofs.unwrapped import plain
 from tests.service.processes import free_port
 
 PROOF = Proof(
     "oldest", guards=("infra/program", "components", "examples/platforms", "Pulumi.dev.yaml", "Pulumi.prod.yaml", "tests/proofs/oldest")
 )
 TOKEN = "of-this-test-alone"
-_SECRET = "4dabf18193072939515e22adb298388d"
-"""Pulumi's key of a value with a meaning of its own, as of a secret (pulumi, sdk/go/common/resource/sig)."""
 
 
 class _Oldest(Tool):
@@ -106,13 +105,6 @@ def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
             second.terminate()
             second.wait(30)
             first.terminate()
-
-
-def plain(value: Any) -> Any:
-    """As the provider sends it: what Pulumi's mocks mark as a secret is its value."""
-    if isinstance(value, dict):
-        return plain(value["value"]) if _SECRET in value else {name: plain(each) for name, each in value.items()}
-    return [plain(each) for each in value] if isinstance(value, list) else value
 
 
 def operators_kinds(kubectl: list[str], found: list[dict[str, Any]]) -> None:

@@ -24,6 +24,7 @@ from tests.cluster.kube import Kube
 from tests.golden.releases import Release
 from tests.golden.test_upgrade import lines
 from tests.proofs.records import Proof
+from tests.proofs.unwrapped import plain
 
 PROOF = Proof(
     "upgrade",
@@ -37,8 +38,6 @@ FIRST = Release(1, "dev")
 NAME = f"test-{os.getpid()}-upgrade"
 KEY, PASSWORD = "masked-in-the-rendering", "maskedintherendering"
 """The secrets in the kept state."""
-_SECRET = "4dabf18193072939515e22adb298388d"
-"""Marks a secret value in a state: `sig` of Pulumi's resource.Secret."""
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +66,6 @@ def released_state(deployment: Deployment, images: dict[str, Image]) -> dict[str
     salt = yaml.safe_load(deployment.cli.config_file.read_text())["encryptionsalt"]
     state["deployment"]["secrets_providers"] = {"type": "passphrase", "state": {"salt": salt}}
     return state
-
-
-def plain(value: Any) -> Any:
-    """A value of a state without the wrapping of secrets."""
-    if isinstance(value, dict):
-        return json.loads(value["plaintext"]) if _SECRET in value else {key: plain(each) for key, each in value.items()}
-    return [plain(each) for each in value] if isinstance(value, list) else value
 
 
 def apply(kube: Kube, state: dict[str, Any]) -> None:

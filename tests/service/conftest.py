@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis as redis_client
+from gguf import PoolingType
 from redis.exceptions import ConnectionError as NotReached
 
 from devcluster import packages
@@ -27,7 +28,7 @@ TOOL = {"name": "get_weather", "arguments": {"location": "Boston"}}
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model store with a model that says SCRIPT, one that calls TOOL, one for embeddings,
+    """A model store with a model that says SCRIPT, one that calls TOOL, one for embeddings, one for scores,
     and two that never stop by themselves: a quick and a slow one (about 2 ms a token)."""
     work = tmp_path_factory.mktemp("store")
     gguf.add("tiny:1", tiny_gguf.make(work / "tiny.gguf", SCRIPT), work / "models")
@@ -35,7 +36,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     call = f"<tool_call>\n{json.dumps(TOOL)}\n</tool_call>"
     gguf.add("tool:1", tiny_gguf.make(work / "tool.gguf", call), work / "models")
     gguf.add("loop:1", tiny_gguf.make(work / "loop.gguf", "tick tock ", loop=True), work / "models")
-    gguf.add("embed:1", tiny_gguf.make(work / "embed.gguf", SCRIPT, embeds=True), work / "models")
+    gguf.add("rank:1", tiny_gguf.make(work / "rank.gguf", SCRIPT, pooling=PoolingType.RANK), work / "models")
+    gguf.add("embed:1", tiny_gguf.make(work / "embed.gguf", SCRIPT, pooling=PoolingType.MEAN), work / "models")
     return work / "models"
 
 

@@ -60,7 +60,9 @@ def test_every_endpoint_of_the_engine_is_passed_on_and_counted(model_server: Mod
         assert SCRIPT.split()[-1] in post(service, path, stream=True, **fields).text
     assert metric(service, "model_server_generated_tokens_total") == 5 * written
     assert sum(metric(service, f"model_server_{kind}prompt_tokens_total") for kind in ("", "reused_")) > read
+    read = metric(service, "model_server_prompt_tokens_total")
     assert post(service, "/v1/messages/count_tokens", messages=messages).json()["input_tokens"] > 5
+    assert metric(service, "model_server_prompt_tokens_total") == read, "a count is no reading"
     tokens = httpx.post(f"{service.url}/tokenize", json={"content": "Say it."}, timeout=10).json()["tokens"]
     assert httpx.post(f"{service.url}/detokenize", json={"tokens": tokens}, timeout=10).json()["content"] == "Say it."
 
@@ -74,6 +76,13 @@ def test_a_model_of_embeddings_makes_them_and_others_say_that_they_do_not(model_
     for path, fields in (("/v1/embeddings", {"input": "a"}), ("/v1/rerank", {"query": "a", "documents": ["b"]})):
         refusal = post(writes, path, **fields)
         assert (refusal.status_code, refusal.json()["error"]["code"]) == (400, "unsupported_endpoint")
+
+
+def test_a_model_of_scores_makes_them(model_server: ModelServerFactory) -> None:
+    answer = post(model_server("rank:1"), "/v1/rerank", model="rank:1", query="a", documents=["b", "c"])
+    assert answer.status_code == 200, answer.text
+    assert [each["index"] for each in answer.json()["results"]] == [0, 1]
+    assert all(isinstance(each["relevance_score"], float) for each in answer.json()["results"])
 
 
 def test_messages_has_the_errors_of_its_api(model_server: ModelServerFactory) -> None:
@@ -217,7 +226,7 @@ def test_the_engine_ends_with_a_server_that_is_killed_while_it_loads(tmp_path: P
     """A model that never comes: the library waits in its open(), and lets no other thread of the process run."""
     pipe = tmp_path / "model.gguf"
     os.mkfifo(pipe)
-    parameters = json.dumps({"model": str(pipe), "alias": "x", "context": 512, "parallel": 1, "threads": 1})
+    parameters = json.dumps({"model": str(pipe), "pooling": 0, "alias": "x", "context": 512, "parallel": 1, "threads": 1})
     server = (
         "import subprocess, sys\n"
         "engine = subprocess.Popen([sys.executable, '-m', 'model_server.llama_cpp', sys.argv[1]], stdin=subprocess.PIPE)\n"
