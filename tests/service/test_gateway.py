@@ -20,7 +20,7 @@ from tests.service.conftest import KEY, SCRIPT, TOOL, ApiServerFactory, ModelSer
 from tests.service.processes import Service, free_port
 
 CONTEXT = 2048
-MODELS = ["tiny:1", "tool:1", "loop:1", "embed:1"]
+MODELS = ["tiny:1", "tool:1", "loop:1", "embed:1", "rank:1"]
 HEADERS = {"Authorization": f"Bearer {KEY}", "Origin": "https://elsewhere.example"}
 MESSAGES: list[Any] = [{"role": "user", "content": "Say it."}]
 OPEN = {
