@@ -12,7 +12,7 @@ WANT_PYTHON = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11
 WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help try up down status explain preview tools clean-cache test proof lint lock pins wheel
+.PHONY: help try up down check status explain preview tools clean-cache test proof lint lock pins wheel
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,9 @@ up: .venv/.stamp ## start the embedded cluster, deploy, print a chat answer; CON
 
 down: .venv/.stamp ## remove what make up made, and nothing else; CONTEXT=name FORGET=1: that cluster is gone
 	@$(VENV)/python -m infra.lifecycle down $(TARGET) $(AGREED) $(if $(call typed,FORGET),--forget)
+
+check: .venv/.stamp ## try what your cluster does before a stack is there: policies, classes; CONTEXT=name; IMAGE=one with Python
+	@$(VENV)/python -m infra.lifecycle check $(TARGET) --registry-auth "$(call typed,PULL_AUTH)" --image "$(call typed,IMAGE)"
 
 status: .venv/.stamp ## say what runs, and where to reach it
 	@$(VENV)/python -m infra.lifecycle status $(TARGET)

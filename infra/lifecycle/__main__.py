@@ -1,4 +1,4 @@
-"""`make up`, `make down`, `make status`, `make preview CONTEXT=…`: from nothing to a chat answer, and back."""
+"""`make up`, `make down`, `make status`, `make check` and `make preview CONTEXT=…`: from nothing to a chat answer, and back."""
 
 import argparse
 import sys
@@ -26,6 +26,11 @@ def _run(command: str, cluster: Target, options: argparse.Namespace) -> int:
         deployment = own_cluster.on_context(options.context, options.stack)
         print("\n".join(deployment.preview() or ["nothing would change"]))
         return 0
+    if command == "check":
+        if not options.context:
+            raise CommandError("check: got no CONTEXT, want a cluster of your own to try; run make check CONTEXT=name")
+        own_cluster.OwnCluster(options.stack, options.context).check(options)
+        return 0
     if command == "down":
         cluster.down(options)
         return 0
@@ -45,7 +50,7 @@ def _explain(cluster: Target) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.lifecycle", description=__doc__)
-    parser.add_argument("command", choices=["up", "down", "status", "preview"])
+    parser.add_argument("command", choices=["up", "down", "status", "preview", "check"])
     parser.add_argument("--stack", default="dev")
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--context", default="", help="default: the embedded cluster")
@@ -53,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--take", default="", help="objects (Kind/name) that are there and that the stack takes over")
     parser.add_argument("--registry-auth", default="", help="file with the logins of private registries")
     parser.add_argument("--tools", default="", help="FILE-or-https-address@sha256:HEX of an archive of built tools: nothing is compiled")
+    parser.add_argument("--image", default="", help="with check: an image with Python; default: the stack's API server")
     parser.add_argument("--forget", action="store_true", help="with down: the cluster behind the context is another one now")
     parser.add_argument("--yes", action="store_true", help="ask nothing: install missing packages, delete what down shows")
     options = parser.parse_args(arguments)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from infra.engine.errors import CommandError
 from infra.engine.shared import backend
-from infra.lifecycle import removal
+from infra.lifecycle import cluster_check, removal
 from infra.lifecycle.bring_up import bring_up, say
 from infra.lifecycle.deployment import Deployment
 from infra.program.settings.committed import stack_config
@@ -33,7 +33,31 @@ class OwnCluster:
         deployment = self.deployment()
         where = backend() or f"{deployment.state_dir}; PULUMI_BACKEND_URL names another place"
         say(f"up: the state of stack {self.stack} is in {where}")
+        if not deployment.cli.has_stack():
+            self._try_first(deployment, options)
         bring_up(deployment, {}, options, lambda outputs: port_forward(deployment, outputs), forwarded=True)
+
+    def check(self, options: argparse.Namespace) -> None:
+        """Try what the cluster does, before the stack is there. Raises what went wrong."""
+        answers = cluster_check.check(self.context, self.deployment().kubeconfig, self._asked(self.deployment(), options))
+        for answer in answers:
+            if answer.says:
+                say(f"check: {answer.says}")
+        if errors := [answer.error for answer in answers if answer.error]:
+            raise CommandError("\n".join(errors))
+
+    def _try_first(self, deployment: Deployment, options: argparse.Namespace) -> None:
+        if not options.image and stack_config(self.stack).get("modelfleet:images", {}).get("builder", "prebuilt") != "prebuilt":
+            say("up: policies and classes of the cluster are not tried, for images are not built yet; make check IMAGE=… does it")
+            return
+        say("up: the stack is not there yet, so the cluster is tried first")
+        self.check(options)
+
+    def _asked(self, deployment: Deployment, options: argparse.Namespace) -> cluster_check.Asked:
+        logins = Path(options.registry_auth).read_text() if options.registry_auth else None
+        if logins is None and not deployment.shared and "modelfleet:registryAuth" in deployment.cli.read_config():
+            logins = deployment.cli.run("config", "get", "modelfleet:registryAuth")
+        return cluster_check.asked_of({**stack_config(self.stack), **deployment.cli.read_config()}, options.image, logins)
 
     def down(self, options: argparse.Namespace) -> None:
         """Remove what the stack made, after a question. Raises what went wrong."""
