@@ -29,6 +29,8 @@ JOB_S = 120
 """For an image to be pulled, and a pod to start and end."""
 VOLUME_S = 420
 """Drivers of file shares take minutes for a volume."""
+CUT_OFF = "closed"
+"""The pod that a policy cuts off."""
 _LABEL = "modelfleet.dev/cluster-check"
 _REACHES = f"""
 import os, socket, sys, time
@@ -164,7 +166,7 @@ class _Trial:
 
     def policies(self) -> Answer:
         """Whether a policy that forbids everything cuts a pod off from what another pod reaches."""
-        closed = {"podSelector": {"matchLabels": {_LABEL: "closed"}}, "policyTypes": ["Ingress", "Egress"]}
+        closed = {"podSelector": {"matchLabels": {_LABEL: CUT_OFF}}, "policyTypes": ["Ingress", "Egress"]}
         self._create("networking.k8s.io/v1", "NetworkPolicy", "closed", spec=closed)
         for name in ("open", "closed"):
             self._start(name, [_REACHES, name])

@@ -15,6 +15,7 @@ from kubernetes.config.config_exception import ConfigException
 from components.contract import SHARED_CLAIM, SHARED_CLASS
 from infra.program.settings.cluster import ClusterSettings
 from infra.program.settings.section import SettingsError
+from infra.program.settings.storage import StorageSettings
 
 TIMEOUT_S = 5
 OLDEST = (1, 32)
@@ -157,3 +158,13 @@ def check(settings: ClusterSettings, objects: Objects, oldest: tuple[int, int] =
     if got < oldest:
         shown, wanted = (".".join(map(str, each)) for each in (got, oldest))
         raise SettingsError(f"modelfleet:cluster.context: got Kubernetes {shown} behind it, want {wanted} or newer; upgrade the cluster")
+
+
+def check_classes(storage: StorageSettings, objects: Objects) -> None:
+    """Raise SettingsError unless each class that the stack does not make itself is there."""
+    tiers = {"hot": storage.hot} | ({"shared": storage.shared} if storage.shared.claim is None else {})
+    for name, tier in tiers.items():
+        wanted = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": tier.class_name}}
+        if tier.provisioner is None and objects.find(wanted) is None:
+            got = f"modelfleet:storage.{name}.className: got {tier.class_name!r}, which the cluster does not have"
+            raise SettingsError(f"{got}, want one of kubectl get storageclass; correct it, or set provisioner and the stack makes one")

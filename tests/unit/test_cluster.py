@@ -8,6 +8,7 @@ import pytest
 from infra.program import cluster
 from infra.program.settings.cluster import ClusterSettings
 from infra.program.settings.section import SettingsError
+from infra.program.settings.storage import StorageSettings
 
 SETTINGS = ClusterSettings(context="theirs", identity="3f1c", namespace="team-b")
 
@@ -37,6 +38,19 @@ def test_claims_of_devices_need_a_newer_one(answers: dict[str, Mapping[str, Any]
     cluster.check(SETTINGS, theirs())
     with pytest.raises(SettingsError, match=r"got Kubernetes 1.33 behind it, want 1.34 or newer"):
         cluster.check(SETTINGS, theirs(), cluster.CLAIMS_OF_DEVICES)
+
+
+def test_a_class_that_is_named_and_not_there_is_refused(answers: dict[str, Mapping[str, Any]]) -> None:
+    kind = {"name": "storageclasses", "kind": "StorageClass", "namespaced": False, "verbs": ["get"]}
+    answers |= {"/apis/storage.k8s.io/v1": {"resources": [kind]}, "/apis/storage.k8s.io/v1/storageclasses/fast": {"metadata": {}}}
+
+    def storage(**shared: str) -> StorageSettings:
+        return StorageSettings.model_validate({"hot": {"className": "fast", "size": "1Gi"}, "shared": {"size": "1Gi", **shared}})
+
+    cluster.check_classes(storage(provisioner="nfs.csi.k8s.io"), theirs())
+    cluster.check_classes(storage(claim="theirs"), theirs())
+    with pytest.raises(SettingsError, match=r"^modelfleet:storage.shared.className: got 'standrad', which the cluster does not have, want"):
+        cluster.check_classes(storage(className="standrad"), theirs())
 
 
 CORE = {"resources": [{"name": "persistentvolumeclaims", "kind": "PersistentVolumeClaim", "namespaced": True, "verbs": ["get"]}]}
