@@ -39,14 +39,14 @@ def _follow(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # The kernel's note that somebody opens a file under our lease, which we give back at once anyhow.
     signal.signal(signal.SIGIO, signal.SIG_IGN)
-    replica = Replica(options.shared, options.store, options.ordinal, options.capacity, options.keep_s, options.server)
+    replica = Replica(options.shared, options.store, options.ordinal, options.capacity, options.keep_s, options.server, options.agent)
     options.marker.unlink(missing_ok=True)
     seen: bytes | None = None
     again_at = 0.0
     said: list[str] = []
     while True:
         content = _content(options.shared / catalog.FILE)
-        if content != seen or time.monotonic() >= again_at:
+        if replica.ask_agent() or content != seen or time.monotonic() >= again_at:
             problems = _pass(replica)
             if problems != said:
                 for problem in problems:
@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     follow.add_argument("--retry-s", type=float, default=30, help="between attempts at a model that could not be copied")
     follow.add_argument("--check-s", type=float, default=60, help="between looks at manifests and sizes of what is here")
     follow.add_argument("--server", default="http://127.0.0.1:11434", help="the Ollama that reads the store")
+    follow.add_argument("--agent", default="http://127.0.0.1:9466", help="the agent of that Ollama, at its port for the pod alone")
     follow.add_argument("--once", action="store_true", help="one pass, then end")
     follow.set_defaults(run=_follow)
     return parser

@@ -16,7 +16,7 @@ from pathlib import Path
 from model_sync import catalog
 from model_sync.catalog import Catalog, Entry
 from model_sync.retired import Retired
-from model_sync.server import unload
+from model_sync.server import unload, withheld
 from model_sync.store import (
     CHUNK_BYTES,
     REPAIR,
@@ -47,6 +47,10 @@ class Replica:
     """How long the bytes of a model stay that the catalog no longer names."""
     server: str = "http://127.0.0.1:11434"
     """The Ollama of this pod."""
+    agent: str = "http://127.0.0.1:9466"
+    """The agent of this pod."""
+    _withheld: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Model to the digest that ended the server while it was loaded, and the reason, as the agent said last."""
     _sound: set[str] = field(default_factory=set)
     """Digests of the blobs that this process has hashed, here or on their way here."""
 
@@ -54,10 +58,20 @@ class Replica:
     def retired(self) -> Retired:
         return Retired(self.store, self.capacity, self.server)
 
+    def ask_agent(self) -> bool:
+        """Whether the agent now withholds other models than before. One that does not answer has changed nothing."""
+        before, found = self._withheld, withheld(self.agent)
+        self._withheld = before if found is None else found
+        return self._withheld != before
+
     def hydrate(self) -> list[str]:
         """One pass. Returns the problems: their models are left out, or stay as they are here. Raises StoreError without a catalog."""
         published, problems = self._published()
         held = [entry for entry in published.models if catalog.is_held_by(entry.name, entry.replicas, published.fleet, self.ordinal)]
+        # Whoever asked for such a model would end the server for all others.
+        ends = {entry.name: self._withheld[entry.name][1] for entry in held if self._ends_server(entry)}
+        problems |= ends
+        held = [entry for entry in held if entry.name not in ends]
         with exclusive(self.store):
             for left in (self.store / "blobs").glob(".*.partial"):
                 left.unlink()
@@ -81,6 +95,9 @@ class Replica:
                 self._publish(published, held, here, problems)
             self.retired.sweep()
         return list(problems.values())
+
+    def _ends_server(self, entry: Entry) -> bool:
+        return self._withheld.get(entry.name, ("", ""))[0] == entry.digest.removeprefix("sha256:")
 
     def evict(self) -> bool:
         """Free what time or the high watermark asks for. Returns whether something is left to free later."""

@@ -34,6 +34,16 @@ def unload(server: str, name: str) -> None:
             print(f"{name}: not unloaded ({error})", flush=True)
 
 
+def withheld(agent: str) -> dict[str, tuple[str, str]] | None:
+    """Models that the server must not be asked for, since to load them ended it: name to the digest that did, and the reason. None when the
+    agent does not say."""
+    try:
+        with _OPENER.open(f"{agent}/withheld", timeout=5) as response:
+            return {str(name): (str(each["digest"]), str(each["reason"])) for name, each in json.load(response).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def is_open(path: Path) -> bool:
     """Whether any process of this node has the file open or mapped: the kernel grants a write lease to a sole user only."""
     try:

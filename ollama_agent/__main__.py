@@ -48,6 +48,7 @@ class Agent:
         app.router.add_get("/health", self.health)
         app.router.add_get("/alive", self.alive)
         app.router.add_get("/ready", self.ready)
+        app.router.add_get("/withheld", self.withheld)
         app.router.add_get("/drain", self.drain)
         return app
 
@@ -76,6 +77,9 @@ class Agent:
     async def ready(self, _: web.Request) -> web.Response:
         reason = self.replica.unready_reason()
         return web.json_response({"status": reason or "ready"}, status=503 if reason else 200)
+
+    async def withheld(self, _: web.Request) -> web.Response:
+        return web.json_response(self.replica.withheld())
 
     async def context(self, _: web.Request) -> web.Response:
         return web.json_response(context(self.replica))

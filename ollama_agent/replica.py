@@ -99,7 +99,9 @@ class Replica:
         self.memory.note(loaded, self.catalog.models)
         self.answers = True
         self._know_problems()
-        if all(self.problems.is_tried(model.name) for model in self._unproven()) and (self.proofs or not self.catalog.models):
+        if all(self.problems.is_tried(model.name) for model in self._unproven()) and (
+            self.proofs or not (self.catalog.models or self.catalog.problems)
+        ):
             self.first_pass = self.first_pass and not self.catalog.present
         return True
 
@@ -188,6 +190,11 @@ class Replica:
             got = f"{path}: got effective context {found.context_length}, want {model.context_length}"
             return Problem("context", f"{got}; {LOWER_IT}")
         return self.memory.off_gpu(model.name)
+
+    def withheld(self) -> dict[str, dict[str, str]]:
+        """Models that ended the server so often that nobody may ask for them: the follower hides them, until they have another digest."""
+        ended = {name: digest for (name, digest), count in self._ends.items() if count >= _ENDS}
+        return {name: {"digest": bare(digest), "reason": self.problems.line(name) or ""} for name, digest in ended.items()}
 
     def hangs(self) -> str | None:
         return self.engines.problem() if self.engines is not None else None

@@ -69,6 +69,11 @@ class Pod:
         self.until(lambda: self.status(f"{CONTROL}/health") == 200, "the agent answers")
         return process
 
+    def follower(self, shared: Path) -> "subprocess.Popen[bytes]":
+        """Fills `store` from the shared one."""
+        argv = [sys.executable, "-m", "model_sync", "follow", str(shared), str(self.store), "--ordinal=0", "--poll-s=0.2"]
+        return self._start("follower", [*argv, f"--marker={self.work / 'marker'}"], {})
+
     def engine(self, before: str) -> None:
         """Let the engine run these lines of Python first; `sys.argv` has its flags."""
         path = self.work / "lib" / "ollama" / "llama-server"
