@@ -1,47 +1,23 @@
 """The stacks of examples/platforms: each is complete, is rendered whole, and keeps every rule."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import yaml
 
-from infra import ROOT
 from infra.analysis.manifests.schema import problems
 from infra.analysis.policy import rules
 from infra.program import stack
 from infra.program.settings import parse
 from tests.component.harness import rendered
 from tests.component.test_fit import made
-from tests.unit.test_settings import REFS, document
+from tests.overlay import DIRECTORY, PLATFORMS, on_platform
+from tests.unit.test_settings import REFS
 from tests.unit.test_settings_fuzz import GOOD, with_config
-
-DIRECTORY = ROOT / "examples" / "platforms"
-PLATFORMS = sorted(path.stem for path in DIRECTORY.glob("*.yaml"))
-
-
-def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """As the page says: key by key. A tier of storage is one value, since its class decides about its other keys."""
-    return {
-        **base,
-        **{
-            key: laid_over(base[key], value)
-            if isinstance(value, dict) and isinstance(base.get(key), dict) and key not in ("hot", "shared")
-            else value
-            for key, value in over.items()
-        },
-    }
 
 
 def config(platform: str) -> dict[str, Any]:
-    base = document("dev" if platform == "kind" else "prod") | {"images": {"refs": REFS}}
-    over = yaml.safe_load((DIRECTORY / f"{platform}.yaml").read_text())["config"]
-    sections = {name.removeprefix("modelfleet:"): values for name, values in over.items()}
-    for tier, values in sections.get("storage", {}).items():
-        values.setdefault("size", base["storage"][tier]["size"])
-    found = laid_over(base, sections)
-    return {**found, "cluster": sections.get("cluster", {})}
+    return {"cluster": {}, **on_platform(platform), "images": {"refs": REFS}}
 
 
 def objects(platform: str) -> list[dict[str, Any]]:

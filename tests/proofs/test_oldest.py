@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from devcluster import toolchain
 from devcluster.pinned import Tool
 from infra.program.cluster import OLDEST
-from tests.component.test_platforms import PLATFORMS, objects
+from tests.component.test_platforms import objects
 from tests.contract.test_laws import documents
+from tests.overlay import PLATFORMS
 from tests.proofs.records import ROOT, Proof
 from tests.proofs.unwrapped import plain
 from tests.service.processes import free_port

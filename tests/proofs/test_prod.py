@@ -10,7 +10,7 @@ import os
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from infra.program.settings.committed import stack_config
 from modelfleet_outputs import FleetOutputs
 from tests import tiny_gguf
 from tests.cluster.kube import Kube, eventually
+from tests.overlay import laid_over
 from tests.proofs import runbook, ways
 from tests.proofs.records import Proof
 
@@ -36,8 +37,8 @@ NAME = f"test-{os.getpid()}-prod"
 MODEL, SCRIPT = "tiny:scripted", "Hello from prod."
 OVERLAY: dict[str, dict[str, Any]] = {
     "storage": {
-        "hot": {"provisioner": "modelfleet.dev/local", "size": "1Gi", "parameters": {}},
-        "shared": {"provisioner": "modelfleet.dev/shared", "size": "2Gi", "parameters": {}, "mountOptions": []},
+        "hot": {"provisioner": "modelfleet.dev/local", "size": "1Gi"},
+        "shared": {"provisioner": "modelfleet.dev/shared", "size": "2Gi"},
     },
     "gpu": {"enabled": False},
     "governance": {"gpuQuota": 0, "cpu": "8", "memory": "16Gi"},
@@ -54,15 +55,6 @@ OVERLAY: dict[str, dict[str, Any]] = {
     "monitoring": {"resources": {"cpu": "20m", "memory": "128Mi"}},
 }
 """What no laptop has: the drivers of volumes, GPUs, and sizes. `images` and `models` take the place of the committed ones."""
-
-
-def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Maps are merged, but those that are empty in `over`."""
-    merged = {**base, **over}
-    for key, value in over.items():
-        if isinstance(value, dict) and value and isinstance(base.get(key), dict):
-            merged[key] = laid_over(base[key], value)
-    return merged
 
 
 def committed(section: str) -> dict[str, Any]:
