@@ -3,7 +3,8 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +36,18 @@ class Kube:
     def exec(self, namespace: str, pod: str, *command: str) -> subprocess.CompletedProcess[str]:
         argv = [str(self.kubectl), f"--kubeconfig={self.kubeconfig}", "exec", "-n", namespace, pod, "--", *command]
         return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+
+@contextmanager
+def of_others(kube: Kube, *objects: dict[str, Any]) -> Iterator[None]:
+    """Objects that somebody else has made, until the block ends."""
+    for each in objects:
+        kube.run("create", "-f", "-", stdin=json.dumps(each))
+    try:
+        yield
+    finally:
+        for each in reversed(objects):
+            kube.run("delete", "--ignore-not-found", "-f", "-", stdin=json.dumps(each))
 
 
 def eventually(read: Callable[[], T], holds: Callable[[T], bool], timeout_s: float, what: str) -> T:

@@ -18,6 +18,7 @@ from infra.lifecycle.bring_up import chat
 from infra.lifecycle.deployment import Deployment
 from tests.cluster.conftest import MODEL, SCRIPT, Stack
 from tests.cluster.faults import deployment as pause
+from tests.cluster.kube import of_others
 from tests.cluster.test_lifecycle import BY_HAND
 
 pytestmark = pytest.mark.cluster
@@ -36,17 +37,6 @@ def nothing_changes(stack: Stack) -> Iterator[None]:
     before = versions(stack)
     yield
     assert versions(stack) == before
-
-
-@contextmanager
-def of_others(stack: Stack, *objects: dict[str, Any]) -> Iterator[None]:
-    for each in objects:
-        stack.kube.run("create", "-f", "-", stdin=json.dumps(each))
-    try:
-        yield
-    finally:
-        for each in reversed(objects):
-            stack.kube.run("delete", "--ignore-not-found", "-f", "-", stdin=json.dumps(each))
 
 
 def another(stack: Stack, directory: Path, name: str = "dev") -> Deployment:
@@ -74,7 +64,7 @@ def second(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dep
 
 
 def test_a_second_stack_does_not_take_what_the_first_has(stack: Stack, second: Deployment) -> None:
-    with nothing_changes(stack), of_others(stack, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "theirs"}}):
+    with nothing_changes(stack), of_others(stack.kube, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "theirs"}}):
         said = refusal(second, {**stack.overrides, "cluster": {"namespace": "theirs"}})
         assert "Namespace/theirs: got one that kubectl-create made, want none; set modelfleet:cluster.namespace to another" in said
         # With the first one's names.
@@ -97,7 +87,7 @@ def account(stack: Stack, role: str, directory: Path) -> Iterator[str]:
             "subjects": [{"kind": "ServiceAccount", "name": role, "namespace": "default"}],
         },
     ]
-    with of_others(stack, *objects):
+    with of_others(stack.kube, *objects):
         kubeconfig = yaml.safe_load(Path(stack.deployment.kubeconfig).read_text())
         token = stack.kube.run("create", "token", role, "-n", "default", "--duration=1h").strip()
         kubeconfig["users"] = [{"name": user["name"], "user": {"token": token}} for user in kubeconfig["users"]]
@@ -122,7 +112,7 @@ def test_two_fleets_live_in_one_cluster_and_one_goes_without_the_other_noticing(
 def test_an_object_of_an_operator_is_taken_over_only_by_name(stack: Stack) -> None:
     theirs = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}, "handler": "nvidia"}
     overrides = {**stack.overrides, "gpu": {"enabled": True, "memory": "16Gi"}}
-    with of_others(stack, theirs):
+    with of_others(stack.kube, theirs):
         with nothing_changes(stack):
             said = refusal(stack.deployment, overrides)
         assert "RuntimeClass/nvidia: got one that kubectl-create made, want none; remove it, or take it over" in said
@@ -138,7 +128,7 @@ def test_down_refuses_what_others_put_into_the_namespace(stack: Stack) -> None:
     theirs = pause(name="theirs")
     theirs["metadata"]["namespace"] = stack.outputs.namespace
     with (
-        of_others(stack, theirs),
+        of_others(stack.kube, theirs),
         nothing_changes(stack),
         pytest.raises(CommandError, match=r"Namespace/modelfleet: got objects in it that are not the stack's \(Deployment/theirs\), want"),
     ):

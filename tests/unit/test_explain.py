@@ -281,3 +281,12 @@ def test_a_claim_that_is_marked_for_deletion_is_named_with_what_holds_it() -> No
     assert str(used).startswith("PersistentVolumeClaim/shared-models: got a mark for deletion, which waits for pods ollama-0, want a claim")
     (unused,) = explain(snapshot(PersistentVolumeClaim=[held]))
     assert "got a deletion that is about to end" in str(unused)
+
+
+@pytest.mark.parametrize(("protocol", "found"), [("UDP", []), ("TCP", [("policy", "NetworkPolicy/metrics-exporter")])])
+def test_names_may_be_looked_up_anywhere_but_somewhere(protocol: str, found: list[tuple[str, str]]) -> None:
+    """OpenShift has its DNS in a namespace and on a port of its own."""
+    to = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "openshift-dns"}}}]
+    spec = {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": to, "ports": [{"port": 5353, "protocol": protocol}]}]}
+    exporter = pod("exporter", "metrics-exporter", status={"phase": "Running"})
+    assert named(snapshot(Pod=[exporter], NetworkPolicy=[{"metadata": metadata("metrics-exporter"), "spec": spec}])) == found

@@ -9,8 +9,6 @@ from components.contract import ACTIVATOR, API_SERVER, CONTEXT_PROBE, DNS_CLIENT
 from infra.analysis.explain.facts import Facts, Finding, key, labels, selects
 from infra.analysis.explain.snapshot import Object
 
-_DNS_NAMESPACE = {"kubernetes.io/metadata.name": "kube-system"}
-_DNS_LABELS = {"k8s-app": "kube-dns"}
 _SCALED = ("Deployment", "StatefulSet")
 
 
@@ -29,19 +27,20 @@ def policies(facts: Facts) -> Iterator[Finding]:
     own = {"kubernetes.io/metadata.name": facts.snapshot.namespace} | (labels(facts.all("Namespace")[0]) if facts.all("Namespace") else {})
     blocked: dict[str, list[tuple[str, str]]] = {}
 
-    def look(at: Object, side: str, peer: _Peer, port: tuple[int, str], source: str, target: str) -> None:
-        if not _allowed(facts, at, side, peer, port):
-            name = _selecting(facts, at, side)[0]["metadata"]["name"]
-            blocked.setdefault(name, []).append((source, f"{source} to {target}:{port[0]} ({side})"))
+    def block(at: Object, side: str, source: str, what: str) -> None:
+        name = _selecting(facts, at, side)[0]["metadata"]["name"]
+        blocked.setdefault(name, []).append((source, f"{source} to {what} ({side})"))
 
     for edge in EDGES:
         source, target = pods.get(edge.source), pods.get(edge.target)
         if source is not None and target is not None:
             for side, at, other in (("egress", source, target), ("ingress", target, source)):
-                look(at, side, _Peer(labels(other), own, other["status"].get("podIP")), (edge.port, "TCP"), edge.source, edge.target)
+                peer = _Peer(labels(other), own, other["status"].get("podIP"))
+                if not _allowed(facts, at, side, peer, (edge.port, "TCP")):
+                    block(at, side, edge.source, f"{edge.target}:{edge.port}")
     for component in DNS_CLIENTS:
-        if component in pods:
-            look(pods[component], "egress", _Peer(_DNS_LABELS, _DNS_NAMESPACE, None), (53, "UDP"), component, "kube-dns")
+        if component in pods and not _may_look_up(facts, pods[component]):
+            block(pods[component], "egress", component, "the cluster's DNS")
     for name, found in blocked.items():
         yield Finding(
             cause="policy",
@@ -70,6 +69,16 @@ def _allowed(facts: Facts, pod: Object, side: str, peer: _Peer, port: tuple[int,
         _peer_matches(rule.get(field), peer, facts.snapshot.namespace) and _port_matches(rule.get("ports"), port)
         for policy in policies_here
         for rule in policy["spec"].get(side) or []
+    )
+
+
+def _may_look_up(facts: Facts, pod: Object) -> bool:
+    """Whether any UDP goes out. Each platform has its DNS in another place and on another port, and of a fleet nothing else is UDP."""
+    policies_here = _selecting(facts, pod, "egress")
+    return not policies_here or any(
+        not rule.get("ports") or any(each.get("protocol") == "UDP" for each in rule["ports"])
+        for policy in policies_here
+        for rule in policy["spec"].get("egress") or []
     )
 
 
