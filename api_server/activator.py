@@ -15,13 +15,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import web
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from pydantic_settings import SettingsConfigDict
 
-from api_server.settings import Environment, SettingsError
+from api_server.address import base_url
+from api_server.settings import SERVER, Environment, SettingsError
 
 log = logging.getLogger("activator")
 _POLL_S = 1.0
@@ -35,7 +37,7 @@ class Settings(Environment):
 
     model_config = SettingsConfigDict(env_prefix="ACTIVATOR_")
 
-    gateways: str = Field(pattern=r"^[^/:\s]+:\d+$")
+    gateways: str = Field(pattern=rf"^{SERVER}$")
     """HOST:PORT; the host resolves to all API servers."""
     scale_url: str = Field(pattern=r"^https?://\S+/scale$")
     """The scale of the fleet's StatefulSet, on the cluster's API server."""
@@ -45,7 +47,8 @@ class Settings(Environment):
     """Servers of a fleet that is up."""
     idle_s: float = Field(gt=0)
     """Without requests for so long, the fleet goes to zero."""
-    host: str = "0.0.0.0"
+    host: str = ""
+    """Where it listens; empty is every address, of each family that the kernel has."""
     port: int = Field(default=9467, ge=0, le=65535)
 
 
@@ -109,16 +112,17 @@ class Activator:
         await self._scale(replicas)
 
     async def _demands(self) -> list[Demand | Unreachable]:
-        host, _, port = self._settings.gateways.partition(":")
+        gateways = urlsplit(f"//{self._settings.gateways}")
+        host, port = gateways.hostname or "", gateways.port or 0
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except socket.gaierror:
             return []
         return list(await asyncio.gather(*(self._demand(str(info[4][0]), port) for info in found)))
 
-    async def _demand(self, host: str, port: str) -> Demand | Unreachable:
+    async def _demand(self, host: str, port: int) -> Demand | Unreachable:
         try:
-            async with self._session.get(f"http://{host}:{port}/demand", timeout=_TIMEOUT) as response:
+            async with self._session.get(f"{base_url(host, port)}/demand", timeout=_TIMEOUT) as response:
                 return TypeAdapter(Demand).validate_json(await response.read())
         except (aiohttp.ClientError, TimeoutError, ValidationError):
             return Unreachable(host)

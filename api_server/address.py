@@ -55,8 +55,7 @@ class Address:
 
     @property
     def url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return base_url(self.host, self.port)
 
     async def look(self, session: aiohttp.ClientSession) -> None:
         """Ask an Ollama what it has. Raises one of reading.LATE_OR_STRANGE."""
@@ -124,6 +123,11 @@ class Address:
         self.failures, self.places = 0, 1
         self.out_until = time.monotonic() + out_s
         return out_s
+
+
+def base_url(host: str, port: int) -> str:
+    """Of a server at an address of either family, or at a name."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def tagged(name: str) -> str:

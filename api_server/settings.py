@@ -4,11 +4,14 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*")
+SERVER = r"([^/:\s\[\]]+|\[[0-9A-Fa-f:.]+\]):\d+"
+"""HOST:PORT; an IPv6 address is in brackets."""
 _ORIGIN = re.compile(r"https?://[^/\s,*]+")
 
 
@@ -55,7 +58,7 @@ class Route(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: str = Field(pattern=r"^http://[^/:\s]+:\d+$")
+    url: str = Field(pattern=rf"^http://{SERVER}$")
     """Base address; its host is resolved to all of its addresses."""
     model: str = ""
     """Name that is sent upstream; the model id when empty."""
@@ -71,9 +74,13 @@ class Route(BaseModel):
     @field_validator("url")
     @classmethod
     def _resolvable(cls, url: str) -> str:
-        host, _, port = url.removeprefix("http://").partition(":")
-        if not _HOST.fullmatch(host) or not 0 < int(port) < 65536:
-            raise ValueError("http://HOST:PORT with a name that DNS can have and a port below 65536")
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname or "", parts.port
+        except ValueError:
+            host, port = "", None
+        if not port or not (":" in host or _HOST.fullmatch(host)):
+            raise ValueError("http://HOST:PORT with an address or a name that DNS can have, and a port below 65536")
         return url
 
     @model_validator(mode="after")
@@ -88,7 +95,8 @@ class Settings(Environment):
 
     model_config = SettingsConfigDict(env_prefix="API_SERVER_")
 
-    host: str = "0.0.0.0"
+    host: str = ""
+    """Where it listens; empty is every address, of each family that the kernel has."""
     port: int = Field(default=8000, ge=0, le=65535)
     metrics_port: int = Field(default=9464, ge=0, le=65535)
     keys_file: Path

@@ -39,7 +39,6 @@ class ApiServerArgs:
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     node_port: int | None = None
     exposure: objects.ExposureArgs | None = None
-    """For NodePort and LoadBalancer."""
     priority_class: pulumi.Input[str] | None = None
     workload: WorkloadArgs = ORDINARY
 

@@ -71,7 +71,8 @@ def cache_conf(max_memory_bytes: int, eviction_policy: str) -> str:
     """The server's configuration file. Source of the keys: redis.conf of Redis 7.0."""
     lines = [
         f"port {PORTS[CACHE_SERVER]}",
-        "bind 0.0.0.0",
+        # All addresses of both families. The dash: a kernel without IPv6 is no error.
+        "bind * -::*",
         "protected-mode yes",
         f"maxmemory {max_memory_bytes}",
         f"maxmemory-policy {eviction_policy}",

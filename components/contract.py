@@ -87,6 +87,8 @@ DNS_CLIENTS = (API_SERVER, MODEL_SERVER, METRICS_EXPORTER, CONTEXT_PROBE, ACTIVA
 """Components that look names up; the others need no DNS."""
 KUBERNETES_PORTS = (443, 6443)
 """Of a cluster's API server, which the activator alone reaches: managed ones, and kubeadm's."""
+EVERYWHERE = ("0.0.0.0/0", "::/0")
+"""Every address, for a network policy: a block of one family lets nothing of the other through."""
 SCRAPED = {
     API_SERVER: API_METRICS_PORT,
     MODEL_SERVER: PORTS[MODEL_SERVER],

@@ -8,8 +8,8 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods, registry_auth
-from .contract import DATA_LABEL, IMAGE_VERIFIER, PORTS, PULL_SECRET, RESTRICTED, labels, selector, type_token
-from .network import DnsArgs, default_deny, dns_egress
+from .contract import DATA_LABEL, EVERYWHERE, IMAGE_VERIFIER, PORTS, PULL_SECRET, RESTRICTED, labels, selector, type_token
+from .network import DnsArgs, addresses, default_deny, dns_egress
 from .workload import ORDINARY, WorkloadArgs
 
 admission = k8s.admissionregistration.v1
@@ -128,7 +128,7 @@ class ImageTrust(pulumi.ComponentResource):
         """The API server comes from a node, registries are anywhere: a port is all that can be said of either."""
         default_deny(f"{name}-default-deny", namespace, child)
         port = net.NetworkPolicyPortArgs(port=PORTS[IMAGE_VERIFIER], protocol="TCP")
-        anywhere = net.NetworkPolicyPeerArgs(ip_block=net.IPBlockArgs(cidr="0.0.0.0/0"))
+        anywhere = addresses(EVERYWHERE)
         net.NetworkPolicy(
             f"{name}-{IMAGE_VERIFIER}",
             metadata=k8s.meta.v1.ObjectMetaArgs(name=IMAGE_VERIFIER, namespace=namespace, labels=labels("network")),
@@ -136,7 +136,7 @@ class ImageTrust(pulumi.ComponentResource):
                 pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(IMAGE_VERIFIER)),
                 policy_types=["Ingress", "Egress"],
                 ingress=[net.NetworkPolicyIngressRuleArgs(ports=[port])],
-                egress=[net.NetworkPolicyEgressRuleArgs(to=[anywhere]), dns_egress(dns)],
+                egress=[net.NetworkPolicyEgressRuleArgs(to=anywhere), dns_egress(dns)],
             ),
             opts=child,
         )

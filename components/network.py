@@ -107,7 +107,7 @@ def _policy(component: str, args: NetworkArgs, deployed: Sequence[str]) -> net.N
         if edge.target == component
     ]  # fmt: skip
     if component == API_SERVER:
-        clients = [*map(_addresses, args.client_cidrs), *(_namespace(each.namespace, each.labels) for each in args.client_pods)]
+        clients = [*addresses(args.client_cidrs), *(_namespace(each.namespace, each.labels) for each in args.client_pods)]
         ingress.append(net.NetworkPolicyIngressRuleArgs(from_=clients, ports=[_port(PORTS[API_SERVER])]))
     if component in SCRAPED:
         ingress.append(net.NetworkPolicyIngressRuleArgs(from_=[_namespace(args.prometheus_namespace)], ports=[_port(SCRAPED[component])]))
@@ -117,9 +117,9 @@ def _policy(component: str, args: NetworkArgs, deployed: Sequence[str]) -> net.N
         if edge.source == component
     ]  # fmt: skip
     if component == MODEL_WRITER:
-        egress += [net.NetworkPolicyEgressRuleArgs(to=[_addresses(origin.cidr)], ports=[_port(origin.port)]) for origin in args.origins]
+        egress += [net.NetworkPolicyEgressRuleArgs(to=addresses([origin.cidr]), ports=[_port(origin.port)]) for origin in args.origins]
     if component == ACTIVATOR:
-        cluster = [_addresses(cidr) for cidr in args.kubernetes_cidrs]
+        cluster = addresses(args.kubernetes_cidrs)
         egress.append(net.NetworkPolicyEgressRuleArgs(to=cluster, ports=[_port(number) for number in KUBERNETES_PORTS]))
     if component in DNS_CLIENTS or (component == MODEL_WRITER and args.origins_have_names):
         egress.append(dns_egress(args.dns))
@@ -143,7 +143,7 @@ def default_deny(name: str, namespace: pulumi.Input[str], opts: pulumi.ResourceO
 
 def dns_egress(dns: DnsArgs) -> net.NetworkPolicyEgressRuleArgs:
     """To the cluster's DNS: its pods, and what answers for them on the nodes."""
-    to = [_namespace(dns.pods.namespace, dns.pods.labels), *map(_addresses, dns.cidrs)]
+    to = [_namespace(dns.pods.namespace, dns.pods.labels), *addresses(dns.cidrs)]
     ports = dict.fromkeys((53, dns.port))
     return net.NetworkPolicyEgressRuleArgs(to=to, ports=[_port(number, protocol) for number in ports for protocol in ("UDP", "TCP")])
 
@@ -152,8 +152,9 @@ def _port(number: int, protocol: str = "TCP") -> net.NetworkPolicyPortArgs:
     return net.NetworkPolicyPortArgs(port=number, protocol=protocol)
 
 
-def _addresses(cidr: str) -> net.NetworkPolicyPeerArgs:
-    return net.NetworkPolicyPeerArgs(ip_block=net.IPBlockArgs(cidr=cidr))
+def addresses(cidrs: Sequence[str]) -> list[net.NetworkPolicyPeerArgs]:
+    """Peers of one rule: whoever is in one of the networks, IPv4 or IPv6."""
+    return [net.NetworkPolicyPeerArgs(ip_block=net.IPBlockArgs(cidr=cidr)) for cidr in cidrs]
 
 
 def _pods(component: str) -> net.NetworkPolicyPeerArgs:

@@ -38,6 +38,8 @@ class ExposureArgs:
     """Addresses that the load balancer lets through; empty is all."""
     external_traffic_policy: Literal["Cluster", "Local"] | None = None
     """Local keeps the addresses of clients."""
+    ip_family_policy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] | None = None
+    """Whether the Service has addresses of both families. None: of the cluster's first one alone."""
 
 
 def service(
@@ -68,6 +70,7 @@ def service(
             # A headless Service gives out all addresses, and its clients choose. PreferSameZone says the same from Kubernetes 1.34 on.
             traffic_distribution=None if headless else "PreferClose",
             external_traffic_policy=outside.external_traffic_policy,
+            ip_family_policy=outside.ip_family_policy,
             load_balancer_class=outside.load_balancer_class,
             load_balancer_source_ranges=list(outside.source_ranges) or None,
             ports=[

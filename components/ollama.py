@@ -128,6 +128,7 @@ def _servers(name: str, args: OllamaFleetArgs, version: pulumi.Input[str], opts:
 def _environment(args: OllamaFleetArgs) -> dict[str, str]:
     return {
         "HOME": "/tmp",  # noqa: S108 (its key pair is made at start and used by nobody)
+        # Go takes it for every address of both families, and a kernel without IPv6 is no error; `::` would be one there.
         "OLLAMA_HOST": f"0.0.0.0:{PORTS[OLLAMA]}",
         "OLLAMA_MODELS": STORE_PATH,
         "OLLAMA_CONTEXT_LENGTH": str(args.context_length),

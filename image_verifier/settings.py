@@ -49,7 +49,8 @@ class Settings(Environment):
 
     model_config = SettingsConfigDict(env_prefix="VERIFIER_")
 
-    host: str = "0.0.0.0"
+    host: str = ""
+    """Where it listens; empty is every address, of each family that the kernel has."""
     port: int = Field(default=8443, ge=0, le=65535)
     certificate_file: Path
     """Serving certificate, PEM; the API server must trust it."""

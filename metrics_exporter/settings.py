@@ -49,7 +49,8 @@ class Settings(Environment):
 
     model_config = SettingsConfigDict(env_prefix="EXPORTER_")
 
-    host: str = "0.0.0.0"
+    host: str = ""
+    """Where it listens; empty is every address, of each family that the kernel has."""
     port: int = Field(default=9400, ge=0, le=65535)
     nvml: bool = True
     """Whether to read GPUs; false on pods that have none by design."""

@@ -52,7 +52,8 @@ class Settings(Environment):
 
     model_config = SettingsConfigDict(env_prefix="MODEL_SERVER_")
 
-    host: str = "0.0.0.0"
+    host: str = ""
+    """Where it listens; empty is every address, of each family that the kernel has."""
     port: int = Field(default=8080, ge=0, le=65535)
     models_dir: Path = Path("/models")
     """A model store as Ollama lays it out; read only."""

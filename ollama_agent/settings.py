@@ -49,7 +49,8 @@ class AgentSettings(Environment):
 
     model_config = SettingsConfigDict(env_prefix="OLLAMA_AGENT_")
 
-    host: str = "0.0.0.0"
+    host: str = ""
+    """Where it listens; empty is every address, of each family that the kernel has."""
     port: int = Field(default=9465, ge=0, le=65535)
     """Of what other pods may read: /metrics and /context."""
     control_port: int = Field(default=9466, ge=0, le=65535)

@@ -10,6 +10,11 @@ each of these is allowed at both of its ends. `tests/cluster/test_network.py` tr
 the table.
 
 Policies hold only where the cluster's network plugin enforces them (Calico, Cilium, kube-router, ...); flannel alone does not.
+
+The fleet runs where pods have IPv4, IPv6 or both, with no setting. Every process listens on each address of its pod: the kubelet probes
+one, a forwarded port comes in over loopback, and a kernel without IPv6 is no error. Services have the cluster's first family; with
+`apiServer.ipFamilyPolicy: PreferDualStack` that of the API server has both. Settings that take networks take those of both families, and
+a network of one lets nothing of the other through: `0.0.0.0/0` alone keeps out whoever comes over IPv6.
 """
 
 

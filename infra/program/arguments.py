@@ -118,6 +118,7 @@ def _exposure(settings: Settings) -> c.ExposureArgs:
         load_balancer_class=wanted.load_balancer_class,
         source_ranges=wanted.client_cidrs if wanted.knows_its_clients and wanted.service_type == "LoadBalancer" else (),
         external_traffic_policy=wanted.external_traffic_policy or local,
+        ip_family_policy=wanted.ip_family_policy,
     )
 
 

@@ -492,6 +492,8 @@ def test_the_writer_may_leave_for_its_sources_alone() -> None:
     (rule,) = egress(origins=[c.OriginArgs(cidr="192.0.2.7/32", port=5000)])
     assert rule == {"to": [{"ipBlock": {"cidr": "192.0.2.7/32"}}], "ports": [{"port": 5000, "protocol": "TCP"}]}
     assert len(egress(origins=[c.OriginArgs(cidr="192.0.2.0/24", port=443)], origins_have_names=True)) == 2
+    (rule,) = egress(origins=[c.OriginArgs(cidr="2001:db8::7/128", port=5000)])
+    assert rule["to"] == [{"ipBlock": {"cidr": "2001:db8::7/128"}}]
 
 
 def test_the_model_server_reads_the_store_and_knows_the_cache() -> None:
@@ -672,7 +674,10 @@ def test_unsigned_images_are_refused_by_a_webhook_that_fails_closed() -> None:
     assert values["VERIFIER_REGISTRIES"] == "registry.example.com,other.example.com:5000"
     assert "a-private-key" not in str(deployment)
     assert recorder.one("Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    assert {item["metadata"]["name"] for item in recorder.kind("NetworkPolicy")} == {"default-deny", "image-verifier"}
+    policies = {item["metadata"]["name"]: item["spec"] for item in recorder.kind("NetworkPolicy")}
+    assert policies.keys() == {"default-deny", "image-verifier"}
+    registries, _ = policies["image-verifier"]["egress"]
+    assert registries == {"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]}, "of either family"
 
 
 def test_ports_of_the_contract_are_those_of_the_design() -> None:

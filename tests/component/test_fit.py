@@ -45,6 +45,7 @@ def objects(namespace: str = "team-b") -> list[dict[str, Any]]:
         "clientCidrs": ["10.0.0.0/8"],
         "loadBalancerClass": "example.com/internal",
         "serviceAnnotations": {"example.com/internal": "true"},
+        "ipFamilyPolicy": "PreferDualStack",
     }
     config["workloads"] = {name: ASKED | {"accountAnnotations": {"example.com/role": name}} for name in WORKLOADS}
     config["fleet"] |= {"scaleToZero": {"kubernetesCidrs": ["10.0.0.1/32"]}} if namespace == "from-zero" else {}
@@ -102,6 +103,7 @@ def test_a_load_balancer_is_told_who_makes_it_and_whom_it_lets_through() -> None
     spec = service["spec"]
     assert (spec["loadBalancerClass"], spec["loadBalancerSourceRanges"]) == ("example.com/internal", ["10.0.0.0/8"])
     assert spec["externalTrafficPolicy"] == "Local", "a policy would see the node's address"
+    assert spec["ipFamilyPolicy"] == "PreferDualStack"
 
 
 def templates(namespace: str = "team-b") -> list[tuple[str, str, dict[str, Any]]]:
@@ -166,3 +168,25 @@ def test_classes_and_claims_that_are_there_are_used_and_not_made() -> None:
 
 def test_all_of_it_keeps_our_own_rules() -> None:
     assert rules.violations(objects()) == []
+
+
+def test_a_stack_for_clients_with_ipv6_keeps_our_own_rules() -> None:
+    networks = ["2001:db8::/32", "fd00::/8"]
+    config = document("dev")
+    config["apiServer"]["clientCidrs"] = networks
+    config["delivery"] = {"networks": networks}
+    config["models"][0] |= {"source": "https://[2001:db8::7]:8443/m.gguf", "digest": f"sha256:{'0' * 64}"}
+    found: list[dict[str, Any]] = []
+
+    def build() -> None:
+        settings = parse(rendered(config))
+        found.extend(made(lambda: stack.build(settings)))
+
+    with_config({**{name: json.dumps(value) for name, value in config.items()}, **GOOD}, build, tuple(GOOD))
+    assert rules.violations(found) == []
+    policies = {item["metadata"]["name"]: item["spec"] for item in found if item["kind"] == "NetworkPolicy"}
+    clients = [rule["from"] for rule in policies["api-server"]["ingress"] if {"port": 8000, "protocol": "TCP"} in rule["ports"]]
+    assert clients == [[{"ipBlock": {"cidr": network}} for network in networks]]
+    assert policies["model-sync"]["egress"] == [
+        {"to": [{"ipBlock": {"cidr": "2001:db8::7/128"}}], "ports": [{"port": 8443, "protocol": "TCP"}]}
+    ]

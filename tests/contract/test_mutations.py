@@ -110,6 +110,9 @@ MORE: dict[str, Change] = {
     "the whole internet for the cache": lambda s: s.spec("NetworkPolicy", "cache-server").update(
         egress=[{"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}]
     ),
+    "all of IPv6 for the cache": lambda s: s.spec("NetworkPolicy", "cache-server").update(
+        egress=[{"to": [{"ipBlock": {"cidr": "::/0"}}], "ports": [{"port": 443}]}]
+    ),
     "every namespace at the cache": lambda s: s.spec("NetworkPolicy", "cache-server")["ingress"][0].update(
         {"from": [{"namespaceSelector": {}}]}
     ),

@@ -24,6 +24,8 @@ from tests.service.processes import ROOT
 
 T = TypeVar("T")
 ADDRESS = "198.18.255.1"
+ADDRESS_V6 = "fd00:198:18::1"
+"""Which a pod has too, once it was asked for."""
 OLLAMA = f"http://{ADDRESS}:11434"
 AGENT = f"http://{ADDRESS}:9465"
 CONTROL = f"http://{ADDRESS}:9466"
@@ -73,6 +75,11 @@ class Pod:
         """Fills `store` from the shared one."""
         argv = [sys.executable, "-m", "model_sync", "follow", str(shared), str(self.store), "--ordinal=0", "--poll-s=0.2"]
         return self._start("follower", [*argv, f"--marker={self.work / 'marker'}"], {})
+
+    def with_ipv6(self) -> None:
+        """Give it the address of the other family."""
+        inside = ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net"]
+        subprocess.run([*inside, "ip", "address", "add", f"{ADDRESS_V6}/128", "dev", "lo", "nodad"], check=True)
 
     def engine(self, before: str) -> None:
         """Let the engine run these lines of Python first; `sys.argv` has its flags."""

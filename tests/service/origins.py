@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import AF_INET, AF_INET6
 
 import httpx
 
@@ -123,10 +124,11 @@ class _Handler(BaseHTTPRequestHandler):
 def serving(content: bytes, address: str = "127.0.0.1") -> Iterator[Origin]:
     origin = Origin(content)
     handler = type("Handler", (_Handler,), {"origin": origin})
-    server = ThreadingHTTPServer((address, 0), handler)
+    family = AF_INET6 if ":" in address else AF_INET
+    server = type("Server", (ThreadingHTTPServer,), {"address_family": family})((address, 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
-    origin.url = f"http://{address}:{server.server_port}/model.gguf"
+    origin.url = f"http://{f'[{address}]' if ':' in address else address}:{server.server_port}/model.gguf"
     try:
         yield origin
     finally:

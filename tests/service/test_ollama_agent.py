@@ -20,7 +20,7 @@ from model_sync import catalog, gguf
 from model_sync.catalog import Catalog, Entry
 from model_sync.store import file_digest, manifest_path, sha256
 from tests import tiny_gguf
-from tests.service.ollama_pod import AGENT, CONTROL, OLLAMA, Pod, pod
+from tests.service.ollama_pod import ADDRESS_V6, AGENT, CONTROL, OLLAMA, Pod, pod
 from tests.service.processes import refused
 
 TINY, SLOW, BROKEN = "tiny:1", "slow:1", "broken:1"
@@ -52,12 +52,12 @@ def scrape(server: Pod) -> dict[tuple[str, str], float]:
     }
 
 
-def stream(tokens: int = TOKENS) -> tuple[str, bool]:
+def stream(tokens: int = TOKENS, url: str = OLLAMA) -> tuple[str, bool]:
     """Text of one streamed answer, and whether it is whole."""
     text, done = "", False
     body = {"model": SLOW, "prompt": "Go.", "options": {"num_predict": tokens, "temperature": 0}}
     try:
-        with httpx.stream("POST", f"{OLLAMA}/api/generate", json=body, timeout=120, trust_env=False) as response:
+        with httpx.stream("POST", f"{url}/api/generate", json=body, timeout=120, trust_env=False) as response:
             for line in response.iter_lines():
                 event = json.loads(line)
                 text += event.get("response", "")
@@ -343,6 +343,22 @@ def test_trap_18_sigterm_cuts_a_stream_and_a_drain_before_it_does_not(server: Po
     text, done = whole.result()
     assert done
     assert len(text.split()) == TOKENS
+
+
+def test_a_client_over_ipv6_counts_and_is_waited_for(server: Pod) -> None:
+    server.with_ipv6()
+    server.ollama()
+    server.agent()
+    write_catalog(server, {"name": SLOW})
+    server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready")
+    assert server.probe(HOST=ADDRESS_V6, MODELS=json.dumps({SLOW: 1})) == (0, f'{{"models": {{"{SLOW}": 4096}}}}')
+    whole = server.submit(lambda: stream(60, f"http://[{ADDRESS_V6}]:11434"))
+    server.until(lambda: scrape(server)["ollama_connections", ""] == 1, "the stream runs")
+    drain = server.submit(lambda: httpx.get(f"http://[{ADDRESS_V6}]:9466/drain", timeout=120, trust_env=False).json())
+    assert drain.result()["left"] == 0
+    text, done = whole.result()
+    assert done
+    assert len(text.split()) == 60
 
 
 def test_a_drain_has_an_end(server: Pod) -> None:

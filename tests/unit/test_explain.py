@@ -80,6 +80,16 @@ def test_pressure_on_a_node_is_named() -> None:
     assert named(snapshot(Node=[node("n1", MemoryPressure="True")])) == [("node-pressure", "Node/n1")]
 
 
+@pytest.mark.parametrize(
+    ("network", "found"), [("fd00::/8", []), ("10.0.0.0/8", [("policy", "NetworkPolicy/theirs")])], ids=["theirs", "of the other family"]
+)
+def test_a_policy_that_knows_networks_is_read_where_pods_have_ipv6_alone(network: str, found: list[tuple[str, str]]) -> None:
+    ready = {"phase": "Running", "podIP": "fd00::7", "podIPs": [{"ip": "fd00::7"}]}
+    pods = [pod("model-server-x", "model-server", status=ready), pod("cache-server-x", "cache-server", status=ready)]
+    spec = {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"ipBlock": {"cidr": network}}]}]}
+    assert named(snapshot(Pod=pods, NetworkPolicy=[{"metadata": metadata("theirs"), "spec": spec}])) == found
+
+
 def test_a_writer_that_failed_explains_servers_without_models() -> None:
     job = {
         "metadata": metadata("models-writer", labels={"app.kubernetes.io/name": "model-sync"}),

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from pydantic import ValidationError
 
 from api_server import errors, fields, history, paths, requests, size, translation
 from api_server.activator import Activator, Demand, Settings, Unreachable, wanted
@@ -91,6 +92,24 @@ def test_no_field_goes_on_in_another_spelling(path: str, name: str) -> None:
     assert name in dropped
     assert name not in json.dumps(sent, ensure_ascii=False).replace('"truncate"', "")
     assert sent["model"] == "m:1"
+
+
+@pytest.mark.parametrize(
+    ("url", "host"), [("http://ollama:11434", "ollama"), ("http://10.0.0.7:80", "10.0.0.7"), ("http://[FD00::7]:11434", "fd00::7")]
+)
+def test_a_server_has_a_name_or_an_address_of_either_family(url: str, host: str) -> None:
+    upstream = Upstream(Route(url=url).url, 1)
+    assert upstream.host == host
+    assert Address(host, upstream.port).url == url.lower()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://ollama", "http://fd00::7:11434", "http://[fd00]:1", "http://[::1]:0", "http://a:65536", "http://a..b:1", "http://[a]b:1"],
+)
+def test_what_is_no_server_is_refused(url: str) -> None:
+    with pytest.raises(ValidationError):
+        Route(url=url)
 
 
 def test_the_names_of_dropped_fields_are_bounded() -> None:

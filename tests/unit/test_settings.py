@@ -110,6 +110,12 @@ def test_prod_has_the_sizes_of_the_design() -> None:
         ({"cache": {"maxMemory": "0"}}, "modelfleet:cache.maxMemory: got '0', want at least 1Mi; add a unit"),
         ({"fleet": {"resources": {"cpu": "0", "memory": "1Gi"}}}, "modelfleet:fleet.resources.cpu: got '0', want at least 1m"),
         ({"apiServer": {"clientCidrs": ["10.0.0.1/8"]}}, "modelfleet:apiServer.clientCidrs.0: got '10.0.0.1/8', want a network such as"),
+        ({"apiServer": {"clientCidrs": ["fd00::1/8"]}}, "modelfleet:apiServer.clientCidrs.0: got 'fd00::1/8', want a network such as"),
+        ({"apiServer": {"clientCidrs": ["fe80::%eth0/64"]}}, "modelfleet:apiServer.clientCidrs.0: got 'fe80::%eth0/64', want a network"),
+        (
+            {"apiServer": {"clientCidrs": ["::ffff:10.0.0.0/104"]}},
+            "got '::ffff:10.0.0.0/104', want a network such as 10.0.0.0/8 or fd00::/8",
+        ),
         ({"gpu": {"enabled": True}}, "modelfleet:gpu.memory: got nothing, want one GPU's memory such as 46068Mi"),
         ({"gpu": {"sharing": {"strategy": "mps", "replicas": 2}}}, "modelfleet:gpu.sharing.strategy: got mps, want none while gpu.enabled"),
         (
@@ -254,7 +260,11 @@ def test_claims_are_not_for_shares_that_only_the_device_plugin_makes() -> None:
         ("modelServer", {"replicas": 1}, "modelfleet:modelServer.replicas: got 1, want at least 2 with governance.production"),
         ("apiServer", {"replicas": 1}, "modelfleet:apiServer.replicas: got 1, want at least 2 with governance.production"),
         ("storage", {"retain": False}, "modelfleet:storage.retain: got false, want true with governance.production"),
-        ("apiServer", {"serviceType": "LoadBalancer"}, "modelfleet:apiServer.clientCidrs: got 0.0.0.0/0, want your clients' networks"),
+        (
+            "apiServer",
+            {"serviceType": "LoadBalancer"},
+            "modelfleet:apiServer.clientCidrs: got 0.0.0.0/0, ::/0, want your clients' networks",
+        ),
         ("apiServer", {"serviceType": "LoadBalancer", "clientCidrs": ["10.0.0.0/8", "::/0"]}, "got 10.0.0.0/8, ::/0, want"),
     ],
 )
@@ -266,10 +276,25 @@ def test_production_refuses_what_dev_may_have(section: str, values: dict[str, An
     parse(relaxed)
 
 
-def test_a_load_balancer_for_known_clients_is_fine_in_production() -> None:
+@pytest.mark.parametrize("networks", [["10.0.0.0/8"], ["2001:db8::/32"], ["10.0.0.0/8", "fd00::/8"]])
+def test_a_load_balancer_for_known_clients_is_fine_in_production(networks: list[str]) -> None:
     config = document("prod")
-    config["apiServer"] |= {"serviceType": "LoadBalancer", "clientCidrs": ["10.0.0.0/8"]}
-    assert parse(config).api_server.client_cidrs == ["10.0.0.0/8"]
+    config["apiServer"] |= {"serviceType": "LoadBalancer", "clientCidrs": networks}
+    assert parse(config).api_server.client_cidrs == networks
+
+
+def test_by_default_clients_of_both_families_may_connect() -> None:
+    assert parse(document()).api_server.client_cidrs == ["0.0.0.0/0", "::/0"]
+
+
+def test_networks_may_be_of_either_family_wherever_they_are_asked_for() -> None:
+    config = document()
+    both = ["10.0.0.0/8", "fd00::/8", "fd00::7/128"]
+    config["fleet"] |= {"scaleToZero": {"kubernetesCidrs": both}}
+    config["delivery"], config["network"] = {"networks": both}, {"dns": {"cidrs": both}}
+    settings = parse(config)
+    assert settings.fleet.scale_to_zero is not None
+    assert settings.fleet.scale_to_zero.kubernetes_cidrs == settings.delivery.networks == settings.network.dns.cidrs == both
 
 
 def test_models_keep_their_order() -> None:

@@ -48,9 +48,13 @@ def _bytes(text: str) -> str:
 
 def _network(text: str) -> str:
     try:
-        return str(ipaddress.ip_network(text))
+        found = ipaddress.ip_network(text)
     except ValueError:
-        raise ValueError("want a network such as 10.0.0.0/8, without host bits; correct it") from None
+        found = None
+    # Kubernetes takes neither a scope, nor an IPv4 address in the clothes of IPv6.
+    if found is None or "%" in text or (isinstance(found, ipaddress.IPv6Network) and found.network_address.ipv4_mapped is not None):
+        raise ValueError("want a network such as 10.0.0.0/8 or fd00::/8, without host bits; correct it")
+    return str(found)
 
 
 _SCHEMA = WithJsonSchema({"type": "string", "pattern": f"^{_QUANTITY}$"})

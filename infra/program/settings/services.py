@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from components.contract import EVERYWHERE
 from infra.program.settings.section import Annotations, Bytes, Cidr, DnsLabel, ModelName, Resources, Section
 
 
@@ -49,10 +50,12 @@ class ApiServerSettings(Section):
     external_traffic_policy: Literal["Cluster", "Local"] | None = None
     """Local: a node sends clients to its own API servers alone, so that their addresses stay what they are. That is the default where
     clientCidrs names networks, because a policy would see the node's address otherwise."""
+    ip_family_policy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] | None = None
+    """PreferDualStack: on a cluster with IPv4 and IPv6 clients reach the Service over both; unset, over the cluster's first."""
     max_in_flight: int = Field(default=4, ge=1, le=1024)
     """Requests at once to one upstream address; more get 429 with Retry-After."""
-    client_cidrs: list[Cidr] = Field(default=["0.0.0.0/0"], min_length=1)
-    """Who may connect; clients still need a key."""
+    client_cidrs: list[Cidr] = Field(default=[*EVERYWHERE], min_length=1)
+    """Networks that may connect, IPv4 and IPv6; clients still need a key."""
     resources: Resources
 
     @model_validator(mode="after")
