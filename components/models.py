@@ -49,6 +49,10 @@ class ModelStoreArgs:
     """JSON map of a source's host, or host:port, to a token or `user:password`: a secret that the writer alone mounts."""
     ca_bundle: str = ""
     """Certificates (PEM) of authorities that the writer trusts beside those of its image."""
+    proxy: str = ""
+    """http://HOST:PORT of the forward proxy that leads to the sources; its credential is the entry HOST:PORT of `credentials`."""
+    no_proxy: Sequence[str] = ()
+    """Names that are reached without it, each with all names below it."""
     priority_class: pulumi.Input[str] | None = None
     workload: WorkloadArgs = ORDINARY
 
@@ -76,6 +80,8 @@ class ModelStore(pulumi.ComponentResource):
         command = ["publish", "/seed", SHARED_PATH, f"--capacity={args.capacity_bytes}"]
         command += [f"--rate-limit={args.rate_limit_bytes}"] if args.rate_limit_bytes else []
         command += ["--verify"] if args.verify else []
+        command += [f"--proxy={args.proxy}"] if args.proxy else []
+        command += [f"--no-proxy={name}" for name in args.no_proxy]
         child = pulumi.ResourceOptions(parent=self)
         files: list[_File] = []
         if args.credentials is not None:

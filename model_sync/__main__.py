@@ -13,13 +13,15 @@ from model_sync.access import TIMEOUT_S, Access, credentials
 from model_sync.declared import declared
 from model_sync.fetch import Pace
 from model_sync.follow import Replica
+from model_sync.proxy import Proxy
 from model_sync.publish import Writer, clean
 from model_sync.source import ATTEMPTS, SourceError
 from model_sync.store import StoreError
 
 
 def _publish(options: argparse.Namespace) -> int:
-    access = Access(credentials(options.credentials) if options.credentials else {}, options.ca_bundle, options.silence_s)
+    proxy = Proxy(options.proxy, options.no_proxy) if options.proxy else None
+    access = Access(credentials(options.credentials) if options.credentials else {}, options.ca_bundle, options.silence_s, proxy)
     pace = Pace(options.rate_limit)
     writer = Writer(options.seed, options.store, options.capacity, pace, options.verify, options.attempts, access)
     problems = writer.publish(*declared(os.environ.get("MODEL_SYNC_MODELS", "")))
@@ -111,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--silence-s", type=float, default=TIMEOUT_S, help="that a source may keep, or bring less than 64 KiB/s for")
     publish.add_argument("--credentials", type=Path, help="JSON file: host or host:port to a token or user:password")
     publish.add_argument("--ca-bundle", type=Path, help="certificates (PEM) of authorities that are trusted, too")
+    publish.add_argument("--proxy", help="http://HOST:PORT that leads to the sources; its credential is among the others, for HOST:PORT")
+    publish.add_argument("--no-proxy", action="append", default=[], help="name that is reached without it, with all names below it")
     publish.set_defaults(run=_publish)
     cleaner = commands.add_parser("clean", help="remove what the catalog does not name")
     cleaner.add_argument("store", type=Path)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from model_sync.connections import Http, Https, Redirects, read_all, server_of
+from model_sync.connections import Http, Https, ProxyError, Redirects, Way, read_all, server_of
+from model_sync.proxy import Proxy
 from model_sync.store import StoreError
 
 TIMEOUT_S = 60.0
@@ -47,6 +48,8 @@ class Access:
     ca_bundle: Path | None = None
     """Certificates (PEM) that are trusted beside those of the image."""
     timeout_s: float = TIMEOUT_S
+    proxy: Proxy | None = None
+    """What leads to sources out of the cluster; its own credential is among `credentials`, by its HOST:PORT."""
     _pull_tokens: dict[tuple[str, str], str] = field(default_factory=dict, repr=False)
     """Server and repository to the token that its registry gave out."""
 
@@ -103,6 +106,8 @@ class Access:
             request.add_header("Authorization", authorization)
         try:
             return self._opener.open(request, timeout=self.timeout_s)
+        except ProxyError as error:
+            raise self._kept_out(error.status, error.target) or error from None
         except urllib.error.URLError as error:
             if isinstance(error.reason, ssl.SSLCertVerificationError):
                 raise AccessError(
@@ -113,14 +118,15 @@ class Access:
 
     @cached_property
     def _opener(self) -> urllib.request.OpenerDirector:
-        """Without proxies, since the network policy lets the writer reach its sources alone; and for no other scheme."""
+        """For http and https alone, and by no proxy but the declared one: the network policy lets the writer reach nothing else."""
         context = ssl.create_default_context()
         if self.ca_bundle is not None:
             context.load_verify_locations(cafile=self.ca_bundle)
+        way = Way(self.proxy, _header(self._proxy_credential))
         opener = urllib.request.OpenerDirector()
         for handler in (
-            Http(),
-            Https(context=context),
+            Http(way),
+            Https(way, context),
             urllib.request.HTTPDefaultErrorHandler(),
             urllib.request.HTTPErrorProcessor(),
             urllib.request.UnknownHandler(),
@@ -135,27 +141,47 @@ class Access:
         return next((value for host, value in self.credentials.items() if server_of(f"https://{host}") == server_of(url)), None)
 
     def _authorization(self, url: str) -> str | None:
-        credential = self._credential(url)
-        if credential is None:
-            return None
-        return f"Basic {base64.b64encode(credential.encode()).decode()}" if ":" in credential else f"Bearer {credential}"
+        return _header(self._credential(url))
+
+    @property
+    def _proxy_credential(self) -> str | None:
+        return self.credentials.get(self.proxy.server) if self.proxy else None
+
+    def via(self, url: str) -> str:
+        """For messages: what leads to the server, if it is the proxy."""
+        return self.proxy.via(url) if self.proxy else ""
+
+    def _kept_out(self, status: int | None, target: str) -> AccessError | None:
+        """What a person has to know of a refusal by the proxy itself; None where another attempt may help."""
+        found = self.proxy.refusal(status, target, known=self._proxy_credential is not None) if self.proxy else None
+        return AccessError(found) if found else None
 
     def _refused(self, error: urllib.error.HTTPError, url: str) -> Exception:
-        """What a person has to know of a 401 or 403; any other error as it is."""
+        """What a person has to know of a 401, 403 or 407; any other error as it is."""
+        if self.via(error.url) and error.code == 407:
+            error.close()
+            return self._kept_out(407, server_of(error.url)) or error
         if error.code not in (401, 403):
             return error
         error.close()
-        server = server_of(error.url)
+        server, via = server_of(error.url), self.via(error.url)
         if server != server_of(url):
-            return AccessError(f"got {error.code} from {server}, where {server_of(url)} redirects to, want the content; ask who runs them")
+            where = f"{server}{via}, where {server_of(url)} redirects to"
+            return AccessError(f"got {error.code} from {where}, want the content; ask who runs them")
         if self._credential(url) is not None:
             return AccessError(
-                f"got {error.code} from {server} with its credential, want leave to read; renew it in modelfleet:sourceTokens"
+                f"got {error.code} from {server}{via} with its credential, want leave to read; renew it in modelfleet:sourceTokens"
             )
         hint = f"set modelfleet:sourceTokens for {server}, or correct the source"
         if urlsplit(url).scheme != "https":
             hint = "open it to the writer, or serve it over TLS and set modelfleet:sourceTokens"
-        return AccessError(f"got {error.code} from {server}, want leave to read; {hint}")
+        return AccessError(f"got {error.code} from {server}{via}, want leave to read; {hint}")
+
+
+def _header(credential: str | None) -> str | None:
+    if credential is None:
+        return None
+    return f"Basic {base64.b64encode(credential.encode()).decode()}" if ":" in credential else f"Bearer {credential}"
 
 
 def _challenge(error: urllib.error.HTTPError) -> dict[str, str] | None:

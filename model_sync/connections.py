@@ -2,14 +2,21 @@
 
 import http.client
 import io
+import re
 import socket
+import ssl
 import threading
 import time
+import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
-from http.client import HTTPResponse
+from dataclasses import dataclass, field
+from http.client import HTTPException, HTTPResponse
 from typing import Any
 from urllib.parse import urlsplit
+
+from model_sync.proxy import Proxy
 
 
 class _InTime(http.client.HTTPConnection):
@@ -81,14 +88,59 @@ class _InTimeTls(_InTime, http.client.HTTPSConnection):
     pass
 
 
+class ProxyError(OSError):
+    """A request that found no way through the proxy."""
+
+    def __init__(self, server: str, target: str, reason: object) -> None:
+        refused = re.match(r"Tunnel connection failed: (\d{3})", str(reason))
+        self.status = int(refused[1]) if refused else None
+        """With which the proxy refused to connect us, if that was it."""
+        self.target = target
+        got = f"status {self.status}" if refused else str(reason) or type(reason).__name__
+        super().__init__(f"{got} through the proxy {server}")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How requests reach their servers. Whatever the environment says of proxies does not count."""
+
+    proxy: Proxy | None = None
+    authorization: str | None = field(default=None, repr=False)
+    """The proxy's own."""
+
+    def open(self, request: urllib.request.Request, do_open: Callable[[], HTTPResponse]) -> HTTPResponse:
+        """Raises ProxyError for what goes wrong between us and a server behind the proxy; that server's certificate is no matter of it."""
+        if self.proxy is None or not self.proxy.via(request.full_url):
+            return do_open()
+        request.set_proxy(self.proxy.server, "http")
+        if self.authorization:
+            # urllib gives it to the proxy alone, also where it then speaks to the server; and a redirect starts without it.
+            request.add_unredirected_header("Proxy-Authorization", self.authorization)
+        try:
+            return do_open()
+        except (OSError, HTTPException) as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                raise
+            raise ProxyError(self.proxy.server, server_of(request.full_url), reason) from None
+
+
 class Http(urllib.request.HTTPHandler):
+    def __init__(self, way: Way) -> None:
+        super().__init__()
+        self._way = way
+
     def http_open(self, req: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(_InTime, req)
+        return self._way.open(req, lambda: self.do_open(_InTime, req))
 
 
 class Https(urllib.request.HTTPSHandler):
+    def __init__(self, way: Way, context: ssl.SSLContext) -> None:
+        super().__init__(context=context)
+        self._way, self._trust = way, context
+
     def https_open(self, req: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(_InTimeTls, req, context=self._context)  # pyright: ignore[reportAttributeAccessIssue] (the base's own)
+        return self._way.open(req, lambda: self.do_open(_InTimeTls, req, context=self._trust))
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):

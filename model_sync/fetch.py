@@ -128,8 +128,9 @@ def fetch(source: Source, target: Target, pace: Pace, attempts: int = ATTEMPTS) 
         except (OSError, HTTPException, SourceError) as error:
             _refuse_full_disk(error, target)
             if patience.is_over(partial):
-                raise SourceError(f"{source.url}: got {reason(error)} after {partial.length} bytes, want {target.size or 'all of it'}; "
-                                        "check the source, the next run goes on from there") from None  # fmt: skip
+                got = f"{source.url}: got {reason(error, source.access)} after {partial.length} bytes"
+                want = f"want {target.size or 'all of it'}; check the source, the next run goes on from there"
+                raise SourceError(f"{got}, {want}") from None
             pause(patience.failures, error)
             continue
         if partial.digest == target.digest:

@@ -85,7 +85,7 @@ class Source:
             if error.code == 416 and offset:
                 return None
             if error.code < 500 and error.code not in _PASSING_STATUSES:
-                raise StoreError(f"{self.url}: got status {error.code}, want the content; correct the source") from None
+                raise StoreError(f"{self.url}: got {reason(error, self.access)}, want the content; correct the source") from None
             raise
         if response.status == 206 and _range(response) is None:
             response.close()
@@ -109,7 +109,7 @@ def document(source: Source, attempts: int = ATTEMPTS) -> bytes:
             with closing(source.open().file) as file:
                 return read_all(file, _DOCUMENT_BYTES, source.access.timeout_s)
         except (OSError, HTTPException) as error:
-            why = reason(error)
+            why = reason(error, source.access)
             if failures < attempts:
                 pause(failures, error)
     raise SourceError(f"{source.url}: got {why}, want the document; check the source")
@@ -122,7 +122,7 @@ def pause(failures: int, error: Exception) -> None:
     time.sleep(max(wished_s, min(_BACKOFF_S * 2 ** (failures - 1), _LONGEST_BACKOFF_S)))
 
 
-def reason(error: Exception) -> str:
+def reason(error: Exception, access: Access) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"status {error.code}"
+        return f"status {error.code}{access.via(error.url)}"
     return str(error) or type(error).__name__

@@ -24,7 +24,7 @@ def connections() -> list[tuple[str, str, str]]:
     rows += [(_title(edge.source), edge.target, str(edge.port)) for edge in EDGES]
     rows += [("Prometheus (`monitoring.prometheusNamespace`)", component, str(port)) for component, port in SCRAPED.items()]
     rows += [(_title(component), "DNS (kube-system)", "53 UDP and TCP") for component in DNS_CLIENTS]
-    rows += [(MODEL_WRITER, "sources (`models`, and DNS if one has a name)", "theirs")]
+    rows += [(MODEL_WRITER, "sources (`models`, or `delivery.proxy`; and DNS if one has a name)", "theirs")]
     ports = " and ".join(map(str, KUBERNETES_PORTS))
     rows += [(_title(ACTIVATOR), "the cluster's API server (`fleet.scaleToZero.kubernetesCidrs`)", ports)]
     return rows

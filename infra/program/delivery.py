@@ -13,15 +13,15 @@ from infra.program.workload import workload
 
 
 def has_names(settings: Settings) -> bool:
-    """Whether a source is named by host name, not by address."""
-    return any(model.origin and not is_address(model.origin[0]) for model in settings.models)
+    """Whether the writer has to look a name up."""
+    return any(not is_address(host) for host, _ in settings.writer_reaches)
 
 
 def origins(settings: Settings) -> list[c.OriginArgs]:
-    """The networks that the writer connects to. A source with an address is its own network; one with a name is in delivery.networks."""
+    """The networks that the writer connects to. A host with an address is its own network; one with a name is in delivery.networks."""
     found = [
         (cidr, port)
-        for host, port in filter(None, (model.origin for model in settings.models))
+        for host, port in settings.writer_reaches
         for cidr in ([str(ipaddress.ip_network(host))] if is_address(host) else settings.delivery.networks)
     ]
     return [c.OriginArgs(cidr=cidr, port=port) for cidr, port in dict.fromkeys(found)]
@@ -62,6 +62,8 @@ def model_store(
         verify=limits.verify,
         ca_bundle=limits.ca_bundle,
         credentials=inputs.source_tokens(),
+        proxy=limits.proxy,
+        no_proxy=limits.no_proxy,
         priority_class=runtime.batch_priority_class,
         workload=workload(settings, "model-sync"),
     )

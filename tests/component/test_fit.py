@@ -4,6 +4,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -190,3 +191,38 @@ def test_a_stack_for_clients_with_ipv6_keeps_our_own_rules() -> None:
     assert policies["model-sync"]["egress"] == [
         {"to": [{"ipBlock": {"cidr": "2001:db8::7/128"}}], "ports": [{"port": 8443, "protocol": "TCP"}]}
     ]
+
+
+@pytest.mark.parametrize(
+    ("proxy", "networks", "ways"),
+    [
+        ("http://10.0.0.7:3128", ["192.0.2.0/24"], [("10.0.0.7/32", 3128), ("192.0.2.0/24", 443)]),
+        ("http://[fd00::7]:3128", ["192.0.2.0/24"], [("fd00::7/128", 3128), ("192.0.2.0/24", 443)]),
+        ("http://proxy.example.com:3128", ["10.0.0.0/24"], [("10.0.0.0/24", 3128), ("10.0.0.0/24", 443)]),
+    ],
+)
+def test_on_a_company_network_the_writer_reaches_its_proxy_and_not_the_world(proxy: str, networks: list[str], ways: list[Any]) -> None:
+    config = document("dev")
+    config["delivery"] = {"proxy": proxy, "noProxy": ["corp.example.com"], "networks": networks}
+    outside, inside = "https://huggingface.co/m.gguf", "registry://registry.corp.example.com/team/m:1"
+    small = {**config["models"][0], "digest": f"sha256:{'0' * 64}"}
+    config["models"] = [small | {"source": outside}, small | {"name": "b:1", "source": inside}]
+    config["fleet"]["resources"]["memory"] = "2Gi"
+    tokens = json.dumps({urlsplit(proxy).netloc: "writer:hunter2"})
+    found: list[dict[str, Any]] = []
+
+    def build() -> None:
+        settings = parse(rendered(config))
+        found.extend(made(lambda: stack.build(settings)))
+
+    secrets = GOOD | {"sourceTokens": tokens}
+    with_config({**{name: json.dumps(value) for name, value in config.items()}, **secrets}, build, tuple(secrets))
+    assert rules.violations(found) == []
+    (policy,) = (item["spec"] for item in found if item["kind"] == "NetworkPolicy" and item["metadata"]["name"] == "model-sync")
+    blocks = [rule for rule in policy["egress"] if "ipBlock" in rule["to"][0]]
+    assert [(rule["to"][0]["ipBlock"]["cidr"], rule["ports"][0]["port"]) for rule in blocks] == ways
+    assert len(policy["egress"]) == 3, "and names are looked up"
+    writer = next(item for item in found if item["kind"] == "Job" and "publish" in str(item))
+    (container,) = writer["spec"]["template"]["spec"]["containers"]
+    assert {f"--proxy={proxy}", "--no-proxy=corp.example.com"} < set(container["args"])
+    assert [item["kind"] for item in found if "hunter2" in str(item)] == ["Secret"]

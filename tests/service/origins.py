@@ -45,6 +45,9 @@ class Origin:
     sent: int = 0
     requests: list[str] = field(default_factory=list)
     """The ranges that were asked for; empty for all."""
+    heads: list[dict[str, str]] = field(default_factory=list)
+    peers: set[int] = field(default_factory=set)
+    """Ports that the connections came from."""
     url: str = ""
 
 
@@ -55,6 +58,8 @@ class _Handler(BaseHTTPRequestHandler):
         origin = self.origin
         asked = self.headers.get("Range", "")
         origin.requests.append(asked)
+        origin.heads.append({name.lower(): value for name, value in self.headers.items()})
+        origin.peers.add(self.client_address[1])
         if origin.failures > 0:
             origin.failures -= 1
             self._answer(origin.failure_status, {"Content-Length": "0"})

@@ -41,6 +41,10 @@ class Server:
     """Of a token; the registry grants a minute more."""
     seen: list[tuple[str, str | None]] = field(default_factory=list)
     """Path with query, and Authorization, of each request."""
+    peers: set[int] = field(default_factory=set)
+    """Ports that the connections came from."""
+    heads: list[str] = field(default_factory=list)
+    """Names of the headers of all requests, in small letters."""
 
     @property
     def url(self) -> str:
@@ -53,6 +57,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, given = self.server_, self.headers.get("Authorization")
         server.seen.append((self.path, given))
+        server.peers.add(self.client_address[1])
+        server.heads += [name.lower() for name in self.headers]
         if server.wants is not None and given != server.wants:
             self.send_response(401 if given is None else server.refusal)
             self.send_header("Content-Length", "0")
@@ -79,10 +85,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(authority: Authority, content: bytes = b"") -> Iterator[Server]:
+def serving(authority: Authority, content: bytes = b"", names: tuple[str, ...] = ("127.0.0.1", "localhost")) -> Iterator[Server]:
     server = Server("", content)
     listener = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_": server}))
-    certificate, key = authority.issue("server", "server", names=["127.0.0.1", "localhost"])
+    certificate, key = authority.issue(f"server-{names[0]}", "server", names=[*names])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     listener.socket = context.wrap_socket(listener.socket, server_side=True)

@@ -57,9 +57,9 @@ class Desk:
         self.shared.mkdir()
         self.said = ""
 
-    def publish(self, declared: dict[str, Any], tokens: Mapping[str, str] | None = None, *, trusting: bool = True) -> int:
+    def publish(self, declared: dict[str, Any], tokens: Mapping[str, str] | None = None, *options: str, trusting: bool = True) -> int:
         environment = {"PATH": os.environ["PATH"], "MODEL_SYNC_MODELS": json.dumps({"fleet": 0, "models": [declared]})}
-        argv = [sys.executable, "-m", "model_sync", "publish", "/nowhere", str(self.shared), "--attempts=2"]
+        argv = [sys.executable, "-m", "model_sync", "publish", "/nowhere", str(self.shared), "--attempts=2", *options]
         argv += [f"--ca-bundle={self.authority.certificate_path}"] if trusting else []
         if tokens:
             self.tokens.write_text(json.dumps(tokens))

@@ -13,6 +13,7 @@ from model_sync import catalog, gguf, publish, server, store
 from model_sync.__main__ import main
 from model_sync.fetch import Pace
 from model_sync.follow import Replica
+from model_sync.proxy import Proxy
 from model_sync.publish import Declared, Writer
 from tests import tiny_gguf
 
@@ -524,3 +525,32 @@ def test_a_catalog_of_another_form_is_refused(content: str, tmp_path: Path) -> N
     (tmp_path / catalog.FILE).write_text(content)
     with pytest.raises(store.StoreError, match=r"catalog\.json: got"):
         catalog.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("host", "led"),
+    [
+        ("huggingface.co", True),
+        ("cdn-lfs.huggingface.co.", True),
+        ("files.example.com", False),
+        ("FILES.example.com", False),
+        ("a.files.example.com", False),
+        ("other.example.com", True),
+        ("afiles.example.com", True),
+        ("deep.below.corp", False),
+        ("corp", False),
+        ("203.0.113.7", False),
+        ("2001:db8::7", False),
+        ("127.0.0.1", False),
+        ("::1", False),
+        ("localhost", False),
+        ("files.localhost", False),
+        ("minio", False),
+        ("minio.models.svc", False),
+        ("minio.models.svc.cluster.local", False),
+        ("minio.models.svc.example.com", True),
+        ("", False),
+    ],
+)
+def test_a_proxy_leads_to_names_outside_and_to_nothing_else(host: str, led: bool) -> None:
+    assert Proxy("http://proxy.example.com:3128", ("files.example.com", ".corp")).leads_to(host) is led

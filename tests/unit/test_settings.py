@@ -406,6 +406,56 @@ def test_a_named_source_with_its_networks_is_fine() -> None:
     assert parse(config).delivery.networks == ["198.51.100.0/24"]
 
 
+PROXY = "http://proxy.example.com:3128"
+
+
+@pytest.mark.parametrize(
+    ("delivery", "line"),
+    [
+        ({"proxy": "proxy.example.com:3128"}, "delivery.proxy: got 'proxy.example.com:3128', want http://HOST:PORT; name a proxy that"),
+        ({"proxy": "https://proxy.example.com:3128"}, "delivery.proxy: got 'https://proxy.example.com:3128', want http://HOST:PORT"),
+        ({"proxy": "http://proxy.example.com"}, "delivery.proxy: got 'http://proxy.example.com', want http://HOST:PORT"),
+        ({"proxy": "http://[fd00::7:3128"}, "delivery.proxy: got 'http://[fd00::7:3128', want http://HOST:PORT"),
+        ({"proxy": f"{PROXY}/pac"}, f"delivery.proxy: got '{PROXY}/pac', want http://HOST:PORT"),
+        ({"proxy": "http://me:hunter2@proxy.example.com:3128"}, "delivery.proxy: got a user or a password, want http://HOST:PORT alone;"),
+        ({"noProxy": ["example.com"]}, "delivery.noProxy: got example.com, want none without proxy"),
+        ({"proxy": PROXY, "noProxy": ["*.example.com"]}, "delivery.noProxy.0: got '*.example.com', want "),
+        ({"proxy": PROXY}, "delivery.networks: got nothing, want the networks of proxy.example.com, delivery.proxy; list them"),
+        (
+            {"proxy": "http://10.0.0.7:3128", "noProxy": ["example.com"]},
+            "delivery.networks: got nothing, want the networks of files.example.com, the source of smollm2:135m",
+        ),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_refused(delivery: dict[str, Any], line: str) -> None:
+    said = refusal(models=[NAMED], delivery=delivery)
+    assert f"modelfleet:{line}" in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("source", "delivery", "reached"),
+    [
+        ("https://files.example.com/m", {"proxy": "http://10.0.0.7:3128"}, [("10.0.0.7", 3128)]),
+        ("https://files.example.com/m", {"proxy": "http://[fd00::7]:3128"}, [("fd00::7", 3128)]),
+        ("registry://198.51.100.7/team/m:1", {"proxy": "http://10.0.0.7:3128"}, [("10.0.0.7", 3128), ("198.51.100.7", 443)]),
+        ("image", {"proxy": "http://10.0.0.7:3128"}, []),
+        (
+            "https://files.example.com/m",
+            {"proxy": PROXY, "noProxy": ["example.com"], "networks": ["10.0.0.0/8"]},
+            [("proxy.example.com", 3128), ("files.example.com", 443)],
+        ),
+    ],
+)
+def test_the_writer_reaches_the_proxy_in_place_of_what_it_leads_to(
+    source: str, delivery: dict[str, Any], reached: list[tuple[str, int]]
+) -> None:
+    config = document()
+    config["models"] = [{**NAMED, "source": source, "digest": "" if source == "image" else DIGEST}]
+    config["delivery"] = delivery
+    assert parse(config).writer_reaches == reached
+
+
 def test_models_on_some_replicas_need_room_only_there() -> None:
     """Two of them do not fit on one GPU, but each replica holds one."""
     config = document("prod")

@@ -82,10 +82,18 @@ def _delivery(settings: Sections) -> Iterator[str]:
             yield f"{path}.contextLength: got {model.context_length}, want at most fleet.contextLength {fleet.context_length}; raise that"
         if (model.replicas or 1) > fleet.replicas:
             yield f"{path}.replicas: got {model.replicas}, want at most fleet.replicas {fleet.replicas}; lower it, or leave it out for all"
-        if model.origin and not is_address(model.origin[0]) and not settings.delivery.networks:
+    if not settings.delivery.networks:
+        yield from _unplaced(settings)
+
+
+def _unplaced(settings: Sections) -> Iterator[str]:
+    """Hosts that are known by name alone."""
+    for host, port in dict.fromkeys(settings.writer_reaches):
+        named = [model.name for model in settings.models if model.origin == (host, port)]
+        what = f"the source of {', '.join(named)}" if named else "delivery.proxy"
+        if not is_address(host):
             yield (
-                f"delivery.networks: got nothing, want the networks of {model.origin[0]}, the source of {model.name}; "
-                "list them, since a network policy cannot name hosts"
+                f"delivery.networks: got nothing, want the networks of {host}, {what}; list them, since a network policy cannot name hosts"
             )
 
 

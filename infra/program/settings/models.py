@@ -3,12 +3,13 @@
 import ipaddress
 import re
 import ssl
-from typing import Self
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from infra.program.settings.section import Bytes, Cidr, ModelName, Section
+from model_sync.proxy import Proxy
 
 IMAGE = "image"
 KEEP_ALIVE = r"^(-1|[0-9]{1,6}(ms|s|m|h))$"
@@ -68,10 +69,32 @@ class DeliverySettings(Section):
     verify: bool = False
     """Hash also the files that are in the shared store already, and fetch damaged ones again."""
     networks: list[Cidr] = Field(default=[])
-    """Networks of the sources that are named by host name (and of where they redirect to, or get tokens): a network policy knows
-    addresses only."""
+    """Networks of the sources that are named by host name (and of where they redirect to, or get tokens), and of the proxy, which takes the
+    place of those behind it: a network policy knows addresses only."""
     ca_bundle: str = ""
     """Certificates (PEM) of authorities that the writer trusts beside the public ones."""
+    proxy: str = ""
+    """Forward proxy that leads to the sources, as `http://proxy.example.com:3128`. It is not asked for addresses, names without a dot, and
+    names of the cluster (`.svc`, `.cluster.local`). Its credential, if it wants one, is the entry `proxy.example.com:3128` of the secret
+    sourceTokens."""
+    no_proxy: list[Annotated[str, Field(pattern=r"^\.?[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?$")]] = Field(default=[])
+    """Names of sources that are reached without the proxy, each with all names below it."""
+
+    @model_validator(mode="after")
+    def _proxy_is_an_address(self) -> Self:
+        if "@" in self.proxy:
+            # It is not echoed: logs, the state and the Job would show the credential.
+            raise ValueError("proxy: got a user or a password, want http://HOST:PORT alone; put them into sourceTokens, under HOST:PORT")
+        if self.proxy and not _is_proxy(self.proxy):
+            raise ValueError(f"proxy: got {self.proxy!r}, want http://HOST:PORT; name a proxy that takes HTTP without TLS")
+        if self.no_proxy and not self.proxy:
+            raise ValueError(f"noProxy: got {', '.join(self.no_proxy)}, want none without proxy; remove it, or set proxy")
+        return self
+
+    @property
+    def forward_proxy(self) -> Proxy | None:
+        """The proxy, if there is one."""
+        return Proxy(self.proxy, self.no_proxy) if self.proxy else None
 
     @model_validator(mode="after")
     def _authorities_are_certificates(self) -> Self:
@@ -91,6 +114,17 @@ def is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_proxy(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return False
+    # An IPv6 address is in brackets, or urlsplit would have taken its end for a port.
+    named = re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", host) or (is_address(host) and "%" not in host)
+    return bool(port and named) and text.lower() in (f"http://{host}:{port}", f"http://[{host}]:{port}")
 
 
 def _source_problem(source: str) -> str:

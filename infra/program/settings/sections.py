@@ -60,6 +60,14 @@ class Sections(Section):
     def model_names(self) -> list[str]:
         return [model.name for model in self.models]
 
+    @property
+    def writer_reaches(self) -> list[tuple[str, int]]:
+        """Hosts and ports that the writer connects to: of sources, and of the proxy in place of those that it leads to."""
+        origins, proxy = [model.origin for model in self.models if model.origin], self.delivery.forward_proxy
+        if proxy is None or not origins:
+            return origins
+        return [proxy.origin, *(origin for origin in origins if not proxy.leads_to(origin[0]))]
+
     def context_length(self, model: ModelSettings) -> int:
         """Tokens that a request to the model may have."""
         return model.context_length or self.fleet.context_length
