@@ -7,12 +7,11 @@ import pulumi
 import components as c
 from components.contract import BATCH_PRIORITY
 from components.gpu import device_class
-from components.images import CONTEXTS
 from infra import ROOT
 from infra.program import delivery
 from infra.program.settings import Settings, inputs
 from infra.program.settings.cluster import verifier_namespace
-from infra.program.settings.images import VERIFIER_IMAGE, TrustSettings
+from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, VERIFIER_IMAGE, TrustSettings
 from infra.program.settings.section import SettingsError
 from infra.program.settings.storage import Tier
 from infra.program.workload import resources, workload
@@ -37,9 +36,15 @@ def check_bases(settings: Settings) -> None:
         return
     from images.pins import unpinned  # noqa: PLC0415 (a client of registries, which only this needs)
 
-    if found := unpinned(list(CONTEXTS)):
+    if found := unpinned(built(settings)):
         got = f"modelfleet:images.builder: got {settings.images.builder}, and no digest of {', '.join(found)} in images/pins.toml"
         raise SettingsError(f"{got}, want each by digest in production; run make pins, look at the change, and commit it")
+
+
+def built(settings: Settings) -> list[str]:
+    """The images that a builder makes: those that the stack runs, and on GPU nodes the bases for services of other teams."""
+    verifier = [VERIFIER_IMAGE] if settings.images.trust is not None else []
+    return [*IMAGE_NAMES, *verifier, *(BASE_NAMES if settings.gpu.enabled else ())]
 
 
 def images(settings: Settings) -> c.RuntimeImagesArgs:
@@ -48,6 +53,7 @@ def images(settings: Settings) -> c.RuntimeImagesArgs:
         registry=settings.images.registry,
         source=ROOT,
         refs=settings.images.refs,
+        images=None if settings.images.builder == "prebuilt" else built(settings),
         platform=settings.images.platform,
         builder_name=settings.images.builder_name,
         build=settings.cluster.render_to is None,

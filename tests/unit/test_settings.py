@@ -12,7 +12,7 @@ from infra.program import foundations
 from infra.program.settings import Settings, constraints, parse
 from infra.program.settings.committed import stack_config
 from infra.program.settings.gpu import GpuSettings
-from infra.program.settings.images import IMAGE_NAMES, VERIFIER_IMAGE
+from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, VERIFIER_IMAGE, TrustSettings
 from infra.program.settings.section import SettingsError, quantity
 from model_sync.catalog import is_held_by
 
@@ -508,3 +508,11 @@ def test_production_builds_on_no_base_without_a_digest(monkeypatch: pytest.Monke
         foundations.check_bases(prod)
     monkeypatch.setattr(pins, "bases", lambda _=None: {"python": {"digest": f"sha256:{'0' * 64}"}})
     foundations.check_bases(prod)
+
+
+def test_a_builder_makes_what_the_stack_runs_and_no_more() -> None:
+    prod = parse(document("prod"))
+    assert set(foundations.built(prod)) == {*IMAGE_NAMES, *BASE_NAMES}
+    trust = TrustSettings.model_validate({"publicKeys": "-----BEGIN PUBLIC KEY-----"})
+    verified = prod.model_copy(update={"gpu": GpuSettings(), "images": prod.images.model_copy(update={"trust": trust})})
+    assert set(foundations.built(verified)) == {*IMAGE_NAMES, VERIFIER_IMAGE}
