@@ -4,10 +4,10 @@
 `engine`         runs Pulumi's command line on that program, and reads what an update would do before it runs
 `analysis`       looks at renderings and at running clusters: `preview`, `manifests`, `policy`, `explain`
 `lifecycle`      `make up`, `make down`, `make status` and `make explain`
-`preparation`    what a person makes before a deployment: a certificate, files for GPU nodes
+`preparation`    what is made before a deployment: a certificate, files for GPU nodes, signed images' digests
 `documentation`  the pages of docs/ that are made from code
 
-Each package imports from those above it alone; `preparation` and `documentation` import from `program` alone.
+Each package imports from those above it alone; `preparation` from `program` and `engine`, `documentation` from `program` alone.
 """
 
 from pathlib import Path

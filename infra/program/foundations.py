@@ -1,6 +1,6 @@
 """From the settings to the arguments of the components that every workload stands on. What another one made arrives as a value."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pulumi
 
@@ -31,20 +31,26 @@ def _tier(tier: Tier, class_name: str) -> c.TierArgs:
 
 
 def check_bases(settings: Settings) -> None:
-    """In production an image is built on bases by digest: a tag is another base tomorrow. Raises SettingsError."""
-    if settings.images.builder == "prebuilt" or not settings.governance.production:
-        return
+    """In production an update builds on bases by digest alone. Raises SettingsError."""
+    if settings.images.builder != "prebuilt" and settings.governance.production:
+        require_pinned_bases(f"modelfleet:images.builder: got {settings.images.builder}, and", built(settings))
+
+
+def require_pinned_bases(got: str, images: Sequence[str]) -> None:
+    """A tag is another base tomorrow. Raises SettingsError, whose message begins with `got`."""
     from images.pins import unpinned  # noqa: PLC0415 (a client of registries, which only this needs)
 
-    if found := unpinned(built(settings)):
-        got = f"modelfleet:images.builder: got {settings.images.builder}, and no digest of {', '.join(found)} in images/pins.toml"
-        raise SettingsError(f"{got}, want each by digest in production; run make pins, look at the change, and commit it")
+    if found := unpinned(images):
+        want = "want each by digest in production; run make pins, look at the change, and commit it"
+        raise SettingsError(f"{got} no digest of {', '.join(found)} in images/pins.toml, {want}")
 
 
 def built(settings: Settings) -> list[str]:
-    """The images that a builder makes: those that the stack runs, and on GPU nodes the bases for services of other teams."""
-    verifier = [VERIFIER_IMAGE] if settings.images.trust is not None else []
-    return [*IMAGE_NAMES, *verifier, *(BASE_NAMES if settings.gpu.enabled else ())]
+    """The images that an update builds: those that the stack runs, and on GPU nodes the bases for services of other teams.
+
+    A verifier is not among them: what it wants signed is built and signed before the update.
+    """
+    return [*IMAGE_NAMES, *(BASE_NAMES if settings.gpu.enabled else ())]
 
 
 def images(settings: Settings) -> c.RuntimeImagesArgs:

@@ -1,10 +1,15 @@
 """The workflows that users copy: they parse, they run the one command that runs here too, and they need no secret."""
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from components.images import CONTEXTS
+from infra.preparation.images import arguments, with_refs
+from infra.program.settings.images import ImagesSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 GITHUB: dict[Any, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "preview.yml").read_text())
@@ -12,6 +17,7 @@ GITLAB: dict[str, Any] = yaml.safe_load((ROOT / ".gitlab-ci.yml").read_text())
 SUMMARY = "build/preview/summary.md"
 CHECKS: dict[Any, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "checks.yml").read_text())
 STEPS: list[dict[str, Any]] = GITHUB["jobs"]["preview"]["steps"]
+RELEASE: dict[str, Any] = yaml.safe_load((ROOT / "examples" / "workflows" / "release.yml").read_text())["jobs"]["release"]
 SCRIPTS = [
     [step["run"] for step in STEPS if "run" in step],
     GITLAB["preview"]["before_script"] + GITLAB["preview"]["script"],
@@ -48,7 +54,7 @@ def test_the_github_workflow_runs_on_pull_requests_shows_and_comments_the_summar
 
 
 def test_actions_are_pinned_by_commit() -> None:
-    used = [step["uses"] for step in [*STEPS, *CHECKS["jobs"]["checks"]["steps"]] if "uses" in step]
+    used = [step["uses"] for step in [*STEPS, *CHECKS["jobs"]["checks"]["steps"], *RELEASE["steps"]] if "uses" in step]
     assert used
     for action in used:
         assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), action
@@ -85,3 +91,36 @@ def test_no_secret_is_needed_and_the_whole_history_is_there() -> None:
     checkout = next(step for step in STEPS if step.get("uses", "").startswith("actions/checkout@"))
     assert checkout["with"]["fetch-depth"] == 0
     assert GITLAB["preview"]["variables"]["GIT_DEPTH"] == "0"
+
+
+def test_the_release_builds_signs_and_deploys_in_this_order_by_commands_that_exist() -> None:
+    """What they do is tested by themselves: tests/service/test_image_builds.py, test_image_trust.py."""
+    script = "\n".join(step.get("run", "") for step in RELEASE["steps"])
+    modules = re.findall(r"python -m (\S+)", script)
+    assert modules == ["infra.preparation.images", "images.supply_chain"]
+    assert all(importlib.util.find_spec(name) for name in modules)
+    targets = re.findall(r"^make (\S+)", script, re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets == [".venv/.stamp", "up"]
+    assert all(re.search(rf"^{re.escape(name)}:", makefile, re.MULTILINE) for name in targets)
+    named = [step["name"] for step in RELEASE["steps"] if "name" in step]
+    assert named == ["prepare", "build", "scan and sign", "deploy"]
+
+
+def test_a_release_builds_every_image_and_the_settings_take_all_of_them() -> None:
+    args = arguments({"modelfleet:images": {"registry": "registry.example.com/fleet"}})
+    assert args.images is None, "all that can be built"
+    refs = {name: f"registry.example.com/fleet/{name}@sha256:{'0' * 64}" for name in CONTEXTS}
+    section = yaml.safe_load(with_refs((ROOT / "Pulumi.prod.yaml").read_text(), refs))["config"]["modelfleet:images"]
+    trusted = ImagesSettings.model_validate(section | {"trust": {"publicKeys": "-----BEGIN PUBLIC KEY-----"}})
+    assert (trusted.builder, trusted.refs) == ("prebuilt", refs)
+
+
+def test_the_release_gives_each_secret_to_one_step_and_prints_none() -> None:
+    holders = {step["name"]: set(re.findall(r"secrets\.(\w+)", str(step))) for step in RELEASE["steps"] if "secrets." in str(step)}
+    assert holders == {
+        "prepare": {"REGISTRY_PASSWORD"},
+        "scan and sign": {"COSIGN_KEY", "COSIGN_PASSWORD"},
+        "deploy": {"KUBECONFIG", "PULUMI_CONFIG_PASSPHRASE"},
+    }
+    assert not [step for step in RELEASE["steps"] if "secrets." in step.get("run", "")]

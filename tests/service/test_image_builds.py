@@ -1,56 +1,29 @@
-"""Our Dockerfiles as written, built by a real BuildKit through the docker-build provider and the component that users deploy."""
+"""Our Dockerfiles as written, built by a real BuildKit through the docker-build provider, as `python -m infra.preparation.images` does."""
 
 from pathlib import Path
-from typing import Any
 
-import pulumi
 import pytest
-from pulumi import automation
 
-from components import RuntimeImages, RuntimeImagesArgs
+from components import RuntimeImagesArgs
 from images import embedded
 from infra import ROOT
-from infra.engine.cli import PulumiCli
+from infra.preparation.images import build
 from tests.service.buildkit import BUILDER, Builder, builder
 
 IMAGES = ("ollama", "model-sync", "api-server", "metrics-exporter")
 """Two without and two with a builder stage; the others need packages or models of several hundred megabytes."""
 
 
-def build(where: Builder, work: Path) -> dict[str, str]:
-    """References of one `pulumi up` of its own state."""
-
-    def program() -> None:
-        args = RuntimeImagesArgs(
-            builder="docker-build", registry=f"{where.registry}/test", builder_name=BUILDER, source=ROOT, images=IMAGES
-        )
-        images = RuntimeImages("images", args)
-        pulumi.export("refs", dict(images.refs))
-
-    cli = PulumiCli(stack="images", state_dir=work, builder="docker-build")
-    environment = cli.environment() | {"BUILDX_CONFIG": str(where.config), "HOME": str(work)}
-    (work / "cli").mkdir()
-    (work / "cli" / "bin").symlink_to(environment["PATH"].partition(":")[0])
-    stack = automation.create_or_select_stack(
-        "images",
-        project_name="images",
-        program=program,
-        opts=automation.LocalWorkspaceOptions(
-            work_dir=str(work),
-            env_vars=environment,
-            pulumi_command=automation.PulumiCommand(str(work / "cli")),
-            secrets_provider="passphrase",
-        ),
-    )
-    outputs: Any = stack.up().outputs["refs"].value
-    return dict(outputs)
-
-
 def build_anew(work: Path) -> dict[str, str]:
     """Digests by a builder without a cache, after a look at what it pushed."""
     work.mkdir()
-    with builder(work) as where:
-        references = build(where, work / "state")
+    with builder(work) as where, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BUILDX_CONFIG", str(where.config))
+        patch.setenv("DOCKER_CONFIG", str(work / "docker"))
+        args = RuntimeImagesArgs(
+            builder="docker-build", registry=f"{where.registry}/test", builder_name=BUILDER, source=ROOT, images=IMAGES
+        )
+        references = build(args, work / "state")
         check(where, references)
     return {name: reference.partition("@")[2] for name, reference in references.items()}
 

@@ -20,7 +20,7 @@ PACKAGES = {
     "engine": {"program"},
     "analysis": {"program", "engine"},
     "lifecycle": {"program", "engine", "analysis"},
-    "preparation": {"program"},
+    "preparation": {"program", "engine"},
     "documentation": {"program"},
 }
 """Package of infra/ to those that it may import from, as infra/__init__.py says."""

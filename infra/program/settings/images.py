@@ -57,7 +57,7 @@ class ImagesSettings(Section):
     platform: Literal["linux/amd64", "linux/arm64"] = "linux/amd64"
     """What is built for."""
     trust: TrustSettings | None = None
-    """Refuse pods whose images carry no cosign signature by one of these keys."""
+    """Refuse pods whose images carry no cosign signature by one of these keys. Builders are refused with it: sign before you deploy."""
 
     @model_validator(mode="after")
     def _refs_fit_builder(self) -> Self:
@@ -74,6 +74,11 @@ class ImagesSettings(Section):
             problems.append(f"refs.{missing[0]}: got nothing, want a reference for {', '.join(missing)}; add them or set images.builder")
         if self.builder != "prebuilt" and self.refs:
             problems.append(f"refs: got references, want none with builder {self.builder}; remove refs or set builder to prebuilt")
+        if self.builder != "prebuilt" and self.trust is not None:
+            problems.append(
+                f"builder: got {self.builder} with trust, want prebuilt, since nobody would have signed what an update builds; "
+                "build and sign first, as examples/workflows does"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
