@@ -11,6 +11,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from components.contract import ACTIVATOR, AGENT_PORT, API_METRICS_PORT, API_SERVER, COMPONENTS, EDGES, OLLAMA, PORTS, SCRAPED
+from components.images import CONTEXTS
 from images import embedded
 from infra.documentation import configuration
 from infra.documentation.__main__ import PAGES
@@ -192,6 +193,12 @@ class TestEveryDockerfile:
             assert (pins[name]["tag"], pins[name]["digest"]) == (tag, digest)
             assert pins[name]["source"]
             assert pins[name]["date"]
+
+    def test_copies_what_its_tag_stands_for_and_the_context_holds(self, path: Path) -> None:
+        """.dockerignore lets nothing else through, and another source is another tag."""
+        copied = {source.partition("/")[0] for source in re.findall(r"^COPY (?!--from=)(\S+)", path.read_text(), re.MULTILINE)}
+        assert copied == {*CONTEXTS[path.parent.name]} - {f"images/{path.parent.name}"}
+        assert copied <= set(re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
 
     def test_installs_only_locked_packages(self, path: Path) -> None:
         for line in re.findall(r"pip install .*", path.read_text()):
