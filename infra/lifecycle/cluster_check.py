@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from components.contract import USER_ID
 from infra.engine.errors import CommandError
+from infra.program.cluster import Objects
 from infra.program.settings import refusals
 from infra.program.settings.governance import GovernanceSettings
 from infra.program.settings.section import Section, SettingsError
@@ -85,6 +86,11 @@ class _Sections(Section):
     governance: GovernanceSettings = GovernanceSettings()
 
 
+def image_of(config: Mapping[str, Any]) -> str:
+    """The API server's, which has Python; empty for a stack that builds it."""
+    return str(config.get("modelfleet:images", {}).get("refs", {}).get("api-server", ""))
+
+
 def asked_of(config: Mapping[str, Any], image: str, registry_auth: str | None) -> Asked:
     """What a stack of that configuration needs. `image` takes the place of its own. Raises SettingsError."""
     sections = {name: config[f"modelfleet:{name}"] for name in _Sections.model_fields if f"modelfleet:{name}" in config}
@@ -92,7 +98,7 @@ def asked_of(config: Mapping[str, Any], image: str, registry_auth: str | None) -
         found = _Sections.model_validate(sections)
     except ValidationError as error:
         raise SettingsError("\n".join(refusals.lines(error, sections, _Sections, ()))) from None
-    image = image or config.get("modelfleet:images", {}).get("refs", {}).get("api-server", "")
+    image = image or image_of(config)
     if not image:
         raise SettingsError("IMAGE: got nothing, and a stack that builds its images, want one with Python to try the cluster with; name it")
     assigned = config.get("modelfleet:cluster", {}).get("userIds") == "assigned"
@@ -101,7 +107,9 @@ def asked_of(config: Mapping[str, Any], image: str, registry_auth: str | None) -
 
 
 def check(context: str, kubeconfig: str, asked: Asked) -> list[Answer]:
-    """Try it, which takes a minute where volumes come quickly. Raises CommandError when the cluster does not let us try."""
+    """Try it, which takes a minute where volumes come quickly. Raises SettingsError for a cluster that does not answer, and CommandError
+    when it does not let us try."""
+    Objects(context, kubeconfig).identity()
     try:
         cluster = _Cluster(kubernetes.config.new_client_from_config(config_file=kubeconfig, context=context))
         cluster.remove()
@@ -113,7 +121,7 @@ def check(context: str, kubeconfig: str, asked: Asked) -> list[Answer]:
     except ApiException as error:
         said = f"{error.status} {error.reason} from cluster {context!r}"
         raise CommandError(f"check: got {said}, want leave to try it; examples/access has the rights of a deployer") from None
-    except (urllib3.exceptions.HTTPError, OSError, kubernetes.config.ConfigException) as error:
+    except (urllib3.exceptions.HTTPError, OSError) as error:
         raise CommandError(f"check: got no answer from cluster {context!r} ({type(error).__name__}), want one; start it") from None
 
 

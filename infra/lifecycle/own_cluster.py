@@ -47,8 +47,8 @@ class OwnCluster:
             raise CommandError("\n".join(errors))
 
     def _try_first(self, deployment: Deployment, options: argparse.Namespace) -> None:
-        if not options.image and stack_config(self.stack).get("modelfleet:images", {}).get("builder", "prebuilt") != "prebuilt":
-            say("up: policies and classes of the cluster are not tried, for images are not built yet; make check IMAGE=… does it")
+        if not options.image and not cluster_check.image_of(stack_config(self.stack)):
+            say("up: policies and classes of the cluster are not tried, for there is no image yet; make check IMAGE=… does it")
             return
         say("up: the stack is not there yet, so the cluster is tried first")
         self.check(options)

@@ -197,7 +197,10 @@ def check(answer: bytes, raw: bytes) -> list[int]:
         statuses.append(status)
         assert status < 500 or status in (502, 503), (raw[:500], answer[:500])
         length = re.search(rb"(?i)^content-length: *(\d+)", head, re.MULTILINE)
-        body, answer = (rest[: int(length[1])], rest[int(length[1]) :]) if length else (rest, b"")
+        end = int(length[1]) if length else len(rest)
+        if length and rest.startswith(b"HTTP/1."):
+            end = 0  # The answer to HEAD has the length of a body that does not come.
+        body, answer = rest[:end], rest[end:]
         if status < 400 or not body:
             continue  # a stream, or the answer to HEAD
         try:
