@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import httpx
 from devcluster import oci, toolchain
 from devcluster.oci import Image, Layer, RuntimeConfig, assemble, write_tree
 from devcluster.system_images import base_layer
+from images import pins
 from tests.service import registries
 
 BUILDER = "modelfleet-test"
@@ -42,7 +43,7 @@ def _layer(path: Path, files: dict[str, Path]) -> Layer:
     return oci.existing_layer(path)
 
 
-def _python(work: Path) -> Image:
+def python(work: Path, debian: Layer) -> Image:
     """Debian's Python with pip, and the machine's certificates: what the Dockerfiles ask of python:3.12-slim-bookworm, one minor older."""
     script = work / "pip"
     script.write_text(_PIP)
@@ -53,13 +54,14 @@ def _python(work: Path) -> Image:
     if _CA_BUNDLE.exists():
         files["etc/ssl/certs/ca-certificates.crt"] = _CA_BUNDLE
         env["PIP_CERT"] = str(_CA_BUNDLE)
-    layers = [base_layer(), _layer(work / "python.tar", files)]
+    layers = [debian, _layer(work / "python.tar", files)]
     return assemble("python", layers, RuntimeConfig(env=env, cmd=["python3"]))
 
 
-def _ollama(work: Path) -> Image:
+def ollama(work: Path, debian: Layer) -> Image:
+    """Ollama's server without its GPU libraries."""
     binary = toolchain.ensure(["ollama"]) / "ollama"
-    layers = [base_layer(), _layer(work / "ollama.tar", {"usr/bin/ollama": binary})]
+    layers = [debian, _layer(work / "ollama.tar", {"usr/bin/ollama": binary})]
     return assemble("ollama/ollama", layers, RuntimeConfig(entrypoint=["/bin/ollama"], cmd=["serve"]))
 
 
@@ -71,21 +73,21 @@ def _wait(process: "subprocess.Popen[bytes]", ready: Path, log: Path, timeout_s:
         time.sleep(0.05)
 
 
-def _remove_groups() -> None:
+def remove_groups(name: str) -> None:
     """runc leaves the control group that its containers were in; one that another builder uses stays."""
     root = Path("/sys/fs/cgroup")
-    for base in (root / "buildkit", *(path / "buildkit" for path in root.iterdir())):
+    for base in (root / name, *(path / name for path in root.iterdir())):
         for group in [*sorted((path for path in base.rglob("*") if path.is_dir()), reverse=True), base]:
             with suppress(OSError):
                 group.rmdir()
 
 
 @contextmanager
-def builder(work: Path) -> Iterator[Builder]:
-    """A builder, and a registry with the bases of our Dockerfiles, until the block ends."""
+def builder(work: Path, bases: Sequence[Image] = ()) -> Iterator[Builder]:
+    """A builder, and a registry with stand-ins for bases of our Dockerfiles, until the block ends."""
     with registries.serving(work) as address:
-        oci.push(_python(work), address, "3.12-slim-bookworm")
-        oci.push(_ollama(work), address, "0.32.15")
+        for base in bases or (python(work, base_layer()), ollama(work, base_layer())):
+            oci.push(base, address, pins.bases()[base.name]["tag"])
         socket, log = work / "buildkitd.sock", work / "buildkitd.log"
         (work / "buildkitd.toml").write_text(
             f'root = "{work / "buildkit"}"\n[grpc]\naddress = ["unix://{socket}"]\n'
@@ -104,4 +106,4 @@ def builder(work: Path) -> Iterator[Builder]:
             finally:
                 daemon.terminate()
                 daemon.wait(30)
-                _remove_groups()
+                remove_groups("buildkit")

@@ -1,6 +1,7 @@
 """Our Dockerfiles as written, built by a real BuildKit through the docker-build provider, as `python -m infra.preparation.images` does."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,11 +41,14 @@ def check(buildkit: Builder, first: dict[str, str]) -> None:
         assert reference.startswith(f"{buildkit.registry}/test/{name}:src-")
         assert "@sha256:" in reference
         _, config = buildkit.image(reference)
-        embedded_config = embedded.runtime_config(name)
-        found = config["config"]
-        assert (found["User"], found["WorkingDir"]) == (embedded_config.user, embedded_config.working_dir)
-        assert found["Entrypoint"] == list(embedded_config.entrypoint)
-        assert found.get("Cmd", []) == list(embedded_config.cmd)
-        assert set(found.get("ExposedPorts", ())) == set(embedded_config.exposed_ports)
-        assert {f"{key}={value}" for key, value in embedded_config.env.items()} <= set(found["Env"])
-        assert embedded_config.labels.items() <= found["Labels"].items()
+        starts_as_its_dockerfile_says(name, config["config"])
+
+
+def starts_as_its_dockerfile_says(name: str, found: dict[str, Any]) -> None:
+    embedded_config = embedded.runtime_config(name)
+    assert (found["User"], found["WorkingDir"]) == (embedded_config.user, embedded_config.working_dir)
+    assert found["Entrypoint"] == list(embedded_config.entrypoint)
+    assert found.get("Cmd", []) == list(embedded_config.cmd)
+    assert set(found.get("ExposedPorts", ())) == set(embedded_config.exposed_ports)
+    assert {f"{key}={value}" for key, value in embedded_config.env.items()} <= set(found["Env"])
+    assert embedded_config.labels.items() <= found["Labels"].items()
