@@ -223,6 +223,12 @@ def test_every_image_of_the_settings_has_a_dockerfile() -> None:
     assert {*IMAGE_NAMES, *BASE_NAMES, VERIFIER_IMAGE} == {path.parent.name for path in DOCKERFILES}
 
 
+def test_no_dockerfile_can_be_taken_for_another() -> None:
+    """Docker before 23 takes a Dockerfile of the same size and time for the one before (moby/buildkit#1368); a clone has one time for all."""
+    sizes = {path.parent.name: path.stat().st_size for path in DOCKERFILES}
+    assert len(set(sizes.values())) == len(sizes), sizes
+
+
 @pytest.mark.parametrize(("plugin", "module"), [("kubernetes", "pulumi-kubernetes/sdk/v4"), ("docker-build", "pulumi-docker-build")])
 def test_the_plugins_are_those_that_the_sdks_ask_for(plugin: str, module: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
