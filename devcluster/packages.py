@@ -105,10 +105,15 @@ def promtool() -> Path:
     return _unpacked("prometheus", "promtool")
 
 
-def _unpacked(package: str, command: str) -> Path:
+def nginx() -> Path:
+    """A peer of our API server, for measurements."""
+    return _unpacked("nginx", "nginx", "sbin")
+
+
+def _unpacked(package: str, command: str, place: str = "bin") -> Path:
     """A command of a package that is unpacked beside our tools: installing it would start a service on every address."""
     directory = cache_root() / "debian" / package
-    binary = directory / "usr" / "bin" / command
+    binary = directory / "usr" / place / command
     if binary.exists():
         return binary
     work = directory.with_name(f".{package}.{os.getpid()}.partial")
