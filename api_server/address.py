@@ -102,9 +102,10 @@ class Address:
 
         def part() -> None:
             nonlocal begun
-            self.streams += not begun
-            begun = True
-            self.spoke()
+            if not begun:
+                begun = True
+                self.streams += 1
+            self.heard = time.monotonic()
 
         try:
             yield part

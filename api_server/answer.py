@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import aiohttp
 from aiohttp import web
 
 from api_server import errors
+from api_server.patience import Patience
 from api_server.reading import body
 from api_server.usage import Reader
 
@@ -33,37 +34,44 @@ class Answer:
         self._silence_s = silence_s
         self._target: web.StreamResponse | None = None
         self._starting = asyncio.Lock()
+        self._beating: asyncio.Task[None] | None = None
         self._written = time.monotonic()
 
     @property
     def is_stream(self) -> bool:
         return bool(self._reader.stream)
 
-    async def _start(self, status: int, headers: Mapping[str, str], length: int | None = None) -> web.StreamResponse:
+    async def _start(self, headers: Mapping[str, str]) -> web.StreamResponse:
+        """Begin an answer that comes in parts."""
         async with self._starting:
             if self._target is not None:
                 return self._target
-            target = web.StreamResponse(status=status)
-            target.headers.update({name: headers[name] for name in _RETURNED_HEADERS if name in headers})
-            target.headers["x-request-id"] = self.request_id
-            if length is not None:
-                target.content_length = length
-            elif self._reader.stream:
-                # Proxies between us and the client would collect the events otherwise.
-                target.headers.update({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+            target = web.StreamResponse(headers=self._headers(headers))
             await target.prepare(self._request)
             self._target = target
             return target
 
-    @contextlib.asynccontextmanager
-    async def alive(self) -> AsyncIterator[None]:
+    async def _whole(self, headers: Mapping[str, str], document: bytes) -> web.StreamResponse:
+        """Send an answer that is there, head and all at once."""
+        self._target = target = web.Response(body=document, headers=self._headers(headers))
+        await target.prepare(self._request)
+        await target.write_eof()
+        return target
+
+    def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """Of the server's, those that a client gets, and ours."""
+        kept = {name: headers[name] for name in _RETURNED_HEADERS if name in headers} | {"x-request-id": self.request_id}
+        # Proxies between us and the client would collect the events otherwise.
+        return kept | ({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} if self._reader.stream else {})
+
+    def __enter__(self) -> None:
         """Signs of life for as long as the block runs, whenever a stream was silent for too long. What is no stream can have none."""
-        beat = asyncio.create_task(self._beat()) if self._reader.stream else None
-        try:
-            yield
-        finally:
-            if beat is not None:
-                beat.cancel()
+        if self._reader.stream:
+            self._beating = asyncio.create_task(self._beat())
+
+    def __exit__(self, *_: object) -> None:
+        if self._beating is not None:
+            self._beating.cancel()
 
     async def _beat(self) -> None:
         sign = _SIGNS[self._reader.stream]
@@ -73,7 +81,7 @@ class Answer:
                     await asyncio.sleep(left)
                     continue
                 self._written = time.monotonic()
-                target = await self._start(200, {"content-type": _TYPES[self._reader.stream]})
+                target = await self._start({"content-type": _TYPES[self._reader.stream]})
                 await target.write(sign)
 
     async def fail(self, failure: errors.ApiError) -> web.StreamResponse:
@@ -84,7 +92,7 @@ class Answer:
         if self._reader.stream and self._reader.between:
             # No [DONE] follows: that is how a client tells a cut stream from a finished one.
             event = f"data: {json.dumps(failure.body)}\n\n" if self._reader.stream == "sse" else json.dumps({"error": str(failure)}) + "\n"
-            with _clients_side():
+            with _CLIENTS_SIDE:
                 await target.write(event.encode())
                 await target.write_eof()
         elif self._request.transport is not None:
@@ -92,7 +100,7 @@ class Answer:
             self._request.transport.abort()
         return target
 
-    async def relay(self, source: aiohttp.ClientResponse, heard: Callable[[], None]) -> web.StreamResponse:
+    async def relay(self, source: aiohttp.ClientResponse, patience: Patience, heard: Callable[[], None]) -> web.StreamResponse:
         """Pass a server's answer on as it comes, and call `heard` for each part of it.
 
         Raises ApiError on an answer that is none, that is not whole, and that is a refusal; and aiohttp.ClientError and TimeoutError of
@@ -105,12 +113,16 @@ class Answer:
         while chunk := await source.content.readany():
             heard()
             if kept := self._reader.feed(chunk):
+                patience.since = None
                 await self._write(source, kept)
+            patience.wait()
         rest = self._reader.rest()
         if rest is None:
             raise errors.upstream_failed(self.model, "an answer that is not whole")
-        with _clients_side():
-            target = await self._start(200, source.headers, len(rest) if not self._reader.stream else None)
+        with _CLIENTS_SIDE:
+            if self._target is None and not self._reader.stream:
+                return await self._whole(source.headers, rest)
+            target = await self._start(source.headers)
             await target.write_eof(rest)
         return target
 
@@ -125,8 +137,8 @@ class Answer:
 
     async def _write(self, source: aiohttp.ClientResponse, chunk: bytes) -> None:
         self._written = time.monotonic()
-        with _clients_side():
-            target = self._target or await self._start(200, source.headers)
+        with _CLIENTS_SIDE:
+            target = self._target or await self._start(source.headers)
             await target.write(chunk)
 
 
@@ -139,10 +151,14 @@ async def _refusal(source: aiohttp.ClientResponse) -> errors.ApiError:
     return errors.upstream_said(source.status, text, source.headers.get("retry-after"))
 
 
-@contextlib.contextmanager
-def _clients_side() -> Iterator[None]:
-    """aiohttp has one family of errors for both sides; what fails here is the client's leaving."""
-    try:
-        yield
-    except aiohttp.ClientError as error:
-        raise ConnectionResetError(str(error)) from None
+class _ClientsSide:
+    """aiohttp has one family of errors for both sides; what fails here is the client's leaving. No generator: each part passes it."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, aiohttp.ClientError):
+            raise ConnectionResetError(str(error)) from None
+
+
+_CLIENTS_SIDE = _ClientsSide()

@@ -1,12 +1,11 @@
 """The process: its routes, its keys, and what it keeps running."""
 
 import asyncio
-import contextlib
 import json
 import logging
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -128,8 +127,14 @@ class ApiServer:
         try:
             if request.path in _KEYLESS:
                 return await handler(request)
-            with self._of_key(request):
+            owner = self._owner(request)
+            self._by_key[owner] += 1
+            try:
                 return await handler(request)
+            finally:
+                self._by_key[owner] -= 1
+                if not self._by_key[owner]:
+                    del self._by_key[owner]
         except errors.ApiError as error:
             return error.response(native=native)
         except web.HTTPException as error:
@@ -142,22 +147,15 @@ class ApiServer:
             log.error("%s %s: %s at %s", request.method, request.path, type(error).__name__, _place(error))
             return errors.internal().response(native=native)
 
-    @contextlib.contextmanager
-    def _of_key(self, request: web.Request) -> Iterator[None]:
-        """Count the request as one of its key. Raises ApiError without a key, and beyond what one key may have at once: an address may be
-        a whole company behind one ingress, a key is one client."""
+    def _owner(self, request: web.Request) -> bytes:
+        """Of the request's key. Raises ApiError without one, and beyond what one key may have at once: an address may be a whole company
+        behind one ingress, a key is one client."""
         owner = self.keys.owner(request.headers.getall("Authorization", []), request.headers.getall("x-api-key", []))
         if owner is None:
             raise errors.unauthorized()
         if self._by_key[owner] >= self._most_of_a_key:
             raise errors.too_many_of_a_key(self._most_of_a_key, 2)
-        self._by_key[owner] += 1
-        try:
-            yield
-        finally:
-            self._by_key[owner] -= 1
-            if not self._by_key[owner]:
-                del self._by_key[owner]
+        return owner
 
     async def health(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})

@@ -62,6 +62,8 @@ def kept(path: str, payload: Payload, engine: Engine) -> tuple[Payload, list[str
 
 def _honoured(path: str, payload: Payload) -> Payload:
     """What Ollama's OpenAI layer does not know, left out where that changes nothing. Raises ApiError 400 on the rest, by name."""
+    if _UNKNOWN.keys().isdisjoint(payload):
+        return payload
     for name, (same, want) in _UNKNOWN.items():
         value = payload.get(name)
         if value is not None and value not in same and (name != "parallel_tool_calls" or payload.get("tools")):

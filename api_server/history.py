@@ -51,8 +51,10 @@ def _message(message: Any, where: str, form: Form) -> list[Payload]:
     kept: Payload = {key: message[key] for key in message if key in _FIELDS and message[key] is not None}
     kept["role"] = "system" if role == "developer" else role
     kept["content"] = _content(message.get("content"), where)
-    if thought := next((message[key] for key in _THOUGHTS if isinstance(message.get(key), str) and message[key]), None):
-        kept[form] = thought
+    for key in _THOUGHTS:
+        if isinstance(thought := message.get(key), str) and thought:
+            kept[form] = thought
+            break
     if "tool_calls" in kept:
         kept["tool_calls"] = _calls(kept["tool_calls"], where, form)
     if role == "tool" and isinstance(kept["content"], list):

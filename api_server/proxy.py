@@ -1,12 +1,11 @@
 """One request on its way: wait for a server, see that it fits, send it, relay the answer."""
 
 import asyncio
-import contextlib
 import functools
 import logging
+import os
 import re
 import time
-import uuid
 
 import aiohttp
 from aiohttp import web
@@ -16,6 +15,7 @@ from api_server.address import Address
 from api_server.answer import Answer
 from api_server.intake import Claim, Intake
 from api_server.metrics import Metrics
+from api_server.patience import Patience
 from api_server.requests import Asked
 from api_server.sending import Sender
 from api_server.settings import Settings
@@ -47,18 +47,17 @@ class Proxy:
         """A POST of requests.INFERENCE."""
         started = time.monotonic()
         offered = request.headers.get("x-request-id", "")
-        request_id = offered if _PRINTABLE.fullmatch(offered) else uuid.uuid4().hex
+        request_id = offered if _PRINTABLE.fullmatch(offered) else os.urandom(16).hex()
         model, status = "unknown", 500
-        claims = contextlib.ExitStack()
+        claim = self._intake.claim()
         try:
-            claim = claims.enter_context(self._intake.claim())
             asked = await self._understood(request, claim)
             model = asked.model
             self._metrics.left_out(model, asked.dropped)
             reader = Reader(asked.stream, drop_usage=asked.drops_usage)
             answer = Answer(request, request_id, model, reader, self._settings.silence_s)
             try:
-                async with answer.alive():
+                with answer:
                     response = await self._answer(request, answer, asked, claim)
                 status = response.status
             except errors.ApiError as error:
@@ -77,10 +76,10 @@ class Proxy:
             status = 499
             raise
         finally:
-            claims.close()
+            claim.free()
             elapsed = time.monotonic() - started
-            self._metrics.requests.labels(model, str(status)).inc()
-            self._metrics.duration.labels(model).observe(elapsed)
+            self._metrics.of(self._metrics.requests, model, str(status)).inc()
+            self._metrics.of(self._metrics.duration, model).observe(elapsed)
             log.info("request %s model %s status %s %.3f s", request_id, model, status, elapsed)
 
     async def _understood(self, request: web.Request, claim: Claim) -> Asked:
@@ -98,11 +97,14 @@ class Proxy:
             tried.append(address.host)
             with upstream.held(address):
                 try:
-                    async with await self._sender.send(request, address, asked, answer.request_id) as source:
+                    async with (
+                        Patience(self._settings.request_timeout_s) as patience,
+                        await self._sender.send(request, address, asked, answer.request_id, patience) as source,
+                    ):
                         # Nobody else will get it now, and an answer may take minutes.
                         asked.body = {}
                         claim.free()
-                        return await self._relay(answer, source, upstream, address)
+                        return await self._relay(answer, source, patience, upstream, address)
                 except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                     # It never saw the request.
                     self._note(upstream, address, error)
@@ -121,8 +123,8 @@ class Proxy:
         raise errors.upstream_failed(asked.model, "a broken connection") if seen else errors.unavailable(asked.model, _RETRY_S)
 
     async def _relay(
-        self, answer: Answer, source: aiohttp.ClientResponse, upstream: Upstream, address: Address
-    ) -> web.StreamResponse:  # fmt: skip
+        self, answer: Answer, source: aiohttp.ClientResponse, patience: Patience, upstream: Upstream, address: Address
+    ) -> web.StreamResponse:
         address.spoke()
         if source.status in _FAULTS:
             upstream.failed(address, f"status {source.status}")
@@ -130,10 +132,10 @@ class Proxy:
             upstream.worked(address)
         try:
             if not answer.is_stream:
-                return await answer.relay(source, address.spoke)
+                return await answer.relay(source, patience, address.spoke)
             with address.streaming() as part:
-                return await answer.relay(source, part)
-        except (aiohttp.ClientError, TimeoutError) as error:
+                return await answer.relay(source, patience, part)
+        except aiohttp.ClientError as error:
             self._failed(upstream, address, error)
             raise errors.upstream_failed(answer.model, "a broken answer") from None
 

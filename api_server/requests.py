@@ -41,7 +41,7 @@ class Asked:
     @property
     def concerns_abilities(self) -> bool:
         """Whether the answer depends on what the model can do."""
-        return bool(self.media or fields.THINKING & self.body.keys() or self.body.get("tools"))
+        return bool(self.media or not fields.THINKING.isdisjoint(self.body) or self.body.get("tools"))
 
 
 def understood(path: str, body: bytes, routes: Mapping[str, Route]) -> Asked:
@@ -66,12 +66,14 @@ def routed(wanted: str, routes: Mapping[str, Route], *, native: bool) -> tuple[s
 def document(body: bytes) -> Payload:
     """A JSON object without a doubled key or a number that is none. Raises ApiError 400."""
     try:
-        payload = json.loads(body.removeprefix(b"\xef\xbb\xbf"), object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
+        bare = body.removeprefix(b"\xef\xbb\xbf")
+        payload = _DECODER.decode(bare.decode(json.detect_encoding(bare), "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise errors.bad_request(f"body: got no JSON ({error}), want a JSON object; correct it") from None
     if not isinstance(payload, dict):
         raise errors.bad_request(f"body: got {type(payload).__name__}, want a JSON object; correct it")
-    if _is_deep(payload):
+    # Few brackets make few levels.
+    if body.count(b"{") + body.count(b"[") > _DEEPEST and _is_deep(payload):
         raise errors.bad_request(f"body: got more than {_DEEPEST} levels, want fewer; correct it")
     # Half of a character, as of a text that was cut in the middle of an emoji, is no Unicode.
     return _mended(payload) if b"\\u" in body and (b"\\ud" in body or b"\\uD" in body) else payload
@@ -110,6 +112,10 @@ def _number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:64]}")
     return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
+"""What json.loads would make again for each document."""
 
 
 def parse(path: str, body: bytes) -> Payload:

@@ -12,13 +12,19 @@ from api_server.address import Address, tagged
 from api_server.counting import ContextGuard
 from api_server.metrics import Metrics
 from api_server.paths import encode
+from api_server.patience import Patience
 from api_server.reading import LATE_OR_STRANGE
 from api_server.requests import Asked
 from api_server.settings import Route
 
+CONNECT_S = 3.0
+"""For a connection to a server."""
+
 log = logging.getLogger("api_server")
 _FORWARDED_HEADERS = ("accept", "x-cache")
 """No key, no Origin (Ollama refuses foreign ones), nothing that is between two neighbours on the way."""
+_SILENT = aiohttp.ClientTimeout(sock_connect=CONNECT_S)
+"""Of the request proper: its Patience sees to silence."""
 _UNKNOWN_S = 10.0
 """How long a server that did not say what its model can do is not asked again."""
 
@@ -31,7 +37,9 @@ class Sender:
         self._session = session
         self._guard = ContextGuard(session)
 
-    async def send(self, request: web.Request, address: Address, asked: Asked, request_id: str) -> aiohttp.ClientResponse:
+    async def send(
+        self, request: web.Request, address: Address, asked: Asked, request_id: str, patience: Patience
+    ) -> aiohttp.ClientResponse:
         """The head of the server's answer. Raises ApiError on what the model cannot take, and aiohttp.ClientError, TimeoutError."""
         body, model, route = asked.body, asked.model, asked.route
         if asked.concerns_abilities:
@@ -46,7 +54,9 @@ class Sender:
             name: request.headers[name] for name in _FORWARDED_HEADERS if name in request.headers and request.headers[name].isascii()
         }
         headers |= {"content-type": "application/json", "x-request-id": request_id}
-        return await self._session.post(address.url + asked.path, data=encode(body), headers=headers, allow_redirects=False)
+        patience.wait()
+        url, data = address.url + asked.path, encode(body)
+        return await self._session.post(url, data=data, headers=headers, allow_redirects=False, timeout=_SILENT)
 
     async def abilities(self, address: Address, model: str, route: Route) -> Abilities:
         """What the model can do at an address. A look-up that fails is no reason to fail a request: then nothing is known."""

@@ -34,12 +34,14 @@ def _size(value: Any) -> int:
 
 def has_media(payload: Payload) -> bool:
     """Whether an image or a sound is part of the prompt."""
-    return bool(payload.get("images")) or any(_message_has_media(message) for message in payload.get("messages") or [])
-
-
-def _message_has_media(message: Any) -> bool:
-    if not isinstance(message, dict):
-        return False
-    content = message.get("content")
-    parts = content if isinstance(content, list) else []
-    return bool(message.get("images")) or any(not isinstance(part, dict) or part.get("type") != "text" for part in parts)
+    if payload.get("images"):
+        return True
+    for message in payload.get("messages") or []:
+        if not isinstance(message, dict):
+            continue
+        content = message.get("content")
+        if isinstance(content, list) and any(not isinstance(part, dict) or part.get("type") != "text" for part in content):
+            return True
+        if message.get("images"):
+            return True
+    return False

@@ -131,9 +131,9 @@ class Upstream:
             and (panic or address not in out)
             and (address.answers or not sure)
         ]
+        if len(free) < 2:
+            return free[0] if free else None
         ranked = [((not each.answers, panic and each.is_out(), tagged(wanted.name) not in each.loaded), each) for each in free]
-        if not ranked:
-            return None
         first = min(rank for rank, _ in ranked)
         equals = [address for rank, address in ranked if rank == first]
         least = min(address.in_flight for address in equals)

@@ -1,18 +1,33 @@
 """Looks at answers while they pass: tokens that were used, and the chunk about them that a client did not ask for."""
 
-import json
 import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 _LONGEST_EVENT = 8 * 2**20
 """Bytes; beyond it an answer is passed on unseen. Ollama's own limit for an event."""
 _LONGEST_DOCUMENT = 2 * 2**20
 """The same for an answer that is one document: up to here it is passed on when it is whole."""
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
+_MARKS = {"sse": b"\n\n", "ndjson": b"\n"}
+"""Ends of events, as servers write them."""
 _LAST = {"sse": re.compile(rb'^data: ?\[DONE\]|"error"', re.MULTILINE), "ndjson": re.compile(rb'"done": ?true|"error"')}
 """What the last event of a whole stream has, or of one whose server says that it failed."""
+
+
+class _Said(msgspec.Struct):
+    """What is read of a document or an event; everything else is passed over, not made into values."""
+
+    usage: Any = None
+    choices: msgspec.Raw = msgspec.Raw()
+    prompt_eval_count: Any = None
+    eval_count: Any = None
+
+
+_SAID = msgspec.json.Decoder(_Said)
 
 
 @dataclass
@@ -40,7 +55,7 @@ class Reader:
         return not self._blind and not self._ends()
 
     def feed(self, chunk: bytes) -> bytes:
-        if self._blind:
+        if self._blind or (self.stream and not self._buffer and self._passes(chunk)):
             return chunk
         self._buffer += chunk
         kept = bytearray()
@@ -58,6 +73,17 @@ class Reader:
             kept += self._buffer
             self._buffer = bytearray()
         return bytes(kept)
+
+    def _passes(self, chunk: bytes) -> bool:
+        """Whether a chunk is whole events without numbers, as nearly all are: they go on as they came, without a copy."""
+        mark = _MARKS[self.stream]
+        if not chunk.endswith(mark) or b"\r" in chunk or _has_numbers(chunk):
+            return False
+        if self.first is None:
+            self.first = time.monotonic()
+        before = chunk.rfind(mark, 0, -len(mark))
+        self._last = chunk if before < 0 else chunk[before + len(mark) :]
+        return True
 
     def rest(self) -> bytes | None:
         """What is left at the answer's end: a whole document, or nothing of a stream. None when the answer is not whole."""
@@ -86,23 +112,25 @@ class Reader:
 
     def _keep(self, event: bytes) -> bool:
         """Only an event with numbers is read: the others pass at the cost of a search."""
-        if b'"usage"' not in event and b'"prompt_eval_count"' not in event:
+        if not _has_numbers(event):
             return True
-        body = self._read(event.removeprefix(b"data:"))
-        return not (self.drop_usage and body.get("choices") == [] and body.get("usage"))
+        said = self._read(event.removeprefix(b"data:"))
+        return not (said and self.drop_usage and said.usage and bytes(said.choices).split() in ([b"[]"], [b"[", b"]"]))
 
-    def _read(self, document: bytes) -> dict[str, Any]:
+    def _read(self, document: bytes) -> _Said | None:
+        """None when it is no JSON object."""
         try:
-            body = json.loads(document)
-        except (ValueError, RecursionError):
-            return {}
-        if not isinstance(body, dict):
-            return {}
-        usage = body.get("usage")
-        usage = usage if isinstance(usage, dict) else {}
-        self.prompt_tokens = _number(usage.get("prompt_tokens"), body.get("prompt_eval_count"), self.prompt_tokens)
-        self.completion_tokens = _number(usage.get("completion_tokens"), body.get("eval_count"), self.completion_tokens)
-        return body
+            said = _SAID.decode(document)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        usage = said.usage if isinstance(said.usage, dict) else {}
+        self.prompt_tokens = _number(usage.get("prompt_tokens"), said.prompt_eval_count, self.prompt_tokens)
+        self.completion_tokens = _number(usage.get("completion_tokens"), said.eval_count, self.completion_tokens)
+        return said
+
+
+def _has_numbers(events: bytes) -> bool:
+    return b'"usage"' in events or b'"prompt_eval_count"' in events
 
 
 def _number(*values: object) -> int:

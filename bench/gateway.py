@@ -1,129 +1,191 @@
-"""What the API server costs on the way to Ollama: the same requests to it and through us, in turns. Writes bench/results/gateway.json.
+"""What our API server costs beside nginx, vllm-router and LiteLLM, each in front of the same made-up model server. Writes
+bench/results/gateway.json.
 
-Loopback only, about a minute, beside nothing else:
+Loopback only, eight minutes, beside nothing else:
     python -m bench.gateway
+A run with few requests, to see that it works, prints its figures and writes nothing:
+    python -m bench.gateway small
 """
 
 import asyncio
-import datetime
 import json
+import math
 import os
-import platform
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+from bench import load, proxies
+from bench.conditions import conditions
+from bench.load import Server
+from bench.processes import allow_descriptors, cpu_s, end_with_us, memory_bytes, started
+from bench.proxies import Proxy
+from tests.service.processes import ROOT, free_port
 
-from model_sync import gguf
-from tests import tiny_gguf
-from tests.service import ollama as ollama_process
-from tests.service.processes import Service, free_port, running
-
-KEY = "a-key-of-the-benchmark"
-ROUNDS = 5
-"""Each side is measured so often, in turns, so that both see the same machine."""
-LATENCY_REQUESTS = 40
-THROUGHPUT_REQUESTS = 80
-CLIENTS = 4
-CONTEXT = 8192
-SHORT: list[dict[str, str]] = [{"role": "user", "content": "Say it."}]
-LONG: list[dict[str, str]] = [{"role": "user", "content": "x" * 6000}]
-"""Over half of the context in bytes, so that the server has to count it."""
+AIM = 2.5
+"""CPU of ours, as a multiple of vllm-router's."""
+AT_ONCE = 32
+CHUNKS, PAUSE_MS = 64, 20
+"""Of a stream whose CPU is measured: 50 tokens a second, so that each chunk comes by itself."""
+LEVELS = (1, 64, 512)
+"""Streams at once, beside which the first chunk is waited for."""
+_SETTLE_S = 3.0
 
 
-async def first_token(session: aiohttp.ClientSession, url: str, messages: list[dict[str, str]]) -> float:
-    """Seconds to the first event of a stream, which is then read to its end."""
-    body = {"model": "tiny:1", "messages": messages, "stream": True}
-    started = time.perf_counter()
-    async with session.post(f"{url}/v1/chat/completions", json=body) as response:
-        response.raise_for_status()
-        await response.content.readline()
-        elapsed = time.perf_counter() - started
-        await response.read()
-    return elapsed
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything a run does."""
+
+    rounds: int
+    """The proxies take turns, so that all see the same machine; the median of the rounds counts."""
+    requests: int
+    streams: int
+    samples: int
+    """First chunks a level."""
+    idle: int
+    """Streams that stay open."""
+    limit_s: float
+    """For the first chunks of one level, and three times as long for opening the idle streams."""
+    slow: int = 8
+    """LiteLLM gets so many times fewer requests: it needs a hundred times as long for each."""
 
 
-async def latencies(session: aiohttp.ClientSession, url: str, messages: list[dict[str, str]]) -> float:
-    """Median in milliseconds, one request after the other."""
-    return 1000 * statistics.median([await first_token(session, url, messages) for _ in range(LATENCY_REQUESTS)])
+FULL = Sizes(rounds=3, requests=2000, streams=160, samples=300, idle=5000, limit_s=20)
+SMALL = Sizes(rounds=1, requests=64, streams=16, samples=20, idle=100, limit_s=5, slow=4)
 
 
-async def throughput(session: aiohttp.ClientSession, url: str) -> float:
-    """Requests a second of CLIENTS at once."""
-    left = iter(range(THROUGHPUT_REQUESTS))
-
-    async def client() -> None:
-        for _ in left:
-            await first_token(session, url, SHORT)
-
-    started = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(CLIENTS)))
-    return THROUGHPUT_REQUESTS / (time.perf_counter() - started)
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that so large a share of them does not exceed."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-async def measure(direct: str, gateway: str) -> dict[str, Any]:
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session:
-        measures: dict[str, Callable[[str], Awaitable[float]]] = {
-            "first_token_ms": lambda url: latencies(session, url, SHORT),
-            "first_token_counted_ms": lambda url: latencies(session, url, LONG),
-            "requests_per_s": lambda url: throughput(session, url),
-        }
-        results: dict[str, Any] = {}
-        for name, run in measures.items():
-            await run(direct)
-            await run(gateway)
-            pairs = [(await run(direct), await run(gateway)) for _ in range(ROUNDS)]
-            ratios = [ours / theirs for theirs, ours in pairs]
-            results[name] = {
-                "direct": round(statistics.median(theirs for theirs, _ in pairs), 2),
-                "gateway": round(statistics.median(ours for _, ours in pairs), 2),
-                "ratio": round(statistics.median(ratios), 3),
-                "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
-            }
+def cpu(proxy: Proxy, request: bytes, count: int) -> dict[str, Any]:
+    """CPU milliseconds of the proxy a request, AT_ONCE at a time."""
+    before = cpu_s(proxy.pid)
+    tally = asyncio.run(load.repeated(proxy.server, request, count, AT_ONCE))
+    return {"ms": 1000 * (cpu_s(proxy.pid) - before) / max(1, tally.answered), "failed": tally.failed, "parts": tally.parts / count}
+
+
+def cpu_in_turns(running: Sequence[Proxy], sizes: Sizes) -> dict[str, dict[str, Any]]:
+    """For each proxy, of a request without a stream, and of a stream."""
+    results: dict[str, dict[str, Any]] = {proxy.name: {} for proxy in running}
+    for kind, count in (("request", sizes.requests), ("stream", sizes.streams)):
+        rounds: dict[str, list[dict[str, Any]]] = {proxy.name: [] for proxy in running}
+        # The first round is a warm-up: connections, caches, compiled templates.
+        for _ in range(1 + sizes.rounds):
+            for proxy in running:
+                print(f"gateway: CPU of {proxy.name}, {kind}", file=sys.stderr, flush=True)
+                request = load.document(proxy.server) if kind == "request" else load.stream(proxy.server, CHUNKS, PAUSE_MS)
+                rounds[proxy.name].append(cpu(proxy, request, count // (sizes.slow if proxy.name == "litellm" else 1)))
+        for name, all_of_them in rounds.items():
+            found = [each["ms"] for each in all_of_them[1:]]
+            spread = {"lowest": round(min(found), 3), "highest": round(max(found), 3)}
+            failed = sum(each["failed"] for each in all_of_them)
+            results[name][kind] = {"ms": round(statistics.median(found), 3), **spread, "failed": failed}
+            if kind == "stream":
+                results[name][kind]["chunks"] = round(all_of_them[-1]["parts"], 1)
+    return results
+
+
+async def recovered(server: Server) -> None:
+    """Wait for one answer: what was overloaded by the measurement before gets a minute to come to itself."""
+    await load.repeated(server, load.document(server), 1, 1)
+
+
+def waits(server: Server, sizes: Sizes) -> dict[str, dict[str, Any]]:
+    """Milliseconds to a stream's first chunk at each level: none where no chunk came in time."""
+    results: dict[str, dict[str, Any]] = {}
+    for level in LEVELS:
+        print(f"gateway: first chunks at {server.url}, {level} streams", file=sys.stderr, flush=True)
+        asyncio.run(recovered(server))
+        seconds, others = asyncio.run(load.first_chunks(server, level, sizes.samples, sizes.limit_s))
+        shares = (("p50_ms", 0.5), ("p99_ms", 0.99)) if seconds else ()
+        figures = {name: round(1000 * percentile(seconds, share), 2) for name, share in shares}
+        results[str(level)] = {**figures, "samples": len(seconds), "failed": others.failed}
+    return results
+
+
+def added(through: Mapping[str, Mapping[str, Any]], alone: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The waits through a proxy, each with what it is above that for the server alone."""
+    results: dict[str, dict[str, Any]] = {}
+    for level, found in through.items():
+        beside = {f"added_{name}": round(found[name] - alone[level][name], 2) for name in ("p50_ms", "p99_ms") if name in found}
+        results[level] = {**found, **beside}
+    return results
+
+
+async def idle_memory(proxy: Proxy, sizes: Sizes) -> dict[str, Any]:
+    """KiB of the proxy's memory for each stream that is open and silent, and what it keeps of it afterwards."""
+    print(f"gateway: idle streams of {proxy.name}", file=sys.stderr, flush=True)
+    await recovered(proxy.server)
+    before = memory_bytes(proxy.pid)
+    async with load.idle(proxy.server, sizes.idle, 3 * sizes.limit_s) as tally:
+        await asyncio.sleep(_SETTLE_S)
+        held = memory_bytes(proxy.pid)
+    await asyncio.sleep(_SETTLE_S)
+    after = memory_bytes(proxy.pid)
+    mib = {name: round(each / 2**20, 1) for name, each in (("before_mib", before), ("with_mib", held), ("after_mib", after))}
+    kib = round((held - before) / 1024 / tally.answered, 1) if tally.answered else None
+    return {"asked": sizes.idle, "opened": tally.answered, "failed": tally.failed, **mib, "kib_a_stream": kib}
+
+
+def measured(installed: Sequence[proxies.Installed], sizes: Sizes, work: Path) -> dict[str, Any]:
+    """All figures of these proxies, in front of one server."""
+    with ExitStack() as stack:
+        port = free_port()
+        server = Server(f"http://127.0.0.1:{port}")
+        (work / "upstream").mkdir()
+        argv = [sys.executable, "-m", "bench.upstream", str(port)]
+        process = stack.enter_context(started(argv, {"PATH": os.environ["PATH"]}, work / "upstream", cwd=ROOT))
+        proxies.wait_for(f"{server.url}/health", process, work / "upstream" / "log")
+        running = [stack.enter_context(each.running(server.url, work)) for each in installed]
+        cost = cpu_in_turns(running, sizes)
+        alone = waits(server, sizes)
+        results: dict[str, Any] = {"the server alone": {"first_chunk": alone}}
+        for proxy in running:
+            first = added(waits(proxy.server, sizes), alone)
+            results[proxy.name] = {"cpu": cost[proxy.name], "first_chunk": first, "idle": asyncio.run(idle_memory(proxy, sizes))}
         return results
 
 
-def servers(work: Path) -> dict[str, Any]:
-    gguf.add(
-        "tiny:1", tiny_gguf.make(work / "tiny.gguf", "Hello from the tiny model, with a few words more.", context=CONTEXT), work / "models"
-    )
-    program = ollama_process.install(work)
-    with ollama_process.running(program, work / "models", work, OLLAMA_CONTEXT_LENGTH=str(CONTEXT)) as ollama:
-        ollama_process.load(ollama, "tiny:1")
-        with running("api_server", port := free_port(), environment(work, ollama, port), work / "api-server.log") as api:
-            return asyncio.run(measure(ollama.url, api.url))
+def ratios(results: Mapping[str, Any]) -> dict[str, Any]:
+    """CPU of ours as a multiple of vllm-router's, beside the aim."""
+    ours, theirs = results["api_server"]["cpu"], results["vllm-router"]["cpu"]
+    found = {kind: round(ours[kind]["ms"] / theirs[kind]["ms"], 2) for kind in ours}
+    return {"aim": AIM, **found, "met": all(each <= AIM for each in found.values())}
 
 
-def environment(work: Path, ollama: Service, port: int) -> dict[str, str]:
-    keys = work / "keys"
-    keys.write_text(KEY)
-    route = {"url": ollama.url, "engine": "ollama", "context_length": CONTEXT, "max_in_flight": 64}
-    settings = {"HOST": "127.0.0.1", "PORT": str(port), "METRICS_PORT": str(free_port()), "KEYS_FILE": str(keys)}
-    return {f"API_SERVER_{key}": value for key, value in {**settings, "ROUTES": json.dumps({"tiny:1": route})}.items()}
-
-
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
+    sizes = SMALL if list(arguments) == ["small"] else FULL
+    end_with_us()
+    # A proxy has two for each stream.
+    allow_descriptors(2 * sizes.idle + 1000)
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as directory:
-        results = servers(Path(directory))
-    record = {
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "cpus": os.cpu_count(),
-        "load_1m": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        "clients": CLIENTS,
-        "rounds": ROUNDS,
+        work = Path(directory)
+        # So that nginx, which runs as nobody, finds its own directory within.
+        work.chmod(0o755)
+        installed = [proxies.ours(), proxies.nginx(work), proxies.vllm_router(work), proxies.litellm(work)]
+        results = measured(installed, sizes, work)
+    said = conditions("python -m bench.gateway")
+    record = said | {
+        "machine": said["machine"] | {"load_before": round(load_before, 1)},
+        "versions": {"python": said["versions"]["python"]} | {each.name: each.version for each in installed},
+        "sizes": {**vars(sizes), "at_once": AT_ONCE, "chunks": CHUNKS, "pause_ms": PAUSE_MS},
         "results": results,
+        "ratio_to_vllm_router": ratios(results),
     }
-    path = Path(__file__).parent / "results" / "gateway.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(path.read_text())
-    return 0
+    text = json.dumps(record, indent=1) + "\n"
+    if sizes is FULL:
+        (Path(__file__).parent / "results" / "gateway.json").write_text(text)
+    print(text)
+    return 0 if not sum(each["failed"] for each in results["api_server"]["cpu"].values()) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

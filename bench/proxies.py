@@ -1,0 +1,164 @@
+"""What stands between clients and a model server in a measurement: our API server, nginx, vllm-router and LiteLLM.
+
+The peers come from hashed locks (bench/peers) and from Debian, into a directory that is removed again. Each runs as its makers ship it,
+with what the measurement needs: many connections, no buffering. Only our own and LiteLLM's look at keys.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench.load import Server
+from bench.processes import started
+from bench.upstream import MODEL
+from devcluster import packages
+from tests.service.processes import ROOT, free_port
+
+KEY = "sk-a-key-of-the-benchmark"
+CONNECTIONS = 12_000
+"""Of clients, that a proxy must be able to hold."""
+CONTEXT = 131_072
+_START_S = 120
+_NOBODY = 65534
+_LOCKS = Path(__file__).parent / "peers"
+_BASE = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """One that runs."""
+
+    name: str
+    server: Server
+    pid: int
+
+
+@dataclass(frozen=True)
+class Installed:
+    """One that can be started."""
+
+    name: str
+    version: str
+    start: Callable[[str, Path, int], tuple[list[str], Mapping[str, str]]]
+    """Its command and environment in front of a server's URL, with a directory of its own, on a port."""
+    ready: str
+    """A path that answers 200 once it serves."""
+    unprivileged: bool = False
+
+    @contextmanager
+    def running(self, upstream: str, work: Path) -> Iterator[Proxy]:
+        """Until the block ends. Raises SystemExit when it does not come up."""
+        directory, port = work / f"run-{self.name}", free_port()
+        directory.mkdir()
+        argv, env = self.start(upstream, directory, port)
+        options = {}
+        if self.unprivileged and os.geteuid() == 0:
+            for path in (directory, *directory.rglob("*")):
+                os.chown(path, _NOBODY, _NOBODY)
+            options = {"user": _NOBODY, "group": _NOBODY, "extra_groups": ()}
+        with started(argv, {**_BASE, "HOME": str(directory), **env}, directory, cwd=ROOT, **options) as process:
+            server = Server(f"http://127.0.0.1:{port}", KEY)
+            wait_for(f"{server.url}{self.ready}", process, directory / "log")
+            yield Proxy(self.name, server, process.pid)
+
+
+def wait_for(url: str, process: "subprocess.Popen[Any]", log: Path) -> None:
+    """Until it answers. Raises SystemExit with what the process said when it does not."""
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"{url}: got no 200, want it; its process said:\n{log.read_text()[-2000:]}")
+        time.sleep(0.1)
+
+
+def _ours(upstream: str, directory: Path, port: int) -> tuple[list[str], Mapping[str, str]]:
+    """As in its pod (components/api_server.py): an Ollama's model, so that prompts are measured against the context too. The memory of a
+    pod has room for a thousand connections; here it must be 12 000, of which one key may have half."""
+    keys = directory / "keys"
+    keys.write_text(KEY)
+    route = {"url": upstream, "engine": "ollama", "context_length": CONTEXT, "max_in_flight": 10_000}
+    settings = {"HOST": "127.0.0.1", "PORT": port, "METRICS_PORT": free_port(), "KEYS_FILE": keys, "ROUTES": json.dumps({MODEL: route})}
+    settings |= {"MAX_CONNECTIONS": CONNECTIONS, "DRAIN_DELAY_S": 0, "DRAIN_S": 0}
+    return [sys.executable, "-m", "api_server"], {f"API_SERVER_{name}": str(value) for name, value in settings.items()}
+
+
+def ours() -> Installed:
+    """Our API server, in this Python."""
+    return Installed("api_server", metadata.version("aiohttp"), _ours, "/ready")
+
+
+def nginx(work: Path) -> Installed:
+    """Debian's, unpacked, with the settings of docs/gateway.md. It needs no rights, and has none."""
+    # Where root keeps its cache nobody else can read.
+    program = shutil.copy(packages.nginx(), work / "nginx")
+    said = subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stderr
+
+    def start(upstream: str, directory: Path, port: int) -> tuple[list[str], Mapping[str, str]]:
+        temporary = "".join(f"{kind}_temp_path {directory}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        (directory / "nginx.conf").write_text(
+            f"""daemon off; worker_processes auto; pid {directory}/pid; error_log stderr;
+events {{ worker_connections {2 * CONNECTIONS}; }}
+http {{
+{temporary} access_log {directory}/access.log; client_max_body_size 32m;
+upstream model {{ server {upstream.removeprefix("http://")}; keepalive 64; }}
+server {{ listen 127.0.0.1:{port} backlog=4096; location / {{
+proxy_pass http://model; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 3600s;
+}} }} }}
+"""
+        )
+        return [str(program), "-p", str(directory), "-e", "stderr", "-c", "nginx.conf"], {}
+
+    return Installed("nginx", said.strip().partition("/")[2], start, "/health", unprivileged=True)
+
+
+def _environment(name: str, work: Path) -> tuple[Path, str]:
+    """The Python of a virtual environment with what a lock holds, and the version of the package of that name in it."""
+    uv, target = Path(sys.executable).with_name("uv"), work / name
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, target], check=True)
+    python = target / "bin" / "python"
+    subprocess.run([uv, "pip", "install", "-q", "--python", python, "--require-hashes", "-r", _LOCKS / f"{name}.lock"], check=True)
+    ask = f"from importlib import metadata; print(metadata.version({name!r}))"
+    return python, subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def vllm_router(work: Path) -> Installed:
+    """With its own defaults."""
+    python, version = _environment("vllm-router", work)
+
+    def start(upstream: str, directory: Path, port: int) -> tuple[list[str], Mapping[str, str]]:
+        where = ["--host", "127.0.0.1", "--port", str(port), "--worker-urls", upstream]
+        metrics = ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())]
+        return [str(python.with_name("vllm-router")), *where, *metrics], {}
+
+    return Installed("vllm-router", version, start, "/health")
+
+
+def litellm(work: Path) -> Installed:
+    """Its proxy, with one key and without a database."""
+    python, version = _environment("litellm", work)
+
+    def start(upstream: str, directory: Path, port: int) -> tuple[list[str], Mapping[str, str]]:
+        model = {"model_name": MODEL, "litellm_params": {"model": f"openai/{MODEL}", "api_base": f"{upstream}/v1", "api_key": "none"}}
+        # JSON is YAML.
+        (directory / "config.yaml").write_text(json.dumps({"model_list": [model], "general_settings": {"master_key": KEY}}))
+        where = ["--config", str(directory / "config.yaml"), "--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"]
+        # It would ask the internet for prices.
+        return [str(python.with_name("litellm")), *where], {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+
+    return Installed("litellm", version, start, "/health/liveliness")
