@@ -11,6 +11,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from api_server.aliases import Aliases, AliasesError
 from api_server.app import ApiServer
 from api_server.connections import Connection
 from api_server.keys import Keys, KeysError
@@ -22,14 +23,14 @@ _LONGEST_HEADER = 64 * 2**10
 """Bytes; a longer one is no HTTP to us. Up to here a key that is far too long gets the same 401 as every other wrong one."""
 
 
-async def serve(settings: Settings, keys: Keys) -> int:
+async def serve(settings: Settings, keys: Keys, aliases: Aliases) -> int:
     """Exit status: 0 after a drain, 1 when something that must run for ever has ended."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=settings.request_timeout_s)
     # An idle connection holds up the drain of a server: it cannot be told from a request that is being thought about.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
     options: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "auto_decompress": False, "cookie_jar": aiohttp.DummyCookieJar()}
     async with aiohttp.ClientSession(timeout=timeout, connector=connector, **options) as session:
-        server = ApiServer(settings, keys, session)
+        server = ApiServer(settings, keys, aliases, session)
         await _serve(server, settings)
     return int(server.failed)
 
@@ -94,10 +95,11 @@ def main() -> int:
     try:
         settings = Settings.read()
         keys = Keys(settings.keys_file)
-    except (SettingsError, KeysError) as error:
+        aliases = Aliases(settings.aliases_file, settings.routes)
+    except (SettingsError, KeysError, AliasesError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return asyncio.run(serve(settings, keys))
+    return asyncio.run(serve(settings, keys, aliases))
 
 
 if __name__ == "__main__":

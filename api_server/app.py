@@ -12,6 +12,7 @@ import aiohttp
 from aiohttp import web
 
 from api_server import cors, errors, openapi
+from api_server.aliases import Aliases
 from api_server.connections import Connection, Connections, most_connections
 from api_server.intake import Budget, Intake, memory
 from api_server.keys import Keys
@@ -19,6 +20,7 @@ from api_server.listings import ALLOWED, Listings
 from api_server.metrics import Metrics
 from api_server.paths import INFERENCE
 from api_server.proxy import Proxy
+from api_server.routing import Routing
 from api_server.sending import Sender
 from api_server.settings import Settings
 from api_server.upstreams import Upstream
@@ -49,9 +51,10 @@ async def _shape(_: web.Request, response: web.StreamResponse) -> None:
 class ApiServer:
     """State of one process."""
 
-    def __init__(self, settings: Settings, keys: Keys, session: aiohttp.ClientSession) -> None:
+    def __init__(self, settings: Settings, keys: Keys, aliases: Aliases, session: aiohttp.ClientSession) -> None:
         self.settings = settings
         self.keys = keys
+        self._routing = Routing(settings.routes, aliases)
         self.draining = False
         self.stop = asyncio.Event()
         """Set when the process shall end."""
@@ -75,7 +78,7 @@ class ApiServer:
         longest = max(route.context_length for route in settings.routes.values())
         # Each value of a prompt is at least one token, and a request has a few values beside.
         self._intake = Intake(budget, settings.max_body_bytes, max(_MIN_VALUES, 2 * longest), settings.body_s)
-        self._proxy = Proxy(settings, self.upstreams, self.metrics, self._sender, self._intake)
+        self._proxy = Proxy(settings, self._routing, self.upstreams, self.metrics, self._sender, self._intake)
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._middleware])
@@ -83,7 +86,7 @@ class ApiServer:
         cors.allow(app, self.settings.cors_origins)
         for path in INFERENCE:
             app.router.add_post(path, self._proxy.infer)
-        Listings(self.settings, self.upstreams, self._sender, self._intake, self._session).add_to(app)
+        Listings(self._routing, self.upstreams, self._sender, self._intake, self._session).add_to(app)
         openapi.add_to(app, self.settings.routes)
         app.router.add_get("/health", self.health)
         app.router.add_get("/ready", self.ready)

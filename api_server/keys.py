@@ -3,12 +3,12 @@
 import hashlib
 import hmac
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from api_server.watched import Watched
+
 MIN_LENGTH = 16
-_RECHECK_S = 1.0
 
 log = logging.getLogger("api_server")
 
@@ -41,29 +41,14 @@ class Keys:
     """The accepted keys; a changed file counts within a second, an unusable one is reported and the old keys stay."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stamp = self._current_stamp()
+        self._file = Watched(path)
         self._digests = read(path)
-        self._checked = time.monotonic()
-
-    def _current_stamp(self) -> tuple[int, int] | None:
-        try:
-            stat = self._path.stat()
-        except OSError:
-            return None
-        return stat.st_mtime_ns, stat.st_ino
 
     def _refresh(self) -> None:
-        now = time.monotonic()
-        if now - self._checked < _RECHECK_S:
+        if not self._file.has_changed():
             return
-        self._checked = now
-        stamp = self._current_stamp()
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
         try:
-            self._digests = read(self._path)
+            self._digests = read(self._file.path)
             log.info("keys reloaded: %d", len(self._digests))
         except KeysError as error:
             log.error("%s; the old keys stay", error)

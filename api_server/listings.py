@@ -14,8 +14,9 @@ from api_server.address import Address, tagged
 from api_server.intake import Intake
 from api_server.paths import INFERENCE
 from api_server.reading import LATE_OR_STRANGE, document
+from api_server.routing import Routing
 from api_server.sending import Sender
-from api_server.settings import Route, Settings
+from api_server.settings import Route
 from api_server.upstreams import Upstream
 
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
@@ -23,9 +24,10 @@ _TIMEOUT = aiohttp.ClientTimeout(total=10)
 
 class Listings:
     def __init__(
-        self, settings: Settings, upstreams: dict[str, Upstream], sender: Sender, intake: Intake, session: aiohttp.ClientSession
+        self, routing: Routing, upstreams: dict[str, Upstream], sender: Sender, intake: Intake, session: aiohttp.ClientSession
     ) -> None:
-        self._routes = settings.routes
+        self._routing = routing
+        self._routes = routing.routes
         self._upstreams = upstreams
         self._sender = sender
         self._intake = intake
@@ -45,11 +47,17 @@ class Listings:
         return web.Response(text="modelfleet is running")
 
     async def models(self, _: web.Request) -> web.Response:
-        entries = await asyncio.gather(*(self._openai(model, route) for model, route in self._routes.items()))
+        entries = await asyncio.gather(*map(self._named, [*self._routes, *self._routing.aliases]))
         return web.json_response({"object": "list", "data": entries})
 
     async def model(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._openai(*requests.routed(request.match_info["model"], self._routes, native=False)))
+        return web.json_response(await self._named(request.match_info["model"]))
+
+    async def _named(self, name: str) -> dict[str, Any]:
+        """The entry of a model or an alias, which says what it stands for by vLLM's name for that. Raises ApiError."""
+        model, route = self._routing.find(name, native=False)
+        entry = await self._openai(model, route)
+        return entry if name == model else {**entry, "id": name, "root": model}
 
     async def _openai(self, model: str, route: Route) -> dict[str, Any]:
         """The entry of a list. Clients read the context's length by either of two names: Cline and vLLM's say max_model_len, OpenRouter's
@@ -98,18 +106,20 @@ class Listings:
         name = payload.get("model") or payload.get("name")
         if not isinstance(name, str):
             raise errors.bad_request("model: got nothing, want a model's name; see GET /api/tags")
-        model, route = requests.routed(name, self._routes, native=True)
+        model, route = self._routing.find(name, native=True)
         body = {"model": route.model or model, "verbose": bool(payload.get("verbose"))}
         return web.json_response(await self._ask("POST", "/api/show", body, route, model))
 
     def _fleet(self, part: Callable[[Address], Any]) -> Iterator[dict[str, Any]]:
-        for model, route in self._routes.items():
+        stand_for = {name: alias.target(b"") for name, alias in self._routing.aliases.items()}
+        for called, model in ({model: model for model in self._routes} | stand_for).items():
+            route = self._routes[model]
             if route.engine != "ollama":
                 continue
             name = tagged(route.model or model)
             entries = [part(address)[name] for address in self._upstreams[route.url].addresses.values() if name in part(address)]
             if entries:
-                yield min(entries, key=lambda entry: entry.get("context_length", 0)) | {"name": model, "model": model}
+                yield min(entries, key=lambda entry: entry.get("context_length", 0)) | {"name": called, "model": called}
 
     async def _ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, route: Route | None = None, model: str = ""

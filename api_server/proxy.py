@@ -17,6 +17,7 @@ from api_server.intake import Claim, Intake
 from api_server.metrics import Metrics
 from api_server.patience import Patience
 from api_server.requests import Asked
+from api_server.routing import Routing
 from api_server.sending import Sender
 from api_server.settings import Settings
 from api_server.upstreams import Upstream, Wanted
@@ -34,10 +35,13 @@ _PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class Proxy:
-    """Forwards inference for the routes of the settings."""
+    """Forwards inference to the servers of a model."""
 
-    def __init__(self, settings: Settings, upstreams: dict[str, Upstream], metrics: Metrics, sender: Sender, intake: Intake) -> None:
+    def __init__(
+        self, settings: Settings, routing: Routing, upstreams: dict[str, Upstream], metrics: Metrics, sender: Sender, intake: Intake
+    ) -> None:
         self._settings = settings
+        self._routing = routing
         self._upstreams = upstreams
         self._metrics = metrics
         self._sender = sender
@@ -84,7 +88,7 @@ class Proxy:
 
     async def _understood(self, request: web.Request, claim: Claim) -> Asked:
         body = await self._intake.read(request, claim)
-        return await self._intake.beside(len(body), functools.partial(requests.understood, request.path, body, self._settings.routes))
+        return await self._intake.beside(len(body), functools.partial(requests.understood, request.path, body, self._routing))
 
     async def _answer(self, request: web.Request, answer: Answer, asked: Asked, claim: Claim) -> web.StreamResponse:
         """Send to the best address, and to another one only while nothing of an answer has come. Raises ApiError."""

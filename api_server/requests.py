@@ -3,12 +3,12 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from api_server import errors, fields, history, models, size
 from api_server.paths import CHAT, EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, NATIVE_GENERATE, Payload, encode, is_native
+from api_server.routing import Routing
 from api_server.settings import Route
 
 _DEEPEST = 100
@@ -44,23 +44,14 @@ class Asked:
         return bool(self.media or not fields.THINKING.isdisjoint(self.body) or self.body.get("tools"))
 
 
-def understood(path: str, body: bytes, routes: Mapping[str, Route]) -> Asked:
+def understood(path: str, body: bytes, routing: Routing) -> Asked:
     """Raises ApiError on what no server could answer."""
     payload = parse(path, body)
-    model, route = routed(payload["model"], routes, native=is_native(path))
+    affinity = _affinity(payload)
+    model, route = routing.find(payload["model"], affinity, native=is_native(path))
     kept, dropped = cleaned(path, payload, route, model)
     most, media = size.most_tokens(path, kept), size.has_media(kept)
-    return Asked(path, model, route, kept, dropped, _stream_kind(path, payload), _drops_usage(payload), _affinity(payload), most, media)
-
-
-def routed(wanted: str, routes: Mapping[str, Route], *, native: bool) -> tuple[str, Route]:
-    """Id and route of the model that a client names; Ollama's own API takes `name` for `name:latest`. Raises ApiError."""
-    model = f"{wanted}:latest" if native and wanted not in routes and f"{wanted}:latest" in routes else wanted
-    if model not in routes:
-        raise errors.unknown_model(wanted, list(routes))
-    if native and routes[model].engine != "ollama":
-        raise errors.not_native(model)
-    return model, routes[model]
+    return Asked(path, model, route, kept, dropped, _stream_kind(path, payload), _drops_usage(payload), affinity, most, media)
 
 
 def document(body: bytes) -> Payload:
@@ -162,9 +153,9 @@ def _drops_usage(payload: Payload) -> bool:
 
 
 def _affinity(payload: Payload) -> bytes:
-    """Of the messages up to the first of the user, or the beginning of a prompt."""
+    """Of the messages up to the first of the user, or the beginning of a prompt or an input."""
     messages = payload.get("messages")
     if not isinstance(messages, list):
-        return str(payload.get("prompt"))[:1024].encode(errors="replace")
+        return str(payload.get("prompt") or payload.get("input"))[:1024].encode(errors="replace")
     users = (index for index, message in enumerate(messages) if isinstance(message, dict) and message.get("role") == "user")
     return hashlib.blake2b(encode(messages[: next(users, 0) + 1]), digest_size=8).digest()

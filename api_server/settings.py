@@ -102,6 +102,8 @@ class Settings(Environment):
     keys_file: Path
     """One key a line, each of 16 or more characters; read again when it changes."""
     routes: Json[Annotated[dict[str, Route], Field(min_length=1)]]
+    aliases_file: Path | None = None
+    """JSON: name to `{"model", "next", "share"}`; read again when it changes. None: no model has another name."""
     request_timeout_s: float = Field(default=900, gt=0)
     """Longest silence of an upstream: agents wait for long answers without a stream."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)

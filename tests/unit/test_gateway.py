@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from api_server import errors, fields, history, paths, requests, size, translation
 from api_server.activator import Activator, Demand, Settings, Unreachable, wanted
 from api_server.address import Address
+from api_server.aliases import Aliases
+from api_server.routing import Routing
 from api_server.settings import Route
 from api_server.upstreams import Upstream, Wanted
 from api_server.usage import Reader
@@ -164,7 +166,7 @@ def test_what_ollama_would_pass_over_is_refused_by_name_unless_it_changes_nothin
 )
 def test_what_is_no_request_is_refused(body: bytes) -> None:
     with pytest.raises(errors.ApiError) as caught:
-        requests.understood("/v1/chat/completions", body, {"a": ROUTE})
+        requests.understood("/v1/chat/completions", body, Routing({"a": ROUTE}, Aliases(None, ())))
     assert caught.value.status == 400
 
 

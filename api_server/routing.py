@@ -1,0 +1,31 @@
+"""From the name of a model that a client says to the servers that have it."""
+
+from collections.abc import Mapping
+
+from api_server import errors
+from api_server.aliases import Alias, Aliases
+from api_server.settings import Route
+
+
+class Routing:
+    """The models of the settings, and the aliases of now."""
+
+    def __init__(self, routes: Mapping[str, Route], aliases: Aliases) -> None:
+        self.routes = routes
+        self._aliases = aliases
+
+    @property
+    def aliases(self) -> Mapping[str, Alias]:
+        return self._aliases.now()
+
+    def find(self, wanted: str, conversation: bytes = b"", *, native: bool) -> tuple[str, Route]:
+        """Id and route of the model that is meant. Ollama's own API takes `name` for `name:latest`. Raises ApiError."""
+        aliases = self.aliases
+        for name in (wanted, f"{wanted}:latest") if native else (wanted,):
+            model = aliases[name].target(conversation) if name in aliases else name
+            if model not in self.routes:
+                continue
+            if native and self.routes[model].engine != "ollama":
+                raise errors.not_native(name)
+            return model, self.routes[model]
+        raise errors.unknown_model(wanted, [*self.routes, *aliases])
