@@ -28,6 +28,15 @@ class Alias(BaseModel):
     share: int = Field(default=0, ge=0, le=100)
     """In percent."""
 
+    @property
+    def models(self) -> list[str]:
+        """Ids of those that get conversations, the one with most of them first."""
+        if not self.share or self.model == self.next:
+            return [self.model]
+        if self.share == 100:
+            return [self.next]
+        return [self.next, self.model] if self.share > 50 else [self.model, self.next]
+
     def target(self, conversation: bytes) -> str:
         """The model of a conversation. All of its turns go to one, and on every gateway to the same."""
         if not self.share:

@@ -87,7 +87,7 @@ class ApiServer:
         for path in INFERENCE:
             app.router.add_post(path, self._proxy.infer)
         Listings(self._routing, self.upstreams, self._sender, self._intake, self._session).add_to(app)
-        openapi.add_to(app, self.settings.routes)
+        openapi.add_to(app, self._routing)
         app.router.add_get("/health", self.health)
         app.router.add_get("/ready", self.ready)
         app.cleanup_ctx.append(self._run)

@@ -54,10 +54,16 @@ class Listings:
         return web.json_response(await self._named(request.match_info["model"]))
 
     async def _named(self, name: str) -> dict[str, Any]:
-        """The entry of a model or an alias, which says what it stands for by vLLM's name for that. Raises ApiError."""
-        model, route = self._routing.find(name, native=False)
-        entry = await self._openai(model, route)
-        return entry if name == model else {**entry, "id": name, "root": model}
+        """The entry of a model, or of an alias, which says what it stands for by vLLM's name for that. Raises ApiError."""
+        alias = self._routing.aliases.get(name)
+        if alias is None:
+            return await self._openai(*self._routing.find(name, native=False))
+        entries = await asyncio.gather(*(self._openai(model, self._routes[model]) for model in alias.models))
+        # A conversation may get any of them: it can rely on what all of them have.
+        least = min(entries, key=lambda entry: entry.get("context_length", 0))
+        can = [set(entry["capabilities"]) for entry in entries if "capabilities" in entry]
+        common = {"capabilities": sorted(set.intersection(*can))} if len(can) == len(entries) else {}
+        return {**least, **common, "id": name, "root": alias.models[0]}
 
     async def _openai(self, model: str, route: Route) -> dict[str, Any]:
         """The entry of a list. Clients read the context's length by either of two names: Cline and vLLM's say max_model_len, OpenRouter's
@@ -111,8 +117,7 @@ class Listings:
         return web.json_response(await self._ask("POST", "/api/show", body, route, model))
 
     def _fleet(self, part: Callable[[Address], Any]) -> Iterator[dict[str, Any]]:
-        stand_for = {name: alias.target(b"") for name, alias in self._routing.aliases.items()}
-        for called, model in ({model: model for model in self._routes} | stand_for).items():
+        for called, model in ({model: model for model in self._routes} | self._routing.stand_for()).items():
             route = self._routes[model]
             if route.engine != "ollama":
                 continue

@@ -1,5 +1,6 @@
 """The OpenAPI document, from the typed models of the endpoints."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from aiohttp import web
 
 from api_server.models import MODELS, Engine
 from api_server.paths import INFERENCE, is_native
+from api_server.routing import Routing
 from api_server.settings import Route
 
 _TEXT = {"type": "string"}
@@ -66,14 +68,15 @@ def _paths(schemas: Mapping[tuple[str, Engine], dict[str, Any]]) -> dict[str, An
     return paths
 
 
-def document(routes: Mapping[str, Route]) -> dict[str, Any]:
-    """For these models. Which fields a model takes depends on what serves it."""
+def document(routes: Mapping[str, Route], aliases: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """For these models, and these other names of them. Which fields a model takes depends on what serves it."""
+    ids = {name: name for name in routes} | dict(aliases or {})
     served = {key: model for key, model in MODELS.items() if any(route.engine == key[1] for route in routes.values())}
     every = list(served.values())
     found, components = msgspec.json.schema_components(every, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(served, found, strict=True))
     for (_, engine), model in served.items():
-        names = [name for name, route in routes.items() if route.engine == engine]
+        names = [name for name, model_id in ids.items() if routes[model_id].engine == engine]
         components[model.__name__]["properties"]["model"] = {"type": "string", "enum": names}
     responses = {
         name: {"description": "any failure", "content": _content(json=schema)}
@@ -89,10 +92,10 @@ def document(routes: Mapping[str, Route]) -> dict[str, Any]:
     }
 
 
-def add_to(app: web.Application, routes: Mapping[str, Route]) -> None:
-    whole = document(routes)
+def add_to(app: web.Application, routing: Routing) -> None:
+    made = functools.lru_cache(maxsize=1)(lambda names: document(routing.routes, dict(names)))
 
     async def show(_: web.Request) -> web.Response:
-        return web.json_response(whole)
+        return web.json_response(made(tuple(routing.stand_for().items())))
 
     app.router.add_get("/openapi.json", show, allow_head=False)

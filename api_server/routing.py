@@ -18,6 +18,10 @@ class Routing:
     def aliases(self) -> Mapping[str, Alias]:
         return self._aliases.now()
 
+    def stand_for(self) -> dict[str, str]:
+        """Every alias to the model that most of its conversations get."""
+        return {name: alias.models[0] for name, alias in self.aliases.items()}
+
     def find(self, wanted: str, conversation: bytes = b"", *, native: bool) -> tuple[str, Route]:
         """Id and route of the model that is meant. Ollama's own API takes `name` for `name:latest`. Raises ApiError."""
         aliases = self.aliases

@@ -2,19 +2,21 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pulumi
 import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
-from .contract import API_METRICS_PORT, API_SERVER, PORTS, type_token
+from .contract import API_METRICS_PORT, API_SERVER, PORTS, labels, type_token
 from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
 _DRAIN_S = 600
 """Longest answer that a rollout waits for: agents ask for minutes of generation."""
+_ALIASES = "api-server-aliases"
+"""A constant: the pods that mount it must not roll when it changes."""
 _NEVER_FEWER = k8s.apps.v1.DeploymentStrategyArgs(rolling_update=k8s.apps.v1.RollingUpdateDeploymentArgs(max_unavailable=0, max_surge=1))
 """A rollout makes a new pod before an old one goes."""
 
@@ -29,6 +31,9 @@ class ApiServerArgs:
     """API keys, a Pulumi secret; at least one."""
     routes: Mapping[str, Mapping[str, str | int]]
     """Model id to `{"url", "model", "max_in_flight"}`."""
+    aliases: Mapping[str, Mapping[str, str | int]] = field(default_factory=dict)
+    """Other name of a model to `{"model", "next", "share"}`: the share of conversations, in percent, that goes to the next one. With the
+    provider's enableConfigMapMutable a change of them restarts nothing."""
     replicas: int | None
     """None: one at first, and an autoscaler owns the number."""
     autoscaled: bool = False
@@ -67,13 +72,20 @@ class ApiServer(pulumi.ComponentResource):
             f"{name}-keys",
             metadata=objects.metadata(API_SERVER, args.namespace, named=False),
             string_data={"keys": pulumi.Output.secret(args.keys).apply(lambda keys: "\n".join(keys) + "\n")},
+            immutable=True,
+            opts=child,
+        )
+        aliases = core.ConfigMap(
+            f"{name}-aliases",
+            metadata=k8s.meta.v1.ObjectMetaArgs(name=_ALIASES, namespace=args.namespace, labels=labels(API_SERVER)),
+            data={"aliases": json.dumps(args.aliases, sort_keys=True, indent=1)},
             opts=child,
         )
         ports, kind = {"http": PORTS[API_SERVER]}, args.service_type
         service = objects.service(
             f"{name}-service", API_SERVER, args.namespace, ports, child, kind=kind, node_port=args.node_port, exposure=args.exposure
         )
-        pod, space = _pod(args, secret.metadata.name), args.namespace
+        pod, space = _pod(args, secret.metadata.name, aliases.metadata.name), args.namespace
         runs = objects.account(f"{name}-account", API_SERVER, space, child, args.workload)
         runs = pods.scaled_by_others(runs) if args.autoscaled else runs
         pods.deployment(f"{name}-servers", API_SERVER, space, pod, runs, replicas=args.replicas, strategy=_NEVER_FEWER)
@@ -90,9 +102,10 @@ def _address(status: core.outputs.ServiceStatus | None) -> str | None:
     return (ingress[0].hostname or ingress[0].ip) if ingress else None
 
 
-def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str]) -> core.PodSpecArgs:
+def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str], aliases_config: pulumi.Input[str]) -> core.PodSpecArgs:
     tmp, tmp_mount = containers.scratch()
     keys, keys_mount = containers.secret_file("keys", keys_secret, "/etc/api-keys")
+    aliases, aliases_mount = containers.config_file("aliases", aliases_config, "/etc/aliases")
     port = PORTS[API_SERVER]
     container = core.ContainerArgs(
         name=API_SERVER,
@@ -103,6 +116,7 @@ def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str]) -> core.PodSpecArg
                 "API_SERVER_PORT": str(port),
                 "API_SERVER_METRICS_PORT": str(API_METRICS_PORT),
                 "API_SERVER_KEYS_FILE": "/etc/api-keys/keys",
+                "API_SERVER_ALIASES_FILE": "/etc/aliases/aliases",
                 "API_SERVER_ROUTES": json.dumps(args.routes, sort_keys=True),
                 "API_SERVER_HOLD_S": str(args.hold_s),
                 "API_SERVER_DRAIN_S": str(_DRAIN_S),
@@ -114,10 +128,10 @@ def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str]) -> core.PodSpecArg
         ],
         resources=containers.resources(args.resources),
         security_context=containers.security(),
-        volume_mounts=[tmp_mount, keys_mount],
+        volume_mounts=[tmp_mount, keys_mount, aliases_mount],
         readiness_probe=containers.http_probe("/ready", port, period_s=2),
         startup_probe=containers.http_probe("/health", port, period_s=1, failures=60),
         liveness_probe=containers.liveness(port),
     )
     placement = pods.Placement(workload=args.workload, priority_class=args.priority_class)
-    return pods.spec(API_SERVER, [container], [tmp, keys], placement, grace_s=_DRAIN_S + 15)
+    return pods.spec(API_SERVER, [container], [tmp, keys, aliases], placement, grace_s=_DRAIN_S + 15)

@@ -51,12 +51,14 @@ class CacheServer(pulumi.ComponentResource):
             f"{name}-auth",
             metadata=objects.metadata(CACHE_SERVER, args.namespace, named=False),
             string_data={"password": password, "auth.conf": password.apply(lambda value: f"requirepass {value}\n")},
+            immutable=True,
             opts=child,
         )
         config = core.ConfigMap(
             f"{name}-config",
             metadata=objects.metadata(CACHE_SERVER, args.namespace, named=False),
             data={"cache.conf": cache_conf(args.max_memory_bytes, args.eviction_policy)},
+            immutable=True,
             opts=child,
         )
         objects.service(f"{name}-service", CACHE_SERVER, args.namespace, {"redis": PORTS[CACHE_SERVER]}, child)

@@ -107,12 +107,14 @@ class ImageTrust(pulumi.ComponentResource):
             f"{name}-tls",
             metadata=objects.metadata(IMAGE_VERIFIER, namespace, named=False),
             string_data={"tls.crt": args.certificate, "tls.key": pulumi.Output.secret(args.private_key)},
+            immutable=True,
             opts=child,
         )
         keys = core.ConfigMap(
             f"{name}-keys",
             metadata=objects.metadata(IMAGE_VERIFIER, namespace, named=False),
             data={"cosign.pub": args.public_keys, **({"ca.pem": args.ca_bundle} if args.ca_bundle else {})},
+            immutable=True,
             opts=child,
         )
         logins: list[pulumi.Resource] = []

@@ -104,6 +104,7 @@ class ModelStore(pulumi.ComponentResource):
             f"{self._name}-credentials",
             metadata=objects.metadata(MODEL_WRITER, self._args.namespace, named=False),
             string_data={_CREDENTIALS_FILE: pulumi.Output.secret(credentials)},
+            immutable=True,
             opts=child,
         )
         return containers.secret_file("credentials", secret.metadata.name, _CREDENTIALS_PATH)
@@ -113,6 +114,7 @@ class ModelStore(pulumi.ComponentResource):
             f"{self._name}-authorities",
             metadata=objects.metadata(MODEL_WRITER, self._args.namespace, named=False),
             data={_AUTHORITIES_FILE: self._args.ca_bundle},
+            immutable=True,
             opts=child,
         )
         return containers.config_file("authorities", bundle.metadata.name, _AUTHORITIES_PATH)

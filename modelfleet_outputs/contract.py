@@ -59,6 +59,8 @@ class FleetOutputs(_Contract):
     """Base URL of the OpenAI API for clients inside the cluster, `base_path` included."""
     models: list[ModelOutput]
     """The fleet's models first, in the order of the configuration."""
+    aliases: dict[str, str] = {}
+    """Other names that a client can put there, to the id of the model that most of their conversations get."""
     images: dict[str, str]
     """Image name to the reference that runs, by digest."""
     storage_classes: StorageClasses

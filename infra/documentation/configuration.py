@@ -87,7 +87,7 @@ def document() -> str:
     parts = [_INTRODUCTION]
     for name, field in Settings.model_fields.items():
         annotation: Any = field.annotation
-        prefix = {list: "[].", dict: "<workload>."}.get(get_origin(annotation), "")
+        prefix = {list: "[].", dict: "<name>."}.get(get_origin(annotation), "")
         model: type[BaseModel] = get_args(annotation)[-1] if prefix else annotation
         parts.append(f"## `{PROJECT}:{field.alias or name}`\n")
         parts.append(f"{textwrap.fill(field.description, _WIDTH, break_on_hyphens=False)}\n" if field.description else "")

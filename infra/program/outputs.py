@@ -52,6 +52,7 @@ def _document(
         base_path=BASE_PATH,
         url=f"http://{service}.{namespace}.svc:{port}{BASE_PATH}",
         models=models(settings, effective),
+        aliases={name: alias.mostly for name, alias in settings.aliases.items()},
         images=images,
         storage_classes=StorageClasses(hot=settings.hot_class, shared=settings.shared_class),
         runtime_class=settings.runtime_class if settings.gpu.enabled else None,

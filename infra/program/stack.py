@@ -68,7 +68,15 @@ def _provider(target: ClusterSettings) -> k8s.Provider:
         return k8s.Provider("cluster", render_yaml_to_directory=target.render_to)
     content = inputs.kubeconfig()
     kubeconfig = pulumi.Output.secret(json.dumps(content)) if content else None
-    return k8s.Provider("cluster", context=target.context, cluster_identifier=target.identity, kubeconfig=kubeconfig)
+    return k8s.Provider(
+        "cluster",
+        context=target.context,
+        cluster_identifier=target.identity,
+        kubeconfig=kubeconfig,
+        # What is not marked as immutable changes in place.
+        enable_config_map_mutable=True,
+        enable_secret_mutable=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ NAME = f"test-{os.getpid()}"
 """Of this run alone: another one may be on the same machine."""
 MODEL = "tiny:scripted"
 SERVER_ID = "tiny-server"
+ALIAS = "coder"
+"""Another name of MODEL."""
 SCRIPT = "Hello from the tiny model."
 
 
@@ -74,6 +76,7 @@ def first(started: tuple[Cluster, dict[str, Image]], kube: Kube) -> Stack:
         **lifecycle.image_overrides(images),
         "models": [{"name": MODEL, "size": "2Mi", "kvBytesPerToken": 1024}],
         "modelServer": {"model": MODEL, "modelId": SERVER_ID},
+        "aliases": {ALIAS: {"model": MODEL}},
     }
     return Stack(cluster, deployment, overrides, images, deployment.deploy(overrides), kube)
 

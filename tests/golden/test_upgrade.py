@@ -74,8 +74,8 @@ def test_an_upgrade_keeps_everything_that_holds_data(release: Release, tmp_path:
 
 
 def _is_a_note(path: str) -> bool:
-    """Whether a changed field says something about an object, and is nothing of it."""
-    return path.startswith("metadata.annotations")
+    """Whether a changed field says something about an object, and is none of its values."""
+    return path == "immutable" or path.startswith("metadata.annotations")
 
 
 def identity(document: dict[str, Any]) -> tuple[str, str, str]:

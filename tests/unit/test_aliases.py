@@ -94,3 +94,11 @@ def test_a_file_is_looked_at_once_a_second(tmp_path: Path) -> None:
     time.sleep(watched.RECHECK_S)
     assert found.has_changed()
     assert not found.has_changed()
+
+
+@pytest.mark.parametrize(
+    ("share", "models"),
+    [(0, ["old:1"]), (1, ["old:1", "new:1"]), (50, ["old:1", "new:1"]), (51, ["new:1", "old:1"]), (100, ["new:1"])],
+)
+def test_the_models_of_an_alias_are_those_that_get_conversations(share: int, models: list[str]) -> None:
+    assert Alias(model="old:1", next="new:1", share=share).models == models

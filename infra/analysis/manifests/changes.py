@@ -31,6 +31,8 @@ REPLACED: Mapping[str, tuple[str, ...]] = {
     "StorageClass": ("parameters", "provisioner"),
 }
 """Fields whose change makes Pulumi replace the object. Source: forceNew in diff.go of pulumi-kubernetes 4.25.0."""
+_MUTABLE = ("ConfigMap", "Secret")
+"""Kinds that change in place unless they say `immutable`: the stack's provider is told so (`enableConfigMapMutable`)."""
 IMMUTABLE: Mapping[str, tuple[str, ...]] = {
     "PriorityClass": ("value", "preemptionPolicy"),
     "RuntimeClass": ("handler",),
@@ -146,7 +148,8 @@ def _compare(old: Object, new: Object) -> Change | None:
         return None
     kind = str(old.get("kind"))
     action: Action = "changed"
-    if any(_below(each.path, (*REPLACED.get(kind, ()), *IMMUTABLE.get(kind, ()))) for each in found):
+    in_place = kind in _MUTABLE and not new.get("immutable")
+    if any(_below(each.path, (*(REPLACED.get(kind, ()) if not in_place else ()), *IMMUTABLE.get(kind, ()))) for each in found):
         action = "replaced"
     elif any(_shrinks(kind, each) for each in found):
         action = "refused"

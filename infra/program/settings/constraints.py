@@ -37,7 +37,7 @@ Source: server/sched.go (mllama, qwen3vl, qwen35, qwen3next, lfm2, nemotron_h)."
 
 def problems(settings: Sections) -> list[str]:
     """Every rule that the sections break together."""
-    checks = (_models, _delivery, _contexts, _scale, _gpus, _gpu_memory, _host_memory, _storage, _cache, _quota)
+    checks = (_models, _aliases, _delivery, _contexts, _scale, _gpus, _gpu_memory, _host_memory, _storage, _cache, _quota)
     found = [line for check in checks for line in check(settings)]
     return found + list(_production(settings)) if settings.governance.production else found
 
@@ -72,6 +72,17 @@ def _models(settings: Sections) -> Iterator[str]:
         yield f"modelServer.model: got {server.model}, want one of models {', '.join(names)}; add it there"
     if server.model_id in names:
         yield f"modelServer.modelId: got {server.model_id}, want an id that no model has; choose another"
+
+
+def _aliases(settings: Sections) -> Iterator[str]:
+    known = ", ".join(settings.ids)
+    for name, alias in settings.aliases.items():
+        # Ollama's own API takes a name without a tag for `latest`.
+        if {name, f"{name}:latest"} & set(settings.ids):
+            yield f"aliases.{name}: got the name of a model, want one that no model has; choose another"
+        for key, model in (("model", alias.model), ("next", alias.next)):
+            if model is not None and model not in settings.ids:
+                yield f"aliases.{name}.{key}: got {model}, want one of {known}; correct it, or add the model"
 
 
 def _delivery(settings: Sections) -> Iterator[str]:

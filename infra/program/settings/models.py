@@ -108,6 +108,31 @@ class DeliverySettings(Section):
         return self
 
 
+ALIAS = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
+
+
+class AliasSettings(Section):
+    """Another name of a model. To point it elsewhere restarts nothing."""
+
+    model: str = Field(pattern=ALIAS)
+    """Id of a model: one of `models`, or modelServer.modelId."""
+    next: str | None = Field(default=None, pattern=ALIAS)
+    """Id of the model that takes its place, and gets `share` of the conversations until then."""
+    share: int = Field(default=0, ge=0, le=100)
+    """Percent of the conversations that go to `next`; 0 takes all of them back. A conversation stays where it is."""
+
+    @property
+    def mostly(self) -> str:
+        """Id of the model that most conversations get."""
+        return self.next if self.next is not None and self.share > 50 else self.model
+
+    @model_validator(mode="after")
+    def _share_has_a_model(self) -> Self:
+        if self.share and self.next is None:
+            raise ValueError(f"share: got {self.share} without next, want the model that gets it; set next, or remove share")
+        return self
+
+
 def is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)

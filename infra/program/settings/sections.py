@@ -1,5 +1,7 @@
 """All sections of a stack's configuration together."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from components.contract import HOT_CLASS, SHARED_CLASS
@@ -8,7 +10,7 @@ from infra.program.settings.fleet import FleetSettings
 from infra.program.settings.governance import GovernanceSettings
 from infra.program.settings.gpu import GpuSettings
 from infra.program.settings.images import ImagesSettings
-from infra.program.settings.models import DeliverySettings, ModelSettings
+from infra.program.settings.models import ALIAS, AliasSettings, DeliverySettings, ModelSettings
 from infra.program.settings.network import NetworkSettings
 from infra.program.settings.section import Section
 from infra.program.settings.services import ApiServerSettings, CacheSettings, ModelServerSettings, MonitoringSettings
@@ -29,6 +31,8 @@ class Sections(Section):
     governance: GovernanceSettings = GovernanceSettings()
     models: list[ModelSettings] = Field(min_length=1, max_length=32)
     """The models of the fleet, in the order of routes and outputs."""
+    aliases: dict[Annotated[str, Field(pattern=ALIAS)], AliasSettings] = Field(default={}, max_length=64)
+    """Other names that clients use for the models, such as those that an agent asks for by itself."""
     delivery: DeliverySettings = DeliverySettings()
     fleet: FleetSettings
     model_server: ModelServerSettings
@@ -67,6 +71,11 @@ class Sections(Section):
         if proxy is None or not origins:
             return origins
         return [proxy.origin, *(origin for origin in origins if not proxy.leads_to(origin[0]))]
+
+    @property
+    def ids(self) -> list[str]:
+        """Names of everything that clients can ask, but for aliases."""
+        return [*self.model_names, self.model_server.model_id]
 
     def context_length(self, model: ModelSettings) -> int:
         """Tokens that a request to the model may have."""

@@ -1,0 +1,37 @@
+"""An alias is pointed at another model, and no pod is made again for it."""
+
+import httpx
+import pytest
+
+from tests.cluster.conftest import ALIAS, MODEL, SCRIPT, SERVER_ID, Stack
+from tests.cluster.kube import eventually
+
+pytestmark = pytest.mark.cluster
+KUBELET_S = 150
+"""A kubelet looks at the files of its pods about once a minute."""
+
+
+def answered(stack: Stack) -> tuple[str, str]:
+    """What the alias answers, and the model that did."""
+    body = {"model": ALIAS, "messages": [{"role": "user", "content": "Say it."}], "max_tokens": 64, "temperature": 0}
+    headers = {"Authorization": f"Bearer {stack.key}"}
+    answer = httpx.post(f"{stack.url}/v1/chat/completions", json=body, headers=headers, timeout=60).json()
+    return answer["choices"][0]["message"]["content"], answer["model"]
+
+
+def pods(stack: Stack) -> dict[str, int]:
+    """UID of each running pod to how often its containers were restarted."""
+    items = stack.kube.get("pods", "-n", stack.outputs.namespace, "--field-selector=status.phase=Running")["items"]
+    return {item["metadata"]["uid"]: sum(each["restartCount"] for each in item["status"]["containerStatuses"]) for item in items}
+
+
+def test_an_alias_is_pointed_elsewhere_and_no_pod_is_made_again(stack: Stack) -> None:
+    assert answered(stack) == (SCRIPT, MODEL)
+    before = pods(stack)
+    changed = stack.deployment.deploy({**stack.overrides, "aliases": {ALIAS: {"model": SERVER_ID}}})
+    assert (stack.outputs.aliases, changed.aliases) == ({ALIAS: MODEL}, {ALIAS: SERVER_ID})
+    assert eventually(lambda: answered(stack), lambda found: found[1] != MODEL, KUBELET_S, "an answer of the other model") == (
+        SCRIPT,
+        SERVER_ID,
+    )
+    assert pods(stack) == before
