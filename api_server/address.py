@@ -31,6 +31,8 @@ class Address:
     host: str
     port: int
     in_flight: int = 0
+    load: int = 0
+    """Work that it has ahead of it, in bytes of prompt (picking.py)."""
     answers: bool = True
     """Whether it takes connections."""
     store: Mapping[str, Mapping[str, Any]] | None = None
@@ -96,8 +98,9 @@ class Address:
         return True
 
     @contextlib.contextmanager
-    def streaming(self) -> Iterator[Callable[[], None]]:
-        """What the block calls for each part of a streamed answer: the first one counts the stream as begun, until the block ends."""
+    def streaming(self, read: Callable[[], None]) -> Iterator[Callable[[], None]]:
+        """What the block calls for each part of a streamed answer: the first one counts the stream as begun, until the block ends, and
+        calls `read`."""
         begun = False
 
         def part() -> None:
@@ -105,6 +108,7 @@ class Address:
             if not begun:
                 begun = True
                 self.streams += 1
+                read()
             self.heard = time.monotonic()
 
         try:

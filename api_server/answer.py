@@ -30,7 +30,7 @@ class Answer:
         self._request = request
         self.request_id = request_id
         self.model = model
-        self._reader = reader
+        self.reader = reader
         self._silence_s = silence_s
         self._target: web.StreamResponse | None = None
         self._starting = asyncio.Lock()
@@ -39,7 +39,7 @@ class Answer:
 
     @property
     def is_stream(self) -> bool:
-        return bool(self._reader.stream)
+        return bool(self.reader.stream)
 
     async def _start(self, headers: Mapping[str, str]) -> web.StreamResponse:
         """Begin an answer that comes in parts."""
@@ -62,11 +62,11 @@ class Answer:
         """Of the server's, those that a client gets, and ours."""
         kept = {name: headers[name] for name in _RETURNED_HEADERS if name in headers} | {"x-request-id": self.request_id}
         # Proxies between us and the client would collect the events otherwise.
-        return kept | ({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} if self._reader.stream else {})
+        return kept | ({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} if self.reader.stream else {})
 
     def __enter__(self) -> None:
         """Signs of life for as long as the block runs, whenever a stream was silent for too long. What is no stream can have none."""
-        if self._reader.stream:
+        if self.reader.stream:
             self._beating = asyncio.create_task(self._beat())
 
     def __exit__(self, *_: object) -> None:
@@ -74,14 +74,14 @@ class Answer:
             self._beating.cancel()
 
     async def _beat(self) -> None:
-        sign = _SIGNS[self._reader.stream]
+        sign = _SIGNS[self.reader.stream]
         with contextlib.suppress(aiohttp.ClientError, ConnectionError):
-            while self._reader.between:
+            while self.reader.between:
                 if (left := self._written + self._silence_s - time.monotonic()) > 0:
                     await asyncio.sleep(left)
                     continue
                 self._written = time.monotonic()
-                target = await self._start({"content-type": _TYPES[self._reader.stream]})
+                target = await self._start({"content-type": _TYPES[self.reader.stream]})
                 await target.write(sign)
 
     async def fail(self, failure: errors.ApiError) -> web.StreamResponse:
@@ -89,9 +89,9 @@ class Answer:
         target = self._target
         if target is None:
             raise failure
-        if self._reader.stream and self._reader.between:
+        if self.reader.stream and self.reader.between:
             # No [DONE] follows: that is how a client tells a cut stream from a finished one.
-            event = f"data: {json.dumps(failure.body)}\n\n" if self._reader.stream == "sse" else json.dumps({"error": str(failure)}) + "\n"
+            event = f"data: {json.dumps(failure.body)}\n\n" if self.reader.stream == "sse" else json.dumps({"error": str(failure)}) + "\n"
             with _CLIENTS_SIDE:
                 await target.write(event.encode())
                 await target.write_eof()
@@ -112,15 +112,15 @@ class Answer:
             raise errors.upstream_failed(self.model, strange)
         while chunk := await source.content.readany():
             heard()
-            if kept := self._reader.feed(chunk):
+            if kept := self.reader.feed(chunk):
                 patience.since = None
                 await self._write(source, kept)
             patience.wait()
-        rest = self._reader.rest()
+        rest = self.reader.rest()
         if rest is None:
             raise errors.upstream_failed(self.model, "an answer that is not whole")
         with _CLIENTS_SIDE:
-            if self._target is None and not self._reader.stream:
+            if self._target is None and not self.reader.stream:
                 return await self._whole(source.headers, rest)
             target = await self._start(source.headers)
             await target.write_eof(rest)
@@ -130,9 +130,9 @@ class Answer:
         """Why this is no answer to the request, from its headers alone."""
         if source.headers.get("content-encoding", "identity") != "identity":
             return "a compressed answer, which it was told not to send"
-        kind = _TYPES[self._reader.stream]
+        kind = _TYPES[self.reader.stream]
         # Ollama answers one document where there is nothing to stream: a request without a prompt, which loads the model.
-        kinds = (kind, _TYPES[""]) if self._reader.stream == "ndjson" else (kind,)
+        kinds = (kind, _TYPES[""]) if self.reader.stream == "ndjson" else (kind,)
         return "" if source.content_type in kinds else f"an answer of type {source.content_type[:64]!r} where {kind} belongs"
 
     async def _write(self, source: aiohttp.ClientResponse, chunk: bytes) -> None:

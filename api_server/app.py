@@ -19,9 +19,10 @@ from api_server.keys import Keys
 from api_server.listings import ALLOWED, Listings
 from api_server.metrics import Metrics
 from api_server.paths import INFERENCE
-from api_server.proxy import Proxy
+from api_server.proxy import OWNER, Proxy
 from api_server.routing import Routing
 from api_server.sending import Sender
+from api_server.sessions import Sessions
 from api_server.settings import Settings
 from api_server.upstreams import Upstream
 
@@ -74,11 +75,12 @@ class ApiServer:
         self._by_key: Counter[bytes] = Counter()
         self.metrics = Metrics(list(self.upstreams.values()), settings.routes, lambda: budget.used)
         self._session = session
-        self._sender = Sender(self.metrics, session)
+        sessions = Sessions(settings.session_headers)
+        self._sender = Sender(self.metrics, session, sessions.headers)
         longest = max(route.context_length for route in settings.routes.values())
         # Each value of a prompt is at least one token, and a request has a few values beside.
         self._intake = Intake(budget, settings.max_body_bytes, max(_MIN_VALUES, 2 * longest), settings.body_s)
-        self._proxy = Proxy(settings, self._routing, self.upstreams, self.metrics, self._sender, self._intake)
+        self._proxy = Proxy(settings, self._routing, self.upstreams, self.metrics, self._sender, self._intake, sessions)
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._middleware])
@@ -130,7 +132,7 @@ class ApiServer:
         try:
             if request.path in _KEYLESS:
                 return await handler(request)
-            owner = self._owner(request)
+            request[OWNER] = owner = self._owner(request)
             self._by_key[owner] += 1
             try:
                 return await handler(request)

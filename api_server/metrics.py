@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from api_server import fields
+from api_server.place import Place
 from api_server.settings import Route
 from api_server.upstreams import Upstream
 from api_server.usage import Reader
@@ -57,12 +58,30 @@ class Metrics(Collector):
         self.upstream_errors = Counter(
             "api_server_upstream_errors", "Failed attempts by reason", ["upstream", "reason"], registry=self.registry
         )  # fmt: skip
+        self.turns = self._of_turns("api_server_turns", "Requests by why their server was chosen")
+        self.reusable = self._of_turns(
+            "api_server_reusable_tokens", "Tokens of prompts that a server had read before, where servers say what they used"
+        )
+        self.cached = self._of_turns("api_server_cached_tokens", "Tokens of prompts that servers took from their caches, as they say")
         self.registry.register(self)
         self.of = functools.lru_cache(maxsize=4096)(_series)
         """The series of a metric with these labels. The library's own way to it costs more than to count in it."""
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, ["model"], buckets=buckets, registry=self.registry)
+
+    def _of_turns(self, name: str, text: str) -> Counter:
+        return Counter(name, text, ["model", "reason"], registry=self.registry)
+
+    def turned(self, model: str, place: Place, reader: Reader) -> None:
+        """Count a turn that a server took on, and what of its prompt the server had kept. Only where the server says that can the two be
+        compared."""
+        self.of(self.turns, model, place.reason).inc()
+        if reader.cached_tokens is not None:
+            self.of(self.reusable, model, place.reason).inc(min(place.reusable, reader.prompt_tokens))
+            self.of(self.cached, model, place.reason).inc(reader.cached_tokens)
+        if place.binding is not None:
+            place.binding.tokens = reader.prompt_tokens + reader.completion_tokens
 
     def left_out(self, model: str, names: Iterable[str]) -> None:
         """Count fields that were dropped from a request."""

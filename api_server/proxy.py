@@ -16,11 +16,13 @@ from api_server.answer import Answer
 from api_server.intake import Claim, Intake
 from api_server.metrics import Metrics
 from api_server.patience import Patience
+from api_server.place import Place, Wanted
 from api_server.requests import Asked
 from api_server.routing import Routing
 from api_server.sending import Sender
+from api_server.sessions import Sessions
 from api_server.settings import Settings
-from api_server.upstreams import Upstream, Wanted
+from api_server.upstreams import Upstream
 from api_server.usage import Reader
 
 log = logging.getLogger("api_server")
@@ -32,13 +34,22 @@ _FAULTS = (500, 502, 504)
 """Statuses of a server that fails. 503 is one that is full."""
 _PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
 """A request id that may stand in a header and a line of the log."""
+OWNER = "owner"
+"""Where a request has the digest of its key."""
 
 
 class Proxy:
     """Forwards inference to the servers of a model."""
 
     def __init__(
-        self, settings: Settings, routing: Routing, upstreams: dict[str, Upstream], metrics: Metrics, sender: Sender, intake: Intake
+        self,
+        settings: Settings,
+        routing: Routing,
+        upstreams: dict[str, Upstream],
+        metrics: Metrics,
+        sender: Sender,
+        intake: Intake,
+        sessions: Sessions,
     ) -> None:
         self._settings = settings
         self._routing = routing
@@ -46,6 +57,7 @@ class Proxy:
         self._metrics = metrics
         self._sender = sender
         self._intake = intake
+        self._sessions = sessions
 
     async def infer(self, request: web.Request) -> web.StreamResponse:
         """A POST of requests.INFERENCE."""
@@ -88,18 +100,20 @@ class Proxy:
 
     async def _understood(self, request: web.Request, claim: Claim) -> Asked:
         body = await self._intake.read(request, claim)
-        return await self._intake.beside(len(body), functools.partial(requests.understood, request.path, body, self._routing))
+        turn = functools.partial(self._sessions.turn, request[OWNER], self._sessions.said(request.headers))
+        return await self._intake.beside(len(body), functools.partial(requests.understood, request.path, body, self._routing, turn))
 
     async def _answer(self, request: web.Request, answer: Answer, asked: Asked, claim: Claim) -> web.StreamResponse:
         """Send to the best address, and to another one only while nothing of an answer has come. Raises ApiError."""
         upstream = self._upstreams[asked.route.url]
-        wanted = Wanted(asked.route, asked.model, asked.affinity)
-        address: Address | None = await self._place(upstream, wanted)
+        wanted = Wanted(asked.route, asked.model, asked.turn)
+        place: Place | None = await self._place(upstream, wanted)
         tried: list[str] = []
         seen = 0
-        while address is not None:
+        while place is not None:
+            address = place.address
             tried.append(address.host)
-            with upstream.held(address):
+            with upstream.held(place):
                 try:
                     async with (
                         Patience(self._settings.request_timeout_s) as patience,
@@ -108,7 +122,7 @@ class Proxy:
                         # Nobody else will get it now, and an answer may take minutes.
                         asked.body = {}
                         claim.free()
-                        return await self._relay(answer, source, patience, upstream, address)
+                        return await self._relay(answer, source, patience, upstream, place)
                 except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                     # It never saw the request.
                     self._note(upstream, address, error)
@@ -123,31 +137,34 @@ class Proxy:
                 except (aiohttp.ClientError, ValueError) as error:
                     self._failed(upstream, address, error)
                     raise errors.upstream_failed(asked.model, "an answer that is no HTTP") from None
-            address = upstream.take(wanted, tried) if seen < _MOST_SERVERS else None
+            place = upstream.take(wanted, tried) if seen < _MOST_SERVERS else None
         raise errors.upstream_failed(asked.model, "a broken connection") if seen else errors.unavailable(asked.model, _RETRY_S)
 
     async def _relay(
-        self, answer: Answer, source: aiohttp.ClientResponse, patience: Patience, upstream: Upstream, address: Address
+        self, answer: Answer, source: aiohttp.ClientResponse, patience: Patience, upstream: Upstream, place: Place
     ) -> web.StreamResponse:
+        address = place.address
         address.spoke()
         if source.status in _FAULTS:
             upstream.failed(address, f"status {source.status}")
         elif source.status == 200:
-            upstream.worked(address)
+            upstream.worked(place)
         try:
             if not answer.is_stream:
                 return await answer.relay(source, patience, address.spoke)
-            with address.streaming() as part:
+            with address.streaming(place.read) as part:
                 return await answer.relay(source, patience, part)
         except aiohttp.ClientError as error:
             self._failed(upstream, address, error)
             raise errors.upstream_failed(answer.model, "a broken answer") from None
+        finally:
+            self._metrics.turned(answer.model, place, answer.reader)
 
-    async def _place(self, upstream: Upstream, wanted: Wanted) -> Address:
+    async def _place(self, upstream: Upstream, wanted: Wanted) -> Place:
         """A claimed place. When no server has the model, the request waits in line: the fleet may be at zero, or between two pods.
         So does every request that comes while others wait. Raises ApiError."""
-        if (address := upstream.take(wanted, sure=self._settings.hold_s > 0)) is not None:
-            return address
+        if (place := upstream.take(wanted, sure=self._settings.hold_s > 0)) is not None:
+            return place
         served, model = upstream.serves(wanted), wanted.model
         if not self._settings.hold_s or (served and not upstream.awaits(model)):
             raise errors.too_busy(model, _RETRY_S) if served else errors.unavailable(model, _RETRY_S)

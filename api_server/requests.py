@@ -1,14 +1,17 @@
 """What clients may ask, and what of it goes on to a server."""
 
+import functools
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from api_server import errors, fields, history, models, size
 from api_server.paths import CHAT, EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, NATIVE_GENERATE, Payload, encode, is_native
 from api_server.routing import Routing
+from api_server.sessions import Turn
 from api_server.settings import Route
 
 _DEEPEST = 100
@@ -31,8 +34,7 @@ class Asked:
     """How the answer will come: `sse`, `ndjson`, or empty for one document."""
     drops_usage: bool
     """The client did not ask for the usage chunk of a stream."""
-    affinity: bytes
-    """The same for all requests of a conversation."""
+    turn: Turn
     most_tokens: int | None
     """More tokens than the prompt can have, by its bytes; None where bytes say nothing."""
     media: bool
@@ -44,14 +46,14 @@ class Asked:
         return bool(self.media or not fields.THINKING.isdisjoint(self.body) or self.body.get("tools"))
 
 
-def understood(path: str, body: bytes, routing: Routing) -> Asked:
-    """Raises ApiError on what no server could answer."""
+def understood(path: str, body: bytes, routing: Routing, turn: Callable[[str, Payload, Payload, int], Turn]) -> Asked:
+    """`turn`: Sessions.turn for the client. Raises ApiError on what no server could answer."""
     payload = parse(path, body)
-    affinity = _affinity(payload)
-    model, route = routing.find(payload["model"], affinity, native=is_native(path))
+    model, route = routing.find(payload["model"], functools.partial(_beginning, payload), native=is_native(path))
     kept, dropped = cleaned(path, payload, route, model)
     most, media = size.most_tokens(path, kept), size.has_media(kept)
-    return Asked(path, model, route, kept, dropped, _stream_kind(path, payload), _drops_usage(payload), affinity, most, media)
+    part = turn(model, payload, kept, len(body))
+    return Asked(path, model, route, kept, dropped, _stream_kind(path, payload), _drops_usage(payload), part, most, media)
 
 
 def document(body: bytes) -> Payload:
@@ -152,8 +154,8 @@ def _drops_usage(payload: Payload) -> bool:
     return not isinstance(options, dict) or options.get("include_usage") is not True
 
 
-def _affinity(payload: Payload) -> bytes:
-    """Of the messages up to the first of the user, or the beginning of a prompt or an input."""
+def _beginning(payload: Payload) -> bytes:
+    """Of a conversation, on every gateway the same: the messages up to the first of the user, or the beginning of a prompt or an input."""
     messages = payload.get("messages")
     if not isinstance(messages, list):
         return str(payload.get("prompt") or payload.get("input"))[:1024].encode(errors="replace")

@@ -1,6 +1,6 @@
 """From the name of a model that a client says to the servers that have it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from api_server import errors
 from api_server.aliases import Alias, Aliases
@@ -22,11 +22,12 @@ class Routing:
         """Every alias to the model that most of its conversations get."""
         return {name: alias.models[0] for name, alias in self.aliases.items()}
 
-    def find(self, wanted: str, conversation: bytes = b"", *, native: bool) -> tuple[str, Route]:
-        """Id and route of the model that is meant. Ollama's own API takes `name` for `name:latest`. Raises ApiError."""
+    def find(self, wanted: str, beginning: Callable[[], bytes] = bytes, *, native: bool) -> tuple[str, Route]:
+        """Id and route of the model that is meant; `beginning`: of the conversation, for an alias that has two models. Ollama's own API
+        takes `name` for `name:latest`. Raises ApiError."""
         aliases = self.aliases
         for name in (wanted, f"{wanted}:latest") if native else (wanted,):
-            model = aliases[name].target(conversation) if name in aliases else name
+            model = aliases[name].target(beginning()) if name in aliases else name
             if model not in self.routes:
                 continue
             if native and self.routes[model].engine != "ollama":

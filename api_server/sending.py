@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Collection
 
 import aiohttp
 from aiohttp import web
@@ -21,8 +22,8 @@ CONNECT_S = 3.0
 """For a connection to a server."""
 
 log = logging.getLogger("api_server")
-_FORWARDED_HEADERS = ("accept", "x-cache")
-"""No key, no Origin (Ollama refuses foreign ones), nothing that is between two neighbours on the way."""
+_FORWARDED_HEADERS = ("accept", "x-cache", "traceparent", "tracestate")
+"""And those of sessions. No key, no Origin (Ollama refuses foreign ones), nothing that is between two neighbours on the way."""
 _SILENT = aiohttp.ClientTimeout(sock_connect=CONNECT_S)
 """Of the request proper: its Patience sees to silence."""
 _UNKNOWN_S = 10.0
@@ -32,7 +33,8 @@ _UNKNOWN_S = 10.0
 class Sender:
     """Speaks to servers. `session` must neither decompress nor ask for compressed answers."""
 
-    def __init__(self, metrics: Metrics, session: aiohttp.ClientSession) -> None:
+    def __init__(self, metrics: Metrics, session: aiohttp.ClientSession, session_headers: Collection[str]) -> None:
+        self._forwarded = (*_FORWARDED_HEADERS, *session_headers)
         self._metrics = metrics
         self._session = session
         self._guard = ContextGuard(session)
@@ -50,9 +52,7 @@ class Sender:
             if counted:
                 address.spoke()
                 self._metrics.counted.labels(model).inc()
-        headers = {
-            name: request.headers[name] for name in _FORWARDED_HEADERS if name in request.headers and request.headers[name].isascii()
-        }
+        headers = {name: request.headers[name] for name in self._forwarded if name in request.headers and request.headers[name].isascii()}
         headers |= {"content-type": "application/json", "x-request-id": request_id}
         patience.wait()
         url, data = address.url + asked.path, encode(body)

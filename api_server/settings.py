@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*")
 SERVER = r"([^/:\s\[\]]+|\[[0-9A-Fa-f:.]+\]):\d+"
 """HOST:PORT; an IPv6 address is in brackets."""
+_NAME = re.compile(r"[a-z0-9-_]{1,64}")
 _ORIGIN = re.compile(r"https?://[^/\s,*]+")
 
 
@@ -121,6 +122,8 @@ class Settings(Environment):
     """A server whose streams have begun, and that says nothing more to anybody for so long, gets no requests for a while."""
     cors_origins: Annotated[frozenset[str], NoDecode] = frozenset()
     """Origins, separated by commas, whose pages may use the API from a browser, as https://ui.example; empty: none."""
+    session_headers: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names of headers, separated by commas, that say which conversation a request belongs to, before those that are known."""
     hold_s: float = Field(default=0, ge=0)
     """Longest wait of a request for a model that no server has; 0 refuses at once."""
     max_waiting: int = Field(default=64, ge=1)
@@ -137,3 +140,11 @@ class Settings(Environment):
         if isinstance(origins, list) and not all(_ORIGIN.fullmatch(str(each)) for each in origins):
             raise ValueError("origins such as https://ui.example, separated by commas")
         return origins
+
+    @field_validator("session_headers", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        names = [each.strip().lower() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+        if isinstance(names, list) and not all(_NAME.fullmatch(str(each)) for each in names):
+            raise ValueError("names of headers such as x-my-session, separated by commas")
+        return names

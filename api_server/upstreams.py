@@ -1,12 +1,11 @@
 """The servers behind each model: which addresses there are, which one is next, and who waits for a place.
 
-A Service address would pin a kept-alive connection to one pod, so hosts are resolved to all pods, and our own count of
-requests in flight decides. Ollama queues without bound; the cap here is this process's bound.
+A Service address would pin a kept-alive connection to one pod, so hosts are resolved to all pods, and picking.py chooses among those that
+have the model and a place. Ollama queues without bound; the cap here is this process's bound.
 """
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import Collection, Iterator
@@ -16,9 +15,11 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from api_server.address import PROBE_S, Address, tagged
+from api_server.bindings import Binding, Bindings
 from api_server.lookup import addresses
+from api_server.picking import ANSWER, choose, stays
+from api_server.place import Place, Wanted
 from api_server.reading import LATE_OR_STRANGE
-from api_server.settings import Route
 
 REFRESH_S = 2.0
 _HELD_REFRESH_S = 0.5
@@ -27,24 +28,10 @@ _HELD_REFRESH_S = 0.5
 log = logging.getLogger("api_server")
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a request needs of a server."""
-
-    route: Route
-    model: str
-    affinity: bytes = b""
-    """The same for all requests of a conversation, whose prompt a server may still hold."""
-
-    @property
-    def name(self) -> str:
-        return self.route.model or self.model
-
-
 @dataclass(eq=False)
 class _Waiter:
     wanted: Wanted
-    place: "asyncio.Future[Address]"
+    place: "asyncio.Future[Place]"
 
 
 @dataclass
@@ -63,6 +50,7 @@ class Upstream:
     """No longer looked up, but still at work: one that comes back has its count."""
     _queue: list[_Waiter] = field(default_factory=list)
     """In the order in which they came."""
+    _bindings: Bindings = field(default_factory=Bindings)
     last_used: float = field(default_factory=time.monotonic)
     """When a request for it came or ended last."""
 
@@ -115,40 +103,52 @@ class Upstream:
                 await address.look(session)
         address.answers = True
 
-    def _best(self, wanted: Wanted, tried: Collection[str] = (), *, sure: bool = False) -> Address | None:
-        """The address that has the model and a place: first those that answer, then those that hold it in memory, then the one that the
-        conversation was on, unless another is less busy by two, then the least busy. `sure`: none that did not answer last time.
-        When more than half are out, being out says more about the requests than about the servers, and is not looked at."""
-        every = list(self.addresses.values())
-        out = [address for address in every if address.is_out()]
+    def _free(self, wanted: Wanted, tried: Collection[str], *, sure: bool) -> list[Address]:
+        """The addresses that have the model and a place, of which no other ones are better: first those that answer, then those that hold
+        the model in memory. `sure`: none that did not answer last time. When more than half are out, being out says more about the
+        requests than about the servers, and is not looked at."""
+        every, now = list(self.addresses.values()), time.monotonic()
+        out = {address for address in every if address.out_until > now}
         panic = 2 * len(out) > len(every)
+        name, digest, cap = wanted.name, wanted.route.digest, self.max_in_flight
         free = [
             address
             for address in every
-            if address.host not in tried
-            and address.in_flight < (self.max_in_flight if panic else min(self.max_in_flight, address.places))
-            and address.has(wanted.name, wanted.route.digest)
-            and (panic or address not in out)
+            if address.in_flight < cap
+            and (panic or (address.in_flight < address.places and address not in out))
+            and address.host not in tried
             and (address.answers or not sure)
+            and address.has(name, digest)
         ]
         if len(free) < 2:
-            return free[0] if free else None
-        ranked = [((not each.answers, panic and each.is_out(), tagged(wanted.name) not in each.loaded), each) for each in free]
-        first = min(rank for rank, _ in ranked)
-        equals = [address for rank, address in ranked if rank == first]
-        least = min(address.in_flight for address in equals)
-        near = [address for address in equals if address.in_flight <= least + 1]
-        favourite = min(equals, key=lambda each: hashlib.blake2b(wanted.affinity + each.host.encode(), digest_size=8).digest())
-        return favourite if favourite in near else min(near, key=lambda each: each.in_flight)
+            return free
+        name = tagged(name)
+        ranks = [(not each.answers, panic and each in out, name not in each.loaded) for each in free]
+        first = min(ranks)
+        return [address for address, rank in zip(free, ranks, strict=True) if rank == first]
 
-    def take(self, wanted: Wanted, tried: Collection[str] = (), *, sure: bool = False) -> Address | None:
+    def _home(self, wanted: Wanted, binding: Binding, tried: Collection[str]) -> Address | None:
+        """The server that holds the conversation, if it serves the turn without a doubt."""
+        home = self.addresses.get(binding.host)
+        if (
+            home is None
+            or home.host in tried
+            or home.in_flight >= min(self.max_in_flight, home.places)
+            or not stays(wanted.turn, binding, home)
+        ):
+            return None
+        # What Ollama has unloaded, it has forgotten.
+        holds = self.engine != "ollama" or tagged(wanted.name) in home.loaded
+        return home if holds and self._serves(home, wanted) else None
+
+    def take(self, wanted: Wanted, tried: Collection[str] = (), *, sure: bool = False) -> Place | None:
         """A place at once, if there is one; release it. Nobody overtakes a request that waits for the same model. `sure`: at no server that
         took no connection last time."""
         if not tried and self.awaits(wanted.model):
             return None
-        return self._claimed(self._best(wanted, tried, sure=sure))
+        return self._claimed(wanted, tried, sure=sure)
 
-    async def wait(self, wanted: Wanted, limit_s: float) -> Address:
+    async def wait(self, wanted: Wanted, limit_s: float) -> Place:
         """A place, in the order of those who wait for this model; release it. Raises TimeoutError."""
         waiter = _Waiter(wanted, asyncio.get_running_loop().create_future())
         self._queue.append(waiter)
@@ -164,25 +164,39 @@ class Upstream:
             if waiter in self._queue:
                 self._queue.remove(waiter)
 
-    def release(self, address: Address) -> None:
+    def release(self, place: Place) -> None:
         """Give a place back, to the first who can use it."""
-        address.in_flight -= 1
+        place.address.in_flight -= 1
+        place.address.load -= place.unread + ANSWER
         self.last_used = time.monotonic()
         self._admit()
 
     @contextlib.contextmanager
-    def held(self, address: Address) -> Iterator[None]:
+    def held(self, place: Place) -> Iterator[None]:
         """Release a place at the block's end."""
         try:
             yield
         finally:
-            self.release(address)
+            self.release(place)
 
-    def _claimed(self, address: Address | None) -> Address | None:
-        if address is not None:
-            address.in_flight += 1
-            self.last_used = time.monotonic()
-        return address
+    def _claimed(self, wanted: Wanted, tried: Collection[str] = (), *, sure: bool) -> Place | None:
+        before, binding = self._bindings.find(wanted.turn) or (None, None)
+        home = self._home(wanted, binding, tried) if binding else None
+        free = [home] if home else self._free(wanted, tried, sure=sure)
+        if not free:
+            return None
+        choice = choose(wanted.turn, binding, free, self._bindings.held)
+        full = binding and choice.reason == "lost" and self._serves(self.addresses.get(binding.host), wanted)
+        reason = "spilled" if full else choice.reason
+        place = Place(choice.server, wanted.turn, reason, choice.unread, before, binding.tokens if binding else 0)
+        place.address.in_flight += 1
+        place.address.load += place.unread + ANSWER
+        self.last_used = time.monotonic()
+        return place
+
+    def _serves(self, address: Address | None, wanted: Wanted) -> bool:
+        """Whether it would serve this if it had a place."""
+        return address is not None and address.answers and not address.is_out() and address.has(wanted.name, wanted.route.digest)
 
     def _admit(self) -> None:
         """Give free places to those who wait, in order; one whose model has no place keeps no other model waiting."""
@@ -190,16 +204,17 @@ class Upstream:
         for waiter in list(self._queue):
             if waiter.wanted.model in full or waiter.place.done():
                 continue
-            address = self._claimed(self._best(waiter.wanted, sure=True))
-            if address is None:
+            place = self._claimed(waiter.wanted, sure=True)
+            if place is None:
                 full.add(waiter.wanted.model)
                 continue
             self._queue.remove(waiter)
-            waiter.place.set_result(address)
+            waiter.place.set_result(place)
 
-    def worked(self, address: Address) -> None:
-        """An answer came from it: there may be more places now."""
-        address.worked(self.max_in_flight)
+    def worked(self, place: Place) -> None:
+        """An answer comes: the server holds the conversation now, and may have more places."""
+        place.binding = self._bindings.bind(place.turn, place.address.host, place.before)
+        place.address.worked(self.max_in_flight)
         self._admit()
 
     def failed(self, address: Address, reason: str) -> None:

@@ -39,6 +39,8 @@ class Reader:
     drop_usage: bool = False
     """The client did not ask for the usage chunk of the stream."""
     prompt_tokens: int = 0
+    cached_tokens: int | None = None
+    """Of the prompt, as its server says; None when it does not."""
     completion_tokens: int = 0
     first: float | None = None
     """When the first event was whole."""
@@ -126,6 +128,9 @@ class Reader:
         usage = said.usage if isinstance(said.usage, dict) else {}
         self.prompt_tokens = _number(usage.get("prompt_tokens"), said.prompt_eval_count, self.prompt_tokens)
         self.completion_tokens = _number(usage.get("completion_tokens"), said.eval_count, self.completion_tokens)
+        details = usage.get("prompt_tokens_details")
+        if isinstance(details, dict) and isinstance(cached := details.get("cached_tokens"), int):
+            self.cached_tokens = cached
         return said
 
 

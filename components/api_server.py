@@ -1,7 +1,7 @@
 """The API server: the one door for clients."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,6 +40,10 @@ class ApiServerArgs:
     """An autoscaler owns the number, and `replicas` is how many there are at first."""
     hold_s: int = 0
     """Longest wait in seconds of a request for a model that no server has; 0 refuses at once."""
+    cors_origins: Sequence[str] = ()
+    """Origins whose pages may use the API from a browser, such as https://ui.example."""
+    session_headers: Sequence[str] = ()
+    """Headers that say which conversation a request belongs to, before those that are known."""
     resources: containers.ResourceArgs
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     node_port: int | None = None
@@ -102,6 +106,10 @@ def _address(status: core.outputs.ServiceStatus | None) -> str | None:
     return (ingress[0].hostname or ingress[0].ip) if ingress else None
 
 
+def _listed(name: str, values: Sequence[str]) -> dict[str, str]:
+    return {name: ",".join(values)} if values else {}
+
+
 def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str], aliases_config: pulumi.Input[str]) -> core.PodSpecArgs:
     tmp, tmp_mount = containers.scratch()
     keys, keys_mount = containers.secret_file("keys", keys_secret, "/etc/api-keys")
@@ -120,6 +128,8 @@ def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str], aliases_config: pu
                 "API_SERVER_ROUTES": json.dumps(args.routes, sort_keys=True),
                 "API_SERVER_HOLD_S": str(args.hold_s),
                 "API_SERVER_DRAIN_S": str(_DRAIN_S),
+                **_listed("API_SERVER_CORS_ORIGINS", args.cors_origins),
+                **_listed("API_SERVER_SESSION_HEADERS", args.session_headers),
             }
         ),
         ports=[

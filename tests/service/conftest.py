@@ -88,11 +88,11 @@ def start_model_server(
     **env: str,
 ) -> Service:
     """A model server that runs until the stack is closed; its log is in `work`. `process`: its environment beside its settings."""
-    port = free_port()
+    port = int(env.get("PORT") or free_port())
     settings = {"HOST": "127.0.0.1", "PORT": str(port), "MODELS_DIR": str(store), "MODEL": model, "CONTEXT_LENGTH": "2048", **env}
     log = work / f"model-server-{port}.log"
     variables = {f"MODEL_SERVER_{key}": value for key, value in settings.items()} | dict(process or {})
-    return stack.enter_context(running("model_server", port, variables, log, ready))
+    return stack.enter_context(running("model_server", port, variables, log, ready, settings["HOST"]))
 
 
 def start_api_server(

@@ -50,14 +50,14 @@ class Service:
 
 
 @contextmanager
-def running(module: str, port: int, env: Mapping[str, str], log: Path, ready: str = "/ready") -> Iterator[Service]:
-    """`python -m module` until the block ends; it must answer on `ready` first (empty: do not wait)."""
+def running(module: str, port: int, env: Mapping[str, str], log: Path, ready: str = "/ready", at: str = "127.0.0.1") -> Iterator[Service]:
+    """`python -m module` until the block ends; it must answer on `ready`, at an address, first (empty: do not wait)."""
     environment = {"PATH": os.environ["PATH"], "HOME": str(log.parent), **env}
     with (
         log.open("ab") as handle,
         subprocess.Popen([sys.executable, "-m", module], cwd=ROOT, env=environment, stdout=handle, stderr=handle) as process,
     ):
-        service = Service(process, f"http://127.0.0.1:{port}", log)
+        service = Service(process, f"http://{at}:{port}", log)
         try:
             if ready:
                 service.wait_for(ready)

@@ -16,6 +16,7 @@ import pytest
 
 from model_sync import gguf
 from tests import tiny_gguf
+from tests.service import names
 from tests.service import ollama as ollama_process
 from tests.service.conftest import KEY, SCRIPT, ApiServerFactory
 from tests.service.processes import Service, free_port, running
@@ -136,18 +137,8 @@ def test_trap_20_no_client_administers(api_server: ApiServerFactory, server: Ser
 
 @contextmanager
 def two_servers(program: Path, stores: tuple[Path, Path], work: Path, **fields: Any) -> Iterator[tuple[Service, list[Service]]]:
-    """An API server whose upstream has two addresses, and the Ollama on each. Only the look-up of the name is made up."""
+    """An API server whose upstream has two addresses, and the Ollama on each."""
     port, own_port, metrics_port = free_port(), free_port(), free_port()
-    (work / "dns").mkdir()
-    (work / "dns" / "sitecustomize.py").write_text(
-        "import socket\n"
-        "real = socket.getaddrinfo\n"
-        "def look_up(host, port, *args, **kwargs):\n"
-        "    if host != 'fleet.test':\n"
-        "        return real(host, port, *args, **kwargs)\n"
-        "    return [item for address in ('127.0.0.1', '127.0.0.2') for item in real(address, port, *args, **kwargs)]\n"
-        "socket.getaddrinfo = look_up\n"
-    )
     keys = work / "keys"
     keys.write_text(KEY)
     settings = {
@@ -155,9 +146,9 @@ def two_servers(program: Path, stores: tuple[Path, Path], work: Path, **fields: 
         "PORT": str(own_port),
         "METRICS_PORT": str(metrics_port),
         "KEYS_FILE": str(keys),
-        "ROUTES": json.dumps({"tiny:1": route(f"http://fleet.test:{port}", **fields)}),
+        "ROUTES": json.dumps({"tiny:1": route(f"http://{names.FLEET}:{port}", **fields)}),
     }
-    environment = {f"API_SERVER_{key}": value for key, value in settings.items()} | {"PYTHONPATH": str(work / "dns")}
+    environment = {f"API_SERVER_{key}": value for key, value in settings.items()} | names.resolving(work, "127.0.0.1", "127.0.0.2")
     with ExitStack() as stack:
         servers: list[Service] = []
         for number, store in enumerate(stores, 1):

@@ -16,9 +16,11 @@ from api_server import errors, fields, history, paths, requests, size, translati
 from api_server.activator import Activator, Demand, Settings, Unreachable, wanted
 from api_server.address import Address
 from api_server.aliases import Aliases
+from api_server.place import Wanted
 from api_server.routing import Routing
+from api_server.sessions import Turn
 from api_server.settings import Route
-from api_server.upstreams import Upstream, Wanted
+from api_server.upstreams import Upstream
 from api_server.usage import Reader
 
 ROUTE = Route(url="http://ollama:11434", model="m:1", engine="ollama", context_length=2048)
@@ -166,7 +168,7 @@ def test_what_ollama_would_pass_over_is_refused_by_name_unless_it_changes_nothin
 )
 def test_what_is_no_request_is_refused(body: bytes) -> None:
     with pytest.raises(errors.ApiError) as caught:
-        requests.understood("/v1/chat/completions", body, Routing({"a": ROUTE}, Aliases(None, ())))
+        requests.understood("/v1/chat/completions", body, Routing({"a": ROUTE}, Aliases(None, ())), lambda *_: Turn())
     assert caught.value.status == 400
 
 
@@ -402,8 +404,10 @@ def test_a_failed_look_up_keeps_the_last_good_addresses_and_their_counts(monkeyp
         async with aiohttp.ClientSession() as session:
             await upstream.refresh(session)
             first = upstream.addresses["127.0.0.1"]
-            first.in_flight += 1
-            with upstream.held(first):
+            place = upstream.take(Wanted(ROUTE, "a"))
+            assert place is not None
+            assert place.address is first
+            with upstream.held(place):
                 for failure in (socket.gaierror(socket.EAI_AGAIN, "try again"), OSError(24, "too many open files")):
                     answer[0] = failure
                     await upstream.refresh(session)
@@ -431,22 +435,51 @@ def upstream(*in_flight: int, cap: int = 4) -> Upstream:
 
 
 class TestPlaces:
-    def wanted(self, affinity: bytes = b"") -> Wanted:
-        return Wanted(ROUTE, "a", affinity)
+    def wanted(self, name: bytes = b"") -> Wanted:
+        return Wanted(ROUTE, "a", Turn((name,), name, 1000) if name else Turn())
 
-    def test_a_conversation_stays_unless_another_server_is_less_busy_by_two(self) -> None:
-        near, far = upstream(1, 0), upstream(2, 0)
-        hosts = {affinity: near.take(self.wanted(affinity)) for affinity in (b"1", b"2", b"3", b"4")}
-        assert {address.host for address in hosts.values() if address} == {"h0", "h1"}, "some stay with the busier one"
-        assert all((found := far.take(self.wanted(bytes([each])))) and found.host == "h1" for each in range(2))
+    def host(self, fleet: Upstream, name: bytes) -> str:
+        """Where a turn of the conversation of this name lands. Its server answers at once."""
+        place = fleet.take(self.wanted(name))
+        assert place is not None
+        fleet.worked(place)
+        fleet.release(place)
+        return place.address.host
+
+    def test_a_conversation_stays_on_its_server_until_that_is_gone(self) -> None:
+        fleet = upstream(0, 0, 0)
+        names = [f"conversation {number}".encode() for number in range(30)]
+        first = {name: self.host(fleet, name) for name in names}
+        assert set(first.values()) == {"h0", "h1", "h2"}
+        assert {name: self.host(fleet, name) for name in names} == first
+        gone = fleet.addresses.pop("h1")
+        second = {name: self.host(fleet, name) for name in names}
+        assert all(second[name] == first[name] for name in names if first[name] != "h1"), "nobody else moves"
+        fleet.addresses["h1"] = gone
+        assert {name: self.host(fleet, name) for name in names} == second, "nor comes back"
+
+    def test_a_place_at_a_server_is_given_back_with_all_of_its_load(self) -> None:
+        fleet = upstream(0, 0)
+        places = [fleet.take(self.wanted(bytes([number + 1]))) for number in range(6)]
+        assert sum(address.load for address in fleet.addresses.values()) > 6000
+        for number, place in enumerate(places):
+            assert place is not None
+            if number % 2:
+                place.read()
+            fleet.release(place)
+        assert [(address.load, address.in_flight) for address in fleet.addresses.values()] == [(0, 0), (0, 0)]
 
     def test_one_that_is_out_gets_nothing_unless_more_than_half_are(self) -> None:
         fleet = upstream(0, 0)
         first, second = fleet.addresses.values()
         assert [first.failed() for _ in range(5)] == [False] * 4 + [True]
-        assert {fleet.take(self.wanted(bytes([each]))) for each in range(4)} == {second}
+        assert {self.taken(fleet, each) for each in range(1, 5)} == {second}
         second.eject()
-        assert {fleet.take(self.wanted(bytes([each]))) for each in range(4)} == {first}, "the other one has no place"
+        assert {self.taken(fleet, each) for each in range(1, 5)} == {first}, "the other one has no place"
+
+    def taken(self, fleet: Upstream, number: int) -> Address | None:
+        place = fleet.take(self.wanted(bytes([number])))
+        return place and place.address
 
     def test_one_that_comes_back_gets_twice_as_many_after_each_answer(self) -> None:
         address = Address("a", 1)
@@ -461,13 +494,15 @@ class TestPlaces:
 
     def test_a_place_that_comes_while_its_request_leaves_is_given_to_the_next(self) -> None:
         async def rounds() -> None:
-            fleet = upstream(1, cap=1)
+            fleet = upstream(0, cap=1)
             [address] = fleet.addresses.values()
+            place = fleet.take(self.wanted())
+            assert place is not None
             first, second = (asyncio.create_task(fleet.wait(self.wanted(), 5)) for _ in range(2))
             await asyncio.sleep(0)
             first.cancel()
-            fleet.release(address)
-            assert await asyncio.wait_for(second, 5) is address
+            fleet.release(place)
+            assert (await asyncio.wait_for(second, 5)).address is address
             assert address.in_flight == 1
 
         with closing(asyncio.new_event_loop()) as loop:

@@ -1,11 +1,13 @@
 """The sections of the services beside the fleet: `modelServer`, `cache`, `apiServer` and `monitoring`."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from components.contract import EVERYWHERE
 from infra.program.settings.section import Annotations, Bytes, Cidr, DnsLabel, ModelName, Resources, Section
+
+_ORIGIN = r"^https?://[A-Za-z0-9.\-\[\]:]{1,253}$"
 
 
 class ModelServerSettings(Section):
@@ -56,6 +58,10 @@ class ApiServerSettings(Section):
     """Requests at once to one upstream address; more get 429 with Retry-After."""
     client_cidrs: list[Cidr] = Field(default=[*EVERYWHERE], min_length=1)
     """Networks that may connect, IPv4 and IPv6; clients still need a key."""
+    cors_origins: list[Annotated[str, Field(pattern=_ORIGIN)]] = Field(default=[], max_length=32)
+    """Origins whose pages may use the API from a browser, such as https://ui.example. A key in a page is a key in many hands."""
+    session_headers: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]] = Field(default=[], max_length=16)
+    """Headers in which clients of yours say which conversation a request belongs to, beside those that agents are known to send."""
     resources: Resources
 
     @model_validator(mode="after")

@@ -1,0 +1,80 @@
+"""Which conversation a request belongs to: by an id that its agent sends, or by the messages that it repeats."""
+
+import hashlib
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from api_server.paths import Payload, encode
+
+HEADERS = (
+    *("x-session-id", "x-litellm-session-id", "x-claude-code-session-id", "x-session-affinity", "x-opencode-session"),
+    *("session-id", "session_id", "x-correlation-id"),
+)
+"""Headers that are the same for all requests of a conversation, the surest first. `x-litellm-session-id` is OpenHands', `session_id` is
+Codex', the others are named by their agents and by docs/gateway.md. None that is made anew for each request is among them."""
+_PROMPT_BYTES = 1024
+"""Of a prompt that is one text: its beginning stands for the conversation."""
+_NAME_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One request as a part of a conversation. Names are digests, so that an id of any length takes as much memory as every other."""
+
+    known: tuple[bytes, ...] = ()
+    """Names under which the conversation may be known, the one that says most of it first."""
+    own: bytes = b""
+    """The name under which it is known from this request on. Empty: it is no part of a conversation."""
+    size: int = 0
+    """Bytes of the request, which are nearly all prompt."""
+
+
+class Sessions:
+    """Names conversations for one process."""
+
+    def __init__(self, more_headers: Collection[str] = ()) -> None:
+        self.headers = (*more_headers, *HEADERS)
+        # Nobody can work out a name, and so none that another key's conversation has.
+        self._secret = secrets.token_bytes(32)
+
+    def said(self, headers: Mapping[str, str]) -> str:
+        """The id in a request's headers; empty without one."""
+        return next((headers[name] for name in self.headers if headers.get(name)), "")
+
+    def turn(self, owner: bytes, said: str, model: str, payload: Payload, kept: Payload, size: int) -> Turn:
+        """The part that a request is. `owner`: digest of its key, so that no key reaches what another one's session is bound to. `said`:
+        the id in its headers. `payload`: the request as it came, of `size` bytes; `kept`: what of it goes on."""
+        start = hashlib.blake2b(owner, digest_size=_NAME_BYTES, key=self._secret)
+        start.update(model.encode(errors="surrogateescape"))
+        if said := said or _in_body(payload):
+            start.update(b"\0id" + said.encode(errors="surrogateescape"))
+            return Turn((start.digest(),), start.digest(), size)
+        start.update(b"\0messages")
+        names = _chain(start, kept)
+        return Turn(tuple(reversed(names)), names[-1], size) if names else Turn(size=size)
+
+
+def _in_body(payload: Payload) -> str:
+    metadata = payload.get("metadata")
+    found = (payload.get("prompt_cache_key"), metadata.get("session_id") if isinstance(metadata, dict) else None)
+    return next((each for each in found if isinstance(each, str) and each), "")
+
+
+def _chain(start: "hashlib.blake2b", kept: Payload) -> list[bytes]:
+    """A name for the conversation up to each message: the next request repeats all of this one's, and has more behind them. After an agent
+    has compacted its history, no name is known, and the conversation is a new one; so it is for the server's cache."""
+    messages: Any = kept.get("messages")
+    if not isinstance(messages, list):
+        prompt = kept.get("prompt")
+        if not isinstance(prompt, str) or not prompt:
+            return []
+        start.update(prompt[:_PROMPT_BYTES].encode(errors="surrogatepass"))
+        return [start.digest()]
+    start.update(encode([kept.get("system"), kept.get("tools")]))
+    names: list[bytes] = []
+    for message in messages:
+        start.update(encode(message))
+        names.append(start.copy().digest())
+    return names
