@@ -51,13 +51,13 @@ def _abilities(entry: dict[str, Any]) -> Abilities:
     return Abilities(known, length if isinstance(length, int) else 0)
 
 
-def adapted(payload: Payload, abilities: Abilities, model: str, *, media: bool) -> tuple[Payload, list[str]]:
+def adapted(payload: Payload, abilities: Abilities, model: str, media: str) -> tuple[Payload, list[str]]:
     """The payload as the model can take it, and the names of the fields that it lost. Raises ApiError 400 on tools and images that
-    the model cannot take: to leave them out would change the answer's meaning. `media`: whether an image or a sound is in it."""
+    the model cannot take: to leave them out would change the answer's meaning. `media`: the field with an image or a sound; empty: none."""
     if payload.get("tools") and abilities.lacks("tools"):
         raise errors.no_tools(model)
     if media and abilities.lacks("vision") and abilities.lacks("audio"):
-        raise errors.no_media(model)
+        raise errors.no_media(model, media)
     if not abilities.lacks("thinking"):
         return payload, []
     dropped = [name for name in payload if name in THINKING]

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping
 
@@ -10,15 +9,14 @@ import aiohttp
 from aiohttp import web
 
 from api_server import errors
+from api_server.paths import ENDPOINTS
 from api_server.patience import Patience
 from api_server.reading import body
+from api_server.streams import STREAMS, Stream
 from api_server.usage import Reader
 
 _RETURNED_HEADERS = ("content-type", "retry-after", "x-cache")
-_TYPES = {"sse": "text/event-stream", "ndjson": "application/x-ndjson", "": "application/json"}
-_SIGNS = {"sse": b": working\n\n", "ndjson": b" "}
-"""What the readers of a stream skip: a comment, and white space in front of a JSON document. An empty line would not do: Ollama's own
-clients parse each line (ollama-python 0.6, _client.py; api/client.go)."""
+_DOCUMENT = "application/json"
 _LONGEST_REFUSAL = 64 * 2**10
 """Bytes of a server's answer that is no success."""
 
@@ -31,6 +29,8 @@ class Answer:
         self.request_id = request_id
         self.model = model
         self.reader = reader
+        self._kind = STREAMS.get(reader.stream)
+        self._api = ENDPOINTS[request.path].api
         self._silence_s = silence_s
         self._target: web.StreamResponse | None = None
         self._starting = asyncio.Lock()
@@ -39,7 +39,7 @@ class Answer:
 
     @property
     def is_stream(self) -> bool:
-        return bool(self.reader.stream)
+        return self._kind is not None
 
     async def _start(self, headers: Mapping[str, str]) -> web.StreamResponse:
         """Begin an answer that comes in parts."""
@@ -58,42 +58,46 @@ class Answer:
         await target.write_eof()
         return target
 
+    async def own(self, document: bytes) -> web.StreamResponse:
+        """Send an answer that is ours, and no server's."""
+        with _CLIENTS_SIDE:
+            return await self._whole({"content-type": _DOCUMENT}, document)
+
     def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Of the server's, those that a client gets, and ours."""
         kept = {name: headers[name] for name in _RETURNED_HEADERS if name in headers} | {"x-request-id": self.request_id}
+        if self._api == "anthropic":
+            kept["request-id"] = self.request_id
         # Proxies between us and the client would collect the events otherwise.
-        return kept | ({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} if self.reader.stream else {})
+        return kept | ({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} if self.is_stream else {})
 
     def __enter__(self) -> None:
         """Signs of life for as long as the block runs, whenever a stream was silent for too long. What is no stream can have none."""
-        if self.reader.stream:
-            self._beating = asyncio.create_task(self._beat())
+        if self._kind is not None:
+            self._beating = asyncio.create_task(self._beat(self._kind))
 
     def __exit__(self, *_: object) -> None:
         if self._beating is not None:
             self._beating.cancel()
 
-    async def _beat(self) -> None:
-        sign = _SIGNS[self.reader.stream]
+    async def _beat(self, kind: Stream) -> None:
         with contextlib.suppress(aiohttp.ClientError, ConnectionError):
             while self.reader.between:
                 if (left := self._written + self._silence_s - time.monotonic()) > 0:
                     await asyncio.sleep(left)
                     continue
                 self._written = time.monotonic()
-                target = await self._start({"content-type": _TYPES[self.reader.stream]})
-                await target.write(sign)
+                target = await self._start({"content-type": kind.content_type})
+                await target.write(kind.sign)
 
     async def fail(self, failure: errors.ApiError) -> web.StreamResponse:
         """Say it in the way that the answer's state still allows. Raises `failure` itself while nothing was sent."""
         target = self._target
         if target is None:
             raise failure
-        if self.reader.stream and self.reader.between:
-            # No [DONE] follows: that is how a client tells a cut stream from a finished one.
-            event = f"data: {json.dumps(failure.body)}\n\n" if self.reader.stream == "sse" else json.dumps({"error": str(failure)}) + "\n"
+        if self._kind is not None and self.reader.between:
             with _CLIENTS_SIDE:
-                await target.write(event.encode())
+                await target.write(self._kind.failure(failure, self.request_id, self.model))
                 await target.write_eof()
         elif self._request.transport is not None:
             # A truncated body must not look whole.
@@ -120,7 +124,7 @@ class Answer:
         if rest is None:
             raise errors.upstream_failed(self.model, "an answer that is not whole")
         with _CLIENTS_SIDE:
-            if self._target is None and not self.reader.stream:
+            if self._target is None and not self.is_stream:
                 return await self._whole(source.headers, rest)
             target = await self._start(source.headers)
             await target.write_eof(rest)
@@ -130,9 +134,9 @@ class Answer:
         """Why this is no answer to the request, from its headers alone."""
         if source.headers.get("content-encoding", "identity") != "identity":
             return "a compressed answer, which it was told not to send"
-        kind = _TYPES[self.reader.stream]
+        kind = _DOCUMENT if self._kind is None else self._kind.content_type
         # Ollama answers one document where there is nothing to stream: a request without a prompt, which loads the model.
-        kinds = (kind, _TYPES[""]) if self.reader.stream == "ndjson" else (kind,)
+        kinds = (kind, _DOCUMENT) if self.reader.stream == "ndjson" else (kind,)
         return "" if source.content_type in kinds else f"an answer of type {source.content_type[:64]!r} where {kind} belongs"
 
     async def _write(self, source: aiohttp.ClientResponse, chunk: bytes) -> None:

@@ -18,7 +18,7 @@ from api_server.intake import Budget, Intake, memory
 from api_server.keys import Keys
 from api_server.listings import ALLOWED, Listings
 from api_server.metrics import Metrics
-from api_server.paths import INFERENCE
+from api_server.paths import INFERENCE, api_of
 from api_server.proxy import OWNER, Proxy
 from api_server.routing import Routing
 from api_server.sending import Sender
@@ -29,7 +29,6 @@ from api_server.upstreams import Upstream
 _MIN_VALUES = 50_000
 """JSON values of a request, where the longest context is not known or short: long lists to embed, large schemas of tools."""
 _KEYLESS = ("/", "/health", "/ready")
-_NATIVE = {entry.partition(" ")[2] for entry in ALLOWED if " /api/" in entry}
 
 log = logging.getLogger("api_server")
 
@@ -128,7 +127,7 @@ class ApiServer:
 
     async def _answer(self, request: web.Request, handler: Any) -> web.StreamResponse:
         """Keys for everything but the probes, and one shape for every error of an API."""
-        native = request.path in _NATIVE
+        api = api_of(request.path)
         try:
             if request.path in _KEYLESS:
                 return await handler(request)
@@ -141,16 +140,17 @@ class ApiServer:
                 if not self._by_key[owner]:
                     del self._by_key[owner]
         except errors.ApiError as error:
-            return error.response(native=native)
+            return error.response(api)
         except web.HTTPException as error:
             message = f"{request.method} {request.path}: got {error.reason}, want one of {', '.join(ALLOWED)}; correct the path"
-            return errors.ApiError(error.status, "invalid_request_error", message).response()
+            # Those of Ollama's paths that are closed have OpenAI's shape: no client of Ollama's gets that far.
+            return errors.ApiError(error.status, "invalid_request_error", message).response("openai" if api == "ollama" else api)
         except ConnectionResetError:
             raise  # the client has left
         except Exception as error:
             # Nobody may see a page without a shape. The line says what to report, without the request's own words.
             log.error("%s %s: %s at %s", request.method, request.path, type(error).__name__, _place(error))
-            return errors.internal().response(native=native)
+            return errors.internal().response(api)
 
     def _owner(self, request: web.Request) -> bytes:
         """Of the request's key. Raises ApiError without one, and beyond what one key may have at once: an address may be a whole company

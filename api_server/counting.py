@@ -14,7 +14,7 @@ import aiohttp
 
 from api_server import errors
 from api_server.address import Address, tagged
-from api_server.paths import EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, Payload, encode, is_native
+from api_server.paths import EMBEDDINGS, ENDPOINTS, NATIVE_CHAT, NATIVE_EMBED, Payload, encode, is_native
 from api_server.reading import body as read
 from api_server.requests import Asked
 from api_server.translation import counting_request
@@ -58,6 +58,11 @@ class ContextGuard:
         if allowed is not None and used + allowed <= limit:
             return payload, counted
         return _with_limit(path, payload, max(1, limit - used - 1)), counted
+
+    async def tokens(self, asked: Asked, payload: Payload, address: Address) -> int:
+        """Of the prompt, also where it does not fit. Raises ApiError."""
+        used, _ = await self._count(asked.path, payload, asked.route.model or asked.model, address, asked.route.context_length)
+        return used
 
     async def _template(self, path: str, name: str, address: Address) -> int:
         """Tokens of a prompt of one letter: what the model's template and its default system prompt add. Asked once a version."""
@@ -113,7 +118,7 @@ def _exceeded(answer: Payload) -> tuple[int, int] | None:
 def _answer_limit(path: str, payload: Payload) -> int | None:
     """Tokens that the client allows for the answer; None when it names none. Ollama reads -1 and -2 as no limit, and 0 too, which is what
     nobody means by it. Raises ApiError 400 on that."""
-    name = "num_predict" if is_native(path) else "max_tokens"
+    name = ENDPOINTS[path].limit or "num_predict"
     value = (payload.get("options") or {} if is_native(path) else payload).get(name)
     if not isinstance(value, int | float) or value <= -1:
         return None
@@ -125,4 +130,4 @@ def _answer_limit(path: str, payload: Payload) -> int | None:
 def _with_limit(path: str, payload: Payload, tokens: int) -> Payload:
     if is_native(path):
         return payload | {"options": (payload.get("options") or {}) | {"num_predict": tokens}}
-    return payload | {"max_tokens": tokens}
+    return payload | {ENDPOINTS[path].limit: tokens}

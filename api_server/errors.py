@@ -1,4 +1,4 @@
-"""What this server says itself, in the shape of the API that was asked: OpenAI's object, or Ollama's line of text."""
+"""What this server says itself, in the shape of the API that was asked: OpenAI's object, Anthropic's, or Ollama's line of text."""
 
 import json
 import reprlib
@@ -7,6 +7,19 @@ from typing import Any
 
 from aiohttp import web
 
+from api_server.paths import Api
+
+_ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+"""Types by status; the others are `invalid_request_error` or, from 500 on, `api_error`. Source: Anthropic's API reference, errors."""
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 
@@ -33,9 +46,18 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "code": code, "param": param}}
         self.headers = dict(headers or {})
 
-    def response(self, *, native: bool = False) -> web.Response:
-        """`native`: in Ollama's shape, for an endpoint of Ollama's own API."""
-        return web.json_response({"error": str(self)} if native else self.body, status=self.status, headers=self.headers)
+    def shaped(self, api: Api, request_id: str | None = None) -> dict[str, Any]:
+        """The document that says it in this API."""
+        if api == "anthropic":
+            kind = _ANTHROPIC.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+            return {"type": "error", "error": {"type": kind, "message": str(self)}, "request_id": request_id}
+        return {"error": str(self)} if api == "ollama" else self.body
+
+    def response(self, api: Api = "openai") -> web.Response:
+        request_id = self.headers.get("x-request-id")
+        # Anthropic's own name for it, which its libraries show.
+        named = {"request-id": request_id} if api == "anthropic" and request_id else {}
+        return web.json_response(self.shaped(api, request_id), status=self.status, headers=self.headers | named)
 
 
 def unauthorized() -> ApiError:
@@ -120,9 +142,10 @@ def no_tools(model: str) -> ApiError:
     return ApiError(400, "invalid_request_error", message, "model_not_supported", param="tools")
 
 
-def no_media(model: str) -> ApiError:
-    message = f"messages: got an image or a sound for {model}, want text; the model reads text alone; choose another model"
-    return ApiError(400, "invalid_request_error", message, "model_not_supported", param="messages")
+def no_media(model: str, field: str) -> ApiError:
+    """`field`: where the conversation is."""
+    message = f"{field}: got an image or a sound for {model}, want text; the model reads text alone; choose another model"
+    return ApiError(400, "invalid_request_error", message, "model_not_supported", param=field)
 
 
 def internal() -> ApiError:
@@ -135,8 +158,14 @@ def not_native(model: str) -> ApiError:
     return ApiError(400, "invalid_request_error", message, "model_not_supported")
 
 
+def no_endpoint(model: str, path: str, have: list[str]) -> ApiError:
+    """`have`: the endpoints of the model's kind of server."""
+    message = f"model: got {shown(model)} at {path}, want a model whose server has it; this one has {', '.join(have)}; see GET /v1/models"
+    return ApiError(400, "invalid_request_error", message, "model_not_supported", param="model")
+
+
 def upstream_said(status: int, body: bytes, retry_after: str | None) -> ApiError:
-    """A server's refusal: its own words where it has OpenAI's shape or Ollama's, and a sentence of ours where it has none."""
+    """A server's refusal: its own words where it has the shape of an API, and a sentence of ours where it has none."""
     kind = "invalid_request_error" if 400 <= status < 500 else "server_error"
     headers = {"Retry-After": retry_after} if retry_after is not None and retry_after.isdecimal() else {}
     try:

@@ -111,7 +111,7 @@ def _calls(calls: Any, where: str, form: Form) -> list[Payload]:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise errors.bad_request(f"{where}.tool_calls[{index}]: got no function with a name, want one; correct it")
-        arguments = _arguments(function.get("arguments"))
+        arguments = as_object(function.get("arguments"))
         text: Any = arguments if form == "thinking" else json.dumps(arguments, ensure_ascii=False)
         entry: Payload = {"type": "function", "function": {"name": function["name"], "arguments": text}}
         if isinstance(call.get("id"), str):
@@ -120,7 +120,8 @@ def _calls(calls: Any, where: str, form: Form) -> list[Payload]:
     return kept
 
 
-def _arguments(arguments: Any) -> Payload:
+def as_object(arguments: Any) -> Payload:
+    """A call's arguments; nothing of what is cut, empty, or no object."""
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)

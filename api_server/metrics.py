@@ -73,11 +73,11 @@ class Metrics(Collector):
     def _of_turns(self, name: str, text: str) -> Counter:
         return Counter(name, text, ["model", "reason"], registry=self.registry)
 
-    def turned(self, model: str, place: Place, reader: Reader) -> None:
-        """Count a turn that a server took on, and what of its prompt the server had kept. Only where the server says that can the two be
-        compared."""
+    def turned(self, model: str, place: Place, reader: Reader, *, says: bool) -> None:
+        """Count a turn that a server took on, and what of its prompt the server had kept. Only where the server `says` that can the two be
+        compared: Ollama says nothing, or 0."""
         self.of(self.turns, model, place.reason).inc()
-        if reader.cached_tokens is not None:
+        if says and reader.cached_tokens is not None:
             self.of(self.reusable, model, place.reason).inc(min(place.reusable, reader.prompt_tokens))
             self.of(self.cached, model, place.reason).inc(reader.cached_tokens)
         if place.binding is not None:

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from api_server import errors
-from api_server.paths import CHAT, COMPLETIONS, EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, NATIVE_GENERATE, Payload
+from api_server import agent_models, errors
+from api_server.paths import CHAT, COMPLETIONS, EMBEDDINGS, INFERENCE, NATIVE_CHAT, NATIVE_EMBED, NATIVE_GENERATE, Payload
 
 Engine = Literal["openai", "ollama"]
 Number = int | float
@@ -158,7 +158,7 @@ class NativeEmbed(_Request, kw_only=True):
     options: dict[str, Any] | None = None
 
 
-MODELS: dict[tuple[str, Engine], type[_Request]] = {
+MODELS: dict[tuple[str, Engine], type[msgspec.Struct]] = {
     (CHAT, "ollama"): OllamaChat,
     (COMPLETIONS, "ollama"): OllamaCompletion,
     (EMBEDDINGS, "ollama"): OllamaEmbedding,
@@ -168,7 +168,14 @@ MODELS: dict[tuple[str, Engine], type[_Request]] = {
     (CHAT, "openai"): Chat,
     (COMPLETIONS, "openai"): Completion,
     (EMBEDDINGS, "openai"): Embedding,
+    **{(path, "ollama"): model for path, model in agent_models.OF_OLLAMA.items()},
+    **{(path, "openai"): model for path, model in agent_models.OF_OTHERS.items()},
 }
+
+
+def endpoints(engine: Engine) -> list[str]:
+    """The paths that this kind of server has, or that are answered here for it."""
+    return [path for path in INFERENCE if (path, engine) in MODELS]
 
 
 def check(path: str, engine: Engine, payload: Payload) -> None:

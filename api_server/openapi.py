@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from api_server.models import MODELS, Engine
-from api_server.paths import INFERENCE, is_native
+from api_server.paths import ENDPOINTS, Endpoint, api_of
 from api_server.routing import Routing
 from api_server.settings import Route
 
@@ -27,6 +27,16 @@ _OPENAI_ERROR = {
     },
 }
 _OLLAMA_ERROR = {"type": "object", "required": ["error"], "properties": {"error": _TEXT}}
+_ANTHROPIC_ERROR = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {"type": "object", "required": ["type", "message"], "properties": {"type": _TEXT, "message": _TEXT}},
+        "request_id": _OWN,
+    },
+}
+_ERRORS = {"openai": "OpenAIError", "anthropic": "AnthropicError", "ollama": "OllamaError"}
 _STATE = {"type": "object", "required": ["status"], "properties": {"status": _TEXT}}
 _GETS = ("/v1/models", "/v1/models/{model}", "/api/tags", "/api/version", "/api/ps", "/openapi.json")
 
@@ -37,8 +47,8 @@ def _content(**kinds: dict[str, Any]) -> dict[str, Any]:
 
 
 def _operation(path: str, content: dict[str, Any], **more: Any) -> dict[str, Any]:
-    error = "OllamaError" if path.startswith("/api/") else "OpenAIError"
-    responses = {"200": {"description": "success", "content": content}, "default": {"$ref": f"#/components/responses/{error}"}}
+    error = {"$ref": f"#/components/responses/{_ERRORS[api_of(path)]}"}
+    responses = {"200": {"description": "success", "content": content}, "default": error}
     return {"responses": responses, **more}
 
 
@@ -47,18 +57,24 @@ def _post(path: str, schema: dict[str, Any], content: dict[str, Any]) -> dict[st
     return {"post": _operation(path, content, requestBody=body)}
 
 
+def _answers(endpoint: Endpoint) -> dict[str, Any]:
+    """What a success may be."""
+    if not endpoint.stream:
+        return _content(json=_OBJECT)
+    return _content(json=_OBJECT, **{"ndjson" if endpoint.stream == "ndjson" else "sse": {}})
+
+
 def _paths(schemas: Mapping[tuple[str, Engine], dict[str, Any]]) -> dict[str, Any]:
     model = {"name": "model", "in": "path", "required": True, "schema": _TEXT}
     paths: dict[str, Any] = {}
     for path in _GETS:
         more = {"parameters": [model]} if "{model}" in path else {}
         paths[path] = {"get": _operation(path, _content(json=_OBJECT), **more)}
-    for path in INFERENCE:
+    for path, endpoint in ENDPOINTS.items():
         kinds = [schema for (each, _), schema in schemas.items() if each == path]
         if not kinds:
             continue
-        content = _content(json=_OBJECT, **{"ndjson" if is_native(path) else "sse": {}})
-        paths[path] = _post(path, kinds[0] if len(kinds) == 1 else {"anyOf": kinds}, content)
+        paths[path] = _post(path, kinds[0] if len(kinds) == 1 else {"anyOf": kinds}, _answers(endpoint))
     named = {"type": "object", "required": ["model"], "properties": {"model": _TEXT, "verbose": {"type": "boolean"}}}
     paths["/api/show"] = _post("/api/show", named, _content(json=_OBJECT))
     paths["/"] = {"get": _operation("/", _content(text=_TEXT), security=[])}
@@ -80,7 +96,7 @@ def document(routes: Mapping[str, Route], aliases: Mapping[str, str] | None = No
         components[model.__name__]["properties"]["model"] = {"type": "string", "enum": names}
     responses = {
         name: {"description": "any failure", "content": _content(json=schema)}
-        for name, schema in (("OpenAIError", _OPENAI_ERROR), ("OllamaError", _OLLAMA_ERROR))
+        for name, schema in zip(_ERRORS.values(), (_OPENAI_ERROR, _ANTHROPIC_ERROR, _OLLAMA_ERROR), strict=True)
     }
     ways = {"bearer": {"type": "http", "scheme": "bearer"}, "header": {"type": "apiKey", "in": "header", "name": "x-api-key"}}
     return {

@@ -115,6 +115,8 @@ class Proxy:
             tried.append(address.host)
             with upstream.held(place):
                 try:
+                    if asked.is_counted_here:
+                        return await answer.own(await self._sender.count(address, asked))
                     async with (
                         Patience(self._settings.request_timeout_s) as patience,
                         await self._sender.send(request, address, asked, answer.request_id, patience) as source,
@@ -158,7 +160,7 @@ class Proxy:
             self._failed(upstream, address, error)
             raise errors.upstream_failed(answer.model, "a broken answer") from None
         finally:
-            self._metrics.turned(answer.model, place, answer.reader)
+            self._metrics.turned(answer.model, place, answer.reader, says=upstream.engine != "ollama")
 
     async def _place(self, upstream: Upstream, wanted: Wanted) -> Place:
         """A claimed place. When no server has the model, the request waits in line: the fleet may be at zero, or between two pods.

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from api_server import errors, fields, history, models, size
-from api_server.paths import CHAT, EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, NATIVE_GENERATE, Payload, encode, is_native
+from api_server import errors, fields, history, messages, models, responses, size
+from api_server.paths import CHAT, COUNT_TOKENS, ENDPOINTS, MESSAGES, NATIVE_CHAT, RESPONSES, Payload, encode, is_native
 from api_server.routing import Routing
 from api_server.sessions import Turn
 from api_server.settings import Route
@@ -31,7 +31,7 @@ class Asked:
     dropped: list[str]
     """Names of fields that do not go on."""
     stream: str
-    """How the answer will come: `sse`, `ndjson`, or empty for one document."""
+    """How the answer will come: by its name in streams.py, or empty for one document."""
     drops_usage: bool
     """The client did not ask for the usage chunk of a stream."""
     turn: Turn
@@ -39,6 +39,16 @@ class Asked:
     """More tokens than the prompt can have, by its bytes; None where bytes say nothing."""
     media: bool
     """Whether an image or a sound is part of the prompt."""
+
+    @property
+    def prompt(self) -> str:
+        """The field that has the prompt."""
+        return ENDPOINTS[self.path].prompt or "messages"
+
+    @property
+    def is_counted_here(self) -> bool:
+        """Whether the number of tokens is all that is asked, of a server that has no such endpoint."""
+        return self.path == COUNT_TOKENS and self.route.engine == "ollama"
 
     @property
     def concerns_abilities(self) -> bool:
@@ -51,8 +61,8 @@ def understood(path: str, body: bytes, routing: Routing, turn: Callable[[str, Pa
     payload = parse(path, body)
     model, route = routing.find(payload["model"], functools.partial(_beginning, payload), native=is_native(path))
     kept, dropped = cleaned(path, payload, route, model)
-    most, media = size.most_tokens(path, kept), size.has_media(kept)
-    part = turn(model, payload, kept, len(body))
+    most, media = size.most_tokens(path, kept), size.has_media(path, kept)
+    part = turn(model, payload, kept, len(body)) if ENDPOINTS[path].stream else Turn(size=len(body))
     return Asked(path, model, route, kept, dropped, _stream_kind(path, payload), _drops_usage(payload), part, most, media)
 
 
@@ -116,25 +126,35 @@ def parse(path: str, body: bytes) -> Payload:
     payload = document(body)
     if not isinstance(payload.get("model"), str):
         raise errors.bad_request("model: got nothing, want a model id; see GET /v1/models", "model")
-    if path == CHAT and payload.get("messages") in (None, []):
-        raise errors.bad_request("messages: got nothing, want a list of messages; add one", "messages")
+    prompt = ENDPOINTS[path].prompt
+    if prompt and payload.get(prompt) in (None, [], ""):
+        want = "text or a list of items; add it" if prompt == "input" else f"a list of {prompt}; add one"
+        raise errors.bad_request(f"{prompt}: got nothing, want {want}", prompt)
     return payload
 
 
 def cleaned(path: str, payload: Payload, route: Route, model: str) -> tuple[Payload, list[str]]:
     """The payload as a server gets it: its own model name, nothing that would change the loaded model, and tokens counted.
     Beside it the names of the fields that were dropped. Raises ApiError 400 that names the field that cannot go on."""
-    native = is_native(path)
-    if route.engine == "ollama" and not native and payload.get("max_completion_tokens") is not None:
+    native, engine = is_native(path), route.engine
+    if (path, engine) not in models.MODELS:
+        raise errors.no_endpoint(model, path, models.endpoints(engine))
+    chats = ENDPOINTS[path].stream == "sse"
+    if engine == "ollama" and chats and payload.get("max_completion_tokens") is not None:
         # The newer name, which Ollama does not know.
         newer = payload["max_completion_tokens"]
         payload = {key: value for key, value in payload.items() if key != "max_completion_tokens"} | {"max_tokens": newer}
-    kept, dropped = fields.kept(path, payload, route.engine)
-    models.check(path, route.engine, kept)
+    kept, dropped = fields.kept(path, payload, engine)
+    models.check(path, engine, kept)
     if path in (CHAT, NATIVE_CHAT):
-        form: history.Form = "thinking" if native else "reasoning" if route.engine == "ollama" else "reasoning_content"
+        form: history.Form = "thinking" if native else "reasoning" if engine == "ollama" else "reasoning_content"
         kept["messages"] = history.normalised(kept.get("messages", []), form)
-    if kept.get("stream") is True and not native and path != EMBEDDINGS:
+    elif path in (MESSAGES, COUNT_TOKENS):
+        kept = messages.normalised(kept, messages.schema_of(payload))
+    elif path == RESPONSES:
+        kept, lost = responses.normalised(kept, engine)
+        dropped += lost
+    if kept.get("stream") is True and chats:
         kept["stream_options"] = {"include_usage": True}
     if native:
         kept["truncate"] = False
@@ -142,10 +162,9 @@ def cleaned(path: str, payload: Payload, route: Route, model: str) -> tuple[Payl
 
 
 def _stream_kind(path: str, payload: Payload) -> str:
-    """How the answer will come: `sse`, `ndjson`, or empty for one document."""
-    if path in (NATIVE_CHAT, NATIVE_GENERATE):
-        return "" if payload.get("stream") is False else "ndjson"
-    return "sse" if payload.get("stream") is True and path not in (EMBEDDINGS, NATIVE_EMBED) else ""
+    """How the answer will come. Ollama's own API streams unless it is told not to."""
+    stream = payload.get("stream")
+    return ENDPOINTS[path].stream if stream is True or (is_native(path) and stream is not False) else ""
 
 
 def _drops_usage(payload: Payload) -> bool:
@@ -155,9 +174,9 @@ def _drops_usage(payload: Payload) -> bool:
 
 
 def _beginning(payload: Payload) -> bytes:
-    """Of a conversation, on every gateway the same: the messages up to the first of the user, or the beginning of a prompt or an input."""
-    messages = payload.get("messages")
-    if not isinstance(messages, list):
-        return str(payload.get("prompt") or payload.get("input"))[:1024].encode(errors="replace")
-    users = (index for index, message in enumerate(messages) if isinstance(message, dict) and message.get("role") == "user")
-    return hashlib.blake2b(encode(messages[: next(users, 0) + 1]), digest_size=8).digest()
+    """Of a conversation, on every gateway the same: its messages or items up to the first of the user, or the beginning of its text."""
+    turns = payload.get("messages") or payload.get("input")
+    if not isinstance(turns, list):
+        return str(turns or payload.get("prompt") or payload.get("query"))[:1024].encode(errors="replace")
+    users = (index for index, turn in enumerate(turns) if isinstance(turn, dict) and turn.get("role") == "user")
+    return hashlib.blake2b(encode(turns[: next(users, 0) + 1]), digest_size=8).digest()

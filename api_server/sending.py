@@ -12,7 +12,7 @@ from api_server.abilities import Abilities
 from api_server.address import Address, tagged
 from api_server.counting import ContextGuard
 from api_server.metrics import Metrics
-from api_server.paths import encode
+from api_server.paths import Payload, encode
 from api_server.patience import Patience
 from api_server.reading import LATE_OR_STRANGE
 from api_server.requests import Asked
@@ -43,20 +43,31 @@ class Sender:
         self, request: web.Request, address: Address, asked: Asked, request_id: str, patience: Patience
     ) -> aiohttp.ClientResponse:
         """The head of the server's answer. Raises ApiError on what the model cannot take, and aiohttp.ClientError, TimeoutError."""
-        body, model, route = asked.body, asked.model, asked.route
-        if asked.concerns_abilities:
-            body, dropped = abilities.adapted(body, await self.abilities(address, model, route), model, media=asked.media)
-            self._metrics.left_out(model, dropped)
-        if route.engine == "ollama":
+        body = await self._adapted(address, asked)
+        if asked.route.engine == "ollama":
             body, counted = await self._guard.fit(asked, body, address)
             if counted:
                 address.spoke()
-                self._metrics.counted.labels(model).inc()
+                self._metrics.counted.labels(asked.model).inc()
         headers = {name: request.headers[name] for name in self._forwarded if name in request.headers and request.headers[name].isascii()}
         headers |= {"content-type": "application/json", "x-request-id": request_id}
         patience.wait()
         url, data = address.url + asked.path, encode(body)
         return await self._session.post(url, data=data, headers=headers, allow_redirects=False, timeout=_SILENT)
+
+    async def count(self, address: Address, asked: Asked) -> bytes:
+        """The answer to a question for the number of tokens, of a server that has no such endpoint. Raises as `send` does."""
+        tokens = await self._guard.tokens(asked, await self._adapted(address, asked), address)
+        address.spoke()
+        return encode({"input_tokens": tokens})
+
+    async def _adapted(self, address: Address, asked: Asked) -> Payload:
+        if not asked.concerns_abilities:
+            return asked.body
+        known = await self.abilities(address, asked.model, asked.route)
+        body, dropped = abilities.adapted(asked.body, known, asked.model, asked.prompt if asked.media else "")
+        self._metrics.left_out(asked.model, dropped)
+        return body
 
     async def abilities(self, address: Address, model: str, route: Route) -> Abilities:
         """What the model can do at an address. A look-up that fails is no reason to fail a request: then nothing is known."""

@@ -65,14 +65,14 @@ def _in_body(payload: Payload) -> str:
 def _chain(start: "hashlib.blake2b", kept: Payload) -> list[bytes]:
     """A name for the conversation up to each message: the next request repeats all of this one's, and has more behind them. After an agent
     has compacted its history, no name is known, and the conversation is a new one; so it is for the server's cache."""
-    messages: Any = kept.get("messages")
+    messages: Any = kept.get("messages") or kept.get("input")
     if not isinstance(messages, list):
-        prompt = kept.get("prompt")
+        prompt = messages or kept.get("prompt")
         if not isinstance(prompt, str) or not prompt:
             return []
         start.update(prompt[:_PROMPT_BYTES].encode(errors="surrogatepass"))
         return [start.digest()]
-    start.update(encode([kept.get("system"), kept.get("tools")]))
+    start.update(encode([kept.get("system"), kept.get("instructions"), kept.get("tools")]))
     names: list[bytes] = []
     for message in messages:
         start.update(encode(message))

@@ -2,7 +2,20 @@
 
 from typing import Any
 
-from api_server.paths import COMPLETIONS, EMBEDDINGS, NATIVE_EMBED, NATIVE_GENERATE, Payload, encode
+from api_server.paths import (
+    COMPLETIONS,
+    COUNT_TOKENS,
+    EMBEDDINGS,
+    MESSAGES,
+    NATIVE_EMBED,
+    NATIVE_GENERATE,
+    RESPONSES,
+    Payload,
+    encode,
+)
+
+_CONVERSATIONS = {MESSAGES: ("system", "messages"), COUNT_TOKENS: ("system", "messages"), RESPONSES: ("instructions", "input")}
+"""The fields that are the prompt; of chat it is `messages` alone."""
 
 _TOOL_WORDS = 1024
 """Tokens that a template says about tools beside the tools themselves. The longest of the families that call tools (gpt-oss, Qwen, Llama)
@@ -18,11 +31,12 @@ def most_tokens(path: str, payload: Payload) -> int | None:
         if payload.get("images") or payload.get("context"):
             return None
         return sum(_size(payload.get(key)) for key in ("prompt", "suffix", "system", "template"))
-    if has_media(payload):
+    if has_media(path, payload):
         return None
     tools = payload.get("tools")
+    prompt = sum(_size(payload.get(key)) for key in _CONVERSATIONS.get(path, ("messages",)))
     # A template may print the tools with other spaces than they came with.
-    return _size(payload["messages"]) + (2 * _size(tools) + _TOOL_WORDS if tools else 0)
+    return prompt + (2 * _size(tools) + _TOOL_WORDS if tools else 0)
 
 
 def _size(value: Any) -> int:
@@ -32,8 +46,10 @@ def _size(value: Any) -> int:
     return len(value.encode() if isinstance(value, str) else encode(value))
 
 
-def has_media(payload: Payload) -> bool:
+def has_media(path: str, payload: Payload) -> bool:
     """Whether an image or a sound is part of the prompt."""
+    if path in _CONVERSATIONS:
+        return _has_image(payload[_CONVERSATIONS[path][-1]])
     if payload.get("images"):
         return True
     for message in payload.get("messages") or []:
@@ -45,3 +61,10 @@ def has_media(payload: Payload) -> bool:
         if message.get("images"):
             return True
     return False
+
+
+def _has_image(content: Any) -> bool:
+    """Within turns, or their parts, or the parts of a tool's result among them."""
+    return isinstance(content, list) and any(
+        isinstance(part, dict) and (part.get("type") in ("image", "input_image") or _has_image(part.get("content"))) for part in content
+    )

@@ -4,7 +4,18 @@ import json
 from typing import Any
 
 from api_server import errors
-from api_server.paths import COMPLETIONS, EMBEDDINGS, NATIVE_CHAT, NATIVE_EMBED, NATIVE_GENERATE, Payload
+from api_server.agent_translation import of_messages, of_responses
+from api_server.paths import (
+    COMPLETIONS,
+    COUNT_TOKENS,
+    EMBEDDINGS,
+    MESSAGES,
+    NATIVE_CHAT,
+    NATIVE_EMBED,
+    NATIVE_GENERATE,
+    RESPONSES,
+    Payload,
+)
 
 _THINK = {"none": False, "minimal": "low", "xhigh": "max", "ultra": "max"}
 """How Ollama's OpenAI layer reads reasoning_effort, where the word is not its own. Source: ollama v0.32.15, openai/openai.go."""
@@ -24,12 +35,15 @@ def counting_request(path: str, payload: Payload) -> tuple[str, Payload]:
         return NATIVE_GENERATE, {key: payload[key] for key in _GENERATE_FIELDS if key in payload} | once
     if path == NATIVE_CHAT:
         return NATIVE_CHAT, {key: payload[key] for key in _CHAT_FIELDS if key in payload} | once
-    body: Payload = {"messages": _native_messages(payload["messages"])} | once
+    if path in (MESSAGES, COUNT_TOKENS):
+        return NATIVE_CHAT, of_messages(payload) | once
+    effort = (payload.get("reasoning") or {}).get("effort") or payload.get("reasoning_effort")
+    think: Payload = {"think": _THINK.get(effort, effort) if isinstance(effort, str) else effort} if effort else {}
+    if path == RESPONSES:
+        return NATIVE_CHAT, of_responses(payload) | think | once
+    body: Payload = {"messages": _native_messages(payload["messages"])} | think | once
     if payload.get("tools"):
         body["tools"] = payload["tools"]
-    effort = (payload.get("reasoning") or {}).get("effort") or payload.get("reasoning_effort")
-    if effort:
-        body["think"] = _THINK.get(effort, effort) if isinstance(effort, str) else effort
     return NATIVE_CHAT, body
 
 

@@ -7,15 +7,14 @@ from typing import Any
 
 import msgspec
 
+from api_server.paths import Payload
+from api_server.streams import STREAMS
+
 _LONGEST_EVENT = 8 * 2**20
 """Bytes; beyond it an answer is passed on unseen. Ollama's own limit for an event."""
 _LONGEST_DOCUMENT = 2 * 2**20
 """The same for an answer that is one document: up to here it is passed on when it is whole."""
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
-_MARKS = {"sse": b"\n\n", "ndjson": b"\n"}
-"""Ends of events, as servers write them."""
-_LAST = {"sse": re.compile(rb'^data: ?\[DONE\]|"error"', re.MULTILINE), "ndjson": re.compile(rb'"done": ?true|"error"')}
-"""What the last event of a whole stream has, or of one whose server says that it failed."""
 
 
 class _Said(msgspec.Struct):
@@ -25,6 +24,10 @@ class _Said(msgspec.Struct):
     choices: msgspec.Raw = msgspec.Raw()
     prompt_eval_count: Any = None
     eval_count: Any = None
+    message: msgspec.Raw = msgspec.Raw()
+    """Within the first event of a stream of messages, where its `usage` is."""
+    response: msgspec.Raw = msgspec.Raw()
+    """The same of the last event of a stream of a response."""
 
 
 _SAID = msgspec.json.Decoder(_Said)
@@ -35,7 +38,7 @@ class Reader:
     """Takes the chunks of one answer and gives back what the client gets of them."""
 
     stream: str
-    """`sse`, `ndjson`, or empty for one JSON document."""
+    """One of streams.STREAMS, or empty for one JSON document."""
     drop_usage: bool = False
     """The client did not ask for the usage chunk of the stream."""
     prompt_tokens: int = 0
@@ -78,7 +81,7 @@ class Reader:
 
     def _passes(self, chunk: bytes) -> bool:
         """Whether a chunk is whole events without numbers, as nearly all are: they go on as they came, without a copy."""
-        mark = _MARKS[self.stream]
+        mark = STREAMS[self.stream].mark
         if not chunk.endswith(mark) or b"\r" in chunk or _has_numbers(chunk):
             return False
         if self.first is None:
@@ -101,7 +104,7 @@ class Reader:
         return rest if self._read(rest) else None
 
     def _ends(self) -> bool:
-        return _LAST[self.stream].search(self._last) is not None
+        return STREAMS[self.stream].last.search(self._last) is not None
 
     def _event_end(self) -> int | None:
         if self.stream == "ndjson":
@@ -116,26 +119,38 @@ class Reader:
         """Only an event with numbers is read: the others pass at the cost of a search."""
         if not _has_numbers(event):
             return True
-        said = self._read(event.removeprefix(b"data:"))
+        said = self._read(event if self.stream == "ndjson" else event[event.find(b"data:") + 5 :])
         return not (said and self.drop_usage and said.usage and bytes(said.choices).split() in ([b"[]"], [b"[", b"]"]))
 
     def _read(self, document: bytes) -> _Said | None:
         """None when it is no JSON object."""
         try:
             said = _SAID.decode(document)
+            if self.stream in ("messages", "responses") and (inner := said.message or said.response):
+                said = _SAID.decode(inner)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
-        usage = said.usage if isinstance(said.usage, dict) else {}
-        self.prompt_tokens = _number(usage.get("prompt_tokens"), said.prompt_eval_count, self.prompt_tokens)
-        self.completion_tokens = _number(usage.get("completion_tokens"), said.eval_count, self.completion_tokens)
-        details = usage.get("prompt_tokens_details")
-        if isinstance(details, dict) and isinstance(cached := details.get("cached_tokens"), int):
-            self.cached_tokens = cached
+        usage: Payload = said.usage if isinstance(said.usage, dict) else {}
+        self.prompt_tokens = _number(usage.get("prompt_tokens"), _input_tokens(usage), said.prompt_eval_count, self.prompt_tokens)
+        self.completion_tokens = _number(
+            usage.get("completion_tokens"), usage.get("output_tokens"), said.eval_count, self.completion_tokens
+        )  # fmt: skip
+        details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+        named = details.get("cached_tokens") if isinstance(details, dict) else usage.get("cache_read_input_tokens")
+        if isinstance(named, int):
+            self.cached_tokens = named
         return said
 
 
 def _has_numbers(events: bytes) -> bool:
     return b'"usage"' in events or b'"prompt_eval_count"' in events
+
+
+def _input_tokens(usage: Payload) -> int | None:
+    """Of Responses, or of Messages, which counts what the server still held, and what it keeps for later, beside the rest."""
+    if not isinstance(rest := usage.get("input_tokens"), int):
+        return None
+    return rest + _number(usage.get("cache_read_input_tokens")) + _number(usage.get("cache_creation_input_tokens"))
 
 
 def _number(*values: object) -> int:

@@ -17,7 +17,7 @@ from tests.service.processes import Service
 
 POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/api/chat", "/api/generate", "/api/embed", "/api/show")
 GETS = ("/", "/health", "/ready", "/v1/models", "/v1/models/a", "/api/tags", "/api/ps", "/api/version", "/openapi.json", "/nothing")
-_OPENAI, _OLLAMA = {"message", "type", "code", "param"}, str
+_OPENAI, _ANTHROPIC, _OLLAMA = {"message", "type", "code", "param"}, {"message", "type"}, str
 _PATIENCE_S = 0.2
 _NUMBERS = ["1e999", "-1e999", "NaN", "Infinity", "9" * 400, "1" + "0" * 5000, "-0", "0.1e-999", "1.", "0x1", "01", "true", "null"]
 _WORDS = ["model", "messages", "role", "content", "tools", "options", "stream", "max_tokens", "stop", "prompt", "input", "images", "think"]
@@ -186,7 +186,7 @@ def exchange(service: Service, raw: bytes) -> bytes:
 
 
 def check(answer: bytes, raw: bytes) -> list[int]:
-    """The statuses of all answers. Each that is no success has the error shape of one of the two APIs, and none is a fault of ours."""
+    """The statuses of all answers. Each that is no success has the error shape of one of the three APIs, and none is a fault of ours."""
     statuses: list[int] = []
     while answer:
         head, _, rest = answer.partition(b"\r\n\r\n")
@@ -210,5 +210,8 @@ def check(answer: bytes, raw: bytes) -> list[int]:
         if "status" in document:
             continue  # a probe
         error = document["error"]
-        assert isinstance(error, _OLLAMA) or set(error) == _OPENAI, (raw[:500], body[:500])
+        assert isinstance(error, _OLLAMA) or set(error) == (_ANTHROPIC if document.get("type") == "error" else _OPENAI), (
+            raw[:500],
+            body[:500],
+        )
     return statuses

@@ -29,6 +29,8 @@ OPEN = {
     "POST /v1/chat/completions",
     "POST /v1/completions",
     "POST /v1/embeddings",
+    "POST /v1/responses",
+    "POST /v1/messages",
     "GET /v1/models",
     "GET /v1/models/:model",
     "GET /api/tags",

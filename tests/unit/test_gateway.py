@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from pydantic import ValidationError
 
-from api_server import errors, fields, history, paths, requests, size, translation
+from api_server import errors, fields, history, models, requests, size, translation
 from api_server.activator import Activator, Demand, Settings, Unreachable, wanted
 from api_server.address import Address
 from api_server.aliases import Aliases
@@ -80,7 +80,7 @@ def test_the_newer_name_of_the_limit_is_given_to_ollama_as_the_older() -> None:
     assert requests.cleaned("/v1/chat/completions", payload, other, "a")[0]["max_completion_tokens"] == 5
 
 
-@pytest.mark.parametrize("path", list(paths.INFERENCE))
+@pytest.mark.parametrize("path", models.endpoints("ollama"))
 @pytest.mark.parametrize(
     "name", ["Keep_Alive", "KEEP_ALIVE", "keep_alive", "Option\u017f", "Options", "Model", "Messages", "\u212aeep_alive", "\u017fhift"]
 )

@@ -82,11 +82,16 @@ class TestSessions:
         ):
             assert turn(sessions, other).own not in second.known
 
-    def test_a_prompt_is_known_by_its_beginning_and_an_input_not_at_all(self, sessions: Sessions) -> None:
+    def test_the_items_of_a_response_are_messages_too(self, sessions: Sessions) -> None:
+        first = turn(sessions, {"input": [ASK], "instructions": "Be an agent."})
+        assert first.own in turn(sessions, {"input": [ASK, CALL, RESULT], "instructions": "Be an agent."}).known
+        assert first.own not in turn(sessions, {"input": [ASK, CALL, RESULT]}).known
+
+    def test_a_prompt_is_known_by_its_beginning(self, sessions: Sessions) -> None:
         assert (
             turn(sessions, {"prompt": "x" * 2000}).own == turn(sessions, {"prompt": "x" * 3000}).own != turn(sessions, {"prompt": "y"}).own
         )
-        for body in ({"input": "x"}, {"prompt": ""}, {"prompt": [1, 2]}, chat()):
+        for body in ({"input": ""}, {"prompt": ""}, {"prompt": [1, 2]}, chat()):
             assert turn(sessions, body) == Turn(size=100)
 
     @given(said=st.text(max_size=10_000), content=st.text())
