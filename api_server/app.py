@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import traceback
-from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,10 +15,11 @@ from api_server.aliases import Aliases
 from api_server.connections import Connection, Connections, most_connections
 from api_server.intake import Budget, Intake, memory
 from api_server.keys import Keys
+from api_server.limits import ACCOUNT, Account, Limits
 from api_server.listings import ALLOWED, Listings
 from api_server.metrics import Metrics
 from api_server.paths import INFERENCE, api_of
-from api_server.proxy import OWNER, Proxy
+from api_server.proxy import Proxy
 from api_server.routing import Routing
 from api_server.sending import Sender
 from api_server.sessions import Sessions
@@ -70,8 +70,7 @@ class ApiServer:
         memory_bytes = settings.memory_bytes or memory()
         budget = Budget(memory_bytes)
         self.connections = Connections(settings.max_connections or most_connections(memory_bytes), settings.head_s)
-        self._most_of_a_key = max(1, self.connections.most // 2)
-        self._by_key: Counter[bytes] = Counter()
+        self._limits = Limits(max(1, self.connections.most // 2))
         self.metrics = Metrics(list(self.upstreams.values()), settings.routes, lambda: budget.used)
         self._session = session
         sessions = Sessions(settings.session_headers)
@@ -131,14 +130,9 @@ class ApiServer:
         try:
             if request.path in _KEYLESS:
                 return await handler(request)
-            request[OWNER] = owner = self._owner(request)
-            self._by_key[owner] += 1
-            try:
+            request[ACCOUNT] = account = self._account(request)
+            with account:
                 return await handler(request)
-            finally:
-                self._by_key[owner] -= 1
-                if not self._by_key[owner]:
-                    del self._by_key[owner]
         except errors.ApiError as error:
             return error.response(api)
         except web.HTTPException as error:
@@ -152,15 +146,15 @@ class ApiServer:
             log.error("%s %s: %s at %s", request.method, request.path, type(error).__name__, _place(error))
             return errors.internal().response(api)
 
-    def _owner(self, request: web.Request) -> bytes:
-        """Of the request's key. Raises ApiError without one, and beyond what one key may have at once: an address may be a whole company
-        behind one ingress, a key is one client."""
-        owner = self.keys.owner(request.headers.getall("Authorization", []), request.headers.getall("x-api-key", []))
-        if owner is None:
-            raise errors.unauthorized()
-        if self._by_key[owner] >= self._most_of_a_key:
-            raise errors.too_many_of_a_key(self._most_of_a_key, 2)
-        return owner
+    def _account(self, request: web.Request) -> Account:
+        """Of the request's key. Raises ApiError without one, and beyond what the key may use."""
+        key = self.keys.holder(request.headers.getall("Authorization", []), request.headers.getall("x-api-key", []))
+        try:
+            return self._limits.admitted(key)
+        except errors.ApiError as refusal:
+            # Before anything of the request is read.
+            self.metrics.of(self.metrics.key_requests, key.name, "unknown", str(refusal.status)).inc()
+            raise
 
     async def health(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})

@@ -60,8 +60,8 @@ class ApiError(Exception):
         return web.json_response(self.shaped(api, request_id), status=self.status, headers=self.headers | named)
 
 
-def unauthorized() -> ApiError:
-    message = "Authorization: got no valid key, want Bearer <key>; ask the operator of this fleet for one"
+def unauthorized(got: str = "no valid key") -> ApiError:
+    message = f"Authorization: got {got}, want Bearer <key>; ask the operator of this fleet for one"
     return ApiError(401, "authentication_error", message, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
 
 
@@ -97,8 +97,8 @@ def no_connection(retry_s: int) -> ApiError:
     return ApiError(503, "server_error", message, "server_busy", {"Retry-After": str(retry_s)})
 
 
-def too_many_of_a_key(most: int, retry_s: int) -> ApiError:
-    message = f"Authorization: got more than {most} requests at once with this key, want fewer; try again after {retry_s} s"
+def too_many_of_a_key(most: int, of: str, retry_s: int) -> ApiError:
+    message = f"Authorization: got more than {most} {of} with this key, want fewer; try again after {retry_s} s"
     return ApiError(429, "rate_limit_error", message, "rate_limit_exceeded", {"Retry-After": str(retry_s)})
 
 

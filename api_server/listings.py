@@ -12,6 +12,7 @@ from api_server import errors, requests
 from api_server.abilities import UNKNOWN
 from api_server.address import Address, tagged
 from api_server.intake import Intake
+from api_server.limits import ACCOUNT
 from api_server.paths import INFERENCE
 from api_server.reading import LATE_OR_STRANGE, document
 from api_server.routing import Routing
@@ -27,7 +28,6 @@ class Listings:
         self, routing: Routing, upstreams: dict[str, Upstream], sender: Sender, intake: Intake, session: aiohttp.ClientSession
     ) -> None:
         self._routing = routing
-        self._routes = routing.routes
         self._upstreams = upstreams
         self._sender = sender
         self._intake = intake
@@ -46,19 +46,24 @@ class Listings:
         """What Ollama's CLI asks, without a key, before anything else; health checkers ask it too."""
         return web.Response(text="modelfleet is running")
 
-    async def models(self, _: web.Request) -> web.Response:
-        entries = await asyncio.gather(*map(self._named, [*self._routes, *self._routing.aliases]))
+    def _seen(self, request: web.Request) -> Routing:
+        """What the request's key sees."""
+        return self._routing.seen_by(request[ACCOUNT].key.grant.models)
+
+    async def models(self, request: web.Request) -> web.Response:
+        seen = self._seen(request)
+        entries = await asyncio.gather(*(self._named(name, seen) for name in seen.targets()))
         return web.json_response({"object": "list", "data": entries})
 
     async def model(self, request: web.Request) -> web.Response:
-        return web.json_response(await self._named(request.match_info["model"]))
+        return web.json_response(await self._named(request.match_info["model"], self._seen(request)))
 
-    async def _named(self, name: str) -> dict[str, Any]:
+    async def _named(self, name: str, seen: Routing) -> dict[str, Any]:
         """The entry of a model, or of an alias, which says what it stands for by vLLM's name for that. Raises ApiError."""
-        alias = self._routing.aliases.get(name)
+        alias = seen.aliases.get(name)
         if alias is None:
-            return await self._openai(*self._routing.find(name, native=False))
-        entries = await asyncio.gather(*(self._openai(model, self._routes[model]) for model in alias.models))
+            return await self._openai(*seen.find(name, native=False))
+        entries = await asyncio.gather(*(self._openai(model, route) for model, route in seen.behind(alias)))
         # A conversation may get any of them: it can rely on what all of them have.
         least = min(entries, key=lambda entry: entry.get("context_length", 0))
         can = [set(entry["capabilities"]) for entry in entries if "capabilities" in entry]
@@ -82,14 +87,14 @@ class Listings:
             entry |= {"context_length": length, "max_model_len": length}
         return entry if found.known is None else entry | {"capabilities": sorted(found.known)}
 
-    async def tags(self, _: web.Request) -> web.Response:
+    async def tags(self, request: web.Request) -> web.Response:
         await self._look()
-        return web.json_response({"models": list(self._fleet(lambda address: address.store or {}))})
+        return web.json_response({"models": list(self._fleet(self._seen(request), lambda address: address.store or {}))})
 
-    async def ps(self, _: web.Request) -> web.Response:
+    async def ps(self, request: web.Request) -> web.Response:
         """Each loaded model once, from the server that holds the shortest context for it."""
         await self._look()
-        return web.json_response({"models": list(self._fleet(lambda address: address.loaded))})
+        return web.json_response({"models": list(self._fleet(self._seen(request), lambda address: address.loaded))})
 
     async def _look(self) -> None:
         """Have the lists as they are now. A server that does not answer keeps its last one."""
@@ -112,13 +117,12 @@ class Listings:
         name = payload.get("model") or payload.get("name")
         if not isinstance(name, str):
             raise errors.bad_request("model: got nothing, want a model's name; see GET /api/tags")
-        model, route = self._routing.find(name, native=True)
+        model, route = self._seen(request).find(name, native=True)
         body = {"model": route.model or model, "verbose": bool(payload.get("verbose"))}
         return web.json_response(await self._ask("POST", "/api/show", body, route, model))
 
-    def _fleet(self, part: Callable[[Address], Any]) -> Iterator[dict[str, Any]]:
-        for called, model in ({model: model for model in self._routes} | self._routing.stand_for()).items():
-            route = self._routes[model]
+    def _fleet(self, seen: Routing, part: Callable[[Address], Any]) -> Iterator[dict[str, Any]]:
+        for called, (model, route) in seen.targets().items():
             if route.engine != "ollama":
                 continue
             name = tagged(route.model or model)

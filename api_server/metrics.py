@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from api_server import fields
 from api_server.place import Place
 from api_server.settings import Route
+from api_server.spending import Spent
 from api_server.upstreams import Upstream
 from api_server.usage import Reader
 
@@ -41,6 +42,12 @@ class Metrics(Collector):
         self.prompt_tokens = Counter("api_server_prompt_tokens", "Tokens of prompts, as servers count", ["model"], registry=self.registry)
         self.completion_tokens = Counter(
             "api_server_completion_tokens", "Tokens of answers, as servers count", ["model"], registry=self.registry
+        )  # fmt: skip
+        self.key_requests = Counter(
+            "api_server_key_requests", "Answered requests, by who asked", ["key", "model", "status"], registry=self.registry
+        )  # fmt: skip
+        self.key_tokens = Counter(
+            "api_server_key_tokens", "Tokens, by who asked and what they were", ["key", "model", "kind"], registry=self.registry
         )  # fmt: skip
         self.first_token = self._histogram("api_server_time_to_first_token_seconds", "From arrival to a stream's first event", _SECONDS)
         self.token_rate = self._histogram("api_server_tokens_per_second", "Tokens of a streamed answer, after its first, by second", _RATES)
@@ -98,6 +105,12 @@ class Metrics(Collector):
         elapsed = time.monotonic() - reader.first
         if reader.completion_tokens > 1 and elapsed > 0:
             self.of(self.token_rate, model).observe((reader.completion_tokens - 1) / elapsed)
+
+    def spent(self, key: str, model: str, tokens: Spent) -> None:
+        """Count what a key has used."""
+        for kind, amount in (("prompt", tokens.prompt), ("cached", tokens.cached), ("completion", tokens.completion)):
+            if amount:
+                self.of(self.key_tokens, key, model, kind).inc(amount)
 
     def collect(self) -> list[Metric]:
         in_flight = GaugeMetricFamily("api_server_in_flight_requests", "Requests that an address works on", labels=["upstream", "address"])

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from api_server.limits import ACCOUNT
 from api_server.models import MODELS, Engine
 from api_server.paths import ENDPOINTS, Endpoint, api_of
 from api_server.routing import Routing
@@ -84,15 +85,14 @@ def _paths(schemas: Mapping[tuple[str, Engine], dict[str, Any]]) -> dict[str, An
     return paths
 
 
-def document(routes: Mapping[str, Route], aliases: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """For these models, and these other names of them. Which fields a model takes depends on what serves it."""
-    ids = {name: name for name in routes} | dict(aliases or {})
+def document(routes: Mapping[str, Route]) -> dict[str, Any]:
+    """For the models of these names. Which fields a model takes depends on what serves it."""
     served = {key: model for key, model in MODELS.items() if any(route.engine == key[1] for route in routes.values())}
     every = list(served.values())
     found, components = msgspec.json.schema_components(every, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(served, found, strict=True))
     for (_, engine), model in served.items():
-        names = [name for name, model_id in ids.items() if routes[model_id].engine == engine]
+        names = [name for name, route in routes.items() if route.engine == engine]
         components[model.__name__]["properties"]["model"] = {"type": "string", "enum": names}
     responses = {
         name: {"description": "any failure", "content": _content(json=schema)}
@@ -109,9 +109,10 @@ def document(routes: Mapping[str, Route], aliases: Mapping[str, str] | None = No
 
 
 def add_to(app: web.Application, routing: Routing) -> None:
-    made = functools.lru_cache(maxsize=1)(lambda names: document(routing.routes, dict(names)))
+    made = functools.lru_cache(maxsize=16)(lambda names: document(dict(names)))
 
-    async def show(_: web.Request) -> web.Response:
-        return web.json_response(made(tuple(routing.stand_for().items())))
+    async def show(request: web.Request) -> web.Response:
+        seen = routing.seen_by(request[ACCOUNT].key.grant.models)
+        return web.json_response(made(tuple((name, route) for name, (_, route) in seen.targets().items())))
 
     app.router.add_get("/openapi.json", show, allow_head=False)

@@ -14,6 +14,7 @@ from api_server import errors, requests
 from api_server.address import Address
 from api_server.answer import Answer
 from api_server.intake import Claim, Intake
+from api_server.limits import ACCOUNT
 from api_server.metrics import Metrics
 from api_server.patience import Patience
 from api_server.place import Place, Wanted
@@ -22,6 +23,7 @@ from api_server.routing import Routing
 from api_server.sending import Sender
 from api_server.sessions import Sessions
 from api_server.settings import Settings
+from api_server.spending import spent
 from api_server.upstreams import Upstream
 from api_server.usage import Reader
 
@@ -34,8 +36,6 @@ _FAULTS = (500, 502, 504)
 """Statuses of a server that fails. 503 is one that is full."""
 _PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
 """A request id that may stand in a header and a line of the log."""
-OWNER = "owner"
-"""Where a request has the digest of its key."""
 
 
 class Proxy:
@@ -64,10 +64,11 @@ class Proxy:
         started = time.monotonic()
         offered = request.headers.get("x-request-id", "")
         request_id = offered if _PRINTABLE.fullmatch(offered) else os.urandom(16).hex()
-        model, status = "unknown", 500
+        account = request[ACCOUNT]
+        key, model, status = account.key.name, "unknown", 500
         claim = self._intake.claim()
         try:
-            asked = await self._understood(request, claim)
+            asked = await self._understood(request, claim, self._routing.seen_by(account.key.grant.models))
             model = asked.model
             self._metrics.left_out(model, asked.dropped)
             reader = Reader(asked.stream, drop_usage=asked.drops_usage)
@@ -83,6 +84,9 @@ class Proxy:
                 response = await answer.fail(error)
             finally:
                 self._metrics.answered(model, reader, started)
+                used = spent(reader, asked)
+                self._metrics.spent(key, model, used)
+                account.charge(used.prompt + used.completion)
             return response
         except errors.ApiError as error:
             status = error.status
@@ -95,13 +99,14 @@ class Proxy:
             claim.free()
             elapsed = time.monotonic() - started
             self._metrics.of(self._metrics.requests, model, str(status)).inc()
+            self._metrics.of(self._metrics.key_requests, key, model, str(status)).inc()
             self._metrics.of(self._metrics.duration, model).observe(elapsed)
-            log.info("request %s model %s status %s %.3f s", request_id, model, status, elapsed)
+            log.info("request %s key %s model %s status %s %.3f s", request_id, key, model, status, elapsed)
 
-    async def _understood(self, request: web.Request, claim: Claim) -> Asked:
+    async def _understood(self, request: web.Request, claim: Claim, routing: Routing) -> Asked:
         body = await self._intake.read(request, claim)
-        turn = functools.partial(self._sessions.turn, request[OWNER], self._sessions.said(request.headers))
-        return await self._intake.beside(len(body), functools.partial(requests.understood, request.path, body, self._routing, turn))
+        turn = functools.partial(self._sessions.turn, request[ACCOUNT].key.name.encode(), self._sessions.said(request.headers))
+        return await self._intake.beside(len(body), functools.partial(requests.understood, request.path, body, routing, turn))
 
     async def _answer(self, request: web.Request, answer: Answer, asked: Asked, claim: Claim) -> web.StreamResponse:
         """Send to the best address, and to another one only while nothing of an answer has come. Raises ApiError."""

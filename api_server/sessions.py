@@ -44,7 +44,7 @@ class Sessions:
         return next((headers[name] for name in self.headers if headers.get(name)), "")
 
     def turn(self, owner: bytes, said: str, model: str, payload: Payload, kept: Payload, size: int) -> Turn:
-        """The part that a request is. `owner`: digest of its key, so that no key reaches what another one's session is bound to. `said`:
+        """The part that a request is. `owner`: the name of its key, so that no key reaches what another one's session is bound to. `said`:
         the id in its headers. `payload`: the request as it came, of `size` bytes; `kept`: what of it goes on."""
         start = hashlib.blake2b(owner, digest_size=_NAME_BYTES, key=self._secret)
         start.update(model.encode(errors="surrogateescape"))

@@ -45,6 +45,8 @@ class Reader:
     cached_tokens: int | None = None
     """Of the prompt, as its server says; None when it does not."""
     completion_tokens: int = 0
+    events: int = 0
+    """Whole events that came."""
     first: float | None = None
     """When the first event was whole."""
     _buffer: bytearray = field(default_factory=bytearray)
@@ -68,6 +70,7 @@ class Reader:
             event = bytes(self._buffer[:end])
             del self._buffer[:end]
             self._searched = 0
+            self.events += 1
             if self.first is None:
                 self.first = time.monotonic()
             if self._keep(event):
@@ -86,6 +89,7 @@ class Reader:
             return False
         if self.first is None:
             self.first = time.monotonic()
+        self.events += chunk.count(mark)
         before = chunk.rfind(mark, 0, -len(mark))
         self._last = chunk if before < 0 else chunk[before + len(mark) :]
         return True

@@ -1,9 +1,10 @@
 """The API server: the one door for clients."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -15,8 +16,8 @@ from .workload import ORDINARY, WorkloadArgs
 core = k8s.core.v1
 _DRAIN_S = 600
 """Longest answer that a rollout waits for: agents ask for minutes of generation."""
-_ALIASES = "api-server-aliases"
-"""A constant: the pods that mount it must not roll when it changes."""
+_ALIASES, _KEYS = "api-server-aliases", "api-server-keys"
+"""Constants: the pods that mount them must not roll when they change."""
 _NEVER_FEWER = k8s.apps.v1.DeploymentStrategyArgs(rolling_update=k8s.apps.v1.RollingUpdateDeploymentArgs(max_unavailable=0, max_surge=1))
 """A rollout makes a new pod before an old one goes."""
 
@@ -27,10 +28,13 @@ class ApiServerArgs:
 
     namespace: pulumi.Input[str]
     image: pulumi.Input[str]
-    keys: pulumi.Input[list[str]]
-    """API keys, a Pulumi secret; at least one."""
     routes: Mapping[str, Mapping[str, str | int]]
     """Model id to `{"url", "model", "max_in_flight"}`."""
+    keys: pulumi.Input[list[str]] = field(default_factory=list)
+    """API keys without names, a Pulumi secret: they are `key-1`, `key-2`, … by their order, and may use everything."""
+    named_keys: pulumi.Input[Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """Name to `{"key", "owner", "expires", "models", "requestsPerMinute", "tokensPerMinute", "concurrency"}`, a Pulumi secret; only the
+    key is required. With the provider's enableSecretMutable a change of them restarts nothing."""
     aliases: Mapping[str, Mapping[str, str | int]] = field(default_factory=dict)
     """Other name of a model to `{"model", "next", "share"}`: the share of conversations, in percent, that goes to the next one. With the
     provider's enableConfigMapMutable a change of them restarts nothing."""
@@ -59,7 +63,7 @@ class ApiServer(pulumi.ComponentResource):
 
         route = {"url": "http://ollama:11434", "model": "qwen3-coder:30b", "max_in_flight": 4}
         api = ApiServer("api", ApiServerArgs(namespace="fleet", image="registry.example.com/api-server@sha256:" + 64 * "0",
-                                             keys=pulumi.Output.secret(["sixteen-or-more-characters"]),
+                                             named_keys=pulumi.Output.secret({"team": {"key": "sixteen-or-more-characters"}}),
                                              routes={"qwen3-coder:30b": route}, replicas=2,
                                              resources=ResourceArgs(cpu="1", memory="512Mi"), priority_class="gateway-priority"))
         pulumi.export("service", api.service_name)
@@ -74,9 +78,8 @@ class ApiServer(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         secret = core.Secret(
             f"{name}-keys",
-            metadata=objects.metadata(API_SERVER, args.namespace, named=False),
-            string_data={"keys": pulumi.Output.secret(args.keys).apply(lambda keys: "\n".join(keys) + "\n")},
-            immutable=True,
+            metadata=k8s.meta.v1.ObjectMetaArgs(name=_KEYS, namespace=args.namespace, labels=labels(API_SERVER)),
+            string_data={"keys": pulumi.Output.secret(pulumi.Output.all(args.keys, args.named_keys)).apply(lambda each: _hashed(*each))},
             opts=child,
         )
         aliases = core.ConfigMap(
@@ -98,6 +101,19 @@ class ApiServer(pulumi.ComponentResource):
         asked = args.service_type == "LoadBalancer"
         self.load_balancer = service.status.apply(_address) if asked else pulumi.Output.from_input(None)
         self.register_outputs({"service_name": self.service_name})
+
+
+def _hashed(keys: Sequence[str], named: Mapping[str, Mapping[str, Any]]) -> str:
+    """The file that the API server reads: whoever reads the Secret learns no key (api_server/keys.py)."""
+    unnamed: dict[str, Mapping[str, Any]] = {f"key-{number}": {"key": key} for number, key in enumerate(dict.fromkeys(keys), 1)}
+    entries = {
+        name: {
+            "hash": hashlib.blake2b(entry["key"].strip().encode(), digest_size=32).hexdigest(),
+            **{part: value for part, value in entry.items() if part != "key"},
+        }
+        for name, entry in {**unnamed, **named}.items()
+    }
+    return json.dumps(entries, sort_keys=True, indent=1)
 
 
 def _address(status: core.outputs.ServiceStatus | None) -> str | None:

@@ -30,6 +30,7 @@ from infra.engine.binaries import own_pulumi
 from infra.engine.cli import PulumiCli
 from infra.engine.errors import CliError, CommandError
 from infra.engine.operation import Told
+from infra.program.settings import keys
 from infra.program.settings.committed import stack_config
 from infra.program.settings.images import IMAGE_NAMES
 
@@ -55,7 +56,7 @@ def render(stack: str, target: Path, work: Path, policy_packs: Sequence[str] = (
     config["modelfleet:cluster"] = {**config.get("modelfleet:cluster", {}), "renderTo": str(target)}
     refs = {name: f"modelfleet/{name}@sha256:{_PLACEHOLDER_DIGEST}" for name in IMAGE_NAMES}
     config.setdefault("modelfleet:images", {"builder": "prebuilt", "refs": refs})
-    config["modelfleet:apiKeys"] = json.dumps(["masked-in-the-rendering"])
+    config["modelfleet:apiKeys"] = keys.masked(config.get("modelfleet:apiKeys"))
     config["modelfleet:cachePassword"] = "maskedintherendering"
     for name, mask in _MASKS.items():
         if name in config:

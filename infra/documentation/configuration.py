@@ -12,13 +12,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from infra.program.settings import Settings
+from infra.program.settings.keys import NAME, SETTING, ApiKeySettings
 from infra.program.settings.section import PROJECT
 
 _WIDTH = 140
 _MADE_AT_DEPLOYMENT = ("cluster", "images")
 """Sections that a committed stack file may leave out, because `make up` adds them."""
 _SECRETS = {
-    "apiKeys": "a JSON list of keys for clients, each of 16 or more characters",
+    "apiKeys": "a map of names to keys for clients, and what each may use, in [keys.md](keys.md)",
     "cachePassword": "16 or more letters and digits",
     "kubeconfig": "content of the kubeconfig that has `cluster.context`, such as another stack's output; default: kubectl's",
     "registryAuth": "logins of private registries as a dockerconfigjson, in [images.md](images.md)",
@@ -96,12 +97,20 @@ def document() -> str:
     return "\n".join(part for part in parts if part)
 
 
+def _api_keys(secret: dict[str, Any]) -> dict[str, Any]:
+    """Names with keys that are encrypted, each by itself, beside what everybody may read."""
+    entry = ApiKeySettings.model_json_schema(by_alias=True)
+    properties = {name: secret if name == "key" else form for name, form in entry["properties"].items()}
+    return {"type": "object", "propertyNames": {"pattern": NAME}, "additionalProperties": {**entry, "properties": properties}}
+
+
 def schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of a whole `Pulumi.<stack>.yaml`."""
     generated = Settings.model_json_schema(by_alias=True)
     sections: dict[str, Any] = generated["properties"]
     secret = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["secure"], "properties": {"secure": {"type": "string"}}}]}
     secrets = {f"{PROJECT}:{name}": {**secret, "description": want} for name, want in _SECRETS.items()}
+    secrets[f"{PROJECT}:{SETTING}"]["anyOf"] = [*secret["anyOf"], _api_keys(secret)]
     keys = {f"{PROJECT}:{name}": section for name, section in sections.items()} | secrets
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -10,10 +10,10 @@ _INTRODUCTION = f"""# Outputs
 
 Made from `modelfleet_outputs/contract.py` by `python -m infra.documentation`; a test compares the two. Version {VERSION}.
 
-The stack exports two outputs: `fleet`, the object below, and `apiKeys`, a list of keys that Pulumi keeps as a secret. A Pulumi
-program reads them with the package `modelfleet-outputs` (directory `modelfleet_outputs/`, which imports nothing else of this
-repository); any other program reads the JSON of `pulumi stack output fleet --json`. A complete consumer is
-[examples/openhands](../examples/openhands).
+The stack exports `fleet`, the object below, and two secrets: `keysByName`, a map of the names of [keys](keys.md) to the keys, and
+`apiKeys`, a list of the same keys, which was there before they had names. A Pulumi program reads them with the package
+`modelfleet-outputs` (directory `modelfleet_outputs/`, which imports nothing else of this repository); any other program reads the JSON of
+`pulumi stack output fleet --json`. A complete consumer is [examples/openhands](../examples/openhands).
 
 ```python
 import pulumi

@@ -127,7 +127,7 @@ def api_server(settings: Settings, namespace: pulumi.Input[str], images: Images,
     return c.ApiServerArgs(
         namespace=namespace,
         image=images["api-server"],
-        keys=inputs.api_keys(),
+        named_keys=inputs.api_keys(),
         routes=routes(settings),
         aliases={name: alias.model_dump(exclude_none=True) for name, alias in settings.aliases.items()},
         replicas=wanted.replicas,

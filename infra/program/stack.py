@@ -141,4 +141,7 @@ def build(settings: Settings, guards: Sequence[Transformation] = ()) -> None:
         c.Activator("activator", arguments.activator(settings, idle_minutes, namespace, images, runtime), ground.after())
     c.Monitoring("monitoring", arguments.monitoring(settings, namespace, images, runtime, cache), ground.after())
     pulumi.export("fleet", outputs(settings, api, fleet, images))
-    pulumi.export("apiKeys", pulumi.Output.secret(inputs.api_keys()))
+    by_name = inputs.api_keys().apply(lambda keys: {name: str(each["key"]) for name, each in keys.items()})
+    # For programs that were written before keys had names.
+    pulumi.export("apiKeys", pulumi.Output.secret(by_name.apply(lambda keys: list(keys.values()))))
+    pulumi.export("keysByName", pulumi.Output.secret(by_name))

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import components as c
+from api_server.keys import Keys
 from components.contract import ACTIVATOR, AGENT_CONTROL_PORT, AGENT_PORT, COMPONENTS, CONTEXT_PROBE, DNS_CLIENTS, EDGES, PORTS
 from infra.analysis.policy import rules
 from infra.program.settings.constraints import EPHEMERAL_DEFAULT
@@ -554,10 +555,29 @@ def test_the_api_server_mounts_its_keys_and_names_its_routes() -> None:
     recorder = render(lambda: c.ApiServer("api", API_SERVER))
     deployment = recorder.one("Deployment")
     assert "a-very-secret-api-key" not in str(deployment)
+    assert {"name": "keys", "secret": {"secretName": "api-server-keys", "defaultMode": 0o440}} in deployment["spec"]["template"]["spec"][
+        "volumes"
+    ]
     assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
     assert recorder.one("Service")["spec"]["ports"][0]["nodePort"] == 30080
     values = {entry["name"]: entry.get("value") for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
     assert '"url": "http://ollama:11434"' in values["API_SERVER_ROUTES"]
+
+
+def test_the_api_server_gets_hashes_of_keys_that_it_can_read(tmp_path: Path) -> None:
+    plain = ["a-very-secret-api-key", "another-very-secret-key", "a-very-secret-api-key"]
+    mine = "the-secret-of-alice-01"
+    alice = {"key": f" {mine} ", "owner": "Alice", "expires": "2027-01-31", "models": ["a:1"], "requestsPerMinute": 6}
+    args = dataclasses.replace(API_SERVER, keys=plain, named_keys={"alice": alice, "bob": {"key": "the-secret-of-bob-0123"}})
+    secret = render(lambda: c.ApiServer("api", args)).one("Secret")
+    assert secret["metadata"]["name"] == "api-server-keys"
+    assert "immutable" not in secret, "a new key rolls no pod"
+    assert not [key for key in (*plain, mine, "the-secret-of-bob-0123") if key in json.dumps(secret)]
+    (tmp_path / "keys").write_text(secret["stringData"]["value"]["keys"])
+    keys = Keys(tmp_path / "keys")
+    found = [keys.holder([f"Bearer {key}"], []) for key in (*plain[:2], mine)]
+    assert [each.name for each in found] == ["key-1", "key-2", "alice"]
+    assert (found[2].grant.models, found[2].grant.requests_per_minute) == ({"a:1"}, 6)
 
 
 @pytest.mark.parametrize(

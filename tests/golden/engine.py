@@ -40,7 +40,7 @@ class Engine:
         changed["cluster"] = {**changed.get("cluster", {}), "renderTo": str(self.target)}
         for section, values in changed.items():
             config[f"modelfleet:{section}"] = {**config.get(f"modelfleet:{section}", {}), **values}
-        config["modelfleet:apiKeys"] = json.dumps(["masked-in-the-rendering"])
+        config["modelfleet:apiKeys"] = json.dumps({"masked": {"key": "masked-in-the-rendering"}})
         config["modelfleet:cachePassword"] = "maskedintherendering"
         self.cli.ensure_stack()
         self.cli.write_config(config)

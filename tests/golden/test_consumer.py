@@ -52,6 +52,7 @@ def test_the_outputs_of_both_stacks_are_of_the_contract_and_keys_are_secret(flee
     assert outputs.runtime_class == {"dev": None, "prod": "nvidia"}[stack]
     assert outputs.node_port == {"dev": 30080, "prod": None}[stack]
     assert json.loads(cli.run("stack", "output", "--json"))["apiKeys"] == "[secret]"
+    assert json.loads(cli.run("stack", "output", "keysByName", "--show-secrets", "--json")) == {"masked": KEY}
     assert KEY not in (state / "state" / ".pulumi" / "stacks" / "modelfleet" / f"{stack}.json").read_text()
     assert json.loads(cli.run("stack", "output", "apiKeys", "--show-secrets", "--json")) == [KEY]
 

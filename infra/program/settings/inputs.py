@@ -12,7 +12,7 @@ import yaml
 from pulumi.runtime import config as runtime_config
 
 from components.registry_auth import logins
-from infra.program.settings import Settings, parse
+from infra.program.settings import Settings, keys, parse
 from infra.program.settings.section import PROJECT, SettingsError
 
 _VERIFIER_TLS = "verifierTls"
@@ -21,7 +21,7 @@ _SOURCE_TOKENS = "sourceTokens"
 _KUBECONFIG = "kubeconfig"
 _HOST = r"([a-z0-9][a-z0-9.-]{0,252}|\[[0-9a-f:]+\])(:[0-9]{1,5})?"
 _SECRETS = {
-    "apiKeys": "a JSON list of keys of 16 or more printable characters; run pulumi config set --secret apiKeys '[\"…\"]'",
+    keys.SETTING: keys.WANT,
     "cachePassword": "16 or more letters and digits; run pulumi config set --secret cachePassword",
 }
 
@@ -44,6 +44,7 @@ def load() -> Settings:
     encrypted = settings is not None and _must_be_encrypted(settings)
     problems += [
         *_secret_problems(encrypted=encrypted),
+        *_key_problems(settings),
         *_registry_auth_problems(encrypted=encrypted),
         *_token_problems(settings, encrypted=encrypted),
         *_kubeconfig_problems(encrypted=encrypted),
@@ -55,6 +56,8 @@ def load() -> Settings:
         )
     if problems or settings is None:
         raise SettingsError("\n".join(problems))
+    if keys.is_old(found := _decoded(pulumi.Config(PROJECT).require(keys.SETTING))):
+        pulumi.log.warn(keys.old_form(found))
     return settings
 
 
@@ -76,9 +79,9 @@ def registry_auth() -> pulumi.Output[str] | None:
     return pulumi.Output.secret(text) if text else None
 
 
-def api_keys() -> pulumi.Output[list[str]]:
-    """The keys of the clients, a secret."""
-    return pulumi.Config(PROJECT).require_secret_object("apiKeys")
+def api_keys() -> pulumi.Output[dict[str, dict[str, Any]]]:
+    """The keys of the clients by name, and what each may use; a secret."""
+    return pulumi.Config(PROJECT).require_secret_object(keys.SETTING).apply(keys.named)
 
 
 def cache_password() -> pulumi.Output[str]:
@@ -104,6 +107,12 @@ def _kubeconfig_problems(*, encrypted: bool) -> Iterator[str]:
         yield f"{path}: got another form, want a kubeconfig with contexts; run pulumi config set --secret {_KUBECONFIG} < FILE"
     if encrypted and not _is_secret(_KUBECONFIG):
         yield _plain_text(_KUBECONFIG)
+
+
+def _key_problems(settings: Settings | None) -> Iterator[str]:
+    text = pulumi.Config(PROJECT).get(keys.SETTING)
+    if text is not None:
+        yield from keys.problems(_decoded(text), None if settings is None else [*settings.ids, *settings.aliases])
 
 
 def _registry_auth_problems(*, encrypted: bool) -> Iterator[str]:
@@ -191,7 +200,5 @@ def _secret_problems(*, encrypted: bool) -> list[str]:
 
 
 def _is_valid_secret(name: str, value: str) -> bool:
-    if name == "cachePassword":
-        return len(value) >= 16 and value.isalnum() and value.isascii()
-    keys = _decoded(value)
-    return isinstance(keys, list) and bool(keys) and all(isinstance(key, str) and len(key) >= 16 and key.isprintable() for key in keys)
+    # What is wrong with keys is said one by one.
+    return name == keys.SETTING or (len(value) >= 16 and value.isalnum() and value.isascii())

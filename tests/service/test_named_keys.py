@@ -1,0 +1,229 @@
+"""Keys with names at a running API server, in front of a real Ollama: what each sees and may use, and what it has used."""
+
+import hashlib
+import http.client
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.service.conftest import SCRIPT, ApiServerFactory, ModelServerFactory
+from tests.service.processes import Service
+
+ALICE, BOB, CAROL = "the-key-of-alice-0123", "the-key-of-bob-0123456", "the-key-of-carol-0123"
+QUESTION = [{"role": "user", "content": "Say it."}]
+MODELS = ("tiny:1", "slow:1", "embed:1")
+REFUSED = "Authorization: got no valid key, want Bearer <key>; ask the operator of this fleet for one"
+
+
+def grant(key: str, **fields: Any) -> dict[str, Any]:
+    return {"hash": hashlib.blake2b(key.encode(), digest_size=32).hexdigest(), **fields}
+
+
+def write(work: Path, **keys: dict[str, Any]) -> None:
+    """As the kubelet does: another file under the same name."""
+    (work / "keys.new").write_text(json.dumps(keys))
+    (work / "keys.new").replace(work / "keys")
+
+
+@pytest.fixture
+def gateway(api_server: ApiServerFactory, ollama: Service, tmp_path: Path) -> Service:
+    """With the keys that the test has written, or else ALICE, who may do everything, and BOB, who sees two names."""
+    (tmp_path / "aliases").write_text(json.dumps({"coder": {"model": "slow:1"}, "writer": {"model": "tiny:1"}}))
+    write(tmp_path, alice=grant(ALICE), bob=grant(BOB, owner="a team", models=["tiny:1", "coder"]))
+    routes: dict[str, dict[str, object]] = {
+        name: {"url": ollama.url, "model": name, "engine": "ollama", "context_length": 2048} for name in MODELS
+    }
+    return api_server(routes, ALIASES_FILE=str(tmp_path / "aliases"))
+
+
+def client(gateway: Service, key: str) -> httpx.Client:
+    return httpx.Client(base_url=gateway.url, headers={"Authorization": f"Bearer {key}"}, timeout=60, trust_env=False)
+
+
+def chat(gateway: Service, key: str, model: str = "tiny:1", **fields: Any) -> httpx.Response:
+    with client(gateway, key) as session:
+        return session.post("/v1/chat/completions", json={"model": model, "messages": QUESTION, **fields})
+
+
+def used(gateway: Service, name: str, **labels: str) -> float:
+    """Sum of the samples with these labels."""
+    text = httpx.get(f"{gateway.metrics_url}/metrics", timeout=10, trust_env=False).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples if sample.name == name]
+    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+
+@contextmanager
+def stream(gateway: Service, key: str, tokens: int) -> Iterator[Iterator[str]]:
+    """Lines of a slow answer, which is cut off at the end of the block."""
+    body = {"model": "slow:1", "messages": QUESTION, "stream": True, "max_tokens": tokens}
+    with client(gateway, key) as session, session.stream("POST", "/v1/chat/completions", json=body) as response:
+        assert response.status_code == 200
+        lines = response.iter_lines()
+        next(lines)
+        yield lines
+
+
+def wait_until(said: Any, timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not said():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_each_key_sees_its_models_alone(gateway: Service) -> None:
+    with client(gateway, ALICE) as alice, client(gateway, BOB) as bob:
+        assert [each["id"] for each in alice.get("/v1/models").json()["data"]] == [*MODELS, "coder", "writer"]
+        assert [each["id"] for each in bob.get("/v1/models").json()["data"]] == ["tiny:1", "coder"]
+        assert {each["name"] for each in bob.get("/api/tags").json()["models"]} == {"tiny:1", "coder"}
+        assert chat(gateway, ALICE, "embed:1", stream=False).status_code != 404
+        assert bob.post("/v1/chat/completions", json={"model": "coder", "messages": QUESTION, "max_tokens": 3}).status_code == 200
+        assert bob.post("/api/chat", json={"model": "tiny:1", "messages": QUESTION, "stream": False}).status_code == 200
+        assert bob.post("/api/show", json={"model": "coder"}).status_code == 200
+        shown = bob.get("/openapi.json").text + bob.get("/api/ps").text + bob.get("/v1/models").text
+        assert not [name for name in ("embed:1", "writer") if name in shown]
+        assert "embed:1" in alice.get("/openapi.json").text
+
+
+@pytest.mark.parametrize("hidden", ["slow:1", "embed:1", "writer"])
+def test_a_hidden_model_is_refused_as_one_that_nobody_has(gateway: Service, hidden: str) -> None:
+    with client(gateway, BOB) as bob:
+        for method, path, body in (
+            ("POST", "/v1/chat/completions", {"messages": QUESTION}),
+            ("POST", "/v1/embeddings", {"input": "x"}),
+            ("POST", "/api/chat", {"messages": QUESTION}),
+            ("POST", "/api/show", {}),
+            ("GET", "/v1/models/{}", None),
+        ):
+            answers = [
+                bob.request(method, path.format(model), json=None if body is None else {"model": model, **body})
+                for model in (hidden, "nobody:1")
+            ]
+            assert [each.status_code for each in answers] == [404, 404], path
+            assert answers[0].text == answers[1].text.replace("nobody:1", hidden)
+
+
+def test_limits_are_a_keys_own_and_refuse_in_the_shape_of_the_api(gateway: Service, tmp_path: Path) -> None:
+    write(tmp_path, alice=grant(ALICE, requestsPerMinute=2), bob=grant(BOB, tokensPerMinute=5), carol=grant(CAROL, concurrency=1))
+    time.sleep(1.1)
+    assert [chat(gateway, ALICE).status_code for _ in range(3)] == [200, 200, 429]
+    refused = chat(gateway, ALICE)
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert "got more than 2 requests a minute with this key" in refused.json()["error"]["message"]
+    assert 50 <= int(refused.headers["Retry-After"]) <= 60
+    with client(gateway, ALICE) as alice:
+        assert isinstance(alice.post("/api/chat", json={"model": "tiny:1", "messages": QUESTION}).json()["error"], str)
+
+    assert chat(gateway, BOB).status_code == 200, "tokens count when the answer is there"
+    assert "got more than 5 tokens a minute with this key" in chat(gateway, BOB).json()["error"]["message"]
+
+    with stream(gateway, CAROL, 1500):
+        assert "got more than 1 requests at once with this key" in chat(gateway, CAROL).json()["error"]["message"]
+    wait_until(lambda: chat(gateway, CAROL, max_tokens=3).status_code == 200)
+    assert used(gateway, "api_server_key_requests_total", key="alice", status="429", model="unknown") == 3
+
+
+def test_an_expired_key_is_told_so_and_nobody_else_is(gateway: Service, tmp_path: Path) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=3)
+    write(tmp_path, alice=grant(ALICE, expires=soon.isoformat()), bob=grant(BOB))
+    time.sleep(1.1)
+    assert chat(gateway, ALICE).status_code == 200
+    wait_until(lambda: chat(gateway, ALICE).status_code == 401)
+    said = chat(gateway, ALICE).json()["error"]
+    assert (said["message"], said["code"]) == (REFUSED.replace("no valid key", "a key that has expired"), "invalid_api_key")
+    assert chat(gateway, CAROL).json()["error"]["message"] == REFUSED
+    assert chat(gateway, BOB).status_code == 200
+
+
+def test_a_key_is_revoked_without_a_restart_and_its_answers_go_to_their_end(gateway: Service, tmp_path: Path) -> None:
+    with stream(gateway, ALICE, 400) as lines:
+        write(tmp_path, bob=grant(BOB), carol=grant(CAROL))
+        began = time.monotonic()
+        wait_until(lambda: chat(gateway, ALICE).status_code == 401)
+        assert time.monotonic() - began < 3
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert chat(gateway, CAROL).status_code == 200
+    log = (tmp_path / "api-server.log").read_text()
+    assert "keys reloaded: bob, carol" in log
+    assert not [key for key in (ALICE, BOB, CAROL) if key in log]
+
+
+def test_usage_is_counted_by_key_and_said_without_content(gateway: Service, tmp_path: Path) -> None:
+    answers = [chat(gateway, ALICE), chat(gateway, ALICE, "writer"), chat(gateway, BOB)]
+    assert [each.json()["choices"][0]["message"]["content"] for each in answers] == [SCRIPT] * 3
+    usage = [each.json()["usage"] for each in answers]
+    wait_until(lambda: used(gateway, "api_server_key_requests_total") == 3)
+    for key, mine in (("alice", usage[:2]), ("bob", usage[2:])):
+        labels = {"key": key, "model": "tiny:1"}
+        assert used(gateway, "api_server_key_requests_total", status="200", **labels) == len(mine)
+        for kind in ("prompt", "completion"):
+            want = sum(each[f"{kind}_tokens"] for each in mine)
+            assert used(gateway, "api_server_key_tokens_total", kind=kind, **labels) == want
+    log = (tmp_path / "api-server.log").read_text()
+    assert log.count(" key alice model tiny:1 status 200 ") == 2
+    assert "Say it." not in log
+    assert SCRIPT not in log
+
+
+def test_a_stream_that_its_client_left_is_counted_by_what_came(gateway: Service) -> None:
+    with stream(gateway, ALICE, 1500) as lines:
+        came = sum(bool(next(lines)) for _ in range(40))
+    wait_until(lambda: used(gateway, "api_server_key_requests_total", key="alice", status="499") == 1)
+    labels = {"key": "alice", "model": "slow:1"}
+    assert came <= used(gateway, "api_server_key_tokens_total", kind="completion", **labels) < 1500
+    assert used(gateway, "api_server_key_tokens_total", kind="prompt", **labels) > 0
+
+
+def test_cached_tokens_are_a_part_of_the_prompt(api_server: ApiServerFactory, model_server: ModelServerFactory, tmp_path: Path) -> None:
+    write(tmp_path, alice=grant(ALICE))
+    gateway = api_server({"tiny:1": {"url": model_server("tiny:1").url, "model": "tiny:1"}})
+    for _ in range(2):
+        assert chat(gateway, ALICE, temperature=0.5).status_code == 200
+    cached, prompt = (used(gateway, "api_server_key_tokens_total", key="alice", kind=kind) for kind in ("cached", "prompt"))
+    assert 0 < cached < prompt
+
+
+def test_a_thousand_wrong_keys_a_second_lock_out_nobody(gateway: Service) -> None:
+    """As fast as four clients can, for three seconds; the good key comes from the same address."""
+    stop, refusals = threading.Event(), [0] * 4
+    port = int(gateway.url.rpartition(":")[2])
+
+    def knock(who: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        while not stop.is_set():
+            connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer wrong-key-{who}-{refusals[who]}"})
+            response = connection.getresponse()
+            response.read()
+            refusals[who] += response.status == 401
+        connection.close()
+
+    threads = [threading.Thread(target=knock, args=(who,)) for who in range(4)]
+    for thread in threads:
+        thread.start()
+    began, answers = time.monotonic(), list[int]()
+    while (elapsed := time.monotonic() - began) < 3:
+        answers.append(chat(gateway, ALICE).status_code)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert set(answers) == {200}
+    assert len(answers) >= 5
+    assert sum(refusals) / elapsed > 300, "far fewer than a thousand say nothing"
+    assert chat(gateway, ALICE).status_code == 200
+
+
+def test_the_old_form_goes_on_with_names_by_its_order(gateway: Service, tmp_path: Path) -> None:
+    (tmp_path / "keys.new").write_text(f"{CAROL}\n{ALICE}\n")
+    (tmp_path / "keys.new").replace(tmp_path / "keys")
+    time.sleep(1.1)
+    assert chat(gateway, ALICE).status_code == 200
+    assert used(gateway, "api_server_key_requests_total", key="key-2", status="200") == 1
+    assert "got lines of keys, the old form" in (tmp_path / "api-server.log").read_text()
