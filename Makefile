@@ -12,7 +12,7 @@ WANT_PYTHON = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11
 WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help try up down check status explain preview tools clean-cache test proof lint lock pins wheel
+.PHONY: help try up down check key status explain preview tools clean-cache test proof lint lock pins wheel
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,9 @@ down: .venv/.stamp ## remove what make up made, and nothing else; CONTEXT=name F
 
 check: .venv/.stamp ## try what your cluster does before a stack is there: policies, classes; CONTEXT=name; IMAGE=one with Python
 	@$(VENV)/python -m infra.lifecycle check $(TARGET) --registry-auth "$(call typed,PULL_AUTH)" --image "$(call typed,IMAGE)"
+
+key: .venv/.stamp ## make a key of the API server, and print it once; NAME=whose; REVOKE=1: take it back; CONTEXT=name
+	@$(VENV)/python -m infra.lifecycle key $(TARGET) --name "$(call typed,NAME)" $(if $(call typed,REVOKE),--revoke)
 
 status: .venv/.stamp ## say what runs, and where to reach it
 	@$(VENV)/python -m infra.lifecycle status $(TARGET)

@@ -102,6 +102,8 @@ READER_LABEL = "modelfleet.dev/read-by"
 DATA_LABEL = "modelfleet.dev/data"
 """Of a Namespace: `retain` or `disposable`, and `none` where the namespace has no claims. The policy pack wants every claim protected,
 except in a namespace with the value `disposable`. `make up` deletes a namespace with the value `none` without asking, and no other one."""
+KEYS_CHANGED_ANNOTATION = "modelfleet.dev/keys-changed"
+"""On a pod of the API server: when it was told last that keys have changed."""
 STACK_ANNOTATION = "modelfleet.dev/stack"
 """The stack that made the object, as organization/project/stack."""
 PROTECTED_ANNOTATION = "modelfleet.dev/protected"

@@ -1,4 +1,4 @@
-"""`make up`, `make down`, `make status`, `make check` and `make preview CONTEXT=…`: from nothing to a chat answer, and back."""
+"""`make up`, `make down`, `make status`, `make check`, `make key` and `make preview CONTEXT=…`: from nothing to a chat answer, and back."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ import httpx
 
 from infra.engine.changes import RefusedError
 from infra.engine.errors import CliError, CommandError
-from infra.lifecycle import own_cluster
+from infra.lifecycle import keys, own_cluster
 from infra.lifecycle.bring_up import say
 from infra.lifecycle.target import Target, target
 from infra.program.settings.section import SettingsError
@@ -31,6 +31,9 @@ def _run(command: str, cluster: Target, options: argparse.Namespace) -> int:
             raise CommandError("check: got no CONTEXT, want a cluster of your own to try; run make check CONTEXT=name")
         own_cluster.OwnCluster(options.stack, options.context).check(options)
         return 0
+    if command == "key":
+        keys.change(cluster.deployment(), options.name, revoke=options.revoke)
+        return 0
     if command == "down":
         cluster.down(options)
         return 0
@@ -50,7 +53,7 @@ def _explain(cluster: Target) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.lifecycle", description=__doc__)
-    parser.add_argument("command", choices=["up", "down", "status", "preview", "check"])
+    parser.add_argument("command", choices=["up", "down", "status", "preview", "check", "key"])
     parser.add_argument("--stack", default="dev")
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--context", default="", help="default: the embedded cluster")
@@ -59,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--registry-auth", default="", help="file with the logins of private registries")
     parser.add_argument("--tools", default="", help="FILE-or-https-address@sha256:HEX of an archive of built tools: nothing is compiled")
     parser.add_argument("--image", default="", help="with check: an image with Python; default: the stack's API server")
+    parser.add_argument("--name", default="", help="with key: whose it is")
+    parser.add_argument("--revoke", action="store_true", help="with key: take it back")
     parser.add_argument("--forget", action="store_true", help="with down: the cluster behind the context is another one now")
     parser.add_argument("--yes", action="store_true", help="ask nothing: install missing packages, delete what down shows")
     options = parser.parse_args(arguments)

@@ -17,6 +17,7 @@ from infra.engine.progress import Watched
 from infra.engine.recorded import Recorded, objects
 from infra.engine.shared import SharedStack
 from infra.program.cluster import identity as cluster_identity
+from infra.program.settings import keys
 from infra.program.settings.committed import stack_config
 from infra.program.settings.section import SettingsError
 from modelfleet_outputs import FleetOutputs, parse
@@ -49,7 +50,7 @@ class Deployment:
         """A key of the API server. Raises CliError."""
         if not self.shared:
             return self.key_file.read_text()
-        return str(json.loads(self.cli.run("stack", "output", "apiKeys", "--json", "--show-secrets"))[0])
+        return keys.widest(json.loads(self.cli.run("config", "get", "modelfleet:apiKeys")))
 
     @property
     def namespace(self) -> str:
@@ -111,7 +112,7 @@ class Deployment:
             key = secrets.token_urlsafe(24)
             with os.fdopen(os.open(self.key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 file.write(key)
-            cli.run("config", "set", "--secret", "modelfleet:apiKeys", stdin=json.dumps([key]))
+            cli.run("config", "set", "--secret", "modelfleet:apiKeys", stdin=json.dumps({"first": {"key": key}}))
         if "modelfleet:cachePassword" not in kept:
             cli.run("config", "set", "--secret", "modelfleet:cachePassword", stdin=secrets.token_hex(16))
 
@@ -167,4 +168,5 @@ class Deployment:
 
 
 def _is_encrypted(value: Any) -> bool:
-    return isinstance(value, dict) and "secure" in value
+    """Whether it is encrypted, or a part of it is, as a key beside its owner."""
+    return isinstance(value, dict) and ("secure" in value or any(map(_is_encrypted, value.values())))

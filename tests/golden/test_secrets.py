@@ -8,11 +8,13 @@ import pytest
 from infra.engine.cli import PulumiCli
 from infra.engine.errors import CliError
 from infra.lifecycle import deployment as lifecycle
+from infra.lifecycle import keys
 from infra.program.settings.committed import stack_config
 from infra.program.settings.section import SettingsError
 
 AUTH = json.dumps({"auths": {"registry.example.com": {"username": "fleet", "password": "of-the-registry"}}})
-VALUES = {"apiKeys": json.dumps(["a-key-of-sufficient-length"]), "cachePassword": "sufficientlylong1", "registryAuth": AUTH}
+KEY = "a-key-of-sufficient-length"
+VALUES = {"apiKeys": json.dumps({"alice": {"key": KEY}}), "cachePassword": "sufficientlylong1", "registryAuth": AUTH}
 
 
 @pytest.fixture
@@ -63,3 +65,42 @@ def test_the_logins_of_a_file_are_kept_encrypted(tmp_path: Path, monkeypatch: py
     assert deployment.cli.run("config", "get", "modelfleet:registryAuth").strip() == AUTH
     with pytest.raises(SettingsError, match=r"PULL_AUTH: got '.*nowhere' \(No such file or directory\), want a dockerconfigjson; see"):
         deployment.take_registry_auth({}, str(tmp_path / "nowhere"))
+
+
+def test_keys_of_clients_may_be_encrypted_one_by_one(cli: PulumiCli) -> None:
+    """So that names and owners can be read in the file."""
+    cli.write_config(stack_config("prod") | {"modelfleet:cluster": {"context": "elsewhere", "identity": "3f1c"}})
+    cli.run("config", "set", "--secret", "modelfleet:cachePassword", stdin=VALUES["cachePassword"])
+    cli.run("config", "set", "--secret", "--path", 'modelfleet:apiKeys["alice"]["key"]', stdin=KEY)
+    cli.run("config", "set", "--path", 'modelfleet:apiKeys["alice"]["owner"]', "Alice")
+    assert "owner: Alice" in cli.config_file.read_text()
+    text = refusal(cli)
+    assert KEY not in text
+    assert "modelfleet:apiKeys" not in text
+    assert "in images/pins.toml, want each by digest in production; run make pins" in text
+
+
+@pytest.mark.parametrize("openly", [True, False])
+def test_make_key_writes_the_encrypted_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], openly: bool
+) -> None:
+    committed = stack_config("dev") | {"modelfleet:apiKeys": {"bob": {"key": {"secure": "v1:for-another-key"}, "owner": "Bob"}}}
+    monkeypatch.setattr(lifecycle, "stack_config", lambda _: dict(committed))
+    monkeypatch.setattr(lifecycle, "cluster_identity", lambda *_: "3f1c")
+    monkeypatch.setattr(keys, "_touch", lambda _: "")
+    monkeypatch.setattr(PulumiCli, "update", lambda *_: None)
+    deployment = lifecycle.Deployment(stack="dev", context="elsewhere", kubeconfig=str(tmp_path / "none"), state_dir=tmp_path / "state")
+    deployment.configure({})
+    first, cli = {"first": {"key": deployment.key()}}, deployment.cli
+    assert json.loads(cli.run("config", "get", "modelfleet:apiKeys")) == first, "the committed ones are for another key"
+    if openly:
+        cli.run("config", "rm", "modelfleet:apiKeys")
+        cli.run("config", "set", "--secret", "--path", 'modelfleet:apiKeys["first"]["key"]', stdin=deployment.key())
+    keys.change(deployment, "al.ice@x", revoke=False)
+    name, _, made = capsys.readouterr().out.strip().partition(": ")
+    deployment.configure({})
+    assert name == "al.ice@x"
+    assert json.loads(cli.run("config", "get", "modelfleet:apiKeys")) == {**first, name: {"key": made}}
+    assert not [key for key in (made, deployment.key()) if key in cli.config_file.read_text()]
+    keys.change(deployment, name, revoke=True)
+    assert json.loads(cli.run("config", "get", "modelfleet:apiKeys")) == first

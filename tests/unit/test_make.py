@@ -17,6 +17,7 @@ EXPORTED = {
     "ALLOW_DATA_LOSS": "y",
     "PULL_AUTH": "z",
     "NAME": "n",
+    "REVOKE": "1",
 }
 
 
@@ -28,7 +29,7 @@ def planned(*arguments: str, **exported: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("target", ["up", "down", "status", "explain", "clean-cache", "try", "proof"])
+@pytest.mark.parametrize("target", ["up", "down", "key", "status", "explain", "clean-cache", "try", "proof"])
 def test_what_is_only_exported_decides_nothing(target: str) -> None:
     """A shell with `export CONTEXT=prod` must not turn `make down` into the end of production."""
     assert planned(target, **EXPORTED) == planned(target)

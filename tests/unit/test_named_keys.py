@@ -103,6 +103,11 @@ def test_a_rendering_has_the_names_of_a_stack_and_none_of_its_keys() -> None:
         assert json.loads(keys.masked(unnamed)) == {"masked": {"key": "masked-in-the-rendering"}}
 
 
+def test_the_models_are_asked_with_the_key_that_has_the_fewest_bounds() -> None:
+    assert keys.widest([KEY, OTHER]) == KEY
+    assert keys.widest({"a": {"key": KEY, "models": ["coder"]}, "b": {"key": OTHER, "owner": "Team"}}) == OTHER
+
+
 def test_editors_know_both_forms() -> None:
     forms = configuration.schema()["properties"]["config"]["properties"]["modelfleet:apiKeys"]["anyOf"]
     entry = forms[-1]["additionalProperties"]

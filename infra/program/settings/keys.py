@@ -123,6 +123,12 @@ def _parsed(value: Any) -> dict[str, ApiKeySettings]:
     return _Keys.model_validate({SETTING: with_names(value)}).api_keys
 
 
+def widest(value: Any) -> str:
+    """The key with the fewest bounds, of a value without problems: `make up` asks every model with it."""
+    entries = with_names(value).values()
+    return str(min(entries, key=lambda entry: len(entry.keys() - {"key", "owner"}))["key"])
+
+
 def masked(committed: Any) -> str:
     """Keys for a rendering, in place of those that only the stack can decrypt; everything else is as it was committed."""
     if not isinstance(committed, dict) or "secure" in committed:
