@@ -21,10 +21,10 @@ SUITE = "bookworm"
 KEPT_MB = 8000
 
 
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(3 * 3600)
 def test_the_way_from_source_answers_on_an_empty_debian(figures: dict[str, Any]) -> None:
     with ways.fresh_checkout(SUITE) as root:
-        cold, warm = ways.up_and_down(root, ways.readme_command("make up"), 3600)
+        cold, warm = ways.up_and_down(root, ways.readme_command("make up"), 2 * 3600)
         figures[f"{SUITE} make up"] = {"cold": cold.as_figures(), "warm": warm.as_figures()}
         figures["tools"] = {name: {unit: facts[unit] for unit in ("wall_s", "cpu_s")} for name, facts in built(ways.cache(root)).items()}
         figures["same as on this machine"] = built_the_same(root)

@@ -139,7 +139,7 @@ def test_prod_has_the_sizes_of_the_design() -> None:
         ),
         ({"images": {"builder": "docker-build"}}, "modelfleet:images.refs: got references, want none with builder docker-build"),
         ({"images": {"builder": "podman"}}, "modelfleet:images.builder: got 'podman', want 'prebuilt', 'docker-build' or 'docker'"),
-        ({"flete": {}}, "modelfleet:flete: got an unknown key, want one of apiServer, cache,"),
+        ({"flete": {}}, "modelfleet:flete: got an unknown key, want one of aliases, apiServer, cache,"),
         (
             {"cluster": {"namespace": "kube-system"}},
             "modelfleet:cluster.namespace: got 'kube-system', want a namespace of the stack's own; name another",
