@@ -1,14 +1,19 @@
-"""An alias is pointed at another model, and no pod is made again for it."""
+"""An alias is pointed at another model, a key is made and taken back, and no pod is made again for it."""
+
+import base64
 
 import httpx
 import pytest
 
+from infra.lifecycle import keys
 from tests.cluster.conftest import ALIAS, MODEL, SCRIPT, SERVER_ID, Stack
 from tests.cluster.kube import eventually
 
 pytestmark = pytest.mark.cluster
 KUBELET_S = 150
 """A kubelet looks at the files of its pods about once a minute."""
+TOUCHED_S = 5
+"""And at once when a pod was touched."""
 
 
 def answered(stack: Stack) -> tuple[str, str]:
@@ -35,3 +40,21 @@ def test_an_alias_is_pointed_elsewhere_and_no_pod_is_made_again(stack: Stack) ->
         SERVER_ID,
     )
     assert pods(stack) == before
+
+
+def status(stack: Stack, key: str) -> int:
+    return httpx.get(f"{stack.url}/v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=10).status_code
+
+
+def test_a_key_is_made_and_taken_back_within_seconds_and_no_pod_is_made_again(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    before = pods(stack)
+    keys.change(stack.deployment, "alice", revoke=False)
+    key = next(line.removeprefix("alice: ") for line in capsys.readouterr().out.splitlines() if line.startswith("alice: "))
+    # Two API servers, each with a file of its own.
+    eventually(lambda: [status(stack, key) for _ in range(8)], lambda found: set(found) == {200}, TOUCHED_S, "the new key")
+    keys.change(stack.deployment, "alice", revoke=True)
+    eventually(lambda: [status(stack, key) for _ in range(8)], lambda found: set(found) == {401}, TOUCHED_S, "the revoked key")
+    assert status(stack, stack.key) == 200
+    assert pods(stack) == before
+    secret = stack.kube.get("secret", "api-server-keys", "-n", stack.outputs.namespace)
+    assert key not in base64.b64decode(secret["data"]["keys"]).decode()
