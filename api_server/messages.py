@@ -9,6 +9,7 @@
 | results of tools beside text, in one message    | two messages, the results first    | llama.cpp puts the text before the results |
 | a result as blocks of text                      | one text                           | as above                                   |
 | `input` of a call that is no object             | {}                                 | Ollama: 400                                |
+| a tool's schema without properties              | one with none of them              | Ollama says null, its engine: 400          |
 | thoughts that are hidden, references to tools   | nothing                            | no server reads them                       |
 | a document of text                              | its text                           | no server reads documents                  |
 | a document of another kind, an image by address | 400                                | the fleet fetches nothing for a client     |
@@ -23,11 +24,10 @@ import json
 from typing import Any
 
 from api_server import errors
-from api_server.history import as_object
+from api_server.history import as_object, whole_schema
 from api_server.paths import Payload
 
 _BILLING = "x-anthropic-billing-header:"
-_TOOL_FIELDS = ("name", "description", "input_schema")
 
 
 def schema_of(payload: Payload) -> Payload | None:
@@ -158,5 +158,6 @@ def _tools(tools: Any) -> list[Payload] | None:
         if tool.get("type") not in (None, "custom"):
             want = "custom, or no type; nothing here runs tools for a client: send a tool of your own, with an input_schema"
             raise errors.bad_request(f"tools[{index}].type: got {errors.shown(tool['type'])}, want {want}", "tools")
-        kept.append({key: tool[key] for key in _TOOL_FIELDS if tool.get(key) is not None})
+        own = {"name": tool["name"], "description": tool.get("description"), "input_schema": whole_schema(tool.get("input_schema"))}
+        kept.append({key: value for key, value in own.items() if value is not None})
     return kept

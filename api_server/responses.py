@@ -11,6 +11,7 @@
 | a call of a tool that takes plain text      | a call with that text as `input`  | no server knows such tools                |
 | thoughts, as text or as a summary           | what the server reads of the two  | Ollama reads one field, llama.cpp another |
 | thoughts that only their maker can read     | nothing                           | they are of another service               |
+| a tool's schema without properties          | one with none of them             | Ollama says null, its engine: 400         |
 | more tools, as an item                      | among the tools                   | no server looks for them there            |
 | what a hosted tool did                      | nothing                           | the next message has what came of it      |
 | a file, an image by address, a reference    | 400                               | nothing is fetched or kept for a client   |
@@ -23,7 +24,7 @@ import json
 from typing import Any
 
 from api_server import errors
-from api_server.history import as_object
+from api_server.history import as_object, whole_schema
 from api_server.models import Engine
 from api_server.paths import Payload
 
@@ -32,7 +33,7 @@ _TEXTS = ("input_text", "output_text", "text", "refusal", "reasoning_text", "sum
 _RECORDS = ("web_search_call", "image_generation_call", "local_shell_call", "tool_search_call", "tool_search_output")
 """Items about hosted tools that a client may send back."""
 DROPPED_TOOLS = ("custom", "image_generation", "local_shell", "tool_search", "web_search", "web_search_preview")
-_TOOL_FIELDS = ("type", "name", "description", "parameters", "strict")
+_TOOL_FIELDS = ("type", "name", "description", "strict")
 
 
 def normalised(payload: Payload, engine: Engine) -> tuple[Payload, list[str]]:
@@ -137,7 +138,8 @@ def _tools(tools: list[Any], engine: Engine) -> tuple[list[Payload], list[str]]:
     for index, tool in enumerate(tools):
         kind = tool.get("type") if isinstance(tool, dict) else None
         if kind == "function" and isinstance(tool.get("name"), str):
-            kept.append({key: tool[key] for key in _TOOL_FIELDS if key in tool})
+            own = {key: tool[key] for key in _TOOL_FIELDS if key in tool}
+            kept.append(own | {"parameters": whole_schema(tool.get("parameters"))})
         elif kind == "namespace" and engine == "ollama" and isinstance(tool.get("tools"), list):
             # A group within a group has no name that Ollama would say.
             inner, lost = _tools(tool["tools"], "openai")

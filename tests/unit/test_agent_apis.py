@@ -26,8 +26,14 @@ OTHER = Route(url="http://server:8080")
 ROUTES = {"ollama": OLLAMA, "openai": OTHER}
 ENGINES: list[Engine] = ["ollama", "openai"]
 USER: Payload = {"role": "user", "content": "a"}
-TOOL: Payload = {"name": "f", "description": "d", "input_schema": {"type": "object"}}
-FUNCTION: Payload = {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}, "strict": False}
+TOOL: Payload = {"name": "f", "description": "d", "input_schema": {"type": "object", "properties": {}}}
+FUNCTION: Payload = {
+    "type": "function",
+    "name": "f",
+    "description": "d",
+    "parameters": {"type": "object", "properties": {}},
+    "strict": False,
+}
 IMAGE: Payload = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}}
 CLAUDE_CODE: Payload = {
     "model": "a",
@@ -245,6 +251,11 @@ class TestHistoriesOfMessages:
         assert messages.normalised({"messages": given}) == {"messages": expected}
         assert messages.normalised({"messages": expected}) == {"messages": expected}, "a second time changes nothing"
 
+    @pytest.mark.parametrize("schema", [None, {}, {"type": "object"}, {"type": "object", "properties": None}])
+    def test_a_tool_without_arguments_has_a_whole_schema(self, schema: object) -> None:
+        assert messages.normalised({"messages": [], "tools": [TOOL | {"input_schema": schema}]})["tools"] == [TOOL]
+        assert responses.normalised({"input": "a", "tools": [FUNCTION | {"parameters": schema}]}, "ollama")[0]["tools"] == [FUNCTION]
+
     def test_a_system_message_at_the_start_is_the_system_prompt(self) -> None:
         given: Payload = {"system": "a", "messages": [{"role": "system", "content": [TEXT]}, USER]}
         assert messages.normalised(given) == {"system": "a\nb", "messages": [USER]}
@@ -443,7 +454,8 @@ class TestCounting:
             {"role": "tool", "content": "out", "tool_call_id": "c1"},
             {"role": "user", "content": "and?"},
         ]
-        assert body["tools"] == [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]
+        schema = {"type": "object", "properties": {}}
+        assert body["tools"] == [{"type": "function", "function": {"name": "f", "description": "d", "parameters": schema}}]
 
     @pytest.mark.parametrize(
         ("thinking", "effort", "think"),
