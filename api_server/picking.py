@@ -50,16 +50,16 @@ def _seed(host: str) -> int:
     return int.from_bytes(hashlib.blake2b(host.encode(), digest_size=8).digest())
 
 
-def _score(name: int, host: str) -> int:
+def rendezvous(name: int, host: str) -> int:
     """Of a conversation at a server; the highest wins (rendezvous hashing). Both are digests already, so one multiplication mixes them; the
     constant is that of Fibonacci hashing."""
     return (name ^ _seed(host)) * 0x9E3779B97F4A7C15 & _MASK
 
 
-def stays(turn: Turn, bound: Binding, home: Server) -> bool:
-    """Whether the server that holds the conversation gets the turn, whatever the others have ahead: the common case, without a look at
-    them."""
-    return home.load <= min(bound.size, turn.size)
+def stays(turn: Turn, bound: Binding, home: Server, least: int = 0) -> bool:
+    """Whether the server that holds the conversation answers sooner than one with `least` ahead, which would have to read all of it. With
+    0, whatever the others have ahead."""
+    return home.load - least <= min(bound.size, turn.size)
 
 
 def choose(turn: Turn, bound: Binding | None, servers: Sequence[S], held: Mapping[str, int]) -> Choice[S]:
@@ -67,15 +67,12 @@ def choose(turn: Turn, bound: Binding | None, servers: Sequence[S], held: Mappin
     home = next((server for server in servers if server.host == bound.host), None) if bound is not None else None
     name = int.from_bytes(turn.own[:8])
     least = min(server.load for server in servers)
-    if home is not None and bound is not None:
-        reusable = min(bound.size, turn.size)
-        # Elsewhere it waits for less, and reads all of it again.
-        if home.load - least <= reusable:
-            return Choice(home, "bound", turn.size - reusable)
+    if home is not None and bound is not None and stays(turn, bound, home, least):
+        return Choice(home, "bound", turn.size - min(bound.size, turn.size))
     if home is not None or not turn.own:
         idlest = [server for server in servers if server.load == least]
-        return Choice(max(idlest, key=lambda server: _score(name, server.host)), "new" if home is None else "spilled", turn.size)
+        return Choice(max(idlest, key=lambda server: rendezvous(name, server.host)), "new" if home is None else "spilled", turn.size)
     weights = [server.load + held.get(server.host, 0) for server in servers]
     limit = SPREAD * sum(weights) / len(servers)
     roomy = [server for server, weight in zip(servers, weights, strict=True) if weight <= limit]
-    return Choice(max(roomy, key=lambda server: _score(name, server.host)), "new" if bound is None else "lost", turn.size)
+    return Choice(max(roomy, key=lambda server: rendezvous(name, server.host)), "new" if bound is None else "lost", turn.size)

@@ -1,10 +1,11 @@
-"""A request's place at a server: what it needs, and what it got."""
+"""A request's place at a server: what it needs, what it got, and the wait between."""
 
+import asyncio
 from dataclasses import dataclass
 
 from api_server.address import Address
 from api_server.bindings import Binding
-from api_server.picking import Reason
+from api_server.picking import ANSWER, Reason
 from api_server.sessions import Turn
 from api_server.settings import Route
 
@@ -45,3 +46,24 @@ class Place:
         """Its prompt has been read: the answer comes."""
         self.address.load -= self.unread
         self.unread = 0
+
+
+@dataclass(eq=False)
+class Waiter:
+    """A request that waits for a place."""
+
+    wanted: Wanted
+    place: "asyncio.Future[Place]"
+    home: Address | None = None
+    """The server in whose line it is, and whose load it adds to."""
+    ahead: int = 0
+
+    def join(self, home: Address | None, binding: Binding | None) -> None:
+        if home is not None and binding is not None:
+            self.home, self.ahead = home, max(0, self.wanted.turn.size - binding.size) + ANSWER
+            home.load += self.ahead
+
+    def leave(self) -> None:
+        if self.home is not None:
+            self.home.load -= self.ahead
+            self.home = None

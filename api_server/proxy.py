@@ -168,20 +168,23 @@ class Proxy:
             self._metrics.turned(answer.model, place, answer.reader, says=upstream.engine != "ollama")
 
     async def _place(self, upstream: Upstream, wanted: Wanted) -> Place:
-        """A claimed place. When no server has the model, the request waits in line: the fleet may be at zero, or between two pods.
-        So does every request that comes while others wait. Raises ApiError."""
+        """A claimed place. When no server has the model, the request waits: the fleet may be at zero, or between two pods. So it does when
+        all are busy, or the one that holds its conversation is, where to wait is sooner. Raises ApiError."""
         if (place := upstream.take(wanted, sure=self._settings.hold_s > 0)) is not None:
             return place
         served, model = upstream.serves(wanted), wanted.model
-        if not self._settings.hold_s or (served and not upstream.awaits(model)):
+        limit_s = max(self._settings.queue_s if served else 0, self._settings.hold_s if not served or upstream.awaits(model) else 0)
+        if not limit_s:
             raise errors.too_busy(model, _RETRY_S) if served else errors.unavailable(model, _RETRY_S)
         if self._metrics.waiting[model] >= self._settings.max_waiting:
             raise errors.too_busy(model, _HELD_RETRY_S)
         started = time.monotonic()
         self._metrics.waiting[model] += 1
         try:
-            return await upstream.wait(wanted, self._settings.hold_s)
+            return await upstream.wait(wanted, limit_s)
         except TimeoutError:
+            if upstream.serves(wanted):
+                raise errors.too_busy(model, _HELD_RETRY_S) from None
             raise errors.held_too_long(model, self._settings.hold_s, _HELD_RETRY_S) from None
         finally:
             self._metrics.waiting[model] -= 1

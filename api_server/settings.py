@@ -127,8 +127,10 @@ class Settings(Environment):
     """Names of headers, separated by commas, that say which conversation a request belongs to, before those that are known."""
     hold_s: float = Field(default=0, ge=0)
     """Longest wait of a request for a model that no server has; 0 refuses at once."""
+    queue_s: float = Field(default=0, ge=0)
+    """Longest wait of a request for a place at servers that are busy; 0 refuses at once."""
     max_waiting: int = Field(default=64, ge=1)
-    """Requests of one model that wait so; more get 429."""
+    """Requests of one model that wait for either; more get 429."""
     drain_s: float = Field(default=120, ge=0)
     """Longest wait for requests in flight at the end."""
     drain_delay_s: float = Field(default=2, ge=0)

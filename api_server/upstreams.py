@@ -18,7 +18,7 @@ from api_server.address import PROBE_S, Address, tagged
 from api_server.bindings import Binding, Bindings
 from api_server.lookup import addresses
 from api_server.picking import ANSWER, choose, stays
-from api_server.place import Place, Wanted
+from api_server.place import Place, Waiter, Wanted
 from api_server.reading import LATE_OR_STRANGE
 
 REFRESH_S = 2.0
@@ -26,12 +26,6 @@ _HELD_REFRESH_S = 0.5
 """While a request waits for a server."""
 
 log = logging.getLogger("api_server")
-
-
-@dataclass(eq=False)
-class _Waiter:
-    wanted: Wanted
-    place: "asyncio.Future[Place]"
 
 
 @dataclass
@@ -43,12 +37,14 @@ class Upstream:
     engine: str = "openai"
     silence_s: float = 90.0
     """A server with requests that says nothing for so long is out."""
+    lines: bool = False
+    """Whether a turn waits for the server that holds its conversation where that is sooner than to read all of it elsewhere."""
     addresses: dict[str, Address] = field(default_factory=dict)
     looked: bool = False
     """Whether the host was looked up at all yet."""
     _gone: dict[str, Address] = field(default_factory=dict)
     """No longer looked up, but still at work: one that comes back has its count."""
-    _queue: list[_Waiter] = field(default_factory=list)
+    _queue: list[Waiter] = field(default_factory=list)
     """In the order in which they came."""
     _bindings: Bindings = field(default_factory=Bindings)
     last_used: float = field(default_factory=time.monotonic)
@@ -127,42 +123,50 @@ class Upstream:
         first = min(ranks)
         return [address for address, rank in zip(free, ranks, strict=True) if rank == first]
 
-    def _home(self, wanted: Wanted, binding: Binding, tried: Collection[str]) -> Address | None:
-        """The server that holds the conversation, if it serves the turn without a doubt."""
-        home = self.addresses.get(binding.host)
-        if (
-            home is None
-            or home.host in tried
-            or home.in_flight >= min(self.max_in_flight, home.places)
-            or not stays(wanted.turn, binding, home)
-        ):
-            return None
+    def _known(self, wanted: Wanted, tried: Collection[str] = ()) -> tuple[bytes | None, Binding | None, Address | None]:
+        """The name and the binding of a conversation, and the server that holds it, if it serves the turn once it has a place."""
+        before, binding = self._bindings.find(wanted.turn) or (None, None)
+        home = self.addresses.get(binding.host) if binding is not None else None
+        if home is None or home.host in tried or not home.answers or home.is_out() or not home.has(wanted.name, wanted.route.digest):
+            return before, binding, None
         # What Ollama has unloaded, it has forgotten.
-        holds = self.engine != "ollama" or tagged(wanted.name) in home.loaded
-        return home if holds and self._serves(home, wanted) else None
+        return before, binding, home if self.engine != "ollama" or tagged(wanted.name) in home.loaded else None
+
+    def _is_full(self, address: Address) -> bool:
+        return address.in_flight >= min(self.max_in_flight, address.places)
 
     def take(self, wanted: Wanted, tried: Collection[str] = (), *, sure: bool = False) -> Place | None:
-        """A place at once, if there is one; release it. Nobody overtakes a request that waits for the same model. `sure`: at no server that
+        """A place at once, if there is one; release it. Nobody overtakes a request that waits for the same place. `sure`: at no server that
         took no connection last time."""
-        if not tried and self.awaits(wanted.model):
+        # In lines, those who wait want no place that is free.
+        if not tried and not self.lines and self.awaits(wanted.model):
             return None
-        return self._claimed(wanted, tried, sure=sure)
+        return self._claimed(wanted, tried, sure=sure, lines=self.lines and not tried)
 
     async def wait(self, wanted: Wanted, limit_s: float) -> Place:
         """A place, in the order of those who wait for this model; release it. Raises TimeoutError."""
-        waiter = _Waiter(wanted, asyncio.get_running_loop().create_future())
+        waiter = Waiter(wanted, asyncio.get_running_loop().create_future())
         self._queue.append(waiter)
+        self._line_up(waiter)
         self.last_used = time.monotonic()
         try:
             async with asyncio.timeout(limit_s):
                 return await waiter.place
-        except BaseException:
+        except BaseException as error:
             if waiter.place.done() and not waiter.place.cancelled():
                 self.release(waiter.place.result())
+            elif isinstance(error, TimeoutError) and (place := self._claimed(wanted, sure=True)) is not None:
+                # Any server is better than none.
+                return place
             raise
         finally:
             if waiter in self._queue:
                 self._queue.remove(waiter)
+            waiter.leave()
+
+    def _line_up(self, waiter: Waiter) -> None:
+        _, binding, home = self._known(waiter.wanted)
+        waiter.join(home, binding)
 
     def release(self, place: Place) -> None:
         """Give a place back, to the first who can use it."""
@@ -179,14 +183,19 @@ class Upstream:
         finally:
             self.release(place)
 
-    def _claimed(self, wanted: Wanted, tried: Collection[str] = (), *, sure: bool) -> Place | None:
-        before, binding = self._bindings.find(wanted.turn) or (None, None)
-        home = self._home(wanted, binding, tried) if binding else None
-        free = [home] if home else self._free(wanted, tried, sure=sure)
+    def _claimed(self, wanted: Wanted, tried: Collection[str] = (), *, sure: bool, lines: bool = False) -> Place | None:
+        """A place at the best server, if there is one. `lines`: and if that is not one to wait for."""
+        before, binding, home = self._known(wanted, tried)
+        full = home is not None and self._is_full(home)
+        at_once = home is not None and binding is not None and not full and stays(wanted.turn, binding, home)
+        free = [home] if at_once and home else self._free(wanted, tried, sure=sure)
         if not free:
             return None
+        if home is not None and binding is not None and full and lines:
+            least = min(address.load for address in free)
+            if stays(wanted.turn, binding, home, least):
+                return None
         choice = choose(wanted.turn, binding, free, self._bindings.held)
-        full = binding and choice.reason == "lost" and self._serves(self.addresses.get(binding.host), wanted)
         reason = "spilled" if full else choice.reason
         place = Place(choice.server, wanted.turn, reason, choice.unread, before, binding.tokens if binding else 0)
         place.address.in_flight += 1
@@ -194,19 +203,15 @@ class Upstream:
         self.last_used = time.monotonic()
         return place
 
-    def _serves(self, address: Address | None, wanted: Wanted) -> bool:
-        """Whether it would serve this if it had a place."""
-        return address is not None and address.answers and not address.is_out() and address.has(wanted.name, wanted.route.digest)
-
     def _admit(self) -> None:
-        """Give free places to those who wait, in order; one whose model has no place keeps no other model waiting."""
-        full: set[str] = set()
+        """Give free places to those who wait, in order. One who waits for a place keeps nobody waiting who can have another one."""
         for waiter in list(self._queue):
-            if waiter.wanted.model in full or waiter.place.done():
+            if waiter.place.done():
                 continue
-            place = self._claimed(waiter.wanted, sure=True)
+            waiter.leave()
+            place = self._claimed(waiter.wanted, sure=True, lines=self.lines)
             if place is None:
-                full.add(waiter.wanted.model)
+                self._line_up(waiter)
                 continue
             self._queue.remove(waiter)
             waiter.place.set_result(place)

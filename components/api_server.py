@@ -44,6 +44,8 @@ class ApiServerArgs:
     """An autoscaler owns the number, and `replicas` is how many there are at first."""
     hold_s: int = 0
     """Longest wait in seconds of a request for a model that no server has; 0 refuses at once."""
+    queue_s: int = 60
+    """Longest wait in seconds of a request for a place at servers that are busy; 0 refuses at once."""
     cors_origins: Sequence[str] = ()
     """Origins whose pages may use the API from a browser, such as https://ui.example."""
     session_headers: Sequence[str] = ()
@@ -143,6 +145,7 @@ def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str], aliases_config: pu
                 "API_SERVER_ALIASES_FILE": "/etc/aliases/aliases",
                 "API_SERVER_ROUTES": json.dumps(args.routes, sort_keys=True),
                 "API_SERVER_HOLD_S": str(args.hold_s),
+                "API_SERVER_QUEUE_S": str(args.queue_s),
                 "API_SERVER_DRAIN_S": str(_DRAIN_S),
                 **_listed("API_SERVER_CORS_ORIGINS", args.cors_origins),
                 **_listed("API_SERVER_SESSION_HEADERS", args.session_headers),

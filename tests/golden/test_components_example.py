@@ -50,7 +50,16 @@ def test_another_teams_program_makes_objects_that_keep_every_rule(installed: Pat
     objects = [yaml.safe_load(path.read_text()) for path in (tmp_path / "rendered").rglob("*.yaml")]
     assert rules.violations(objects) == []
     kinds = sorted(item["kind"] for item in objects)
-    expected = ["Deployment", "LimitRange", "Namespace", "NetworkPolicy", "NetworkPolicy", "PodDisruptionBudget", "ResourceQuota"]
+    expected = [
+        "ConfigMap",
+        "Deployment",
+        "LimitRange",
+        "Namespace",
+        "NetworkPolicy",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "ResourceQuota",
+    ]
     assert kinds == [*expected, "Secret", "Service", "ServiceAccount"]
     assert {item["metadata"].get("namespace") for item in objects if item["kind"] != "Namespace"} == {"door"}
     (container,) = next(item for item in objects if item["kind"] == "Deployment")["spec"]["template"]["spec"]["containers"]

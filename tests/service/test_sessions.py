@@ -1,32 +1,51 @@
 """Agents' conversations stay with the server that holds their prompts: two real engines, and what they say of their caches."""
 
+import json
+import signal
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from model_sync import gguf
+from tests import tiny_gguf
 from tests.service import names
 from tests.service.conftest import KEY, SCRIPT, start_api_server, start_model_server
 from tests.service.processes import Service, free_port
 from tests.service.test_gateway import metric
 
 AGENTS = 4
+CONTEXT = 8192
 
 
-@pytest.fixture
-def fleet(store: Path, tmp_path: Path) -> Iterator[tuple[Service, list[Service]]]:
-    """A gateway before two model servers of one model."""
+@contextmanager
+def running(tmp_path: Path, most: int = 4, **settings: str) -> Iterator[tuple[Service, list[Service]]]:
+    """A gateway before two model servers of one model, each with so many requests at once."""
     port = free_port()
+    shape = {"PORT": str(port), "PARALLEL": str(min(most, 2)), "CONTEXT_LENGTH": str(CONTEXT)}
+    store = tmp_path / "models"
+    gguf.add("tiny:1", tiny_gguf.make(tmp_path / "model.gguf", SCRIPT), store)
     with ExitStack() as stack:
         servers: list[Service] = []
         for number in (1, 2):
             (tmp_path / str(number)).mkdir()
-            servers.append(start_model_server(stack, store, tmp_path / str(number), "tiny:1", HOST=f"127.0.0.{number}", PORT=str(port)))
-        routes: dict[str, dict[str, object]] = {"tiny:1": {"url": f"http://{names.FLEET}:{port}"}}
-        yield start_api_server(stack, tmp_path, routes, process=names.resolving(tmp_path, "127.0.0.1", "127.0.0.2")), servers
+            servers.append(
+                start_model_server(stack, store, tmp_path / str(number), "tiny:1", "/ready", None, HOST=f"127.0.0.{number}", **shape)
+            )
+        routes: dict[str, dict[str, object]] = {"tiny:1": {"url": f"http://{names.FLEET}:{port}", "max_in_flight": most}}
+        found = names.resolving(tmp_path, "127.0.0.1", "127.0.0.2")
+        yield start_api_server(stack, tmp_path, routes, process=found, **settings), servers
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[tuple[Service, list[Service]]]:
+    with running(tmp_path) as found:
+        yield found
 
 
 def history(agent: int, turns: int) -> list[dict[str, Any]]:
@@ -74,3 +93,39 @@ def test_a_conversation_whose_server_is_gone_goes_on_at_another(fleet: tuple[Ser
                 servers[0].process.wait()
     assert turns(api, "bound") + turns(api, "lost") >= AGENTS
     assert turns(api, "lost") >= 1, "both servers had conversations"
+
+
+def test_turns_of_long_conversations_wait_for_the_server_that_holds_them(tmp_path: Path) -> None:
+    """Each server takes one request at once, and all agents ask at once: nobody is refused, and no prompt is read twice."""
+    with running(tmp_path, most=1, QUEUE_S="60") as (api, _):
+
+        def agent(number: int) -> list[int]:
+            statuses: list[int] = []
+            with httpx.Client(base_url=api.url, timeout=120, headers={"Authorization": f"Bearer {KEY}"}) as client:
+                for turn in range(3):
+                    # Six bytes of JSON for two tokens: more bytes than an answer is worth, and read in little time.
+                    long = [{"role": "system", "content": f"{number}" + "é" * 2000}, *history(number, turn)[1:]]
+                    body = json.dumps({"model": "tiny:1", "messages": long, "max_tokens": 8, "temperature": 0})
+                    statuses.append(client.post("/v1/chat/completions", content=body).status_code)
+            return statuses
+
+        with ThreadPoolExecutor(AGENTS) as pool:
+            assert list(pool.map(agent, range(AGENTS))) == [[200] * 3] * AGENTS
+        assert (turns(api, "new"), turns(api, "bound")) == (AGENTS, 2 * AGENTS)
+
+
+def test_a_line_has_an_end(tmp_path: Path) -> None:
+    with running(tmp_path, most=1, QUEUE_S="60", MAX_WAITING="1") as (api, servers):
+        for server in servers:
+            server.process.send_signal(signal.SIGSTOP)
+        body = {"model": "tiny:1", "messages": history(1, 0), "max_tokens": 8}
+        with ThreadPoolExecutor(8) as pool:
+            headers = {"Authorization": f"Bearer {KEY}"}
+            asked = [pool.submit(httpx.post, f"{api.url}/v1/chat/completions", json=body, headers=headers, timeout=120) for _ in range(6)]
+            deadline = time.monotonic() + 30
+            while (refused := [each.result().status_code for each in asked if each.done()]) != [429] * 3:
+                assert time.monotonic() < deadline, refused
+                time.sleep(0.1)
+            for server in servers:
+                server.process.send_signal(signal.SIGCONT)
+            assert sorted(each.result().status_code for each in asked) == [200, 200, 200, 429, 429, 429]

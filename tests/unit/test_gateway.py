@@ -16,7 +16,7 @@ from api_server import errors, fields, history, models, requests, size, translat
 from api_server.activator import Activator, Demand, Settings, Unreachable, wanted
 from api_server.address import Address
 from api_server.aliases import Aliases
-from api_server.place import Wanted
+from api_server.place import Place, Wanted
 from api_server.routing import Routing
 from api_server.sessions import Turn
 from api_server.settings import Route
@@ -491,6 +491,71 @@ class TestPlaces:
             places.append(address.places)
         assert places == [1, 2, 4, math.inf, math.inf]
         assert address.eject() == 10, "its past is forgotten with its last place"
+
+    def lined(self) -> tuple[Upstream, Place]:
+        """Two servers with one place each, the first taken by a long conversation that it holds."""
+        fleet = upstream(0, 0, cap=1)
+        fleet.lines = True
+        long = Wanted(ROUTE, "a", Turn((b"long",), b"long", 1_000_000))
+        place = fleet.take(long)
+        assert place is not None
+        fleet.worked(place)
+        place.read()
+        return fleet, place
+
+    @pytest.mark.parametrize(("size", "waits"), [(1_000_000, True), (2000, False)])
+    def test_a_turn_waits_for_the_server_that_holds_it_where_that_is_sooner(self, size: int, waits: bool) -> None:
+        async def rounds() -> None:
+            fleet, place = self.lined()
+            again = Wanted(ROUTE, "a", Turn((b"long",), b"long", size))
+            if not waits:
+                other = fleet.take(again)
+                assert other is not None
+                assert (other.address is not place.address, other.reason) == (True, "spilled")
+                return
+            assert fleet.take(again) is None, "though another server is free"
+            waiting = asyncio.create_task(fleet.wait(again, 5))
+            await asyncio.sleep(0)
+            stranger = fleet.take(Wanted(ROUTE, "a", Turn((b"new",), b"new", 1000)))
+            assert stranger is not None, "who waits for one server keeps nobody from another"
+            assert stranger.address is not place.address
+            fleet.release(place)
+            got = await asyncio.wait_for(waiting, 5)
+            assert (got.address is place.address, got.reason, got.unread) == (True, "bound", 0)
+            fleet.release(got)
+            fleet.release(stranger)
+            assert [(address.load, address.in_flight) for address in fleet.addresses.values()] == [(0, 0), (0, 0)]
+
+        with closing(asyncio.new_event_loop()) as loop:
+            loop.run_until_complete(rounds())
+
+    def test_a_turn_that_has_waited_long_enough_takes_any_server(self) -> None:
+        async def rounds() -> None:
+            fleet, place = self.lined()
+            again = Wanted(ROUTE, "a", Turn((b"long",), b"long", 1_000_000))
+            got = await fleet.wait(again, 0.05)
+            assert (got.address is not place.address, got.reason) == (True, "spilled")
+            with pytest.raises(TimeoutError):
+                await fleet.wait(again, 0.05)
+            for each in (place, got):
+                fleet.release(each)
+            assert [(address.load, address.in_flight) for address in fleet.addresses.values()] == [(0, 0), (0, 0)]
+
+        with closing(asyncio.new_event_loop()) as loop:
+            loop.run_until_complete(rounds())
+
+    def test_a_line_moves_on_when_its_server_is_gone(self) -> None:
+        async def rounds() -> None:
+            fleet, place = self.lined()
+            waiting = asyncio.create_task(fleet.wait(Wanted(ROUTE, "a", Turn((b"long",), b"long", 1_000_000)), 5))
+            await asyncio.sleep(0)
+            place.address.answers = False
+            fleet.release(place)
+            got = await asyncio.wait_for(waiting, 5)
+            assert (got.address is not place.address, got.reason) == (True, "lost")
+
+        with closing(asyncio.new_event_loop()) as loop:
+            loop.run_until_complete(rounds())
 
     def test_a_place_that_comes_while_its_request_leaves_is_given_to_the_next(self) -> None:
         async def rounds() -> None:

@@ -41,6 +41,8 @@ class ApiServerSettings(Section):
     """An autoscaler of yours sets the number of API servers: the stack leaves it alone."""
     hold_seconds: int = Field(default=0, ge=0, le=3600)
     """Longest wait of a request while no server has its model; 0 refuses at once, except with fleet.scaleToZero: 600."""
+    queue_seconds: int = Field(default=60, ge=0, le=3600)
+    """Longest wait of a request while all servers of its model are busy; 0 refuses at once."""
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     """Type of the Service, which decides how clients outside the cluster reach it."""
     node_port: int | None = Field(default=None, ge=30000, le=32767)
@@ -55,7 +57,7 @@ class ApiServerSettings(Section):
     ip_family_policy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] | None = None
     """PreferDualStack: on a cluster with IPv4 and IPv6 clients reach the Service over both; unset, over the cluster's first."""
     max_in_flight: int = Field(default=4, ge=1, le=1024)
-    """Requests at once to one upstream address; more get 429 with Retry-After."""
+    """Requests at once to one upstream address; more wait for queueSeconds."""
     client_cidrs: list[Cidr] = Field(default=[*EVERYWHERE], min_length=1)
     """Networks that may connect, IPv4 and IPv6; clients still need a key."""
     cors_origins: list[Annotated[str, Field(pattern=_ORIGIN)]] = Field(default=[], max_length=32)
