@@ -170,11 +170,14 @@ class Proxy:
     async def _place(self, upstream: Upstream, wanted: Wanted) -> Place:
         """A claimed place. When no server has the model, the request waits: the fleet may be at zero, or between two pods. So it does when
         all are busy, or the one that holds its conversation is, where to wait is sooner. Raises ApiError."""
-        if (place := upstream.take(wanted, sure=self._settings.hold_s > 0)) is not None:
+        if (place := upstream.take(wanted, sure=bool(self._settings.hold_s or self._settings.queue_s))) is not None:
             return place
         served, model = upstream.serves(wanted), wanted.model
         limit_s = max(self._settings.queue_s if served else 0, self._settings.hold_s if not served or upstream.awaits(model) else 0)
         if not limit_s:
+            # One that took no connection last time may take one now.
+            if not served and (place := upstream.take(wanted)) is not None:
+                return place
             raise errors.too_busy(model, _RETRY_S) if served else errors.unavailable(model, _RETRY_S)
         if self._metrics.waiting[model] >= self._settings.max_waiting:
             raise errors.too_busy(model, _HELD_RETRY_S)

@@ -3,18 +3,41 @@
 from pathlib import Path
 
 FLEET = "fleet.test"
+_PROGRAM = """
+import socket
+real = socket.getaddrinfo
+def look_up(host, port, *args, **kwargs):
+    if host != HOST_:
+        return real(host, port, *args, **kwargs)
+    lines = open(FILE_).read().split()
+    if lines == ["again"]:
+        raise socket.gaierror(socket.EAI_AGAIN, "try again")
+    if lines == ["fault"]:
+        raise RuntimeError("a fault of ours")
+    if not lines:
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+    return [item for address in lines for item in real(address, port, *args, **kwargs)]
+socket.getaddrinfo = look_up
+"""
 
 
-def resolving(work: Path, *addresses: str) -> dict[str, str]:
-    """The environment in which Python finds FLEET at these addresses."""
-    (work / "dns").mkdir()
-    (work / "dns" / "sitecustomize.py").write_text(
-        "import socket\n"
-        "real = socket.getaddrinfo\n"
-        "def look_up(host, port, *args, **kwargs):\n"
-        f"    if host != {FLEET!r}:\n"
-        "        return real(host, port, *args, **kwargs)\n"
-        f"    return [item for address in {addresses!r} for item in real(address, port, *args, **kwargs)]\n"
-        "socket.getaddrinfo = look_up\n"
-    )
-    return {"PYTHONPATH": str(work / "dns")}
+class Name:
+    """What FLEET looks up to, now and later."""
+
+    def __init__(self, work: Path, *lines: str) -> None:
+        self._directory, self._file = work / "look-up", work / "addresses"
+        self._directory.mkdir(exist_ok=True)
+        program = _PROGRAM.replace("HOST_", repr(FLEET)).replace("FILE_", repr(str(self._file)))
+        (self._directory / "sitecustomize.py").write_text(program)
+        self.is_now(*lines)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """In which Python looks it up so."""
+        return {"PYTHONPATH": str(self._directory)}
+
+    def is_now(self, *lines: str) -> None:
+        """What the name has from now on: addresses, none, or `again`, or `fault`."""
+        fresh = self._file.with_suffix(".fresh")
+        fresh.write_text("\n".join(lines))
+        fresh.replace(self._file)

@@ -13,28 +13,12 @@ from typing import Any
 import httpx
 
 from tests.service.conftest import KEY, start_api_server
+from tests.service.names import FLEET, Name
 from tests.service.processes import Service, free_port
 
-NAME = "fleet.test"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 DOCUMENT = json.dumps({"choices": [{"message": {"content": "Hello."}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}).encode()
 EVENTS = b'data: {"choices": [{"delta": {"content": "Hello."}}]}\n\ndata: [DONE]\n\n'
-LOOK_UP = """
-import socket
-real = socket.getaddrinfo
-def look_up(host, port, *args, **kwargs):
-    if host != HOST_:
-        return real(host, port, *args, **kwargs)
-    lines = open(FILE_).read().split()
-    if lines == ["again"]:
-        raise socket.gaierror(socket.EAI_AGAIN, "try again")
-    if lines == ["fault"]:
-        raise RuntimeError("a fault of ours")
-    if not lines:
-        raise socket.gaierror(socket.EAI_NONAME, "no such name")
-    return [item for address in lines for item in real(address, port, *args, **kwargs)]
-socket.getaddrinfo = look_up
-"""
 
 
 @dataclass
@@ -42,6 +26,8 @@ class Request:
     """What a server got, and how it answers."""
 
     path: str
+    headers: dict[str, str]
+    """By their names in small letters."""
     body: Any
     writer: asyncio.StreamWriter
 
@@ -86,9 +72,9 @@ class Server:
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            lengths = [line for line in head.lower().split("\r\n") if line.startswith("content-length:")]
-            body = await reader.readexactly(int(lengths[0].split(":")[1])) if lengths else b"null"
-            request = Request(head.split()[1], json.loads(body), writer)
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head.split("\r\n")[1:])}
+            body = await reader.readexactly(int(headers["content-length"])) if "content-length" in headers else b"null"
+            request = Request(head.split()[1], headers, json.loads(body), writer)
             self.seen.append(request)
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
@@ -109,16 +95,10 @@ class Fleet:
         self.work = work
         self.port = free_port()
         self.servers: dict[str, Server] = {}
-        self._file = work / "addresses"
+        self._name = Name(work)
+        self.look_up = self._name.is_now
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
-        self.look_up()
-
-    def look_up(self, *lines: str) -> None:
-        """What the name has from now on: addresses, none, or `again`, or `fault`."""
-        fresh = self._file.with_suffix(".fresh")
-        fresh.write_text("\n".join(lines))
-        fresh.replace(self._file)
 
     def _run(self, work: Any) -> Any:
         future: Future[Any] = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -143,13 +123,9 @@ class Fleet:
         self, ready: str = "/ready", route: dict[str, object] | None = None, others: dict[str, dict[str, object]] | None = None, **env: str
     ) -> Iterator[Service]:
         """One whose model `a` is served by the fleet; `others`: routes of more models."""
-        directory = self.work / "look-up"
-        directory.mkdir(exist_ok=True)
-        program = LOOK_UP.replace("HOST_", repr(NAME)).replace("FILE_", repr(str(self._file)))
-        (directory / "sitecustomize.py").write_text(program)
-        routes = {"a": {"url": f"http://{NAME}:{self.port}", **(route or {})}, **(others or {})}
+        routes = {"a": {"url": f"http://{FLEET}:{self.port}", **(route or {})}, **(others or {})}
         with ExitStack() as stack:
-            yield start_api_server(stack, self.work, routes, ready, {"PYTHONPATH": str(directory)}, **env)
+            yield start_api_server(stack, self.work, routes, ready, self._name.environment, **env)
 
     @contextmanager
     def running(self) -> Iterator["Fleet"]:

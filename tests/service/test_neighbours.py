@@ -78,6 +78,17 @@ class TestHeldRequests:
             assert ask(api).status_code == 200
             assert in_flight(api) == 0
 
+    def test_while_a_server_is_busy_no_dead_one_is_asked(self, fleet: Fleet) -> None:
+        [server] = fleet.add(slowly(0.5))
+        fleet.look_up(*fleet.servers, "127.0.0.9")
+        with fleet.gateway("/ready", {"max_in_flight": 1}, QUEUE_S="60") as api:
+            asking = Asking(api)
+            for number in range(4):
+                asking.one(f"{number}", stream=number % 2 == 0)
+            assert {response.status_code for response in asking.all().values()} == {200}
+            assert (len(server.seen), server.most_at_once) == (4, 1)
+            assert not [line for line in api.log.read_text().splitlines() if line.endswith("from 127.0.0.9")]
+
 
 class TestDyingServers:
     def test_a_request_that_kills_its_servers_reaches_two(self, fleet: Fleet) -> None:

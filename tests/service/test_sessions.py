@@ -16,6 +16,7 @@ from model_sync import gguf
 from tests import tiny_gguf
 from tests.service import names
 from tests.service.conftest import KEY, SCRIPT, start_api_server, start_model_server
+from tests.service.neighbours import Fleet, answers
 from tests.service.processes import Service, free_port
 from tests.service.test_gateway import metric
 
@@ -38,7 +39,7 @@ def running(tmp_path: Path, most: int = 4, **settings: str) -> Iterator[tuple[Se
                 start_model_server(stack, store, tmp_path / str(number), "tiny:1", "/ready", None, HOST=f"127.0.0.{number}", **shape)
             )
         routes: dict[str, dict[str, object]] = {"tiny:1": {"url": f"http://{names.FLEET}:{port}", "max_in_flight": most}}
-        found = names.resolving(tmp_path, "127.0.0.1", "127.0.0.2")
+        found = names.Name(tmp_path, "127.0.0.1", "127.0.0.2").environment
         yield start_api_server(stack, tmp_path, routes, process=found, **settings), servers
 
 
@@ -129,3 +130,16 @@ def test_a_line_has_an_end(tmp_path: Path) -> None:
             for server in servers:
                 server.process.send_signal(signal.SIGCONT)
             assert sorted(each.result().status_code for each in asked) == [200, 200, 200, 429, 429, 429]
+
+
+def test_a_server_learns_the_session_and_the_trace_and_nothing_of_the_key(tmp_path: Path) -> None:
+    sent = {"x-litellm-session-id": "s1", "x-team-session": "t1", "traceparent": "00-1-2-01", "x-request-id": "r1", "x-private": "p"}
+    with Fleet(tmp_path).running() as neighbours:
+        [server] = neighbours.add(answers)
+        with neighbours.gateway(SESSION_HEADERS="X-Team-Session") as api:
+            body = {"model": "a", "messages": history(1, 0)}
+            answer = httpx.post(f"{api.url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {KEY}", **sent}, timeout=60)
+            assert answer.status_code == 200
+        got = server.seen[-1].headers
+    assert {name: got.get(name) for name in sent} == {**sent, "x-private": None}
+    assert not [value for value in got.values() if KEY in value]

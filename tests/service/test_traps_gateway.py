@@ -148,7 +148,7 @@ def two_servers(program: Path, stores: tuple[Path, Path], work: Path, **fields: 
         "KEYS_FILE": str(keys),
         "ROUTES": json.dumps({"tiny:1": route(f"http://{names.FLEET}:{port}", **fields)}),
     }
-    environment = {f"API_SERVER_{key}": value for key, value in settings.items()} | names.resolving(work, "127.0.0.1", "127.0.0.2")
+    environment = {f"API_SERVER_{key}": value for key, value in settings.items()} | names.Name(work, "127.0.0.1", "127.0.0.2").environment
     with ExitStack() as stack:
         servers: list[Service] = []
         for number, store in enumerate(stores, 1):
