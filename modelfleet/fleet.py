@@ -1,5 +1,6 @@
 """The gateway and the model server as two processes on loopback, for as long as a block runs."""
 
+import hashlib
 import json
 import os
 import random
@@ -103,6 +104,8 @@ def running(cache: Path, python: Path, model: Model, context: int, port: int | N
     own = cache / "try"
     with _run_directory(own) as work:
         key_file = _key(own)
+        keys = work / "keys"
+        keys.write_text(json.dumps({"try": {"hash": _hashed(key_file)}}))
         store = work / "store"
         gguf.add(_STORED_AS, model.path, store, link=True)
         services: list[Service] = []
@@ -112,7 +115,7 @@ def running(cache: Path, python: Path, model: Model, context: int, port: int | N
                 public, internal, metrics = _public_port(port), _free_port(), _free_port()
                 services = [
                     _start("model server", python, _model_server(internal, store, model, context), work),
-                    _start("gateway", python, _gateway(public, metrics, internal, key_file, model), work),
+                    _start("gateway", python, _gateway(public, metrics, internal, keys, model), work),
                 ]
                 if _start_both(services, step, f"port {internal} open", f"on port {public}"):
                     break
@@ -159,9 +162,9 @@ def _model_server(port: int, store: Path, model: Model, context: int) -> dict[st
     return settings | {"CONTEXT_LENGTH": str(context), "PARALLEL": "1", "DRAIN_S": "1", "DRAIN_DELAY_S": "0"}
 
 
-def _gateway(port: int, metrics: int, upstream: int, key_file: Path, model: Model) -> dict[str, str]:
+def _gateway(port: int, metrics: int, upstream: int, keys: Path, model: Model) -> dict[str, str]:
     routes = {model.id: {"url": f"http://{HOST}:{upstream}"}}
-    settings = {"HOST": HOST, "PORT": str(port), "METRICS_PORT": str(metrics), "KEYS_FILE": str(key_file), "ROUTES": json.dumps(routes)}
+    settings = {"HOST": HOST, "PORT": str(port), "METRICS_PORT": str(metrics), "KEYS_FILE": str(keys), "ROUTES": json.dumps(routes)}
     return settings | {"DRAIN_S": "1", "DRAIN_DELAY_S": "0"}
 
 
@@ -229,6 +232,11 @@ def _key(own: Path) -> Path:
             fresh.replace(path)
         path.chmod(0o600)
     return path
+
+
+def _hashed(key_file: Path) -> str:
+    """As the gateway knows it (api_server/keys.py)."""
+    return hashlib.blake2b(key_file.read_bytes().strip(), digest_size=32).hexdigest()
 
 
 @contextmanager
