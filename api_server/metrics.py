@@ -37,7 +37,7 @@ class Metrics(Collector):
         self._reserved = reserved
         self._fleet_models = [model for model, route in routes.items() if route.engine == "ollama"]
         self.waiting = Tally(dict.fromkeys(routes, 0))
-        """Requests, by model, that are held until a server is there."""
+        """Requests, by model, that wait for a place."""
         self.requests = Counter("api_server_requests", "Answered requests", ["model", "status"], registry=self.registry)
         self.prompt_tokens = Counter("api_server_prompt_tokens", "Tokens of prompts, as servers count", ["model"], registry=self.registry)
         self.completion_tokens = Counter(
@@ -52,7 +52,7 @@ class Metrics(Collector):
         self.first_token = self._histogram("api_server_time_to_first_token_seconds", "From arrival to a stream's first event", _SECONDS)
         self.token_rate = self._histogram("api_server_tokens_per_second", "Tokens of a streamed answer, after its first, by second", _RATES)
         self.duration = self._histogram("api_server_request_duration_seconds", "Whole requests", _SECONDS)
-        self.held = self._histogram("api_server_held_seconds", "Wait of requests that found no server", _SECONDS)
+        self.held = self._histogram("api_server_held_seconds", "Wait of requests that found no place", _SECONDS)
         self.counted = Counter(
             "api_server_counted_prompts", "Prompts that a server had to count", ["model"], registry=self.registry
         )  # fmt: skip
@@ -118,7 +118,9 @@ class Metrics(Collector):
             "api_server_upstream_out", "Whether the address gets no requests, as it failed", labels=["upstream", "address"]
         )
         up = GaugeMetricFamily("api_server_upstream_up", "Whether the address accepts connections", labels=["upstream", "address"])
-        waiting = GaugeMetricFamily("api_server_waiting_requests", "Requests that are held until a server is there", labels=["model"])
+        waiting = GaugeMetricFamily(
+            "api_server_waiting_requests", "Requests that wait for a place, at servers that are busy or not there yet", labels=["model"]
+        )
         reserved = GaugeMetricFamily("api_server_reserved_bytes", "Memory that bodies of requests in flight may take")
         reserved.add_metric([], self._reserved())
         for upstream in self._upstreams:

@@ -65,7 +65,7 @@ def stays(turn: Turn, bound: Binding, home: Server, least: int = 0) -> bool:
 def choose(turn: Turn, bound: Binding | None, servers: Sequence[S], held: Mapping[str, int]) -> Choice[S]:
     """One of the servers, of which there is at least one. `held`: bytes of the conversations that are bound to each host."""
     home = next((server for server in servers if server.host == bound.host), None) if bound is not None else None
-    name = int.from_bytes(turn.own[:8])
+    name = int.from_bytes((turn.spot or turn.own)[:8])
     least = min(server.load for server in servers)
     if home is not None and bound is not None and stays(turn, bound, home, least):
         return Choice(home, "bound", turn.size - min(bound.size, turn.size))

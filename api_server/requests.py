@@ -1,7 +1,6 @@
 """What clients may ask, and what of it goes on to a server."""
 
 import functools
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -9,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from api_server import errors, fields, history, messages, models, responses, size
-from api_server.paths import CHAT, COUNT_TOKENS, ENDPOINTS, MESSAGES, NATIVE_CHAT, RESPONSES, Payload, encode, is_native
+from api_server.paths import CHAT, COUNT_TOKENS, ENDPOINTS, MESSAGES, NATIVE_CHAT, RESPONSES, Payload, is_native
 from api_server.routing import Routing
-from api_server.sessions import Turn
+from api_server.sessions import Turn, beginning
 from api_server.settings import Route
 
 _DEEPEST = 100
@@ -59,7 +58,7 @@ class Asked:
 def understood(path: str, body: bytes, routing: Routing, turn: Callable[[str, Payload, Payload, int], Turn]) -> Asked:
     """`turn`: Sessions.turn for the client. Raises ApiError on what no server could answer."""
     payload = parse(path, body)
-    model, route = routing.find(payload["model"], functools.partial(_beginning, payload), native=is_native(path))
+    model, route = routing.find(payload["model"], functools.partial(beginning, payload), native=is_native(path))
     kept, dropped = cleaned(path, payload, route, model)
     most, media = size.most_tokens(path, kept), size.has_media(path, kept)
     part = turn(model, payload, kept, len(body)) if ENDPOINTS[path].stream else Turn(size=len(body))
@@ -70,7 +69,8 @@ def document(body: bytes) -> Payload:
     """A JSON object without a doubled key or a number that is none. Raises ApiError 400."""
     try:
         bare = body.removeprefix(b"\xef\xbb\xbf")
-        payload = _DECODER.decode(bare.decode(json.detect_encoding(bare), "surrogatepass"))
+        text = bare.decode(json.detect_encoding(bare))
+        payload = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise errors.bad_request(f"body: got no JSON ({error}), want a JSON object; correct it") from None
     if not isinstance(payload, dict):
@@ -79,7 +79,7 @@ def document(body: bytes) -> Payload:
     if body.count(b"{") + body.count(b"[") > _DEEPEST and _is_deep(payload):
         raise errors.bad_request(f"body: got more than {_DEEPEST} levels, want fewer; correct it")
     # Half of a character, as of a text that was cut in the middle of an emoji, is no Unicode.
-    return _mended(payload) if b"\\u" in body and (b"\\ud" in body or b"\\uD" in body) else payload
+    return _mended(payload) if "\\u" in text and ("\\ud" in text or "\\uD" in text) else payload
 
 
 def _is_deep(payload: Payload) -> bool:
@@ -171,12 +171,3 @@ def _drops_usage(payload: Payload) -> bool:
     """Whether the client did not ask for the usage chunk of a stream."""
     options = payload.get("stream_options")
     return not isinstance(options, dict) or options.get("include_usage") is not True
-
-
-def _beginning(payload: Payload) -> bytes:
-    """Of a conversation, on every gateway the same: its messages or items up to the first of the user, or the beginning of its text."""
-    turns = payload.get("messages") or payload.get("input")
-    if not isinstance(turns, list):
-        return str(turns or payload.get("prompt") or payload.get("query"))[:1024].encode(errors="replace")
-    users = (index for index, turn in enumerate(turns) if isinstance(turn, dict) and turn.get("role") == "user")
-    return hashlib.blake2b(encode(turns[: next(users, 0) + 1]), digest_size=8).digest()

@@ -29,6 +29,8 @@ class Turn:
     """The name under which it is known from this request on. Empty: it is no part of a conversation."""
     size: int = 0
     """Bytes of the request, which are nearly all prompt."""
+    spot: bytes = b""
+    """Where rendezvous hashing puts the conversation, in every process alike. Empty: where `own` does."""
 
 
 class Sessions:
@@ -46,14 +48,24 @@ class Sessions:
     def turn(self, owner: bytes, said: str, model: str, payload: Payload, kept: Payload, size: int) -> Turn:
         """The part that a request is. `owner`: the name of its key, so that no key reaches what another one's session is bound to. `said`:
         the id in its headers. `payload`: the request as it came, of `size` bytes; `kept`: what of it goes on."""
-        start = hashlib.blake2b(owner, digest_size=_NAME_BYTES, key=self._secret)
-        start.update(model.encode(errors="surrogateescape"))
-        if said := said or _in_body(payload):
-            start.update(b"\0id" + said.encode(errors="surrogateescape"))
-            return Turn((start.digest(),), start.digest(), size)
-        start.update(b"\0messages")
-        names = _chain(start, kept)
-        return Turn(tuple(reversed(names)), names[-1], size) if names else Turn(size=size)
+        said = said or _in_body(payload)
+        whose = b"\0".join((owner, model.encode(errors="surrogateescape")))
+        by = b"\0id" + said.encode(errors="surrogateescape") if said else b"\0messages"
+        start = hashlib.blake2b(whose + by, digest_size=_NAME_BYTES, key=self._secret)
+        names = [start.digest()] if said else _chain(start, kept)
+        if not names:
+            return Turn(size=size)
+        spot = hashlib.blake2b(whose + (by if said else beginning(payload)), digest_size=8).digest()
+        return Turn(tuple(reversed(names)), names[-1], size, spot)
+
+
+def beginning(payload: Payload) -> bytes:
+    """Of a conversation, on every gateway the same: its messages or items up to the first of the user, or the beginning of its text."""
+    turns = payload.get("messages") or payload.get("input")
+    if not isinstance(turns, list):
+        return str(turns or payload.get("prompt") or payload.get("query"))[:_PROMPT_BYTES].encode(errors="replace")
+    users = (index for index, turn in enumerate(turns) if isinstance(turn, dict) and turn.get("role") == "user")
+    return hashlib.blake2b(encode(turns[: next(users, 0) + 1]), digest_size=8).digest()
 
 
 def _in_body(payload: Payload) -> str:

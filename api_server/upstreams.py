@@ -138,7 +138,7 @@ class Upstream:
     def take(self, wanted: Wanted, tried: Collection[str] = (), *, sure: bool = False) -> Place | None:
         """A place at once, if there is one; release it. Nobody overtakes a request that waits for the same place. `sure`: at no server that
         took no connection last time."""
-        # In lines, those who wait want no place that is free.
+        # With lines, whoever waits has turned down every place that is free.
         if not tried and not self.lines and self.awaits(wanted.model):
             return None
         return self._claimed(wanted, tried, sure=sure, lines=self.lines and not tried)
@@ -184,7 +184,8 @@ class Upstream:
             self.release(place)
 
     def _claimed(self, wanted: Wanted, tried: Collection[str] = (), *, sure: bool, lines: bool = False) -> Place | None:
-        """A place at the best server, if there is one. `lines`: and if that is not one to wait for."""
+        """A place at the best server. None without one, and, with `lines`, where it is sooner to wait for the server that holds the
+        conversation."""
         before, binding, home = self._known(wanted, tried)
         full = home is not None and self._is_full(home)
         at_once = home is not None and binding is not None and not full and stays(wanted.turn, binding, home)
@@ -206,6 +207,8 @@ class Upstream:
     def _admit(self) -> None:
         """Give free places to those who wait, in order. One who waits for a place keeps nobody waiting who can have another one."""
         for waiter in list(self._queue):
+            if all(address.in_flight >= self.max_in_flight for address in self.addresses.values()):
+                return
             if waiter.place.done():
                 continue
             waiter.leave()

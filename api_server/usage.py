@@ -3,7 +3,7 @@
 import re
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -14,6 +14,8 @@ _LONGEST_EVENT = 8 * 2**20
 """Bytes; beyond it an answer is passed on unseen. Ollama's own limit for an event."""
 _LONGEST_DOCUMENT = 2 * 2**20
 """The same for an answer that is one document: up to here it is passed on when it is whole."""
+_MOST = 2**53
+"""Tokens; from here on a float is no exact number."""
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -141,7 +143,7 @@ class Reader:
         )  # fmt: skip
         details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
         named = details.get("cached_tokens") if isinstance(details, dict) else usage.get("cache_read_input_tokens")
-        if isinstance(named, int):
+        if _is_count(named):
             self.cached_tokens = named
         return said
 
@@ -152,10 +154,15 @@ def _has_numbers(events: bytes) -> bool:
 
 def _input_tokens(usage: Payload) -> int | None:
     """Of Responses, or of Messages, which counts what the server still held, and what it keeps for later, beside the rest."""
-    if not isinstance(rest := usage.get("input_tokens"), int):
+    if not _is_count(rest := usage.get("input_tokens")):
         return None
     return rest + _number(usage.get("cache_read_input_tokens")) + _number(usage.get("cache_creation_input_tokens"))
 
 
 def _number(*values: object) -> int:
-    return next((value for value in values if isinstance(value, int)), 0)
+    return next((value for value in values if _is_count(value)), 0)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    """Whether a metric can count it: a server may say anything."""
+    return type(value) is int and 0 <= value < _MOST

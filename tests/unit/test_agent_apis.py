@@ -16,7 +16,7 @@ from api_server.aliases import Aliases
 from api_server.models import Engine
 from api_server.paths import COUNT_TOKENS, ENDPOINTS, MESSAGES, RERANK, RESPONSES, Payload, encode
 from api_server.routing import Routing
-from api_server.sessions import Sessions
+from api_server.sessions import Sessions, beginning
 from api_server.settings import Route
 from api_server.streams import STREAMS
 from api_server.usage import Reader
@@ -137,7 +137,7 @@ class TestDefaultsOfAgents:
         turns = [self.understood(payload).turn for payload in (bare, later, bare | {"input": [USER]})]
         assert turns[0].own in turns[1].known
         assert turns[0].own not in turns[2].known
-        assert requests._beginning(CODEX) == requests._beginning(later) != requests._beginning(CODEX | {"input": [USER]})
+        assert beginning(CODEX) == beginning(later) != beginning(CODEX | {"input": [USER]})
 
     def understood(self, payload: Payload) -> requests.Asked:
         return requests.understood(RESPONSES, json.dumps(payload).encode(), Routing({"a": OLLAMA}, Aliases(None, ())), TURN)
@@ -596,6 +596,14 @@ class TestReader:
         reader.feed(document)
         assert reader.rest() == document
         assert (reader.prompt_tokens, reader.completion_tokens, reader.cached_tokens) == used
+
+    @pytest.mark.parametrize("said", [-3, 2**53, 10**400, True, "7", None])
+    def test_what_is_no_count_is_not_counted(self, said: object) -> None:
+        reader = Reader("")
+        usage = {"prompt_tokens": said, "completion_tokens": said, "prompt_tokens_details": {"cached_tokens": said}}
+        reader.feed(json.dumps({"usage": usage}).encode())
+        assert reader.rest()
+        assert (reader.prompt_tokens, reader.completion_tokens, reader.cached_tokens) == (0, 0, None)
 
 
 class TestStreams:

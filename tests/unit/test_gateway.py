@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import socket
+from collections.abc import Coroutine
 from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
@@ -157,6 +158,8 @@ def test_what_ollama_would_pass_over_is_refused_by_name_unless_it_changes_nothin
         b'{"model": "a"}',
         b'{"model": "a", "messages": [1], "options": 3}',
         b"[" * 100_000,
+        b'{"model": "a", "messages": [{"role": "user", "content": "\xed\xa0\x80"}]}',
+        b'{"model": "a", "messages": [1], "prompt_cache_key": "\xed\xa0\x80"}',
         b'{"model": "a", "messages": [1], "tools": {}}',
         b'{"model": "a", "messages": [1], "max_tokens": 1e999}',
         b'{"model": "a", "messages": [1], "max_tokens": NaN}',
@@ -384,8 +387,7 @@ def test_a_fleet_that_somebody_else_brings_up_stays_for_the_whole_idle_time(monk
                 assert scaled.current == left
 
     # Not asyncio.run, which leaves the thread without a loop for Pulumi's mocks.
-    with closing(asyncio.new_event_loop()) as loop:
-        loop.run_until_complete(rounds())
+    to_the_end(rounds())
 
 
 def test_a_failed_look_up_keeps_the_last_good_addresses_and_their_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,8 +424,13 @@ def test_a_failed_look_up_keeps_the_last_good_addresses_and_their_counts(monkeyp
             await upstream.refresh(session)
             assert not upstream.addresses
 
+    to_the_end(rounds())
+
+
+def to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """In a loop of its own."""
     with closing(asyncio.new_event_loop()) as loop:
-        loop.run_until_complete(rounds())
+        loop.run_until_complete(work)
 
 
 def upstream(*in_flight: int, cap: int = 4) -> Upstream:
@@ -526,8 +533,7 @@ class TestPlaces:
             fleet.release(stranger)
             assert [(address.load, address.in_flight) for address in fleet.addresses.values()] == [(0, 0), (0, 0)]
 
-        with closing(asyncio.new_event_loop()) as loop:
-            loop.run_until_complete(rounds())
+        to_the_end(rounds())
 
     def test_a_turn_that_has_waited_long_enough_takes_any_server(self) -> None:
         async def rounds() -> None:
@@ -541,8 +547,7 @@ class TestPlaces:
                 fleet.release(each)
             assert [(address.load, address.in_flight) for address in fleet.addresses.values()] == [(0, 0), (0, 0)]
 
-        with closing(asyncio.new_event_loop()) as loop:
-            loop.run_until_complete(rounds())
+        to_the_end(rounds())
 
     def test_a_line_moves_on_when_its_server_is_gone(self) -> None:
         async def rounds() -> None:
@@ -554,8 +559,7 @@ class TestPlaces:
             got = await asyncio.wait_for(waiting, 5)
             assert (got.address is not place.address, got.reason) == (True, "lost")
 
-        with closing(asyncio.new_event_loop()) as loop:
-            loop.run_until_complete(rounds())
+        to_the_end(rounds())
 
     def test_a_place_that_comes_while_its_request_leaves_is_given_to_the_next(self) -> None:
         async def rounds() -> None:
@@ -570,5 +574,4 @@ class TestPlaces:
             assert (await asyncio.wait_for(second, 5)).address is address
             assert address.in_flight == 1
 
-        with closing(asyncio.new_event_loop()) as loop:
-            loop.run_until_complete(rounds())
+        to_the_end(rounds())

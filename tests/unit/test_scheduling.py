@@ -67,6 +67,23 @@ class TestSessions:
                 assert not {*mine.known, mine.own} & {*other.known, other.own}
         assert not set(Sessions().turn(OWNER, "abc", "a", {}, {}, 1).known) & set(turn(sessions, {}, "abc").known), "nor another process"
 
+    def test_no_name_of_a_key_and_a_model_is_that_of_another_pair(self, sessions: Sessions) -> None:
+        for said in ("abc", ""):
+            first, second = (turn(sessions, chat(ASK), said, owner, model) for owner, model in ((b"a", "bc"), (b"ab", "c")))
+            assert (first.own == second.own, first.spot == second.spot) == (False, False)
+
+    @pytest.mark.parametrize("said", ["abc", ""])
+    def test_every_gateway_puts_a_conversation_on_the_same_server(self, sessions: Sessions, said: str) -> None:
+        fleet, placed = servers(0, 0, 0, 0), set[str]()
+        for number in range(40):
+            begins = chat(SYSTEM, {**ASK, "content": str(number)})
+            bodies = (begins, chat(*begins["messages"], CALL, RESULT))
+            ids = f"{said}{number}" if said else ""
+            found = {choose(turn(each, body, ids), None, fleet, NOTHING).server.host for each in (sessions, Sessions()) for body in bodies}
+            assert len(found) == 1, "in another process, and in the middle of a conversation too"
+            placed |= found
+        assert len(placed) == 4
+
     def test_the_next_turn_knows_the_one_before_by_its_messages(self, sessions: Sessions) -> None:
         first = turn(sessions, chat(SYSTEM, ASK, tools=[1]))
         second = turn(sessions, chat(SYSTEM, ASK, CALL, RESULT, tools=[1]))
