@@ -1,8 +1,11 @@
 """What every result says of its making: date, machine, command, versions."""
 
 import datetime
+import json
 import os
 import platform
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from devcluster import go, toolchain
@@ -25,3 +28,10 @@ def conditions(command: str) -> dict[str, Any]:
         "command": command,
         "versions": versions(),
     }
+
+
+def keep(name: str, record: Mapping[str, Any]) -> None:
+    """Write a result to bench/results/NAME.json, and print it."""
+    text = json.dumps(record, indent=1) + "\n"
+    (Path(__file__).parent / "results" / f"{name}.json").write_text(text)
+    print(text)

@@ -5,10 +5,8 @@ Loopback only, about a minute, beside nothing else:
 """
 
 import asyncio
-import datetime
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -19,6 +17,7 @@ from typing import Any
 
 import aiohttp
 
+from bench.conditions import conditions, keep
 from model_sync import gguf
 from tests import tiny_gguf
 from tests.service import ollama as ollama_process
@@ -108,20 +107,17 @@ def environment(work: Path, ollama: Service, port: int) -> dict[str, str]:
 
 
 def main() -> int:
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as directory:
         results = servers(Path(directory))
-    record = {
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "cpus": os.cpu_count(),
-        "load_1m": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
+    said = conditions("python -m bench.counting")
+    record = said | {
+        "machine": said["machine"] | {"load_before": round(load_before, 1)},
         "clients": CLIENTS,
         "rounds": ROUNDS,
         "results": results,
     }
-    path = Path(__file__).parent / "results" / "counting.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(path.read_text())
+    keep("counting", record)
     return 0
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx
 
-from bench.conditions import conditions
+from bench.conditions import conditions, keep
 from images.embedded import default_model
 from model_sync import gguf, store
 from model_sync.fetch import Pace
@@ -235,9 +235,7 @@ def main() -> int:
         "load_average_before": round(load, 1),
         "figures": figures,
     }
-    target = Path(__file__).parent / "results" / "distribution.json"
-    target.write_text(json.dumps(report, indent=1) + "\n")
-    print(target.read_text())
+    keep("distribution", report)
     return 0
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import load, proxies
-from bench.conditions import conditions
+from bench.conditions import conditions, keep
 from bench.load import Server
 from bench.processes import allow_descriptors, cpu_s, end_with_us, memory_bytes, started
 from bench.proxies import Proxy
@@ -180,10 +180,10 @@ def main(arguments: Sequence[str]) -> int:
         "results": results,
         "ratio_to_vllm_router": ratios(results),
     }
-    text = json.dumps(record, indent=1) + "\n"
     if sizes is FULL:
-        (Path(__file__).parent / "results" / "gateway.json").write_text(text)
-    print(text)
+        keep("gateway", record)
+    else:
+        print(json.dumps(record, indent=1))
     return 0 if not sum(each["failed"] for each in results["api_server"]["cpu"].values()) else 1
 
 

@@ -6,7 +6,6 @@ Loopback only, a minute, beside nothing else:
 
 import functools
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -18,18 +17,12 @@ from typing import Any
 import msgspec
 
 from api_server.requests import document
-from bench.conditions import conditions
+from bench.conditions import conditions, keep
+from bench.processes import cpu_s
 from tests.service.neighbours import Fleet, answers, ask
-from tests.service.processes import Service
 from tests.service.test_bounds import BODY, HOSTILE, POD, peak, sent
 
 TURNS = 20
-
-
-def cpu_s(service: Service) -> float:
-    """CPU seconds of the process so far, of all its threads: what its loop was busy for, and at most a little more."""
-    fields = Path(f"/proc/{service.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def bodies() -> dict[str, Any]:
@@ -43,10 +36,10 @@ def bodies() -> dict[str, Any]:
             cases: dict[str, Callable[[], int]] = {name: functools.partial(sent, api, *parts) for name, parts in HOSTILE.items()}
             cases["one text, answered"] = lambda: ask(api, messages=text).status_code
             for name, run in cases.items():
-                before = cpu_s(api)
+                before = cpu_s(api.process.pid)
                 status = run()
                 time.sleep(0.5)
-                results[name] = {"status": status, "cpu_ms": round(1000 * (cpu_s(api) - before))}
+                results[name] = {"status": status, "cpu_ms": round(1000 * (cpu_s(api.process.pid) - before))}
             results["peak_mib"] = round(peak(api) / 2**20)
             results["body_mib"], results["pod_mib"] = BODY // 2**20, POD // 2**20
     return results
@@ -79,9 +72,7 @@ def timed(run: Any) -> float:
 
 def main() -> int:
     record = {**conditions("python -m bench.intake"), "bodies": bodies(), "microseconds": codecs()}
-    path = Path(__file__).parent / "results" / "intake.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(path.read_text())
+    keep("intake", record)
     return 0
 
 

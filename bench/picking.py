@@ -5,14 +5,12 @@ A minute, beside nothing else:
     python -m bench.picking
 """
 
-import json
 import os
 import random
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from api_server.address import Address
@@ -22,7 +20,7 @@ from api_server.sessions import Turn
 from api_server.settings import Route
 from api_server.upstreams import Upstream
 from bench import simulator
-from bench.conditions import conditions
+from bench.conditions import conditions, keep
 from bench.gateway import percentile
 
 SERVERS = 4
@@ -115,9 +113,7 @@ def main() -> int:
         "sizes": {"servers": SERVERS, "memory": MEMORY, "replicas": REPLICAS, "at_work": AT_WORK, **shape},
         "results": results,
     }
-    text = json.dumps(record, indent=1) + "\n"
-    (Path(__file__).parent / "results" / "picking.json").write_text(text)
-    print(text)
+    keep("picking", record)
     return 0
 
 

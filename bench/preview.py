@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.conditions import conditions
+from bench.conditions import conditions, keep
 from devcluster import cluster as embedded
 from devcluster.layout import load
 from infra import ROOT
@@ -132,8 +132,7 @@ def main() -> int:
             embedded.down(left)
     ratio = figures["pulumi_preview"]["wall_s"]["median"] / figures["kubectl_diff"]["wall_s"]["median"]
     document = conditions("python -m bench.preview") | {"rounds": ROUNDS, **figures, "wall_ratio_to_kubectl_diff": round(ratio, 2)}
-    RESULT.write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(document, indent=1))
+    keep("preview", document)
     return 0
 
 

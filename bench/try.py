@@ -5,7 +5,6 @@ Needs `python3` without this project's packages beside it, and the package index
     python -m bench.try
 """
 
-import json
 import os
 import re
 import subprocess
@@ -17,27 +16,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench.conditions import conditions
+from bench.conditions import conditions, keep
+from bench.processes import memory_bytes
 from modelfleet import TREE, processes, wheel
 from modelfleet.models import pinned
 
 AIM_S = 120
 """To the first answer on a fresh machine: the project's own goal."""
 _LIMIT_S = 900
-_TARGET = Path(__file__).parent / "results" / "try.json"
 _INDEX = ("PIP_", "UV_", "SSL_CERT_", "REQUESTS_CA_BUNDLE")
 """Variables that say how this machine reaches its package index."""
-
-
-def descendants(pid: int) -> list[int]:
-    children = [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
-    return [pid, *(each for child in children for each in descendants(child))]
-
-
-def memory_bytes(pid: int) -> int:
-    """Proportional set size of a process and all that it started."""
-    rollups = [Path(f"/proc/{each}/smaps_rollup").read_text() for each in descendants(pid)]
-    return sum(int(line.split()[1]) * 1024 for text in rollups for line in text.splitlines() if line.startswith("Pss:"))
 
 
 def once(argv: Sequence[str], home: Path) -> dict[str, Any]:
@@ -88,8 +76,7 @@ def main() -> int:
         "aim_s": AIM_S,
         "ratio_to_aim": {name: round(each["cold"]["wall_s"] / AIM_S, 2) for name, each in figures.items()},
     }
-    _TARGET.write_text(json.dumps(report, indent=1) + "\n")
-    print(_TARGET.read_text())
+    keep("try", report)
     return 0
 
 

@@ -4,14 +4,13 @@ Runs beside nothing else, on a cluster of its own, with tool and image caches wa
     python -m bench.up
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.conditions import conditions
+from bench.conditions import conditions, keep
 from devcluster import cgroups, network, processes
 from devcluster import cluster as embedded
 from devcluster.layout import Cluster, load
@@ -82,9 +81,7 @@ def main() -> int:
         "aims": AIMS,
         "ratio_to_aim": {name: round(figures[name] / aim, 2) for name, aim in AIMS.items()},
     }
-    target = Path(__file__).parent / "results" / "up.json"
-    target.write_text(json.dumps(report, indent=1) + "\n")
-    print(target.read_text())
+    keep("up", report)
     return 0
 
 
