@@ -16,6 +16,7 @@ from components.contract import API_SERVER, KEYS_CHANGED_ANNOTATION, selector
 from infra.engine.errors import CommandError
 from infra.lifecycle.bring_up import say
 from infra.lifecycle.deployment import Deployment
+from infra.program.cluster import connect
 from infra.program.settings import keys
 
 _CONFIG = f"modelfleet:{keys.SETTING}"
@@ -95,9 +96,7 @@ def _path(*parts: str) -> str:
 def _touch(deployment: Deployment) -> str:
     """Have the kubelets bring the new file now, which they do when an annotation of a pod changes. What came of it; empty: nothing."""
     try:
-        client = kubernetes.config.new_client_from_config(config_file=deployment.kubeconfig, context=deployment.context)
-        client.configuration.retries = 0
-        core: Any = kubernetes.client.CoreV1Api(client)
+        core: Any = kubernetes.client.CoreV1Api(connect(deployment.context, deployment.kubeconfig))
         namespace = deployment.namespace
         label = ",".join(f"{name}={value}" for name, value in selector(API_SERVER).items())
         pods = core.list_namespaced_pod(namespace, label_selector=label, _request_timeout=_TIMEOUT_S).items

@@ -50,7 +50,8 @@ def _answering(context: str, leave: str) -> Iterator[None]:
         raise SettingsError(f"{path}: got no answer from cluster {context!r} ({reason}), want one; start it or check the VPN") from None
 
 
-def _connect(context: str, kubeconfig: Kubeconfig) -> Any:
+def connect(context: str, kubeconfig: Kubeconfig) -> Any:
+    """A client that asks once. Raises ConfigException for a context that is not there."""
     if isinstance(kubeconfig, Mapping):
         client = kubernetes.config.new_client_from_config_dict(dict(kubeconfig), context=context)
     else:
@@ -122,7 +123,7 @@ class Objects:
 
     def _get(self, path: str) -> Mapping[str, Any] | None:
         with _answering(self._context, f"get {path}"):
-            self._client = self._client or _connect(self._context, self._kubeconfig)
+            self._client = self._client or connect(self._context, self._kubeconfig)
             request = self._client.param_serialize("GET", path, auth_settings=["BearerToken"], header_params={"Accept": "application/json"})
             response = self._client.call_api(*request, _request_timeout=TIMEOUT_S)
             response.read()

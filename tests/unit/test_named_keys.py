@@ -8,10 +8,8 @@ import pytest
 
 from api_server.keys import Grant
 from infra.documentation import configuration
-from infra.program.settings import inputs, keys
-from infra.program.settings.section import SettingsError
-from tests.unit.test_settings import document
-from tests.unit.test_settings_fuzz import GOOD, LINE, with_config
+from infra.program.settings import keys
+from tests.unit.test_settings_fuzz import LINE, refusal
 
 KEY, OTHER = "a-key-of-sufficient-length", "another-key-of-sufficient-length"
 ALIASES = {"coder": {"model": "smollm2:135m"}}
@@ -19,17 +17,7 @@ ALIASES = {"coder": {"model": "smollm2:135m"}}
 
 def loaded(value: Any) -> str:
     """What is said about the dev stack with these keys."""
-    sections = {name: json.dumps(each) for name, each in (document("dev") | {"aliases": ALIASES}).items()}
-    found: list[str] = []
-
-    def load() -> None:
-        try:
-            inputs.load()
-        except SettingsError as error:
-            found.append(str(error))
-
-    with_config(sections | GOOD | {keys.SETTING: json.dumps(value)}, load)
-    return "\n".join(found)
+    return refusal("dev", (), {keys.SETTING: json.dumps(value)}, aliases=ALIASES)
 
 
 @pytest.fixture
