@@ -22,6 +22,8 @@ _NOT_OURS = (
     *("/var/lib/apt", "/var/lib/dpkg", "/etc/ld.so.cache", "/etc/alternatives"),
     # Other services of the machine write here at any time.
     *("/run/udev", "/run/systemd", "/run/user", "/run/log", "/var/lib/systemd"),
+    # mount(8) makes it at its first call on a machine, whoever calls.
+    "/run/mount",
 )
 
 
