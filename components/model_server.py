@@ -32,6 +32,8 @@ class ModelServerArgs:
     context_length: int
     parallel: int
     max_queue: int
+    prompt_cache_bytes: int = 256 * 2**20
+    """Host memory for old prompts."""
     priority_class: pulumi.Input[str] | None = None
     workload: WorkloadArgs = ORDINARY
 
@@ -93,6 +95,7 @@ def _pod(args: ModelServerArgs) -> core.PodSpecArgs:
                 "MODEL_SERVER_CACHE_URL": f"redis://{CACHE_SERVER}:{PORTS[CACHE_SERVER]}/0",
                 "MODEL_SERVER_CACHE_PASSWORD_FILE": "/etc/cache-auth/password",
                 "MODEL_SERVER_DRAIN_S": str(_DRAIN_S),
+                "MODEL_SERVER_PROMPT_CACHE_MIB": str(args.prompt_cache_bytes // 2**20),
             }
         ),
         ports=[core.ContainerPortArgs(name="http", container_port=port)],

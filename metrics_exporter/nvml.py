@@ -19,6 +19,17 @@ _MIG_LABELS = [*_LABELS, "instance"]
 _MILLI = 1e-3
 _ABSENT = (pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, pynvml.NVML_ERROR_NO_PERMISSION)
 
+
+def _memory(device: Any) -> Any:
+    """As nvidia-smi counts it. The first version of the question counts what is reserved as used: 615 MiB of an empty H200."""
+    try:
+        return pynvml.nvmlDeviceGetMemoryInfo(device, version=pynvml.nvmlMemory_v2)
+    except pynvml.NVMLError as error:
+        if error.value not in (*_ABSENT, pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH):  # pyright: ignore[reportAttributeAccessIssue]
+            raise
+        return pynvml.nvmlDeviceGetMemoryInfo(device)  # Drivers before 510.
+
+
 _Reading = tuple[str, str, type[GaugeMetricFamily] | type[CounterMetricFamily], Callable[[Any], Any]]
 _READINGS: tuple[_Reading, ...] = (
     (
@@ -27,8 +38,8 @@ _READINGS: tuple[_Reading, ...] = (
         GaugeMetricFamily,
         lambda gpu: int(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu) / 100,
     ),
-    ("nvml_memory_used_bytes", "Memory in use", GaugeMetricFamily, lambda gpu: pynvml.nvmlDeviceGetMemoryInfo(gpu).used),
-    ("nvml_memory_total_bytes", "Memory of the device", GaugeMetricFamily, lambda gpu: pynvml.nvmlDeviceGetMemoryInfo(gpu).total),
+    ("nvml_memory_used_bytes", "Memory in use, without what driver and firmware keep", GaugeMetricFamily, lambda gpu: _memory(gpu).used),
+    ("nvml_memory_total_bytes", "Memory of the device", GaugeMetricFamily, lambda gpu: _memory(gpu).total),
     (
         "nvml_temperature_celsius",
         "Temperature of the chip",
@@ -50,8 +61,8 @@ _READINGS: tuple[_Reading, ...] = (
     ),
 )
 _MIG_READINGS: tuple[_Reading, ...] = (
-    ("nvml_mig_memory_used_bytes", "Memory in use", GaugeMetricFamily, lambda mig: pynvml.nvmlDeviceGetMemoryInfo(mig).used),
-    ("nvml_mig_memory_total_bytes", "Memory of the instance", GaugeMetricFamily, lambda mig: pynvml.nvmlDeviceGetMemoryInfo(mig).total),
+    ("nvml_mig_memory_used_bytes", "Memory in use", GaugeMetricFamily, lambda mig: _memory(mig).used),
+    ("nvml_mig_memory_total_bytes", "Memory of the instance", GaugeMetricFamily, lambda mig: _memory(mig).total),
 )
 """Of a MIG instance NVML tells no more; DCGM measures the rest."""
 

@@ -28,7 +28,9 @@ async def serve(settings: Settings) -> int:
         model_id=settings.served_id,
         context_length=settings.context_length,
         parallel=settings.parallel,
+        prompt_cache_mib=settings.prompt_cache_mib,
         threads=settings.threads,
+        binary=settings.llama_server,
     )
     cache = AnswerCache(settings.cache_url, settings.cache_password_file) if settings.cache_url else None
     server = ModelServer(settings, engine, digest, cache)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ from model_server.pooling import pooling
 log = logging.getLogger("model_server")
 _ASK_S = 5.0
 """Between two questions whether the engine still works."""
+_LOADED_S = 0.1
+"""Between two questions whether the model is loaded."""
 
 
 class EngineError(Exception):
@@ -72,20 +75,33 @@ class _HttpAnswer:
 
 
 class LlamaCppEngine:
-    """llama.cpp's own server, from the package xllamacpp, in a child process on a loopback port.
+    """llama.cpp's own server in a child process on a loopback port: the binary `llama-server`, which images for GPUs carry, or the build
+    for CPUs in the package xllamacpp.
 
     A process of its own: loading holds no lock of ours, a crash in native code is seen and reported, and closing the
     connection of a request ends its generation.
     """
 
-    def __init__(self, weights: Path, *, model_id: str, context_length: int, parallel: int, threads: int) -> None:
+    def __init__(
+        self,
+        weights: Path,
+        *,
+        model_id: str,
+        context_length: int,
+        parallel: int,
+        prompt_cache_mib: int,
+        threads: int,
+        binary: Path | None = None,
+    ) -> None:
         self._parameters = {
+            "binary": str(binary or ""),
             "model": str(weights),
             "pooling": pooling(weights),
             "alias": model_id,
             # Each slot gets an equal share of what the engine is given.
             "context": context_length * parallel,
             "parallel": parallel,
+            "prompt_cache_mib": prompt_cache_mib,
             "threads": threads,
         }
         self._process: asyncio.subprocess.Process | None = None
@@ -120,11 +136,24 @@ class LlamaCppEngine:
             status = await self._process.wait()
             raise EngineError(f"engine: got exit status {status} while loading, want a loaded model; see the lines above")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
-        self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+        # llama.cpp closes a connection after a stream without saying so, and the next request on it would find it closed.
+        self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True))
         url = json.loads(line)["url"]
+        await self._loaded(url)
         self._abilities = await self._ask(url)
         self._url = url
         log.info("model loaded, engine at %s", self._url)
+
+    async def _loaded(self, url: str) -> None:
+        """Ends when the engine says that the model is loaded. Raises EngineError when the process ended."""
+        assert self._session is not None and self._process is not None  # noqa: S101
+        while self._process.returncode is None:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with self._session.get(f"{url}/health", timeout=aiohttp.ClientTimeout(total=10)) as response:
+                    if response.status == HTTPStatus.OK:
+                        return
+            await asyncio.sleep(_LOADED_S)
+        raise EngineError(f"engine: got exit status {self._process.returncode} while loading, want a loaded model; see the lines above")
 
     async def _ask(self, url: str) -> frozenset[str]:
         """What llama.cpp says of the model's template. Nothing, when it does not say it as this version does."""

@@ -1,6 +1,6 @@
-"""The engine's process: `python -m model_server.llama_cpp PARAMETERS`. Prints one JSON line when the model is loaded.
+"""The engine's process: `python -m model_server.llama_cpp PARAMETERS`. Prints one JSON line that says where it answers.
 
-It ends with the server, or when its standard input closes, so it never outlives the server.
+It becomes llama.cpp's own `llama-server`, where the image has one, or serves from the package xllamacpp. Either ends with the server.
 """
 
 import ctypes
@@ -8,7 +8,9 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from model_server.pooling import RANK
@@ -24,10 +26,18 @@ def main() -> int:
     # Nothing is ever written there: it is readable once the server has ended, perhaps before the line above.
     if select.select([sys.stdin], [], [], 0)[0]:
         return 1
+    given = json.loads(sys.argv[1])
+    # An engine writes to standard output too; our one line must be alone there.
+    announce = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    if given["binary"]:
+        port = _free_port()
+        announce.write(json.dumps({"url": f"http://127.0.0.1:{port}"}) + "\n")
+        announce.close()
+        os.execv(given["binary"], command(given, port))  # noqa: S606 (no shell is wanted)
     import xllamacpp  # noqa: PLC0415 (only this process pays for it)
 
     library: Any = xllamacpp
-    given = json.loads(sys.argv[1])
     params = library.CommonParams()
     params.model.path = given["model"]
     params.model_alias = {given["alias"]}
@@ -47,18 +57,46 @@ def main() -> int:
         params.n_batch = params.n_ubatch = given["context"] // given["parallel"]
     params.verbosity = 1
     # Old prompts kept in host memory; upstream's default is 8 GiB.
-    params.cache_ram_mib = int(os.environ.get("LLAMA_ARG_CACHE_RAM", "256"))
+    params.cache_ram_mib = given["prompt_cache_mib"]
     if given["threads"]:
         params.cpuparams.n_threads = given["threads"]
-    # The library writes to standard output too; our one line must be alone there.
-    announce = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     server = library.Server(params)
     announce.write(json.dumps({"url": server.listening_address.rstrip("/")}) + "\n")
     announce.close()
     sys.stdin.read()
     # The library's destructor waits for requests that nobody will read.
     os._exit(0)
+
+
+def command(given: Mapping[str, Any], port: int) -> list[str]:
+    """The same, as arguments of llama-server. Source: llama.cpp, common/arg.cpp, build 10488."""
+    arguments = {
+        "--model": given["model"],
+        "--alias": given["alias"],
+        "--host": "127.0.0.1",
+        "--port": port,
+        "--ctx-size": given["context"],
+        "--parallel": given["parallel"],
+        "--cache-ram": given["prompt_cache_mib"],
+        "--log-verbosity": 1,
+        # Left to itself it takes layers off the GPU, or cuts the context, until the model fits; ours must fit as declared, or fail.
+        "--fit": "off",
+        "--gpu-layers": "all",
+    }
+    if given["threads"]:
+        arguments["--threads"] = given["threads"]
+    if given["pooling"]:
+        arguments |= dict.fromkeys(("--batch-size", "--ubatch-size"), given["context"] // given["parallel"])
+    if given["pooling"] == RANK:
+        arguments["--pooling"] = "rank"
+    switches = ["--no-context-shift", "--jinja", "--no-warmup", "--no-webui", "--offline", *(["--embeddings"] if given["pooling"] else [])]
+    return [given["binary"], *(str(part) for pair in arguments.items() for part in pair), *switches]
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -67,8 +67,13 @@ class Settings(Environment):
     """Requests that are generated at once."""
     max_queue: int = Field(default=16, ge=0)
     """Requests that may wait; more are refused with 503."""
+    prompt_cache_mib: int = Field(default=256, ge=0)
+    """Host memory, in MiB, for prompts whose slots went to others."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of the engine; 0 means one a core."""
+    llama_server: Path | None = None
+    """llama.cpp's own server, which images with CUDA carry: the whole model goes on the GPU, or the engine fails. None means the build for
+    CPUs that is installed with this server."""
     engine_silence_s: float = Field(default=300, gt=0)
     """An engine that answers no question for so long hangs, and the process ends. While it reads one piece of a prompt, 2048 tokens, it
     answers none: minutes for a large model on a slow CPU."""

@@ -27,6 +27,10 @@ class ModelOutput(_Contract):
     """Tokens of prompt and answer together that its server was asked to hold."""
     effective_context: int | None = None
     """Tokens that its running servers allocated, the smallest of all replicas; null where nobody asked: the model server's, previews."""
+    warm_conversations: int | None = None
+    """Conversations of full context whose prompts its servers keep; null where the fleet is older than this field."""
+    warm_tokens: int | None = None
+    """Tokens of prompts that its servers keep, of conversations of any length."""
 
 
 class StorageClasses(_Contract):

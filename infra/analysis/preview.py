@@ -30,14 +30,15 @@ from infra.engine.binaries import own_pulumi
 from infra.engine.cli import PulumiCli
 from infra.engine.errors import CliError, CommandError
 from infra.engine.operation import Told
-from infra.program.settings import keys
+from infra.program.settings import Settings, keys, parse
+from infra.program.settings.capacity import capacities
 from infra.program.settings.committed import stack_config
 from infra.program.settings.images import IMAGE_NAMES
 
 STACKS = ("dev", "prod")
 OUTPUT = ROOT / "build" / "preview"
-_PLACEHOLDER_DIGEST = "0" * 64
-"""A digest that no image has, for the rendering of a stack whose images are named at deployment."""
+_PLACEHOLDER_IMAGES = {"builder": "prebuilt", "refs": {name: f"modelfleet/{name}@sha256:{'0' * 64}" for name in IMAGE_NAMES}}
+"""With a digest that no image has, for the rendering of a stack whose images are named at deployment."""
 
 _MASKS: dict[str, Any] = {
     "modelfleet:registryAuth": {"auths": {"registry.example.com": {"username": "masked", "password": "masked"}}},
@@ -52,10 +53,7 @@ def render(stack: str, target: Path, work: Path, policy_packs: Sequence[str] = (
 
     `work` is a directory for the throw-away backend.
     """
-    config = stack_config(stack)
-    config["modelfleet:cluster"] = {**config.get("modelfleet:cluster", {}), "renderTo": str(target)}
-    refs = {name: f"modelfleet/{name}@sha256:{_PLACEHOLDER_DIGEST}" for name in IMAGE_NAMES}
-    config.setdefault("modelfleet:images", {"builder": "prebuilt", "refs": refs})
+    config = _config(stack, target)
     config["modelfleet:apiKeys"] = keys.masked(config.get("modelfleet:apiKeys"))
     config["modelfleet:cachePassword"] = "maskedintherendering"
     for name, mask in _MASKS.items():
@@ -66,6 +64,14 @@ def render(stack: str, target: Path, work: Path, policy_packs: Sequence[str] = (
     cli.ensure_stack()
     cli.write_config(config)
     return cli.up(policy_packs=list(policy_packs))
+
+
+def _config(stack: str, target: Path) -> dict[str, Any]:
+    """The committed one, for a rendering into `target`."""
+    config = stack_config(stack)
+    config["modelfleet:cluster"] = {**config.get("modelfleet:cluster", {}), "renderTo": str(target)}
+    config.setdefault("modelfleet:images", _PLACEHOLDER_IMAGES)
+    return config
 
 
 def manifests(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -145,7 +151,14 @@ def _preview(stack: str, target: Path, base: str | None) -> tuple[str, list[str]
     errors = [line for item in objects for line in schema.problems(item)] or rules.violations(objects, rules.RENDERING_RULES)
     new = [yaml.safe_load(normalized(path.read_text())) for path, _ in manifests(target)]
     compared = report.Base(name=base, objects=reviewed(base, stack), images=rebuilt(base)) if base else None
-    return report.section(stack, objects, new, compared, errors), errors
+    return report.section(stack, objects, new, compared, errors, capacities(_settings(stack, target))), errors
+
+
+def _settings(stack: str, target: Path) -> Settings:
+    """Without secrets."""
+    found = {name.removeprefix("modelfleet:"): value for name, value in _config(stack, target).items()}
+    sections = {field.alias for field in Settings.model_fields.values()}
+    return parse({name: value for name, value in found.items() if name in sections})
 
 
 def _shown(path: Path) -> Path:

@@ -7,6 +7,7 @@ from components.contract import MODEL_SERVER, OLLAMA, PORTS
 from infra.program import delivery
 from infra.program.foundations import Images
 from infra.program.settings import Settings, inputs
+from infra.program.settings.capacity import of_model_server
 from infra.program.settings.section import quantity
 from infra.program.workload import resources, workload
 
@@ -83,6 +84,7 @@ def model_server(
         context_length=wanted.context_length,
         parallel=wanted.parallel,
         max_queue=wanted.max_queue,
+        prompt_cache_bytes=int(of_model_server(settings).prompt_cache),
         priority_class=runtime.priority_class,
         workload=workload(settings, "model-server"),
     )

@@ -9,6 +9,7 @@ import components as c
 from components.contract import METRICS_EXPORTER, MODEL_SERVER, PORTS
 from infra.program.effective_context import effective_contexts
 from infra.program.settings import Settings
+from infra.program.settings.capacity import capacities
 from modelfleet_outputs import VERSION, FleetOutputs, ModelOutput, StorageClasses
 
 BASE_PATH = "/v1"
@@ -16,13 +17,16 @@ BASE_PATH = "/v1"
 
 def models(settings: Settings, effective: Mapping[str, int] | None = None) -> list[ModelOutput]:
     """The fleet's models first, in the order of the configuration."""
-    server = settings.model_server
-    probed = effective or {}
-    found = [
-        ModelOutput(id=model.name, context_length=settings.context_length(model), effective_context=probed.get(model.name))
-        for model in settings.models
+    return [
+        ModelOutput(
+            id=name,
+            context_length=found.context_length,
+            effective_context=(effective or {}).get(name),
+            warm_conversations=found.conversations,
+            warm_tokens=found.tokens,
+        )
+        for name, found in capacities(settings).items()
     ]
-    return [*found, ModelOutput(id=server.model_id, context_length=server.context_length)]
 
 
 def outputs(

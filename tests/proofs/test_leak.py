@@ -31,8 +31,7 @@ ANSWERS, REAL_ANSWERS = 300, 120
 def start(stack: ExitStack, engine: str, store: Path, work: Path, model: str, slots: int, cache_mib: int) -> Service:
     cache = str(cache_mib)
     if engine == "model-server":
-        environment = {"LLAMA_ARG_CACHE_RAM": cache}
-        return start_model_server(stack, store, work, model, process=environment, PARALLEL=str(slots), MAX_QUEUE="64")
+        return start_model_server(stack, store, work, model, PROMPT_CACHE_MIB=cache, PARALLEL=str(slots), MAX_QUEUE="64")
     program = ollama_process.install(work)
     service = stack.enter_context(ollama_process.running(program, store, work, OLLAMA_NUM_PARALLEL=str(slots), LLAMA_ARG_CACHE_RAM=cache))
     ollama_process.load(service, model)

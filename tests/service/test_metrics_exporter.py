@@ -60,7 +60,7 @@ def test_every_gpu_is_read(exporter: Callable[..., Service], tmp_path: Path) -> 
 def test_what_a_driver_lacks_is_absent(exporter: Callable[..., Service], tmp_path: Path) -> None:
     found = scrape(exporter(library(tmp_path, "-DWITHOUT_POWER")))
     assert found["nvml_up", ""] == 1
-    assert found["nvml_memory_used_bytes", "0"] == 400
+    assert found["nvml_memory_used_bytes", "0"] == 500, "such a driver counts what it reserves as used"
     assert not [name for name, _ in found if "power" in name or "ecc" in name]
 
 

@@ -42,6 +42,68 @@ def test_it_generates_streams_and_counts(model_server: ModelServerFactory) -> No
     assert metric(service, "model_server_engine_up") == 1
 
 
+def test_streams_one_after_the_other_are_all_answered(model_server: ModelServerFactory) -> None:
+    """llama.cpp closes the connection after a stream, a moment later than the client can use it again."""
+    service = model_server("tiny:1")
+    with httpx.Client(timeout=60) as client:
+        body = {"model": "tiny:1", "prompt": "Say it.", "temperature": 0, "stream": True}
+        answers = [client.post(f"{service.url}/v1/completions", json=body) for _ in range(60)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert all(answer.text.endswith("data: [DONE]\n\n") for answer in answers)
+
+
+_BINARY = """#!{python}
+import argparse, os, sys, xllamacpp
+parser = argparse.ArgumentParser()
+for name in ("--model", "--host"):
+    parser.add_argument(name)
+for name in ("--port", "--ctx-size", "--parallel", "--cache-ram"):
+    parser.add_argument(name, type=int)
+given, _ = parser.parse_known_args()
+params = xllamacpp.CommonParams()
+params.model.path, params.hostnames, params.port = given.model, [given.host], given.port
+params.n_ctx, params.n_parallel, params.cache_ram_mib, params.use_jinja = given.ctx_size, given.parallel, given.cache_ram, True
+server = xllamacpp.Server(params)
+print("llama-server serves", flush=True)
+sys.stdin.read()
+"""
+"""What an image with CUDA has as a program: the same server, of the package, behind the arguments."""
+
+
+def test_a_program_llama_server_takes_the_place_of_the_package(model_server: ModelServerFactory, tmp_path: Path) -> None:
+    binary = tmp_path / "llama-server"
+    binary.write_text(_BINARY.format(python=sys.executable))
+    binary.chmod(0o755)
+    service = model_server("tiny:1", LLAMA_SERVER=str(binary))
+    assert ask(service).json()["choices"][0]["message"]["content"] == SCRIPT
+    assert "llama-server serves" in service.log.read_text()
+    engine = int(subprocess.check_output(["pgrep", "-f", f"^{sys.executable} {binary}"]))
+    service.process.kill()
+    for _ in range(100):
+        if not Path(f"/proc/{engine}").exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the engine outlives its server")
+
+
+def test_a_program_that_cannot_load_ends_the_server(tmp_path: Path, store: Path) -> None:
+    binary = tmp_path / "llama-server"
+    binary.write_text("#!/bin/sh\necho no device >&2\nexit 3\n")
+    binary.chmod(0o755)
+    env = {"MODELS_DIR": str(store), "MODEL": "tiny:1", "HOST": "127.0.0.1", "PORT": "0", "LLAMA_SERVER": str(binary)}
+    done = subprocess.run(
+        [sys.executable, "-m", "model_server"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **{f"MODEL_SERVER_{key}": value for key, value in env.items()}},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "no device" in done.stderr
+    assert "engine: got exit status 3 while loading, want a loaded model" in done.stderr
+
+
 def post(service: Service, path: str, **fields: object) -> httpx.Response:
     return httpx.post(service.url + path, json={"model": "tiny:1", **fields}, timeout=60)
 
@@ -226,7 +288,17 @@ def test_the_engine_ends_with_a_server_that_is_killed_while_it_loads(tmp_path: P
     """A model that never comes: the library waits in its open(), and lets no other thread of the process run."""
     pipe = tmp_path / "model.gguf"
     os.mkfifo(pipe)
-    parameters = json.dumps({"model": str(pipe), "pooling": 0, "alias": "x", "context": 512, "parallel": 1, "threads": 1})
+    given = {
+        "binary": "",
+        "model": str(pipe),
+        "pooling": 0,
+        "alias": "x",
+        "context": 512,
+        "parallel": 1,
+        "prompt_cache_mib": 0,
+        "threads": 1,
+    }
+    parameters = json.dumps(given)
     server = (
         "import subprocess, sys\n"
         "engine = subprocess.Popen([sys.executable, '-m', 'model_server.llama_cpp', sys.argv[1]], stdin=subprocess.PIPE)\n"

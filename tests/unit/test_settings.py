@@ -100,6 +100,10 @@ def test_prod_has_the_sizes_of_the_design() -> None:
             {"fleet": {"promptCache": "8Gi"}},
             "modelfleet:fleet.resources.memory: got 1Gi, want at least 8.2Gi (weights 0.1Gi, promptCache 8.0Gi, KV cache 0.1Gi)",
         ),
+        (
+            {"modelServer": {"contextLength": 32768}},
+            "modelfleet:modelServer.resources.memory: got 1Gi, want at least 2.9Gi (weights 0.1Gi, promptCache 1.4Gi, KV cache 1.4Gi)",
+        ),
         ({"governance": {"storage": "1Gi"}}, "modelfleet:governance.storage: got 1Gi, want at least 3.0Gi, the sum of all claims"),
         ({"stack": "prod", "governance": {"pods": 10}}, "modelfleet:governance.pods: got 10, want at least 14, all replicas and six more"),
         (

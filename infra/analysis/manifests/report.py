@@ -8,6 +8,7 @@ from typing import Any
 
 from infra.analysis.manifests.changes import ACTIONS, Change, Difference, compare
 from infra.analysis.manifests.cost import Cost, total
+from infra.program.settings.capacity import Capacity
 
 Object = Mapping[str, Any]
 _LONGEST_VALUE = 120
@@ -91,6 +92,14 @@ def cost(new: Sequence[Object], old: Sequence[Object] | None) -> str:
     return "\n".join([*lines, ""])
 
 
+def carries(found: Mapping[str, Capacity]) -> str:
+    """How many conversations each model's servers keep warm."""
+    lines = ["| model | servers | answers at once | warm conversations of full context | warm tokens |", "| --- | --- | --- | --- | --- |"]
+    for name, each in found.items():
+        lines.append(f"| {name} | {each.servers} | {each.servers * each.slots} | {each.conversations} | {each.tokens} |")
+    return "\n".join([*lines, ""])
+
+
 def workloads(objects: Sequence[Object]) -> str:
     """Every container that runs: image and requests."""
     lines = ["| workload | pods | image | cpu | memory | gpus |", "| --- | --- | --- | --- | --- | --- |"]
@@ -107,8 +116,15 @@ def workloads(objects: Sequence[Object]) -> str:
     return "\n".join([*lines, ""])
 
 
-def section(stack: str, objects: Sequence[Object], comparable: Sequence[Object], base: Base | None, errors: Sequence[str]) -> str:
-    """Everything about one stack: what is wrong, what changes, what it costs, what runs.
+def section(
+    stack: str,
+    objects: Sequence[Object],
+    comparable: Sequence[Object],
+    base: Base | None,
+    errors: Sequence[str],
+    capacities: Mapping[str, Capacity],
+) -> str:
+    """Everything about one stack: what is wrong, what changes, what it costs, what it carries, what runs.
 
     `comparable` are the objects in the form of the base's.
     """
@@ -116,5 +132,6 @@ def section(stack: str, objects: Sequence[Object], comparable: Sequence[Object],
     parts = [f"## {stack}", "", verdict, ""]
     parts += [changes(compare(base.objects, comparable), f"`{base.name}`")] if base else []
     parts += [images(base.images)] if base and base.images else []
-    parts += [cost(objects, base.objects if base else None), "<details><summary>what runs</summary>\n", workloads(objects), "</details>\n"]
+    parts += [cost(objects, base.objects if base else None), carries(capacities)]
+    parts += ["<details><summary>what runs</summary>\n", workloads(objects), "</details>\n"]
     return "\n".join(parts)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from components.models import FOLLOWER_RESOURCES
 from components.ollama_agent import AGENT_RESOURCES, PROBE_RESOURCES
+from infra.program.settings import capacity
 from infra.program.settings.models import ModelSettings, is_address
 from infra.program.settings.section import GIB, MIB, in_gib, quantity
 from infra.program.settings.sections import Sections
@@ -19,7 +20,8 @@ from model_sync.catalog import is_held_by
 
 GPU_WORKSPACE = 1.5 * GIB
 """Bytes of one loaded model on each GPU beside weights and KV cache: the CUDA context (about 0.5 GiB) and llama.cpp's compute buffers at
-a batch of 512 (under 1 GiB up to 70B parameters). An estimate on the safe side, not a measurement."""
+a batch of 512 (under 1 GiB up to 70B parameters). On the safe side: an H200 took 0.5 GiB for Qwen3-Coder-30B-A3B's shape, and 0.8 GiB for
+Qwen3-8B's (bench/results/gpu.json)."""
 EPHEMERAL_DEFAULT = 64 * MIB
 """Disk that the namespace's LimitRange requests for a container without a request for it. None of our containers has one."""
 SIDECARS = (FOLLOWER_RESOURCES, AGENT_RESOURCES)
@@ -37,18 +39,14 @@ Source: server/sched.go (mllama, qwen3vl, qwen35, qwen3next, lfm2, nemotron_h)."
 
 def problems(settings: Sections) -> list[str]:
     """Every rule that the sections break together."""
-    checks = (_models, _aliases, _delivery, _contexts, _scale, _gpus, _gpu_memory, _host_memory, _storage, _cache, _quota)
+    checks = (_models, _aliases, _delivery, _contexts, _scale, _gpus, _gpu_memory, _host_memory, _server_memory, _storage, _cache, _quota)
     found = [line for check in checks for line in check(settings)]
     return found + list(_production(settings)) if settings.governance.production else found
 
 
 def gpu_bytes(model: ModelSettings, settings: Sections) -> float:
     """GPU memory that one server needs for `model`, by the formula above."""
-    return quantity(model.size) + _kv_bytes(model, settings) + GPU_WORKSPACE * settings.fleet.gpus_per_pod
-
-
-def _kv_bytes(model: ModelSettings, settings: Sections) -> float:
-    return model.kv_bytes_per_token * settings.context_length(model) * settings.fleet.num_parallel
+    return quantity(model.size) + capacity.of_fleet(model, settings).kv_bytes + GPU_WORKSPACE * settings.fleet.gpus_per_pod
 
 
 def _scale(settings: Sections) -> Iterator[str]:
@@ -147,7 +145,7 @@ def _gpu_memory(settings: Sections) -> Iterator[str]:
 def _host_memory(settings: Sections) -> Iterator[str]:
     """Weights pass through host memory (and stay there without a GPU); llama.cpp keeps old prompts there in any case."""
     fleet, models = settings.fleet, _largest_replica(settings)
-    on_host = 0.0 if fleet.gpus_per_pod else sum(_kv_bytes(model, settings) for model in models)
+    on_host = 0.0 if fleet.gpus_per_pod else sum(capacity.of_fleet(model, settings).kv_bytes for model in models)
     weights = sum(quantity(model.size) for model in models)
     cached = quantity(fleet.prompt_cache) * len(models)
     need = weights + cached + on_host
@@ -155,6 +153,21 @@ def _host_memory(settings: Sections) -> Iterator[str]:
         yield (
             f"fleet.resources.memory: got {fleet.resources.memory}, want at least {in_gib(need)} (weights {in_gib(weights)}, promptCache "
             f"{in_gib(cached)}, KV cache {in_gib(on_host)}); raise it or lower fleet.promptCache"
+        )
+
+
+def _server_memory(settings: Sections) -> Iterator[str]:
+    """The model server has no GPU: its weights, KV cache and old prompts are all in its memory."""
+    server = settings.model_server
+    if server.model not in settings.model_names:
+        return
+    found = capacity.of_model_server(settings)
+    weights = next(quantity(model.size) for model in settings.models if model.name == server.model)
+    need = weights + found.kv_bytes + found.prompt_cache
+    if need > quantity(server.resources.memory):
+        yield (
+            f"modelServer.resources.memory: got {server.resources.memory}, want at least {in_gib(need)} (weights {in_gib(weights)}, "
+            f"promptCache {in_gib(found.prompt_cache)}, KV cache {in_gib(found.kv_bytes)}); raise it or lower modelServer.promptCache"
         )
 
 

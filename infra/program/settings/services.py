@@ -23,6 +23,9 @@ class ModelServerSettings(Section):
     """Requests that are generated at once."""
     max_queue: int = Field(default=16, ge=0, le=512)
     """Requests that may wait; more get 503."""
+    prompt_cache: Bytes | None = None
+    """Memory that each server may keep old prompts in: the next turn of such a conversation reads only what is new. Unset, as much as its
+    slots hold."""
     resources: Resources
 
 

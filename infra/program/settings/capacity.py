@@ -1,0 +1,78 @@
+"""How many conversations a stack keeps warm, by which preview, outputs and the memory rules count.
+
+A conversation is warm while a server holds the state of its prompt, so that its next turn reads only what is new. Each slot of a server
+holds one, of contextLength tokens at most. Host memory (promptCache) holds more, whose slots went to others:
+
+    servers x (slots + promptCache / (kvBytesPerToken x contextLength), rounded down)
+
+conversations of full length, and more of shorter ones.
+"""
+
+from dataclasses import dataclass
+
+from infra.program.settings.models import ModelSettings
+from infra.program.settings.section import quantity
+from infra.program.settings.sections import Sections
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Of one model, on all servers that have it."""
+
+    servers: int
+    slots: int
+    """Requests that one server generates at once."""
+    context_length: int
+    """Tokens of one slot."""
+    kv_bytes_per_token: int
+    prompt_cache: float
+    """Bytes of one server's host memory."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of all slots of one server."""
+        return self.kv_bytes_per_token * self.context_length * self.slots
+
+    @property
+    def conversations(self) -> int:
+        """Warm ones, each as long as a slot."""
+        return self.servers * (self.slots + int(self.prompt_cache // (self.kv_bytes_per_token * self.context_length)))
+
+    @property
+    def tokens(self) -> int:
+        """Warm ones, of conversations of any length."""
+        return self.servers * (self.slots * self.context_length + int(self.prompt_cache // self.kv_bytes_per_token))
+
+
+def of_fleet(model: ModelSettings, settings: Sections) -> Capacity:
+    """A model on the Ollama servers."""
+    fleet = settings.fleet
+    return Capacity(
+        servers=model.replicas or fleet.replicas,
+        slots=fleet.num_parallel,
+        context_length=settings.context_length(model),
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        prompt_cache=quantity(fleet.prompt_cache),
+    )
+
+
+def of_model_server(settings: Sections) -> Capacity:
+    """The model of the model servers, which is one of `models`."""
+    server = settings.model_server
+    model = next(model for model in settings.models if model.name == server.model)
+    in_slots = model.kv_bytes_per_token * server.context_length * server.parallel
+    return Capacity(
+        servers=server.replicas,
+        slots=server.parallel,
+        context_length=server.context_length,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        prompt_cache=in_slots if server.prompt_cache is None else quantity(server.prompt_cache),
+    )
+
+
+def capacities(settings: Sections) -> dict[str, Capacity]:
+    """By the id that clients name, in the order of the outputs."""
+    return {
+        **{model.name: of_fleet(model, settings) for model in settings.models},
+        settings.model_server.model_id: of_model_server(settings),
+    }
