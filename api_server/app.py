@@ -69,7 +69,7 @@ class ApiServer:
             upstream.max_in_flight = min(upstream.max_in_flight, route.max_in_flight)
         memory_bytes = settings.memory_bytes or memory()
         budget = Budget(memory_bytes)
-        self.connections = Connections(settings.max_connections or most_connections(memory_bytes), settings.head_s)
+        self.connections = Connections(most_connections(memory_bytes, settings.max_connections), settings.head_s)
         self._limits = Limits(max(1, self.connections.most // 2))
         self.metrics = Metrics(list(self.upstreams.values()), settings.routes, lambda: budget.used)
         self._session = session

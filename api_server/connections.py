@@ -6,6 +6,7 @@ aiohttp gives a new connection an hour for its first request, and answers what i
 import asyncio
 import json
 import logging
+import resource
 import socket
 from http import HTTPStatus
 from typing import Any
@@ -22,11 +23,21 @@ _LONGEST_HEAD = 128 * 2**10
 _A_CONNECTION = 64 * 2**10
 """Memory for one, which mostly idles; a head, or a body that is not read yet, may take twice as much."""
 _FEWEST, _MOST = 256, 10_000
+_OTHER_FILES = 64
 
 
-def most_connections(memory_bytes: int) -> int:
-    """How many connections a process with this memory may have: an eighth of it for them."""
-    return min(_MOST, max(_FEWEST, memory_bytes // 8 // _A_CONNECTION))
+def most_connections(memory_bytes: int, wanted: int = 0) -> int:
+    """How many connections a process may have: `wanted`, or as many as an eighth of this memory has room for, and never more than it may
+    open files for. A container's processes often start with 1024, and may have half a million."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    most = wanted or min(_MOST, max(_FEWEST, memory_bytes // 8 // _A_CONNECTION))
+    # A client's, its server's, and one of a server that idles since the request before.
+    room = max(1, (hard - _OTHER_FILES) // 3)
+    if hard == resource.RLIM_INFINITY or most <= room:
+        return most
+    log.warning("open files: got a limit of %d, want %d for %d connections; serving %d", hard, 3 * most + _OTHER_FILES, most, room)
+    return room
 
 
 class Connections:

@@ -93,7 +93,7 @@ def head_too_large(most: int) -> ApiError:
 
 
 def no_connection(retry_s: int) -> ApiError:
-    message = f"this server: got more connections than it has memory for, want fewer; try again after {retry_s} s"
+    message = f"this server: got more connections than it has room for, want fewer; try again after {retry_s} s"
     return ApiError(503, "server_error", message, "server_busy", {"Retry-After": str(retry_s)})
 
 

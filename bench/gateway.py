@@ -163,8 +163,8 @@ def ratios(results: Mapping[str, Any]) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     sizes = SMALL if list(arguments) == ["small"] else FULL
     end_with_us()
-    # A proxy has two for each stream.
-    allow_descriptors(2 * sizes.idle + 1000)
+    # A proxy has two for each stream, and for a while those of the streams before.
+    allow_descriptors(2 * sizes.idle + 4000)
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import resource
 import signal
 import sys
 from typing import Any
@@ -22,6 +23,9 @@ log = logging.getLogger("model_server")
 
 async def serve(settings: Settings) -> int:
     """Exit status: 0 after a drain, 1 when the engine could not start or ended by itself."""
+    # A container's processes often start with 1024, and may have many more.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     weights, digest = find_gguf(settings.models_dir, settings.model)
     engine = LlamaCppEngine(
         weights,

@@ -101,6 +101,7 @@ def start_api_server(
     routes: dict[str, dict[str, object]],
     ready: str = "/ready",
     process: Mapping[str, str] | None = None,
+    files: int = 0,
     **env: str,
 ) -> Service:
     """An API server that runs until the stack is closed; its keys and its log are in `work`. `process`: its environment beside its
@@ -119,7 +120,7 @@ def start_api_server(
         **env,
     }
     variables = {f"API_SERVER_{key}": value for key, value in settings.items()} | dict(process or {})
-    service = stack.enter_context(running("api_server", port, variables, work / "api-server.log", ready))
+    service = stack.enter_context(running("api_server", port, variables, work / "api-server.log", ready, files=files))
     service.metrics_url = f"http://127.0.0.1:{metrics_port}"
     return service
 

@@ -50,12 +50,18 @@ class Service:
 
 
 @contextmanager
-def running(module: str, port: int, env: Mapping[str, str], log: Path, ready: str = "/ready", at: str = "127.0.0.1") -> Iterator[Service]:
-    """`python -m module` until the block ends; it must answer on `ready`, at an address, first (empty: do not wait)."""
+def running(
+    module: str, port: int, env: Mapping[str, str], log: Path, ready: str = "/ready", at: str = "127.0.0.1", files: int = 0
+) -> Iterator[Service]:
+    """`python -m module` until the block ends; it must answer on `ready`, at an address, first (empty: do not wait). `files`: how many it may
+    open; 0, as many as this process."""
+    argv = [sys.executable, "-m", module]
+    if files:
+        argv = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *argv]
     environment = {"PATH": os.environ["PATH"], "HOME": str(log.parent), **env}
     with (
         log.open("ab") as handle,
-        subprocess.Popen([sys.executable, "-m", module], cwd=ROOT, env=environment, stdout=handle, stderr=handle) as process,
+        subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=handle, stderr=handle) as process,
     ):
         service = Service(process, f"http://{at}:{port}", log)
         try:

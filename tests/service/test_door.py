@@ -1,9 +1,11 @@
 """What is decided at the gateway's door, before any model is asked: keys, greetings, browsers."""
 
 import json
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
@@ -31,6 +33,48 @@ def raw(service: Service, *lines: bytes) -> tuple[int, bytes]:
             answer += chunk
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), body
+
+
+def _open(service: Service, count: int) -> list[socket.socket]:
+    """Connections that got an answer, and stay."""
+    host, port = service.url.removeprefix("http://").split(":")
+    kept: list[socket.socket] = []
+    for _ in range(count):
+        connection = socket.create_connection((host, int(port)), timeout=10)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        kept.append(connection)
+    return kept
+
+
+class TestOpenFiles:
+    """A container's processes begin with the limit that its runtime gave them, often 1024."""
+
+    def test_a_process_takes_as_many_as_it_may(self, tmp_path: Path) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        routes: dict[str, dict[str, object]] = {"a": {"url": f"http://127.0.0.1:{free_port()}"}}
+        with ExitStack() as stack:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+            try:
+                service = start_api_server(stack, tmp_path, routes, ready="/health")
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for connection in _open(service, 400):
+                connection.close()
+
+    def test_a_limit_that_cannot_be_raised_bounds_the_connections(self, tmp_path: Path) -> None:
+        """The one that idles longest makes room; nobody is left without an answer."""
+        routes: dict[str, dict[str, object]] = {"a": {"url": f"http://127.0.0.1:{free_port()}"}}
+        with ExitStack() as stack:
+            service = start_api_server(stack, tmp_path, routes, ready="/health", files=364)
+            connections = _open(service, 300)
+            assert connections[0].recv(1) == b""
+            connections[-1].sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert connections[-1].recv(65536).startswith(b"HTTP/1.1 200")
+            for connection in connections:
+                connection.close()
+        assert "open files: got a limit of 364" in service.log.read_text()
+        assert "serving 100" in service.log.read_text()
 
 
 class TestKeys:

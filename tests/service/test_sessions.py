@@ -40,7 +40,7 @@ def running(tmp_path: Path, most: int = 4, **settings: str) -> Iterator[tuple[Se
             )
         routes: dict[str, dict[str, object]] = {"tiny:1": {"url": f"http://{names.FLEET}:{port}", "max_in_flight": most}}
         found = names.Name(tmp_path, "127.0.0.1", "127.0.0.2").environment
-        yield start_api_server(stack, tmp_path, routes, process=found, **settings), servers
+        yield start_api_server(stack, tmp_path, routes, "/ready", found, 0, **settings), servers
 
 
 @pytest.fixture
