@@ -125,7 +125,7 @@ class Fleet:
         """One whose model `a` is served by the fleet; `others`: routes of more models."""
         routes = {"a": {"url": f"http://{FLEET}:{self.port}", **(route or {})}, **(others or {})}
         with ExitStack() as stack:
-            yield start_api_server(stack, self.work, routes, ready, self._name.environment, **env)
+            yield start_api_server(stack, self.work, routes, ready, self._name.environment, 0, **env)
 
     @contextmanager
     def running(self) -> Iterator["Fleet"]:
