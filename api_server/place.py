@@ -1,7 +1,7 @@
 """A request's place at a server: what it needs, what it got, and the wait between."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from api_server.address import Address
 from api_server.bindings import Binding
@@ -19,6 +19,12 @@ class Wanted:
     route: Route
     model: str
     turn: Turn = _NO_TURN
+    tried: frozenset[str] = frozenset()
+    """Hosts that it was sent to, and failed at."""
+
+    def elsewhere(self, host: str) -> "Wanted":
+        """The same, at any server but this one."""
+        return replace(self, tried=self.tried | {host})
 
     @property
     def name(self) -> str:

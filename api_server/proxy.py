@@ -113,11 +113,10 @@ class Proxy:
         upstream = self._upstreams[asked.route.url]
         wanted = Wanted(asked.route, asked.model, asked.turn)
         place: Place | None = await self._place(upstream, wanted)
-        tried: list[str] = []
         seen = 0
         while place is not None:
             address = place.address
-            tried.append(address.host)
+            wanted = wanted.elsewhere(address.host)
             with upstream.held(place):
                 try:
                     if asked.is_counted_here:
@@ -144,7 +143,10 @@ class Proxy:
                 except (aiohttp.ClientError, ValueError) as error:
                     self._failed(upstream, address, error)
                     raise errors.upstream_failed(asked.model, "an answer that is no HTTP") from None
-            place = upstream.take(wanted, tried) if seen < _MOST_SERVERS else None
+            place = upstream.take(wanted) if seen < _MOST_SERVERS else None
+            if place is None and seen < _MOST_SERVERS and upstream.serves(wanted):
+                # The others are busy.
+                place = await self._place(upstream, wanted)
         raise errors.upstream_failed(asked.model, "a broken connection") if seen else errors.unavailable(asked.model, _RETRY_S)
 
     async def _relay(

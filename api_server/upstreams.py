@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -63,7 +63,10 @@ class Upstream:
         return any(address.answers for address in self.addresses.values())
 
     def serves(self, wanted: Wanted) -> bool:
-        return any(address.answers and address.has(wanted.name, wanted.route.digest) for address in self.addresses.values())
+        return any(
+            address.answers and address.host not in wanted.tried and address.has(wanted.name, wanted.route.digest)
+            for address in self.addresses.values()
+        )
 
     def awaits(self, model: str) -> bool:
         """Whether a request waits for a place with this model."""
@@ -99,7 +102,7 @@ class Upstream:
                 await address.look(session)
         address.answers = True
 
-    def _free(self, wanted: Wanted, tried: Collection[str], *, sure: bool) -> list[Address]:
+    def _free(self, wanted: Wanted, *, sure: bool) -> list[Address]:
         """The addresses that have the model and a place, of which no other ones are better: first those that answer, then those that hold
         the model in memory. `sure`: none that did not answer last time. When more than half are out, being out says more about the
         requests than about the servers, and is not looked at."""
@@ -112,7 +115,7 @@ class Upstream:
             for address in every
             if address.in_flight < cap
             and (panic or (address.in_flight < address.places and address not in out))
-            and address.host not in tried
+            and address.host not in wanted.tried
             and (address.answers or not sure)
             and address.has(name, digest)
         ]
@@ -123,11 +126,11 @@ class Upstream:
         first = min(ranks)
         return [address for address, rank in zip(free, ranks, strict=True) if rank == first]
 
-    def _known(self, wanted: Wanted, tried: Collection[str] = ()) -> tuple[bytes | None, Binding | None, Address | None]:
+    def _known(self, wanted: Wanted) -> tuple[bytes | None, Binding | None, Address | None]:
         """The name and the binding of a conversation, and the server that holds it, if it serves the turn once it has a place."""
         before, binding = self._bindings.find(wanted.turn) or (None, None)
         home = self.addresses.get(binding.host) if binding is not None else None
-        if home is None or home.host in tried or not home.answers or home.is_out() or not home.has(wanted.name, wanted.route.digest):
+        if home is None or home.host in wanted.tried or not home.answers or home.is_out() or not home.has(wanted.name, wanted.route.digest):
             return before, binding, None
         # What Ollama has unloaded, it has forgotten.
         return before, binding, home if self.engine != "ollama" or tagged(wanted.name) in home.loaded else None
@@ -135,13 +138,13 @@ class Upstream:
     def _is_full(self, address: Address) -> bool:
         return address.in_flight >= min(self.max_in_flight, address.places)
 
-    def take(self, wanted: Wanted, tried: Collection[str] = (), *, sure: bool = False) -> Place | None:
+    def take(self, wanted: Wanted, *, sure: bool = False) -> Place | None:
         """A place at once, if there is one; release it. Nobody overtakes a request that waits for the same place. `sure`: at no server that
         took no connection last time."""
         # With lines, whoever waits has turned down every place that is free.
-        if not tried and not self.lines and self.awaits(wanted.model):
+        if not wanted.tried and not self.lines and self.awaits(wanted.model):
             return None
-        return self._claimed(wanted, tried, sure=sure, lines=self.lines and not tried)
+        return self._claimed(wanted, sure=sure, lines=self.lines and not wanted.tried)
 
     async def wait(self, wanted: Wanted, limit_s: float) -> Place:
         """A place, in the order of those who wait for this model; release it. Raises TimeoutError."""
@@ -183,13 +186,13 @@ class Upstream:
         finally:
             self.release(place)
 
-    def _claimed(self, wanted: Wanted, tried: Collection[str] = (), *, sure: bool, lines: bool = False) -> Place | None:
+    def _claimed(self, wanted: Wanted, *, sure: bool, lines: bool = False) -> Place | None:
         """A place at the best server. None without one, and, with `lines`, where it is sooner to wait for the server that holds the
         conversation."""
-        before, binding, home = self._known(wanted, tried)
+        before, binding, home = self._known(wanted)
         full = home is not None and self._is_full(home)
         at_once = home is not None and binding is not None and not full and stays(wanted.turn, binding, home)
-        free = [home] if at_once and home else self._free(wanted, tried, sure=sure)
+        free = [home] if at_once and home else self._free(wanted, sure=sure)
         if not free:
             return None
         if home is not None and binding is not None and full and lines:

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,28 @@ class TestDyingServers:
             for server in servers[:3]:
                 fleet.stop(server)
             assert ask(api).status_code == 200
+
+    def test_a_request_that_one_broke_off_waits_for_another_that_is_busy(self, fleet: Fleet) -> None:
+        release = threading.Event()
+
+        async def works(request: Request) -> None:
+            await asyncio.to_thread(release.wait, 60)
+            await request.answer()
+
+        async def breaks_off_later(_: Request) -> None:
+            await asyncio.sleep(0.5)
+
+        busy, bad = fleet.add(works, breaks_off_later)
+        with fleet.gateway(route={"max_in_flight": 1}, QUEUE_S="60") as api:
+            asking = Asking(api)
+            number = 0
+            while not (busy.at_once and bad.seen):
+                asking.one(f"{number}")
+                number += 1
+                time.sleep(0.1)
+            until(lambda: not bad.at_once)
+            release.set()
+            assert {response.status_code for response in asking.all().values()} == {200}
 
     def test_one_that_fails_is_out_and_comes_back_slowly(self, fleet: Fleet) -> None:
         fails = True
