@@ -102,7 +102,11 @@ def test_prod_has_the_sizes_of_the_design() -> None:
         ),
         (
             {"modelServer": {"contextLength": 32768}},
-            "modelfleet:modelServer.resources.memory: got 1Gi, want at least 2.9Gi (weights 0.1Gi, promptCache 1.4Gi, KV cache 1.4Gi)",
+            "modelfleet:modelServer.resources.memory: got 1Gi, want at least 1.5Gi (weights 0.1Gi, promptCache 0.0Gi, KV cache 1.4Gi)",
+        ),
+        (
+            {"modelServer": {"promptCache": "2Gi"}},
+            "modelfleet:modelServer.resources.memory: got 1Gi, want at least 2.3Gi (weights 0.1Gi, promptCache 2.0Gi, KV cache 0.2Gi)",
         ),
         ({"governance": {"storage": "1Gi"}}, "modelfleet:governance.storage: got 1Gi, want at least 3.0Gi, the sum of all claims"),
         ({"stack": "prod", "governance": {"pods": 10}}, "modelfleet:governance.pods: got 10, want at least 14, all replicas and six more"),

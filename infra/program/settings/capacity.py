@@ -14,6 +14,9 @@ from infra.program.settings.models import ModelSettings
 from infra.program.settings.section import quantity
 from infra.program.settings.sections import Sections
 
+FILL = 0.9
+"""Part of a pod's memory that weights, KV cache and old prompts may take, where the last are not said."""
+
 
 @dataclass(frozen=True)
 class Capacity:
@@ -61,12 +64,13 @@ def of_model_server(settings: Sections) -> Capacity:
     server = settings.model_server
     model = next(model for model in settings.models if model.name == server.model)
     in_slots = model.kv_bytes_per_token * server.context_length * server.parallel
+    left = FILL * quantity(server.resources.memory) - quantity(model.size) - in_slots
     return Capacity(
         servers=server.replicas,
         slots=server.parallel,
         context_length=server.context_length,
         kv_bytes_per_token=model.kv_bytes_per_token,
-        prompt_cache=in_slots if server.prompt_cache is None else quantity(server.prompt_cache),
+        prompt_cache=max(0, min(in_slots, left)) if server.prompt_cache is None else quantity(server.prompt_cache),
     )
 
 

@@ -167,7 +167,7 @@ def _server_memory(settings: Sections) -> Iterator[str]:
     if need > quantity(server.resources.memory):
         yield (
             f"modelServer.resources.memory: got {server.resources.memory}, want at least {in_gib(need)} (weights {in_gib(weights)}, "
-            f"promptCache {in_gib(found.prompt_cache)}, KV cache {in_gib(found.kv_bytes)}); raise it or lower modelServer.promptCache"
+            f"promptCache {in_gib(found.prompt_cache)}, KV cache {in_gib(found.kv_bytes)}); raise it, or lower modelServer.contextLength"
         )
 
 

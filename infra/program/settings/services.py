@@ -25,7 +25,7 @@ class ModelServerSettings(Section):
     """Requests that may wait; more get 503."""
     prompt_cache: Bytes | None = None
     """Memory that each server may keep old prompts in: the next turn of such a conversation reads only what is new. Unset, as much as its
-    slots hold."""
+    slots hold, where resources.memory has room for it."""
     resources: Resources
 
 
