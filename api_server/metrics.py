@@ -49,6 +49,9 @@ class Metrics(Collector):
         self.key_tokens = Counter(
             "api_server_key_tokens", "Tokens, by who asked and what they were", ["key", "model", "kind"], registry=self.registry
         )  # fmt: skip
+        self.key_seconds = Counter(
+            "api_server_key_server_seconds", "Time that servers worked, by who asked", ["key", "model"], registry=self.registry
+        )  # fmt: skip
         self.first_token = self._histogram("api_server_time_to_first_token_seconds", "From arrival to a stream's first event", _SECONDS)
         self.token_rate = self._histogram("api_server_tokens_per_second", "Tokens of a streamed answer, after its first, by second", _RATES)
         self.duration = self._histogram("api_server_request_duration_seconds", "Whole requests", _SECONDS)
@@ -111,6 +114,10 @@ class Metrics(Collector):
         for kind, amount in (("prompt", tokens.prompt), ("cached", tokens.cached), ("completion", tokens.completion)):
             if amount:
                 self.of(self.key_tokens, key, model, kind).inc(amount)
+
+    def worked(self, key: str, model: str, seconds: float) -> None:
+        """Count how long servers were at work for a key."""
+        self.of(self.key_seconds, key, model).inc(seconds)
 
     def collect(self) -> list[Metric]:
         in_flight = GaugeMetricFamily("api_server_in_flight_requests", "Requests that an address works on", labels=["upstream", "address"])

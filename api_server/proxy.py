@@ -86,6 +86,7 @@ class Proxy:
                 self._metrics.answered(model, reader, started)
                 used = spent(reader, asked)
                 self._metrics.spent(key, model, used)
+                self._metrics.worked(key, model, asked.server_s)
                 account.charge(used.prompt + used.completion)
             return response
         except errors.ApiError as error:
@@ -117,7 +118,7 @@ class Proxy:
         while place is not None:
             address = place.address
             wanted = wanted.elsewhere(address.host)
-            with upstream.held(place):
+            with upstream.held(place), asked.served():
                 try:
                     if asked.is_counted_here:
                         return await answer.own(await self._sender.count(address, asked))

@@ -3,7 +3,9 @@
 import functools
 import json
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +40,17 @@ class Asked:
     """More tokens than the prompt can have, by its bytes; None where bytes say nothing."""
     media: bool
     """Whether an image or a sound is part of the prompt."""
+    server_s: float = 0.0
+    """Seconds that servers had it in work."""
+
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        """A server has it in work until the block ends, however."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.server_s += time.monotonic() - begun
 
     @property
     def prompt(self) -> str:

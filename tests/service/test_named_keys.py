@@ -157,7 +157,9 @@ def test_a_key_is_revoked_without_a_restart_and_its_answers_go_to_their_end(gate
 
 
 def test_usage_is_counted_by_key_and_said_without_content(gateway: Service, tmp_path: Path) -> None:
+    begun = time.monotonic()
     answers = [chat(gateway, ALICE), chat(gateway, ALICE, "writer"), chat(gateway, BOB)]
+    took = time.monotonic() - begun
     assert [each.json()["choices"][0]["message"]["content"] for each in answers] == [SCRIPT] * 3
     usage = [each.json()["usage"] for each in answers]
     wait_until(lambda: used(gateway, "api_server_key_requests_total") == 3)
@@ -167,6 +169,7 @@ def test_usage_is_counted_by_key_and_said_without_content(gateway: Service, tmp_
         for kind in ("prompt", "completion"):
             want = sum(each[f"{kind}_tokens"] for each in mine)
             assert used(gateway, "api_server_key_tokens_total", kind=kind, **labels) == want
+        assert 0 < used(gateway, "api_server_key_server_seconds_total", **labels) <= took
     log = (tmp_path / "api-server.log").read_text()
     assert log.count(" key alice model tiny:1 status 200 ") == 2
     assert "Say it." not in log
@@ -180,6 +183,7 @@ def test_a_stream_that_its_client_left_is_counted_by_what_came(gateway: Service)
     labels = {"key": "alice", "model": "slow:1"}
     assert came <= used(gateway, "api_server_key_tokens_total", kind="completion", **labels) < 1500
     assert used(gateway, "api_server_key_tokens_total", kind="prompt", **labels) > 0
+    assert used(gateway, "api_server_key_server_seconds_total", **labels) > 0
 
 
 def test_cached_tokens_are_a_part_of_the_prompt(api_server: ApiServerFactory, model_server: ModelServerFactory, tmp_path: Path) -> None:
