@@ -4,6 +4,7 @@ aiohttp gives a new connection an hour for its first request, and answers what i
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import resource
@@ -29,14 +30,17 @@ _OTHER_FILES = 64
 def most_connections(memory_bytes: int, wanted: int = 0) -> int:
     """How many connections a process may have: `wanted`, or as many as an eighth of this memory has room for, and never more than it may
     open files for. A container's processes often start with 1024, and may have half a million."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Refused where the kernel's own limit is below the hard one.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        files = hard
     most = wanted or min(_MOST, max(_FEWEST, memory_bytes // 8 // _A_CONNECTION))
     # A client's, its server's, and one of a server that idles since the request before.
-    room = max(1, (hard - _OTHER_FILES) // 3)
-    if hard == resource.RLIM_INFINITY or most <= room:
+    room = max(1, (files - _OTHER_FILES) // 3)
+    if files == resource.RLIM_INFINITY or most <= room:
         return most
-    log.warning("open files: got a limit of %d, want %d for %d connections; serving %d", hard, 3 * most + _OTHER_FILES, most, room)
+    log.warning("open files: got a limit of %d, want %d for %d connections; serving %d", files, 3 * most + _OTHER_FILES, most, room)
     return room
 
 

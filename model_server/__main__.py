@@ -1,6 +1,7 @@
 """`python -m model_server`: answer at once, load meanwhile, serve until SIGTERM, then drain."""
 
 import asyncio
+import contextlib
 import functools
 import logging
 import resource
@@ -23,9 +24,10 @@ log = logging.getLogger("model_server")
 
 async def serve(settings: Settings) -> int:
     """Exit status: 0 after a drain, 1 when the engine could not start or ended by itself."""
-    # A container's processes often start with 1024, and may have many more.
+    # A container's processes often start with 1024, and may have many more. Refused where the kernel's own limit is below the hard one.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     weights, digest = find_gguf(settings.models_dir, settings.model)
     engine = LlamaCppEngine(
         weights,
