@@ -16,6 +16,7 @@ from kubernetes.stream import portforward
 
 from components.contract import API_SERVER, OLLAMA, PORTS
 from components.ollama_agent import AGENT
+from infra.program.cluster import connect
 
 Object = dict[str, Any]
 
@@ -71,9 +72,7 @@ class Snapshot:
 def collect(context: str, kubeconfig: str | None, namespace: str, key: str | None) -> Snapshot:
     """Read `namespace` behind `context`; with `key`, also ask a ready API server pod for its models. Raises SnapshotError."""
     try:
-        client = kubernetes.config.new_client_from_config(config_file=kubeconfig, context=context)
-        client.configuration.retries = 0
-        return _collect(client, namespace, key)
+        return _collect(connect(context, kubeconfig), namespace, key)
     except ApiException as error:
         got = f"{error.status} {error.reason}"
         raise SnapshotError(f"namespace {namespace}: got {got}, want leave to read it; ask for the role view") from None
