@@ -117,7 +117,6 @@ class Proxy:
         seen = 0
         while place is not None:
             address = place.address
-            wanted = wanted.elsewhere(address.host)
             with upstream.held(place), asked.served():
                 try:
                     if asked.is_counted_here:
@@ -144,8 +143,11 @@ class Proxy:
                 except (aiohttp.ClientError, ValueError) as error:
                     self._failed(upstream, address, error)
                     raise errors.upstream_failed(asked.model, "an answer that is no HTTP") from None
-            place = upstream.take(wanted) if seen < _MOST_SERVERS else None
-            if place is None and seen < _MOST_SERVERS and upstream.serves(wanted):
+            if seen == _MOST_SERVERS:
+                break
+            wanted = wanted.elsewhere(address.host)
+            place = upstream.take(wanted)
+            if place is None and upstream.serves(wanted):
                 # The others are busy.
                 place = await self._place(upstream, wanted)
         raise errors.upstream_failed(asked.model, "a broken connection") if seen else errors.unavailable(asked.model, _RETRY_S)

@@ -31,7 +31,7 @@ PARTS = ("model_server", "fleet")
 def main(binary: str, ollama: str, only: str = "") -> None:
     end_with_us()
     name, driver, total = smi("name,driver_version,memory.total")
-    record: dict[str, Any] = {**conditions("python -m bench.gpu LLAMA_SERVER OLLAMA")}
+    record: dict[str, Any] = conditions("python -m bench.gpu LLAMA_SERVER OLLAMA")
     record["gpu"] = {"name": name, "driver": driver, "mib": int(total)}
     version = subprocess.run([binary, "--version"], capture_output=True, text=True).stderr.splitlines()
     record["versions"]["llama.cpp"] = next((line for line in version if line.startswith("version")), "")

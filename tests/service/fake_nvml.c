@@ -31,7 +31,13 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device) { 
 nvmlReturn_t nvmlDeviceGetName(void *device, char *name, unsigned int length) { snprintf(name, length, is_instance(device) ? "NVIDIA H200 MIG 1g.18gb" : "NVIDIA H200"); return SUCCESS; }
 nvmlReturn_t nvmlDeviceGetUUID(void *device, char *uuid, unsigned int length) { snprintf(uuid, length, is_instance(device) ? "MIG-%ld" : "GPU-%ld", index_of(device)); return SUCCESS; }
 nvmlReturn_t nvmlDeviceGetUtilizationRates(void *device, nvmlUtilization_t *rates) { rates->gpu = 25 * (index_of(device) + 1); rates->memory = 5; return index_of(device) == 0 && is("mig") ? NOT_SUPPORTED : SUCCESS; }
-nvmlReturn_t nvmlDeviceGetMemoryInfo(void *device, nvmlMemory_t *memory) { memory->total = is_instance(device) ? 16 : 1000; memory->used = is_instance(device) ? 4 + index_of(device) : 500; memory->free = 500; return SUCCESS; }
+// The first version of the question counts what is reserved as used.
+nvmlReturn_t nvmlDeviceGetMemoryInfo(void *device, nvmlMemory_t *memory) {
+    memory->total = is_instance(device) ? 16 : 1000;
+    memory->used = is_instance(device) ? 4 + index_of(device) : 500;
+    memory->free = 500;
+    return SUCCESS;
+}
 nvmlReturn_t nvmlDeviceGetMigMode(void *device, unsigned int *current, unsigned int *pending) { *current = *pending = index_of(device) == 0 && is("mig"); return SUCCESS; }
 nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(void *device, unsigned int *count) { (void)device; *count = 7; return SUCCESS; }
 nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(void *device, unsigned int slot, void **instance) { (void)device; *instance = (void *)(long)(slot + 11); return slot == 0 || slot == 2 ? SUCCESS : NOT_FOUND; }
@@ -40,7 +46,13 @@ nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long lon
 #ifdef WITHOUT_POWER
 nvmlReturn_t nvmlDeviceGetPowerUsage(void *device, unsigned int *milliwatts) { (void)device; (void)milliwatts; return NOT_SUPPORTED; }
 #else
-nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(void *device, nvmlMemory_v2_t *memory) { memory->total = is_instance(device) ? 16 : 1000; memory->reserved = 100; memory->used = is_instance(device) ? 4 + index_of(device) : 400; memory->free = 500; return SUCCESS; }
+nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(void *device, nvmlMemory_v2_t *memory) {
+    memory->total = is_instance(device) ? 16 : 1000;
+    memory->used = is_instance(device) ? 4 + index_of(device) : 400;
+    memory->reserved = 100;
+    memory->free = 500;
+    return SUCCESS;
+}
 nvmlReturn_t nvmlDeviceGetPowerUsage(void *device, unsigned int *milliwatts) { (void)device; *milliwatts = 350000; return SUCCESS; }
 nvmlReturn_t nvmlDeviceGetTotalEccErrors(void *device, int kind, int counter, unsigned long long *count) { (void)device; (void)kind; (void)counter; *count = 0; return SUCCESS; }
 #endif

@@ -92,7 +92,7 @@ class Pod:
         result = self.work / "result"
         fixed = {"HOST": ADDRESS, "REPLICAS": "1", "MIN_CONTEXT": "1024", "TIMEOUT_S": "30", "POLL_S": "0.1", "RESULT": str(result)}
         settings = {f"OLLAMA_PROBE_{key}": value for key, value in {**fixed, **env}.items()}
-        status = self._start("probe", [sys.executable, "-m", "ollama_agent", "probe"], settings).wait(120)
+        status = self._start("probe", [sys.executable, "-m", "ollama_agent", "probe"], settings).wait(60)
         return status, result.read_text()
 
     def submit(self, call: Callable[[], T]) -> "Future[T]":

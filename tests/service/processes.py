@@ -53,8 +53,8 @@ class Service:
 def running(
     module: str, port: int, env: Mapping[str, str], log: Path, ready: str = "/ready", at: str = "127.0.0.1", files: int = 0
 ) -> Iterator[Service]:
-    """`python -m module` until the block ends; it must answer on `ready`, at an address, first (empty: do not wait). `files`: how many it may
-    open; 0, as many as this process."""
+    """`python -m module` until the block ends; it must answer on `ready`, at an address, first (empty: do not wait). `files`: how many it
+    may open; 0, as many as this process."""
     argv = [sys.executable, "-m", module]
     if files:
         argv = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *argv]

@@ -135,8 +135,7 @@ def test_s01_a_model_that_cannot_be_loaded_harms_itself_alone(server: Pod, broke
     server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "it is ready in its last life")
     started = time.monotonic()
     status, result = server.probe(MODELS=json.dumps({TINY: 1, broken: 1}), TIMEOUT_S="600")
-    # Its patience is 45 s; on a busy machine the rest takes its time.
-    assert time.monotonic() - started < 90
+    assert time.monotonic() - started < 60
     assert status == 1
     assert result.startswith(f"models.{broken}: got /api/generate: 500 ")
     assert "unknown model architecture" in result
