@@ -186,7 +186,8 @@ class ModelServer:
         try:
             async with self.engine.request(endpoint.path, payload) as answer:
                 if answer.status != 200:
-                    raise refusal(answer.status, await answer.read())
+                    said = await answer.read()
+                    raise refusal(await self._blamed(endpoint, payload, answer.status), said)
                 if payload.get("stream"):
                     return await self._stream(request, endpoint.api, answer, started)
                 body = await answer.read()
@@ -199,6 +200,16 @@ class ModelServer:
             with contextlib.suppress(CacheUnavailable):
                 await self.cache.put(lookup.key, body)
         return web.Response(body=body, content_type="application/json", headers=lookup.headers)
+
+    async def _blamed(self, endpoint: Endpoint, payload: Mapping[str, Any], status: int) -> int:
+        """The status that says whose fault it was. llama.cpp answers 500 for whatever it throws, also while it reads a request: a token
+        that is not in the vocabulary, a template that refuses the roles (ex_wrapper in tools/server/server.cpp, build 10488)."""
+        if status != 500 or (endpoint.takes_place and endpoint.read_by is None):
+            return status
+        if endpoint.read_by is not None:
+            async with self.engine.request(endpoint.read_by, payload) as read:
+                return 400 if read.status in (400, 500) else status
+        return 400
 
     async def _stream(self, request: web.Request, api: Api, answer: Answer, started: float) -> web.StreamResponse:
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -17,6 +17,8 @@ class Endpoint:
     """Whose shape its errors have."""
     is_cached: bool = False
     """Whether exact answers may be kept."""
+    read_by: str | None = None
+    """The engine's path that reads such a request and runs no model. What fails there too is the request's fault, not the engine's."""
 
     @property
     def names_model(self) -> bool:
@@ -26,10 +28,10 @@ class Endpoint:
 
 # llama.cpp, tools/server/README.md, as packaged in xllamacpp 2026.10.
 _ALL = (
-    Endpoint("/v1/chat/completions", "messages", is_cached=True),
+    Endpoint("/v1/chat/completions", "messages", is_cached=True, read_by="/v1/chat/completions/input_tokens"),
     Endpoint("/v1/completions", "prompt", is_cached=True),
-    Endpoint("/v1/responses", "input"),
-    Endpoint("/v1/messages", "messages", api="anthropic"),
+    Endpoint("/v1/responses", "input", read_by="/v1/responses/input_tokens"),
+    Endpoint("/v1/messages", "messages", api="anthropic", read_by="/v1/messages/count_tokens"),
     Endpoint("/v1/messages/count_tokens", "messages", takes_place=False, api="anthropic"),
     Endpoint("/v1/embeddings", "input"),
     Endpoint("/v1/rerank", "documents"),

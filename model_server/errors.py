@@ -51,4 +51,5 @@ def refusal(status: int, body: bytes) -> ApiError:
         message = "model: got one that was not made for this endpoint, want one that was; ask another model"
         return ApiError(400, "invalid_request_error", message, "unsupported_endpoint")
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return ApiError(status, kind, str(error.get("message", "engine error")), str(error.get("type", "")) or None)
+    code = kind if error.get("type") == "server_error" else str(error.get("type", "")) or None
+    return ApiError(status, kind, str(error.get("message", "engine error")), code)

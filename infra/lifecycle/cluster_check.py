@@ -6,7 +6,7 @@ also what an interrupted check has left.
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ VOLUME_S = 420
 """Drivers of file shares take minutes for a volume."""
 CUT_OFF = "closed"
 """The pod that a policy cuts off."""
+_CLAIM_IS_WELL = ("WaitForFirstConsumer", "WaitForPodScheduled", "ProvisioningSucceeded")
 _LABEL = "modelfleet.dev/cluster-check"
 _REACHES = f"""
 import os, socket, sys, time
@@ -239,11 +240,21 @@ class _Trial:
         return bool(status().get("succeeded"))
 
     def _why(self, name: str) -> str:
-        """What the cluster says about the Job of that name, its pod and its claim: the last warning, or else the last event."""
+        """What the cluster says about the Job of that name, its pod and its claim."""
         events = self._cluster.items("v1", "Event", namespace=self._namespace)
-        about = [each for each in events if each["involvedObject"]["name"].partition("-")[0] == name]
-        about.sort(key=lambda each: (each.get("type") == "Warning", each.get("lastTimestamp") or each["metadata"]["creationTimestamp"]))
-        return f"{about[-1]['reason']} ({about[-1]['message']})" if about else "nothing"
+        return cause([each for each in events if each["involvedObject"]["name"].partition("-")[0] == name])
+
+
+def cause(events: Sequence[Mapping[str, Any]]) -> str:
+    """What kept a pod from running: what was said about its claim, unless that one waits for the pod or is there; the last warning, or else
+    the last event. A claim without a volume is never more than an ordinary event, and the pod's warning of it names no reason."""
+
+    def weight(event: Mapping[str, Any]) -> tuple[bool, bool, str]:
+        of_claim = event["involvedObject"]["kind"] == "PersistentVolumeClaim" and event["reason"] not in _CLAIM_IS_WELL
+        return of_claim, event.get("type") == "Warning", event.get("lastTimestamp") or event["metadata"]["creationTimestamp"]
+
+    last = max(events, key=weight, default=None)
+    return f"{last['reason']} ({last['message']})" if last else "nothing"
 
 
 def _class(tier: Tier) -> dict[str, Any]:

@@ -129,6 +129,50 @@ def test_every_endpoint_of_the_engine_is_passed_on_and_counted(model_server: Mod
     assert httpx.post(f"{service.url}/detokenize", json={"tokens": tokens}, timeout=10).json()["content"] == "Say it."
 
 
+def test_what_the_engine_cannot_read_is_the_clients_fault(model_server: ModelServerFactory) -> None:
+    """llama.cpp answers 500, after which a gateway would ask the next server and count a failure of this one."""
+    service, messages = model_server("tiny:1"), BODY["messages"]
+    wrong: tuple[tuple[str, dict[str, object]], ...] = (
+        *(("/detokenize", {"tokens": [token]}) for token in (265, -1, 2**31, 2**70)),
+        ("/v1/chat/completions", {"messages": messages, "tools": 5}),
+        ("/v1/chat/completions", {"messages": messages, "reasoning_format": "x"}),
+        ("/v1/responses", {"input": "Say it.", "reasoning_format": "x"}),
+        ("/v1/responses", {"input": "Say it.", "tools": 5}),
+    )
+    for path, fields in wrong:
+        answer = post(service, path, **fields)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error"), (path, fields, answer.text)
+
+
+_FAILING = """#!{python}
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer(200, b"{{}}")
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.endswith("input_tokens"):
+            return self.answer(200, b"{{}}")
+        self.answer(500, b'{{"error": {{"message": "Compute error.", "type": "server_error"}}}}')
+    def answer(self, status, body):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+"""A llama-server that reads every request, and cannot compute."""
+
+
+def test_a_failure_of_the_engine_stays_one(model_server: ModelServerFactory, tmp_path: Path) -> None:
+    binary = tmp_path / "llama-server"
+    binary.write_text(_FAILING.format(python=sys.executable))
+    binary.chmod(0o755)
+    answer = ask(model_server("tiny:1", LLAMA_SERVER=str(binary)))
+    assert (answer.status_code, answer.json()["error"]["message"]) == (500, "Compute error.")
+
+
 def test_a_model_of_embeddings_makes_them_and_others_say_that_they_do_not(model_server: ModelServerFactory) -> None:
     embeds, writes = model_server("embed:1"), model_server("tiny:1")
     texts = ["one text", "another one", "a long one " * 100]

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api_server import picking
 from model_sync import gguf
 from tests import tiny_gguf
 from tests.service import names
@@ -98,21 +99,22 @@ def test_a_conversation_whose_server_is_gone_goes_on_at_another(fleet: tuple[Ser
 
 def test_turns_of_long_conversations_wait_for_the_server_that_holds_them(tmp_path: Path) -> None:
     """Each server takes one request at once, and all agents ask at once: nobody is refused, and no prompt is read twice."""
+    agents = 3
+    # Six bytes of JSON for two tokens: more bytes than the answers of the two others are worth, whoever comes first, and read in little time.
+    padding = "é" * 3000
+    assert len(json.dumps(padding)) > (agents - 1) * (picking.ANSWER + 512)
     with running(tmp_path, most=1, QUEUE_S="60") as (api, _):
 
-        def agent(number: int) -> list[int]:
-            statuses: list[int] = []
-            with httpx.Client(base_url=api.url, timeout=120, headers={"Authorization": f"Bearer {KEY}"}) as client:
-                for turn in range(3):
-                    # Six bytes of JSON for two tokens: more bytes than an answer is worth, and read in little time.
-                    long = [{"role": "system", "content": f"{number}" + "é" * 2000}, *history(number, turn)[1:]]
-                    body = json.dumps({"model": "tiny:1", "messages": long, "max_tokens": 8, "temperature": 0})
-                    statuses.append(client.post("/v1/chat/completions", content=body).status_code)
-            return statuses
+        def ask(number: int, turn: int) -> int:
+            messages = [{"role": "system", "content": f"{number}{padding}"}, *history(number, turn)[1:]]
+            body = json.dumps({"model": "tiny:1", "messages": messages, "max_tokens": 8, "temperature": 0})
+            headers = {"Authorization": f"Bearer {KEY}"}
+            return httpx.post(f"{api.url}/v1/chat/completions", content=body, headers=headers, timeout=120).status_code
 
-        with ThreadPoolExecutor(AGENTS) as pool:
-            assert list(pool.map(agent, range(AGENTS))) == [[200] * 3] * AGENTS
-        assert (turns(api, "new"), turns(api, "bound")) == (AGENTS, 2 * AGENTS)
+        assert [ask(number, 0) for number in range(agents)] == [200] * agents
+        with ThreadPoolExecutor(agents) as pool:
+            assert list(pool.map(lambda number: [ask(number, 1), ask(number, 2)], range(agents))) == [[200, 200]] * agents
+        assert (turns(api, "new"), turns(api, "bound")) == (agents, 2 * agents)
 
 
 def test_a_line_has_an_end(tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""What the cluster check says of a pod that did not run."""
+
+import itertools
+
+import pytest
+
+from infra.lifecycle.cluster_check import cause
+
+WAITS = ("PersistentVolumeClaim", "Normal", "WaitForFirstConsumer")
+NO_VOLUME = ("PersistentVolumeClaim", "Normal", "ExternalProvisioning")
+FAILED = ("PersistentVolumeClaim", "Warning", "ProvisioningFailed")
+CAME = ("PersistentVolumeClaim", "Normal", "ProvisioningSucceeded")
+CREATED = ("Job", "Normal", "SuccessfulCreate")
+NO_NODE = ("Pod", "Warning", "FailedScheduling")
+NO_MOUNT = ("Pod", "Warning", "FailedMount")
+
+
+@pytest.mark.parametrize(
+    ("events", "want"),
+    [
+        ((WAITS, NO_VOLUME, CREATED, NO_NODE), NO_VOLUME),
+        ((CREATED, NO_NODE, FAILED), FAILED),
+        ((WAITS, CREATED, NO_NODE), NO_NODE),
+        ((CAME, CREATED, NO_MOUNT), NO_MOUNT),
+        ((CREATED,), CREATED),
+    ],
+)
+def test_the_cause_is_told_whoever_comes_first(events: tuple[tuple[str, str, str], ...], want: tuple[str, str, str]) -> None:
+    for order in itertools.permutations(events):
+        said = [
+            {
+                "involvedObject": {"kind": kind},
+                "type": level,
+                "reason": reason,
+                "message": "why",
+                "lastTimestamp": f"2026-01-01T00:00:0{at}Z",
+            }
+            for at, (kind, level, reason) in enumerate(order)
+        ]
+        assert cause(said) == f"{want[2]} (why)"
+
+
+def test_among_equals_it_is_the_last() -> None:
+    def pod(reason: str, at: int) -> dict[str, object]:
+        made = {"creationTimestamp": f"2026-01-01T00:00:0{at}Z"}
+        return {"involvedObject": {"kind": "Pod"}, "reason": reason, "message": "why", "metadata": made}
+
+    assert cause([pod("Pulling", 2), pod("Scheduled", 1)]) == "Pulling (why)"
+    assert cause([]) == "nothing"
