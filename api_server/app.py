@@ -63,7 +63,7 @@ class ApiServer:
         self.upstreams: dict[str, Upstream] = {}
         for route in settings.routes.values():
             upstream = self.upstreams.setdefault(
-                route.url, Upstream(route.url, route.max_in_flight, route.engine, settings.server_silence_s, settings.queue_s > 0)
+                route.url, Upstream(route.url, route.max_in_flight, route.engine, settings.server_silence_s, lines=settings.queue_s > 0)
             )
             # Two models behind one server share what it can do.
             upstream.max_in_flight = min(upstream.max_in_flight, route.max_in_flight)

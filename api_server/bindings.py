@@ -1,72 +1,200 @@
-"""Which server holds the prompt of which conversation."""
+"""Which server holds the prompt of which conversation, and which servers have room for more."""
 
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from api_server.sessions import Turn
 
 LEASE_S = 1800.0
 """After so long without a turn, a conversation counts as ended. Agents wait minutes for tools and people; NVIDIA's Dynamo keeps as long."""
 MOST = 65_536
-"""Conversations that one process knows: about 20 MiB. Beyond it, the one that was silent for longest is forgotten."""
+"""Conversations that are known: about 25 MiB. Beyond it, the one that was silent for longest is forgotten."""
+PAUSE_S = 60.0
+"""A conversation without a turn for so long makes room for one that waits. Most tools of agents end sooner (bench/simulator.py)."""
+SLICE_S = 120.0
+"""Who has waited for room for so long gets it before all others, from conversations that have had theirs for so long."""
+_BYTES_PER_TOKEN, _LEAST, _MOST = 4.0, 2.0, 8.0
+"""Of prompts as clients send them, before servers have said, and between which bounds they are believed."""
+_WEIGHT, _KEEP = 10_000, 0.99
+"""Tokens that the first guess counts as, and how much of what was said stays with each answer."""
+
+K = TypeVar("K")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Binding:
-    """A conversation's server, and what it holds of it."""
+    """A conversation: its server, and what that holds of it."""
 
     host: str
+    """Empty: no server holds it. It waits for room for the first time, or had to make room for others."""
     size: int
-    """Bytes of prompt."""
+    """Bytes of prompt that a server has read last; 0 before the first."""
     seen: float
-    """When its last turn was answered, by the monotonic clock."""
+    """When its last turn came, began or ended, by the monotonic clock."""
+    began: float = 0.0
+    """When its first turn came."""
+    since: float = 0.0
+    """When it got a server, or when it began to wait for one."""
+    owner: bytes = b""
+    name: bytes = b""
+    """Under which it is known."""
     tokens: int = 0
     """Of prompt and answer together, as far as the server said."""
+    at_work: int = 0
+    """Turns that a server works on, or that wait in its line."""
 
 
 class Bindings:
-    """The conversations of one kind of server, in the order of their last turns."""
+    """The conversations with one model at one kind of server, in the order of their last turns."""
 
     def __init__(self, most: int = MOST, lease_s: float = LEASE_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._most, self._lease_s, self._clock = most, lease_s, clock
         self._known: OrderedDict[bytes, Binding] = OrderedDict()
+        self._on: dict[str, OrderedDict[Binding, None]] = {}
+        """Of each host, its conversations, in the order of their last turns."""
+        self._coming: dict[str, int] = {}
+        """Bytes of prompts that hosts were sent, and have not read."""
         self.held: dict[str, int] = {}
         """Bytes of prompt of all conversations that are bound to a host."""
+        self.owned: dict[bytes, int] = {}
+        """Bytes of prompt that servers hold for each owner."""
+        self._bytes, self._tokens = _BYTES_PER_TOKEN * _WEIGHT, float(_WEIGHT)
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def find(self, turn: Turn) -> tuple[bytes, Binding] | None:
-        """The longest part of the conversation that a server holds, and its name."""
-        self._expire()
-        return next(((name, self._known[name]) for name in turn.known if name in self._known), None)
+    @property
+    def bytes_per_token(self) -> float:
+        """Of prompts as clients send them."""
+        return min(max(self._bytes / self._tokens, _LEAST), _MOST)
 
-    def bind(self, turn: Turn, host: str, before: bytes | None) -> Binding | None:
-        """A server has read a turn. `before`: the name under which `find` knew the conversation, which it has no longer. None when the turn
-        is no part of a conversation."""
+    def find(self, turn: Turn) -> Binding | None:
+        """The conversation, by the longest part of it that is known."""
+        self._expire()
+        return next((self._known[name] for name in turn.known if name in self._known), None)
+
+    def meet(self, turn: Turn) -> Binding | None:
+        """The same, of a turn that waits: a conversation that is not known begins now. None when the turn is no part of one."""
+        found, now = self.find(turn), self._clock()
+        if found is None and turn.own:
+            found = self._add(Binding("", 0, now, now, now, turn.owner, turn.own))
+        if found is not None and not found.host:
+            # Clients that are told to come again do so sooner.
+            found.since = now if found.seen < now - 2 * PAUSE_S else found.since
+            found.seen = now
+            self._known.move_to_end(found.name)
+        return found
+
+    def bind(self, turn: Turn, host: str, known: Binding | None, room: int = 0) -> Binding | None:
+        """A server has read a turn. `known`: what `find` found. `room`: bytes that the server has for conversations, 0 when nobody knows:
+        those that were silent for longest lose theirs to this one. None when the turn is no part of a conversation."""
         if not turn.own:
             return None
-        for name in {turn.own, before}:
-            if name is not None and name in self._known:
-                self._drop(name)
-        binding = self._known[turn.own] = Binding(host, turn.size, self._clock())
+        there = self._known.get(turn.own)
+        if known is not None and self._known.get(known.name) is known:
+            binding = known
+            if there is not None and there is not known:
+                self._drop(there)
+        else:
+            binding = there or Binding("", 0, 0.0, self._clock(), 0.0, turn.owner, turn.own)
+        since = binding.since if binding.host else self._clock()
+        self._lose(binding)
+        self._known.pop(binding.name, None)
+        binding.name, binding.host, binding.size, binding.seen, binding.since = turn.own, host, turn.size, self._clock(), since
+        self._add(binding)
+        self._on.setdefault(host, OrderedDict())[binding] = None
         self.held[host] = self.held.get(host, 0) + turn.size
+        self.owned[binding.owner] = self.owned.get(binding.owner, 0) + turn.size
+        if room:
+            self._make_room(host, room, binding)
+        return binding
+
+    def is_overdue(self, binding: Binding | None) -> bool:
+        """Whether a conversation has waited for room for too long."""
+        return binding is not None and not binding.host and binding.since <= self._clock() - SLICE_S
+
+    def has_room(self, host: str, size: int, room: int, *, overdue: bool = False) -> bool:
+        """Whether a server with `room` bytes can hold `size` more, beside the conversations that are at work or were just now. One without
+        any has always. `overdue`: for one that has waited for too long."""
+        held = self.held.get(host, 0) + self._coming.get(host, 0)
+        if held + size <= room:
+            return True
+        now = self._clock()
+        for binding in self._on.get(host, ()):
+            if binding.at_work:
+                continue
+            if binding.seen > now - PAUSE_S and not (overdue and binding.since <= now - SLICE_S):
+                break
+            held -= binding.size
+            if held + size <= room:
+                return True
+        return held <= 0
+
+    def expect(self, host: str, size: int) -> None:
+        """A server will read so many bytes, or, below 0, has read them or will not."""
+        left = self._coming.get(host, 0) + size
+        if left:
+            self._coming[host] = left
+        else:
+            self._coming.pop(host, None)
+
+    def works(self, binding: Binding | None, turns: int) -> None:
+        """So many turns of a conversation are at work more than before."""
+        if binding is None:
+            return
+        binding.at_work += turns
+        if self._known.get(binding.name) is binding:
+            binding.seen = self._clock()
+            self._known.move_to_end(binding.name)
+            if binding.host:
+                self._on[binding.host].move_to_end(binding)
+
+    def learn(self, size: int, tokens: int) -> None:
+        """A server counted so many tokens in a prompt of `size` bytes."""
+        self._bytes, self._tokens = self._bytes * _KEEP + size, self._tokens * _KEEP + tokens
+
+    def _add(self, binding: Binding) -> Binding:
+        self._known[binding.name] = binding
         if len(self._known) > self._most:
-            self._drop(next(iter(self._known)))
+            self._drop(next(iter(self._known.values())))
         return binding
 
     def _expire(self) -> None:
         oldest = self._clock() - self._lease_s
-        while self._known and next(iter(self._known.values())).seen < oldest:
-            self._drop(next(iter(self._known)))
+        while self._known and (first := next(iter(self._known.values()))).seen < oldest:
+            self._drop(first)
 
-    def _drop(self, name: bytes) -> None:
-        binding = self._known.pop(name)
-        left = self.held[binding.host] - binding.size
-        if left > 0:
-            self.held[binding.host] = left
-        else:
-            # A server that went must not be remembered for ever.
-            del self.held[binding.host]
+    def _drop(self, binding: Binding) -> None:
+        del self._known[binding.name]
+        self._lose(binding)
+
+    def _make_room(self, host: str, room: int, newest: Binding) -> None:
+        """As the server itself does, which tells nobody."""
+        while self.held[host] > room:
+            silent = next((each for each in self._on[host] if each is not newest and not each.at_work), None)
+            if silent is None:
+                return
+            self._lose(silent)
+
+    def _lose(self, binding: Binding) -> None:
+        """No server holds it any more."""
+        if not binding.host:
+            return
+        # A server or an owner that went must not be remembered for ever.
+        _less(self.held, binding.host, binding.size)
+        _less(self.owned, binding.owner, binding.size)
+        del self._on[binding.host][binding]
+        if not self._on[binding.host]:
+            del self._on[binding.host]
+        binding.host, binding.since = "", self._clock()
+
+
+def _less(counts: dict[K, int], key: K, size: int) -> None:
+    left = counts.get(key, 0) - size
+    if left > 0:
+        counts[key] = left
+    else:
+        counts.pop(key, None)

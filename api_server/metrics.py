@@ -90,8 +90,6 @@ class Metrics(Collector):
         if says and reader.cached_tokens is not None:
             self.of(self.reusable, model, place.reason).inc(min(place.reusable, reader.prompt_tokens))
             self.of(self.cached, model, place.reason).inc(reader.cached_tokens)
-        if place.binding is not None:
-            place.binding.tokens = reader.prompt_tokens + reader.completion_tokens
 
     def left_out(self, model: str, names: Iterable[str]) -> None:
         """Count fields that were dropped from a request."""
@@ -128,6 +126,9 @@ class Metrics(Collector):
         waiting = GaugeMetricFamily(
             "api_server_waiting_requests", "Requests that wait for a place, at servers that are busy or not there yet", labels=["model"]
         )
+        held = GaugeMetricFamily(
+            "api_server_held_tokens", "Tokens of conversations that servers hold, by what this process knows", labels=["model"]
+        )
         reserved = GaugeMetricFamily("api_server_reserved_bytes", "Memory that bodies of requests in flight may take")
         reserved.add_metric([], self._reserved())
         for upstream in self._upstreams:
@@ -135,9 +136,11 @@ class Metrics(Collector):
                 in_flight.add_metric([upstream.url, address.host], address.in_flight)
                 up.add_metric([upstream.url, address.host], float(address.answers))
                 out.add_metric([upstream.url, address.host], float(address.is_out()))
+            for model, conversations in upstream.conversations.items():
+                held.add_metric([model], sum(conversations.held.values()) / conversations.bytes_per_token)
         for model, count in self.waiting.items():
             waiting.add_metric([model], count)
-        return [in_flight, up, out, waiting, reserved]
+        return [in_flight, up, out, waiting, held, reserved]
 
     def demand(self) -> dict[str, float]:
         """What an autoscaler of the Ollama fleet has to know: requests that wait, requests in work, seconds without any."""

@@ -13,9 +13,9 @@ from typing import Generic, Literal, Protocol, TypeVar
 from api_server.bindings import Binding
 from api_server.sessions import Turn
 
-Reason = Literal["bound", "spilled", "lost", "new"]
+Reason = Literal["bound", "spilled", "lost", "paused", "new"]
 """Why a server got a turn: it holds the conversation; the one that does has so much ahead of it that reading all of it again elsewhere is
-sooner; the one that did is gone, out, or lost the model; nobody knows the conversation."""
+sooner; the one that did is gone, out, or lost the model; it had to make room for others; nobody knows the conversation."""
 ANSWER = 8192
 """Bytes of prompt that a server reads in the time of an answer, roughly: 500 tokens at 20 a second beside 500 that are read."""
 SPREAD = 1.25
@@ -75,4 +75,5 @@ def choose(turn: Turn, bound: Binding | None, servers: Sequence[S], held: Mappin
     weights = [server.load + held.get(server.host, 0) for server in servers]
     limit = SPREAD * sum(weights) / len(servers)
     roomy = [server for server, weight in zip(servers, weights, strict=True) if weight <= limit]
-    return Choice(max(roomy, key=lambda server: rendezvous(name, server.host)), "new" if bound is None else "lost", turn.size)
+    reason = "new" if bound is None else "lost" if bound.host else "paused" if bound.size else "new"
+    return Choice(max(roomy, key=lambda server: rendezvous(name, server.host)), reason, turn.size)

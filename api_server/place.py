@@ -1,7 +1,8 @@
 """A request's place at a server: what it needs, what it got, and the wait between."""
 
 import asyncio
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
 
 from api_server.address import Address
 from api_server.bindings import Binding
@@ -41,17 +42,29 @@ class Place:
     """Why it is this server."""
     unread: int
     """Bytes of the prompt that the server has still to read."""
-    before: bytes | None = None
-    """The name under which the conversation was known."""
+    model: str
+    known: Binding | None = None
+    """The conversation, as far as it is known."""
+    coming: int = 0
+    """Bytes that the server will hold more, once it has read the prompt."""
+    room: int = 0
+    """Bytes of conversations that it can hold; 0: nobody knows."""
     reusable: int = 0
     """Tokens that the server holds of the conversation, if it has kept them."""
-    binding: Binding | None = None
-    """From this turn on."""
+    answered: bool = False
+    prompt_tokens: int = 0
+    """As the server counted."""
 
     def read(self) -> None:
         """Its prompt has been read: the answer comes."""
         self.address.load -= self.unread
         self.unread = 0
+
+    def said(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """What the server counted. What it wrote, it holds too."""
+        self.prompt_tokens = prompt_tokens
+        if self.answered and self.known is not None:
+            self.known.tokens = prompt_tokens + completion_tokens
 
 
 @dataclass(eq=False)
@@ -63,13 +76,24 @@ class Waiter:
     home: Address | None = None
     """The server in whose line it is, and whose load it adds to."""
     ahead: int = 0
+    known: Binding | None = None
+    """The conversation, in the line of its server or without one."""
+    needs_room: bool = False
+    """Whether it waits for a server to have the memory for it."""
+    came: float = field(default_factory=time.monotonic)
 
-    def join(self, home: Address | None, binding: Binding | None) -> None:
-        if home is not None and binding is not None:
-            self.home, self.ahead = home, max(0, self.wanted.turn.size - binding.size) + ANSWER
-            home.load += self.ahead
+    def join(self, home: Address | None, binding: Binding | None) -> bool:
+        """Whether there is a line to join."""
+        if home is None or binding is None:
+            return False
+        self.home, self.ahead = home, max(0, self.wanted.turn.size - binding.size) + ANSWER
+        home.load += self.ahead
+        return True
 
-    def leave(self) -> None:
-        if self.home is not None:
-            self.home.load -= self.ahead
-            self.home = None
+    def leave(self) -> bool:
+        """Whether it was in one."""
+        if self.home is None:
+            return False
+        self.home.load -= self.ahead
+        self.home = None
+        return True

@@ -170,6 +170,7 @@ class Proxy:
             self._failed(upstream, address, error)
             raise errors.upstream_failed(answer.model, "a broken answer") from None
         finally:
+            place.said(answer.reader.prompt_tokens, answer.reader.completion_tokens)
             self._metrics.turned(answer.model, place, answer.reader, says=upstream.engine != "ollama")
 
     async def _place(self, upstream: Upstream, wanted: Wanted) -> Place:

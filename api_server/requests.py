@@ -74,7 +74,8 @@ def understood(path: str, body: bytes, routing: Routing, turn: Callable[[str, Pa
     model, route = routing.find(payload["model"], functools.partial(beginning, payload), native=is_native(path))
     kept, dropped = cleaned(path, payload, route, model)
     most, media = size.most_tokens(path, kept), size.has_media(path, kept)
-    part = turn(model, payload, kept, len(body)) if ENDPOINTS[path].stream else Turn(size=len(body))
+    length = size.without_media(len(body), kept) if media else len(body)
+    part = turn(model, payload, kept, length) if ENDPOINTS[path].stream else Turn(size=len(body))
     return Asked(path, model, route, kept, dropped, _stream_kind(path, payload), _drops_usage(payload), part, most, media)
 
 

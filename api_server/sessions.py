@@ -31,6 +31,10 @@ class Turn:
     """Bytes of the request, which are nearly all prompt."""
     spot: bytes = b""
     """Where rendezvous hashing puts the conversation, in every process alike. Empty: where `own` does."""
+    owner: bytes = b""
+    """The name of its key."""
+    goes_on: bool = False
+    """Whether it repeats the messages before it, as the next one will repeat it. A single text does not."""
 
 
 class Sessions:
@@ -56,7 +60,8 @@ class Sessions:
         if not names:
             return Turn(size=size)
         spot = hashlib.blake2b(whose + (by if said else beginning(payload)), digest_size=8).digest()
-        return Turn(tuple(reversed(names)), names[-1], size, spot)
+        goes_on = isinstance(kept.get("messages") or kept.get("input"), list)
+        return Turn(tuple(reversed(names)), names[-1], size, spot, owner, goes_on)
 
 
 def beginning(payload: Payload) -> bytes:

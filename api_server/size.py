@@ -1,5 +1,6 @@
 """How large a prompt can be at most, from its bytes alone: a token is at least one byte."""
 
+import functools
 from typing import Any
 
 from api_server.paths import (
@@ -20,6 +21,9 @@ _CONVERSATIONS = {MESSAGES: ("system", "messages"), COUNT_TOKENS: ("system", "me
 _TOOL_WORDS = 1024
 """Tokens that a template says about tools beside the tools themselves. The longest of the families that call tools (gpt-oss, Qwen, Llama)
 needs under 500."""
+
+_MEDIUM = 4096
+"""Bytes of text that take about the tokens of an image, some 1,000 in the families that see."""
 
 
 def most_tokens(path: str, payload: Payload) -> int | None:
@@ -61,6 +65,18 @@ def has_media(path: str, payload: Payload) -> bool:
         if message.get("images"):
             return True
     return False
+
+
+def without_media(size: int, value: Any, *, encoded: bool = False) -> int:
+    """Bytes of a request of `size`, with what a model sees of each image or sound in it instead of its bytes."""
+    if isinstance(value, str):
+        return size - len(value) + _MEDIUM if encoded or value.startswith("data:") else size
+    if isinstance(value, list):
+        return functools.reduce(lambda left, each: without_media(left, each, encoded=encoded), value, size)
+    if isinstance(value, dict):
+        for key, each in value.items():
+            size = without_media(size, each, encoded=key in ("data", "images"))
+    return size
 
 
 def _has_image(content: Any) -> bool:

@@ -24,11 +24,13 @@ from bench.conditions import conditions, keep
 from bench.gateway import percentile
 
 SERVERS = 4
-AGENTS = (12, 24, 48)
+AGENTS = (12, 24, 48, 96)
 MEMORY = {"ample": 4_000_000, "short": 1_500_000}
 """Bytes of prompts that a server keeps: those of 20 conversations, and of 8."""
 GATEWAYS: dict[str, Callable[[], simulator.Gateway]] = {
     "ours": simulator.Ours,
+    "ours without admission": lambda: simulator.Ours(knows_memory=False),
+    "ours, first come, first served": lambda: simulator.Ours(oldest_first=False),
     "ours of before: least busy": simulator.LeastBusy,
     "consistent hash (nginx)": simulator.ConsistentHash,
     "bounded hash (KubeAI)": simulator.BoundedHash,

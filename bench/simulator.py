@@ -5,13 +5,13 @@ of as many conversations as its memory has room for, and drops the one that was 
 each turn, then works with its tools; after some turns it begins a new conversation, whose system prompt it shares with all others.
 """
 
+import functools
 import heapq
 import itertools
 import random
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from api_server.bindings import Binding, Bindings
 from api_server.picking import ANSWER, choose, rendezvous, stays
@@ -25,6 +25,11 @@ SYSTEM = 40_000
 """Bytes that all conversations begin with: system prompt and tools of a coding agent."""
 TURNS, GROWTH, TOOLS_S = 30, 9_000, 6.0
 """Turns of a conversation, bytes that each adds, and the seconds between two, on average."""
+
+
+@functools.cache
+def _digest(conversation: int) -> int:
+    return random.Random(conversation).getrandbits(64)  # noqa: S311
 
 
 @dataclass(eq=False)
@@ -73,18 +78,27 @@ class Asked:
     @property
     def name(self) -> int:
         """Of its conversation, as good as a digest."""
-        return random.Random(self.conversation).getrandbits(64)  # noqa: S311
+        return _digest(self.conversation)
 
 
-class Gateway(Protocol):
+class Gateway:
     """A rule for the next server."""
+
+    now: float = 0.0
 
     def pick(self, asked: Asked, fleet: Sequence[Server]) -> Server | None:
         """The server of a turn. None: it waits, and is asked about again when a turn has ended."""
-        ...
+        raise NotImplementedError
+
+    def order(self, waiting: Sequence[Asked]) -> Sequence[Asked]:
+        """Who is asked about first."""
+        return list(waiting)
+
+    def ended(self, asked: Asked) -> None:
+        """A turn has its answer."""
 
 
-class Random:
+class Random(Gateway):
     """LiteLLM's default."""
 
     def __init__(self) -> None:
@@ -94,7 +108,7 @@ class Random:
         return self._numbers.choice(fleet)
 
 
-class LeastBusy:
+class LeastBusy(Gateway):
     """Ours of before: the favourite of the conversation, unless another has two requests fewer. The others wait in the gateway."""
 
     def pick(self, asked: Asked, fleet: Sequence[Server]) -> Server | None:
@@ -106,14 +120,14 @@ class LeastBusy:
         return favourite if favourite in near else min(near, key=lambda server: server.in_flight)
 
 
-class ConsistentHash:
+class ConsistentHash(Gateway):
     """nginx's `hash … consistent` over the session's header: always the same server, which has a line of its own."""
 
     def pick(self, asked: Asked, fleet: Sequence[Server]) -> Server | None:
         return max(fleet, key=lambda server: rendezvous(asked.name, server.host))
 
 
-class BoundedHash:
+class BoundedHash(Gateway):
     """The same with bounded loads, as KubeAI's: the next one while a server has over 1.25 times the mean in flight."""
 
     def pick(self, asked: Asked, fleet: Sequence[Server]) -> Server | None:
@@ -122,37 +136,75 @@ class BoundedHash:
         return max(roomy, key=lambda server: rendezvous(asked.name, server.host))
 
 
-class Ours:
+_UNKNOWN = Binding("", 0, 0.0)
+
+
+class Ours(Gateway):
     """The code of the API server, and what api_server/upstreams.py does around it."""
 
-    def __init__(self) -> None:
-        self._bindings = Bindings(lease_s=float("inf"))
+    def __init__(self, *, knows_memory: bool = True, oldest_first: bool = True) -> None:
+        self._knows_memory, self._oldest_first = knows_memory, oldest_first
+        self._bindings = Bindings(lease_s=float("inf"), clock=lambda: self.now)
+        self._turns: dict[Asked, Binding | None] = {}
+        self._short = False
+
+    def order(self, waiting: Sequence[Asked]) -> Sequence[Asked]:
+        self._short = False
+        if not (self._knows_memory and self._oldest_first):
+            return list(waiting)
+        known = {asked: self._bindings.meet(self._turn(asked)) or _UNKNOWN for asked in waiting}
+        return sorted(waiting, key=lambda asked: self._rank(known[asked]))
+
+    def _rank(self, conversation: Binding) -> tuple[int, float]:
+        if conversation.host:
+            return 0, conversation.began
+        return (1, conversation.since) if self._bindings.is_overdue(conversation) else (2, conversation.began)
 
     def pick(self, asked: Asked, fleet: Sequence[Server]) -> Server | None:
+        turn = self._turn(asked)
         self._leave(asked)
-        key = asked.name.to_bytes(8)
-        turn = Turn((key,), key, asked.size)
-        before, binding = self._bindings.find(turn) or (None, None)
+        binding = self._bindings.find(turn)
         home = next((server for server in fleet if binding is not None and server.host == binding.host), None)
-        free = [server for server in fleet if server.in_flight < SLOTS]
-        waits = home is not None and binding is not None and home not in free
-        if not free or (waits and home and binding and stays(turn, binding, home, min(server.load for server in free))):
-            self._join(asked, home, binding)
+        if home is None and self._short:
             return None
+        free = [server for server in fleet if server.in_flight < SLOTS]
+        waits = home is not None and home not in free
+        if not free or (waits and home and binding and (self._knows_memory or stays(turn, binding, home, min(each.load for each in free)))):
+            return self._join(asked, home, binding)
+        if self._knows_memory:
+            overdue = self._bindings.is_overdue(binding)
+            room = (each for each in free if self._bindings.has_room(each.host, turn.size, each.memory, overdue=overdue))
+            free = [home] if home else list(room)
+        if not free:
+            return self._join(asked, home, binding)
         choice = choose(turn, binding, free, self._bindings.held)
-        self._bindings.bind(turn, choice.server.host, before)
+        bound = self._bindings.bind(turn, choice.server.host, binding, choice.server.memory if self._knows_memory else 0)
+        self._bindings.works(bound, 1)
+        self._turns[asked] = bound
         asked.unread = choice.unread
         return choice.server
 
+    def ended(self, asked: Asked) -> None:
+        self._bindings.works(self._turns.pop(asked), -1)
+
+    @staticmethod
+    def _turn(asked: Asked) -> Turn:
+        key = asked.name.to_bytes(8)
+        return Turn((key,), key, asked.size)
+
     def _join(self, asked: Asked, home: Server | None, binding: Binding | None) -> None:
+        self._short = self._short or (home is None and self._knows_memory)
         if home is not None and binding is not None:
             asked.waits_for, asked.unread = home, max(0, asked.size - binding.size)
             home.load += asked.unread + ANSWER
+            self._bindings.works(binding, 1)
+            self._turns[asked] = binding
 
     def _leave(self, asked: Asked) -> None:
         if asked.waits_for is not None:
             asked.waits_for.load -= asked.unread + ANSWER
             asked.waits_for = None
+            self._bindings.works(self._turns.pop(asked), -1)
 
 
 @dataclass(frozen=True)
@@ -187,6 +239,7 @@ class Hour:
             self._at(numbers.uniform(0, TOOLS_S), lambda now, agent=agent: self._send(self._first_turn(agent), now))
         while self._events and self._events[0][0] < 3600:
             now, _, happens = heapq.heappop(self._events)
+            self._gateway.now = now
             happens(now)
         busy = [server.busy_s for server in self._fleet]
         warm = self._found["warm"] / max(1, self._found["reusable"])
@@ -208,7 +261,7 @@ class Hour:
         self._admit(now)
 
     def _admit(self, now: float) -> None:
-        for asked in list(self._waiting):
+        for asked in self._gateway.order(self._waiting):
             server = self._gateway.pick(asked, self._fleet)
             if server is not None:
                 self._waiting.remove(asked)
@@ -236,6 +289,7 @@ class Hour:
         server.running -= 1
         server.load -= ANSWER
         self._found["turns"] += 1
+        self._gateway.ended(asked)
         agent, pause = asked.agent, self._numbers[asked.agent].expovariate(1 / TOOLS_S)
         if asked.number + 1 < TURNS:
             following = Asked(agent, asked.conversation, asked.number + 1, asked.size + self._grown(agent), asked.size)

@@ -7,7 +7,7 @@ from components.contract import MODEL_SERVER, OLLAMA, PORTS
 from infra.program import delivery
 from infra.program.foundations import Images
 from infra.program.settings import Settings, inputs
-from infra.program.settings.capacity import of_model_server
+from infra.program.settings.capacity import capacities, of_model_server
 from infra.program.settings.section import quantity
 from infra.program.workload import resources, workload
 
@@ -94,6 +94,7 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
     """Model id to upstream: the fleet's models by their own names, the model server's under its id."""
     server = settings.model_server
     limit = settings.api_server.max_in_flight
+    capacity = capacities(settings)
     table: dict[str, dict[str, str | int]] = {
         model.name: {
             "url": f"http://{OLLAMA}:{PORTS[OLLAMA]}",
@@ -101,6 +102,7 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
             "max_in_flight": limit,
             "engine": "ollama",
             "context_length": settings.context_length(model),
+            "warm_tokens": capacity[model.name].tokens_of_server,
         }
         for model in settings.models
     }
@@ -108,6 +110,7 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
         "url": f"http://{MODEL_SERVER}:{PORTS[MODEL_SERVER]}",
         "model": server.model_id,
         "max_in_flight": server.parallel + server.max_queue,
+        "warm_tokens": capacity[server.model_id].tokens_of_server,
     }
     return table
 

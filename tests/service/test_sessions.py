@@ -26,22 +26,25 @@ CONTEXT = 8192
 
 
 @contextmanager
-def running(tmp_path: Path, most: int = 4, **settings: str) -> Iterator[tuple[Service, list[Service]]]:
-    """A gateway before two model servers of one model, each with so many requests at once."""
+def running(
+    tmp_path: Path, most: int = 4, *, servers: int = 2, context: int = CONTEXT, warm_tokens: int = 0, **settings: str
+) -> Iterator[tuple[Service, list[Service]]]:
+    """A gateway before model servers of one model, each with so many requests at once."""
     port = free_port()
-    shape = {"PORT": str(port), "PARALLEL": str(min(most, 2)), "CONTEXT_LENGTH": str(CONTEXT)}
+    shape = {"PORT": str(port), "PARALLEL": str(min(most, 2)), "CONTEXT_LENGTH": str(context)}
     store = tmp_path / "models"
-    gguf.add("tiny:1", tiny_gguf.make(tmp_path / "model.gguf", SCRIPT), store)
+    gguf.add("tiny:1", tiny_gguf.make(tmp_path / "model.gguf", SCRIPT, context=context), store)
+    hosts = [f"127.0.0.{number + 1}" for number in range(servers)]
     with ExitStack() as stack:
-        servers: list[Service] = []
-        for number in (1, 2):
-            (tmp_path / str(number)).mkdir()
-            servers.append(
-                start_model_server(stack, store, tmp_path / str(number), "tiny:1", "/ready", None, HOST=f"127.0.0.{number}", **shape)
-            )
-        routes: dict[str, dict[str, object]] = {"tiny:1": {"url": f"http://{names.FLEET}:{port}", "max_in_flight": most}}
-        found = names.Name(tmp_path, "127.0.0.1", "127.0.0.2").environment
-        yield start_api_server(stack, tmp_path, routes, "/ready", found, 0, **settings), servers
+        started: list[Service] = []
+        for host in hosts:
+            (tmp_path / host).mkdir()
+            started.append(start_model_server(stack, store, tmp_path / host, "tiny:1", "/ready", None, HOST=host, **shape))
+        routes: dict[str, dict[str, object]] = {
+            "tiny:1": {"url": f"http://{names.FLEET}:{port}", "max_in_flight": most, "warm_tokens": warm_tokens}
+        }
+        found = names.Name(tmp_path, *hosts).environment
+        yield start_api_server(stack, tmp_path, routes, "/ready", found, 0, **settings), started
 
 
 @pytest.fixture
@@ -132,6 +135,35 @@ def test_a_line_has_an_end(tmp_path: Path) -> None:
             for server in servers:
                 server.process.send_signal(signal.SIGCONT)
             assert sorted(each.result().status_code for each in asked) == [200, 200, 200, 429, 429, 429]
+
+
+def test_a_conversation_that_no_server_has_memory_for_waits_while_the_others_go_on(tmp_path: Path) -> None:
+    """One server has room for two; the third client gets 429 in the end, and the two others find their prompts where they were."""
+    long = "A rule of the house. " * 1000
+    with running(tmp_path, QUEUE_S="2", warm_tokens=25_000, context=32_768, servers=1) as (api, _):
+
+        def ask(number: int, turn: int) -> httpx.Response:
+            messages = [{"role": "system", "content": f"{number} {long}"}, *history(number, turn)[1:]]
+            body = {"model": "tiny:1", "messages": messages, "max_tokens": 8, "temperature": 0}
+            return httpx.post(f"{api.url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+
+        assert [ask(number, 0).status_code for number in (1, 2)] == [200, 200]
+        refused = ask(3, 0)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "server_busy")
+        assert int(refused.headers["retry-after"]) > 0
+        with ThreadPoolExecutor(3) as pool:
+            third = pool.submit(ask, 3, 0)
+            shares: list[float] = []
+            for number in (1, 2):
+                usage = ask(number, 1).json()["usage"]
+                shares.append(usage["prompt_tokens_details"]["cached_tokens"] / usage["prompt_tokens"])
+            assert third.result().status_code == 429
+        assert min(shares) > 0.9
+        assert (turns(api, "new"), turns(api, "bound"), turns(api, "paused")) == (2, 2, 0)
+        assert 15_000 < metric(api, "api_server_held_tokens", model="tiny:1") < 25_000
+        # A title or a short question asks for next to nothing.
+        body = {"model": "tiny:1", "messages": history(4, 0), "max_tokens": 8}
+        assert httpx.post(f"{api.url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
 
 
 def test_a_server_learns_the_session_and_the_trace_and_nothing_of_the_key(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Which conversation a request belongs to, which server holds it, and when it moves."""
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from api_server.bindings import Binding, Bindings
+from api_server.bindings import PAUSE_S, Binding, Bindings
 from api_server.picking import ANSWER, SPREAD, choose
 from api_server.sessions import HEADERS, Sessions, Turn
+from api_server.size import has_media, without_media
 
 OWNER, OTHER = b"1" * 32, b"2" * 32
 SYSTEM, ASK = {"role": "system", "content": "You are an agent."}, {"role": "user", "content": "Mend it."}
@@ -133,9 +135,10 @@ class TestBindings:
     def test_the_longest_known_part_is_found_and_then_known_by_its_new_name(self) -> None:
         table = Bindings()
         table.bind(named("abc"), "h0", None)
-        before, binding = table.find(named("abcde", 1500, "abcd", "abc", "ab")) or (None, None)
-        assert (before, binding and binding.host) == (named("abc").own, "h0")
-        table.bind(named("abcde", 1500, "abcd", "abc", "ab"), "h1", before)
+        found = table.find(named("abcde", 1500, "abcd", "abc", "ab"))
+        assert found is not None
+        assert (found.name, found.host) == (named("abc").own, "h0")
+        assert table.bind(named("abcde", 1500, "abcd", "abc", "ab"), "h1", found) is found
         assert table.find(named("abc")) is None
         assert (len(table), table.held.get("h0", 0), table.held.get("h1", 0)) == (1, 0, 1500)
 
@@ -170,13 +173,120 @@ class TestBindings:
         for name, host, size, pause in turns:
             clock.now += pause
             found = table.find(named(name, size))
-            table.bind(named(name, size), host, found and found[0])
+            table.bind(named(name, size), host, found)
             kept[name] = (host, size)
-            alive = {each for each in kept if (there := table.find(named(each))) and (there[1].host, there[1].size) == kept[each]}
+            alive = {each for each in kept if (there := table.find(named(each))) and (there.host, there.size) == kept[each]}
             assert name in alive
             assert len(alive) == len(table) <= 4
             for each in ("h0", "h1"):
                 assert table.held.get(each, 0) == sum(kept[one][1] for one in alive if kept[one][0] == each)
+
+
+class TestRoom:
+    """A server that has room for 1,000 bytes."""
+
+    @pytest.fixture
+    def clock(self) -> Clock:
+        return Clock()
+
+    @pytest.fixture
+    def table(self, clock: Clock) -> Bindings:
+        return Bindings(clock=clock)
+
+    def has_room(self, table: Bindings, size: int) -> bool:
+        return table.has_room("h0", size, 1000)
+
+    def test_what_a_server_holds_and_what_it_was_sent_take_room(self, table: Bindings) -> None:
+        table.bind(named("a", 600), "h0", None)
+        assert (self.has_room(table, 400), self.has_room(table, 401)) == (True, False)
+        table.expect("h0", 100)
+        assert (self.has_room(table, 300), self.has_room(table, 301)) == (True, False)
+        table.expect("h0", -100)
+        assert self.has_room(table, 400)
+        assert table.has_room("h1", 1000, 1000), "another server has its own"
+
+    def test_a_conversation_that_is_silent_makes_room_and_one_at_work_does_not(self, table: Bindings, clock: Clock) -> None:
+        silent, works = (table.bind(named(name, 500), "h0", None) for name in "ab")
+        assert silent is not None
+        assert works is not None
+        table.works(works, 1)
+        clock.now = PAUSE_S + 1
+        assert (self.has_room(table, 500), self.has_room(table, 501)) == (True, False)
+        table.works(silent, 1)
+        assert not self.has_room(table, 1)
+        table.works(silent, -1)
+        assert not self.has_room(table, 1), "its turn has just ended"
+
+    def test_one_that_is_larger_than_the_room_gets_an_empty_server(self, table: Bindings, clock: Clock) -> None:
+        assert self.has_room(table, 10_000)
+        table.bind(named("a", 1), "h0", None)
+        assert not self.has_room(table, 10_000)
+        clock.now = PAUSE_S + 1
+        assert self.has_room(table, 10_000)
+
+    def test_the_one_that_was_silent_for_longest_loses_its_room_and_keeps_its_age(self, table: Bindings, clock: Clock) -> None:
+        first = table.bind(named("a", 500), "h0", None, 1000)
+        clock.now = 1
+        second = table.bind(named("b", 400), "h0", None, 1000)
+        assert first is not None
+        assert second is not None
+        first.tokens = 100
+        table.works(second, 1)
+        clock.now = 2
+        table.bind(named("a", 550), "h0", first, 1000)
+        third = table.bind(named("c", 500), "h0", None, 1000)
+        assert third is not None
+        assert [each.host for each in (first, second, third)] == ["", "h0", "h0"]
+        assert (table.held["h0"], table.find(named("a")), first.began) == (900, first, 0)
+        choice = choose(named("a", 600), first, servers(0, 0), table.held)
+        assert (choice.reason, choice.unread) == ("paused", 600)
+        assert table.bind(named("a", 600), "h1", first, 1000) is first
+        assert table.held == {"h0": 900, "h1": 600}
+
+    def test_one_that_waits_for_room_is_known_from_its_first_try_on(self, table: Bindings, clock: Clock) -> None:
+        met = table.meet(named("a"))
+        clock.now = 30
+        again = table.meet(named("abc", 1000, "ab", "a"))
+        assert met is again
+        assert met is not None
+        assert (met.began, met.host, choose(named("a"), met, servers(0), table.held).reason) == (0, "", "new")
+        assert table.meet(Turn(size=10)) is None
+
+    def test_owners_hold_what_their_conversations_take(self, table: Bindings) -> None:
+        for owner, names in ((b"1", "ab"), (b"2", "c")):
+            for name in names:
+                table.bind(replace(named(name, 300), owner=owner), "h0", None, 700)
+        assert table.owned == {b"1": 300, b"2": 300}, "one had to make room"
+
+    def test_tokens_are_learned_in_bytes_between_bounds(self, table: Bindings) -> None:
+        assert table.bytes_per_token == 4
+        for _ in range(1000):
+            table.learn(30_000, 10_000)
+        assert table.bytes_per_token == pytest.approx(3, abs=0.01)
+        for _ in range(1000):
+            table.learn(10**9, 1)
+        assert table.bytes_per_token == 8
+
+    @given(
+        st.lists(
+            st.tuples(st.sampled_from("abcdef"), st.sampled_from(["h0", "h1"]), st.integers(1, 900), st.booleans(), st.floats(0, 100)),
+            max_size=60,
+        )
+    )
+    def test_the_room_of_a_server_is_never_exceeded_but_by_what_is_at_work(self, turns: list[tuple[str, str, int, bool, float]]) -> None:
+        clock, at_work = Clock(), list[Binding]()
+        table = Bindings(most=4, lease_s=1000, clock=clock)
+        for name, host, size, ends, pause in turns:
+            clock.now += pause
+            part = named(name, size)
+            bound = table.bind(part, host, table.find(part), 1000)
+            assert bound is not None
+            assert table.held[host] <= max(1000, sum(each.size for each in {*at_work, bound} if each.host == host))
+            table.works(bound, 1)
+            at_work.append(bound)
+            if ends:
+                table.works(at_work.pop(0), -1)
+            assert sum(table.owned.values()) == sum(table.held.values())
 
 
 @dataclass
@@ -194,7 +304,7 @@ NOTHING: dict[str, int] = {}
 
 class TestPicking:
     def bound(self, size: int, host: str = "h0") -> Binding:
-        return Binding(host, size, 0.0)
+        return Binding(host, size, seen=0.0)
 
     def test_a_turn_stays_until_reading_all_of_it_elsewhere_is_sooner(self) -> None:
         again = named("a", 100_000)
@@ -263,3 +373,25 @@ def test_many_sessions_take_bounded_memory() -> None:
 def ids(count: int) -> Iterable[str]:
     start = os.urandom(500).hex()
     return (f"{start}{number}" for number in range(count))
+
+
+class TestMedia:
+    """A model sees a picture as some 1,000 tokens, however many bytes it has."""
+
+    PICTURE = "iVBORw0KGgo" * 100_000
+
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            ("/v1/chat/completions", {"content": [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}}]}),
+            ("/v1/messages", {"content": [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}}]}),
+            ("/api/chat", {"content": "?", "images": [PICTURE]}),
+        ],
+    )
+    def test_a_picture_takes_the_room_of_its_tokens(self, path: str, message: dict[str, Any]) -> None:
+        body: dict[str, Any] = {"model": "a", "messages": [{"role": "user", **message}], "max_tokens": 1}
+        long = len(json.dumps(body))
+        assert has_media(path, body)
+        assert 4096 < without_media(long, body) < 5000
+        text = chat({"role": "user", "content": "What is data:? " * 1000})
+        assert without_media(20_000, text) == 20_000

@@ -42,9 +42,13 @@ class Capacity:
         return self.servers * (self.slots + int(self.prompt_cache // (self.kv_bytes_per_token * self.context_length)))
 
     @property
-    def tokens(self) -> int:
+    def tokens_of_server(self) -> int:
         """Warm ones, of conversations of any length."""
-        return self.servers * (self.slots * self.context_length + int(self.prompt_cache // self.kv_bytes_per_token))
+        return self.slots * self.context_length + int(self.prompt_cache // self.kv_bytes_per_token)
+
+    @property
+    def tokens(self) -> int:
+        return self.servers * self.tokens_of_server
 
 
 def of_fleet(model: ModelSettings, settings: Sections) -> Capacity:

@@ -1,0 +1,116 @@
+"""The servers behind a base URL: which addresses there are, what each has, and which are free.
+
+A Service address would pin a kept-alive connection to one pod, so hosts are resolved to all pods.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from api_server.address import PROBE_S, Address, tagged
+from api_server.lookup import addresses
+from api_server.place import Wanted
+from api_server.reading import LATE_OR_STRANGE
+
+log = logging.getLogger("api_server")
+
+
+@dataclass
+class Servers:
+    """All servers behind one base URL."""
+
+    url: str
+    max_in_flight: int
+    """Requests at once to one address."""
+    engine: str = "openai"
+    silence_s: float = 90.0
+    """A server with requests that says nothing for so long is out."""
+    addresses: dict[str, Address] = field(default_factory=dict)
+    looked: bool = False
+    """Whether the host was looked up at all yet."""
+    _gone: dict[str, Address] = field(default_factory=dict)
+    """No longer looked up, but still at work: one that comes back has its count."""
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self.url).port or 80
+
+    @property
+    def answers(self) -> bool:
+        return any(address.answers for address in self.addresses.values())
+
+    def serves(self, wanted: Wanted) -> bool:
+        return any(
+            address.answers and address.host not in wanted.tried and address.has(wanted.name, wanted.route.digest)
+            for address in self.addresses.values()
+        )
+
+    async def refresh(self, session: aiohttp.ClientSession) -> None:
+        """Resolve the host and see what each address has. An address keeps its count for as long as a request of it runs."""
+        found = await addresses(self.host, self.port)
+        hosts = list(self.addresses) if found is None else found
+        known = self._gone | self.addresses
+        fresh = {host: known.get(host) or Address(host, self.port) for host in hosts}
+        self._gone = {host: address for host, address in known.items() if host not in fresh and address.in_flight}
+        await asyncio.gather(*(self._probe(address, session) for address in fresh.values()))
+        self.addresses = fresh
+        self.looked = True
+        for address in fresh.values():
+            if address.is_silent(self.silence_s) and not address.is_out():
+                log.warning("%s: %s is out for %g s: silent for %g s", self.url, address.host, address.eject(), self.silence_s)
+
+    async def _probe(self, address: Address, session: aiohttp.ClientSession) -> None:
+        try:
+            async with asyncio.timeout(PROBE_S):
+                _, writer = await asyncio.open_connection(address.host, address.port)
+            writer.close()
+        except OSError:
+            address.answers = False
+            address.abilities.clear()
+            return
+        if self.engine == "ollama":
+            # A busy server may be late with its lists; what it said before then stays.
+            with contextlib.suppress(*LATE_OR_STRANGE):
+                await address.look(session)
+        address.answers = True
+
+    def free(self, wanted: Wanted, *, sure: bool) -> list[Address]:
+        """The addresses that have the model and a place, of which no other ones are better: first those that answer, then those that hold
+        the model in memory. `sure`: none that did not answer last time. When more than half are out, being out says more about the
+        requests than about the servers, and is not looked at."""
+        every, now = list(self.addresses.values()), time.monotonic()
+        out = {address for address in every if address.out_until > now}
+        panic = 2 * len(out) > len(every)
+        name, digest, cap = wanted.name, wanted.route.digest, self.max_in_flight
+        free = [
+            address
+            for address in every
+            if address.in_flight < cap
+            and (panic or (address.in_flight < address.places and address not in out))
+            and address.host not in wanted.tried
+            and (address.answers or not sure)
+            and address.has(name, digest)
+        ]
+        if len(free) < 2:
+            return free
+        name = tagged(name)
+        ranks = [(not each.answers, panic and each in out, name not in each.loaded) for each in free]
+        first = min(ranks)
+        return [address for address, rank in zip(free, ranks, strict=True) if rank == first]
+
+    def is_full(self, address: Address) -> bool:
+        return address.in_flight >= min(self.max_in_flight, address.places)
+
+    def failed(self, address: Address, reason: str) -> None:
+        """It broke a request off, or failed on it."""
+        if address.failed():
+            log.warning("%s: %s is out: failed too often in a row, last with %s", self.url, address.host, reason)

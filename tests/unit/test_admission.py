@@ -1,0 +1,210 @@
+"""New conversations wait for memory: those that servers hold go on, and nobody waits for ever."""
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from api_server.address import Address
+from api_server.bindings import PAUSE_S, Bindings
+from api_server.picking import ANSWER
+from api_server.place import Place, Wanted
+from api_server.sessions import Turn
+from api_server.settings import Route
+from api_server.upstreams import Upstream
+
+SIZE = 20_000
+"""Bytes of a conversation: a server has room for two."""
+ROUTE = Route(url="http://fleet.test:1", warm_tokens=10_000)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def fleet(clock: Clock, servers: int = 1, places: int = 8) -> Upstream:
+    found = Upstream("http://fleet.test:1", places, lines=True)
+    found.conversations["a"] = Bindings(clock=clock)
+    for number in range(servers):
+        found.addresses[f"h{number}"] = Address(f"h{number}", 1)
+    return found
+
+
+def wanted(name: str, size: int = SIZE, owner: bytes = b"key", route: Route = ROUTE) -> Wanted:
+    return Wanted(route, "a", Turn((name.encode(),), name.encode(), size, b"", owner, goes_on=True))
+
+
+def answered(upstream: Upstream, name: str, **fields: Any) -> Place:
+    """A turn that its server takes at once, and ends."""
+    place = upstream.take(wanted(name, **fields))
+    assert place is not None
+    upstream.worked(place)
+    upstream.release(place)
+    return place
+
+
+def in_a_loop(work: Coroutine[Any, Any, None]) -> None:
+    with closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(work)
+
+
+def test_those_that_are_held_go_on_while_a_new_one_waits(clock: Clock) -> None:
+    upstream = fleet(clock)
+    answered(upstream, "one")
+    answered(upstream, "two")
+    assert upstream.take(wanted("three")) is None
+    assert [answered(upstream, name).reason for name in ("one", "two")] == ["bound", "bound"]
+    clock.now += PAUSE_S + 1
+    assert answered(upstream, "three").reason == "new"
+    assert upstream.take(wanted("one", SIZE + 1000)) is None, "it made room, and waits now"
+    assert answered(upstream, "two", size=SIZE - 500).reason == "bound"
+
+
+def test_each_server_has_room_of_its_own(clock: Clock) -> None:
+    upstream = fleet(clock, servers=3)
+    hosts = [answered(upstream, f"conversation {number}").address.host for number in range(6)]
+    assert sorted(hosts) == ["h0", "h0", "h1", "h1", "h2", "h2"]
+    assert upstream.take(wanted("seven")) is None
+
+
+def test_what_was_sent_and_not_answered_yet_takes_room_until_it_fails(clock: Clock) -> None:
+    upstream = fleet(clock)
+    places = [upstream.take(wanted(name)) for name in ("one", "two")]
+    assert None not in places
+    assert upstream.take(wanted("three")) is None
+    for place in places:
+        assert place is not None
+        upstream.release(place)
+    answered(upstream, "three")
+    answered(upstream, "four")
+
+
+def test_what_is_small_or_no_conversation_or_failed_elsewhere_or_has_no_figures_does_not_wait(clock: Clock) -> None:
+    upstream = fleet(clock, servers=2)
+    for number in range(4):
+        answered(upstream, str(number))
+    assert upstream.take(wanted("five")) is None
+    for each in (
+        wanted("a title", ANSWER),
+        Wanted(ROUTE, "a", Turn(size=SIZE)),
+        Wanted(ROUTE, "a", replace(wanted("text").turn, goes_on=False)),
+        wanted("five").elsewhere("h0"),
+        wanted("five", route=ROUTE.model_copy(update={"warm_tokens": 0})),
+    ):
+        place = upstream.take(each)
+        assert place is not None
+        upstream.release(place)
+
+
+def test_a_turn_stays_with_a_busy_server_where_memory_is_known(clock: Clock) -> None:
+    """Without figures it would move, as nothing is ahead of the other one."""
+    upstream = fleet(clock, servers=2, places=4)
+    home = answered(upstream, "one").address
+    home.load += 10 * SIZE
+    assert answered(upstream, "one").address is home
+    home.in_flight = 4
+    assert upstream.take(wanted("one")) is None
+
+
+def test_the_oldest_conversation_is_first_in_line(clock: Clock) -> None:
+    async def line() -> None:
+        upstream = fleet(clock)
+        answered(upstream, "old")
+        answered(upstream, "one")
+        clock.now += PAUSE_S + 1
+        answered(upstream, "two")  # The server forgets `old` for it.
+        answered(upstream, "one")
+        waiting: dict[str, asyncio.Task[Place]] = {}
+        for name in ("new", "old"):
+            assert upstream.take(wanted(name)) is None
+            waiting[name] = asyncio.create_task(upstream.wait(wanted(name), 10))
+            await asyncio.sleep(0)
+        clock.now += PAUSE_S + 1
+        answered(upstream, "one", size=SIZE)
+        first = await waiting["old"]
+        assert (first.reason, waiting["new"].done()) == ("paused", False)
+        assert upstream.take(wanted("newest")) is None, "nobody overtakes"
+        upstream.worked(first)
+        upstream.release(first)
+        clock.now += PAUSE_S + 1
+        upstream.release(await asyncio.wait_for(asyncio.shield(released(upstream, waiting["new"])), 5))
+
+    async def released(upstream: Upstream, task: "asyncio.Task[Place]") -> Place:
+        answered(upstream, "one", size=SIZE)
+        return await task
+
+    in_a_loop(line())
+
+
+def test_the_key_that_holds_least_is_first_among_those_that_need_room(clock: Clock) -> None:
+    async def line() -> None:
+        upstream = fleet(clock)
+        answered(upstream, "one", owner=b"busy")
+        answered(upstream, "two", owner=b"busy")
+        tasks: list[asyncio.Task[Place]] = []
+        for name, owner in (("three", b"busy"), ("four", b"idle")):
+            tasks.append(asyncio.create_task(upstream.wait(wanted(name, owner=owner), 10)))
+            await asyncio.sleep(0)
+            clock.now += 1
+        clock.now += PAUSE_S - 2
+        answered(upstream, "one", owner=b"busy")
+        clock.now += 2
+        answered(upstream, "one", owner=b"busy")
+        await asyncio.sleep(0)
+        assert [task.done() for task in tasks] == [False, True]
+        upstream.release(tasks[1].result())
+        tasks[0].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    in_a_loop(line())
+
+
+def test_after_its_time_one_without_room_is_turned_down_and_keeps_its_age(clock: Clock) -> None:
+    async def line() -> None:
+        upstream = fleet(clock)
+        answered(upstream, "one")
+        answered(upstream, "two")
+        with pytest.raises(TimeoutError):
+            await upstream.wait(wanted("three"), 0.05)
+        clock.now += 5
+        later = asyncio.create_task(upstream.wait(wanted("four"), 10))
+        await asyncio.sleep(0)
+        clock.now += 5
+        again = asyncio.create_task(upstream.wait(wanted("three"), 10))
+        await asyncio.sleep(0)
+        clock.now += PAUSE_S - 9
+        answered(upstream, "two")
+        clock.now += 10
+        answered(upstream, "two")
+        await asyncio.sleep(0)
+        assert (again.done(), later.done()) == (True, False)
+        later.cancel()
+        upstream.release(again.result())
+        await asyncio.gather(later, return_exceptions=True)
+
+    in_a_loop(line())
+
+
+def test_a_turn_whose_server_is_gone_finds_room_elsewhere(clock: Clock) -> None:
+    upstream = fleet(clock, servers=2)
+    homes = {name: answered(upstream, name).address.host for name in ("one", "two", "three")}
+    del upstream.addresses["h0"]
+    lost = [name for name, host in homes.items() if host == "h0"]
+    assert lost
+    moved = upstream.take(wanted(lost[0]))
+    if len(lost) == 1:
+        assert moved is None, "the other one holds two"
+    else:
+        assert moved is not None
+        assert (moved.address.host, moved.reason) == ("h1", "lost")
