@@ -5,8 +5,8 @@ The numbers are those of docs/traps.md.
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,25 +96,20 @@ def test_trap_14_no_client_unloads_a_model(api_server: ApiServerFactory, server:
 
 
 def test_trap_15_overload_is_said_at_once(api_server: ApiServerFactory, server: Service) -> None:
-    def flood(service: Service, tokens: int) -> list[httpx.Response]:
-        results: list[httpx.Response] = []
-        ask = lambda: results.append(post(service, "/v1/chat/completions", model="slow:1", messages=MESSAGES, max_tokens=tokens))  # noqa: E731
-        threads = [threading.Thread(target=ask) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return results
-
+    body = {"model": "slow:1", "messages": MESSAGES, "max_tokens": 60}
     ollama_process.load(server, "slow:1")
-    assert {response.status_code for response in flood(server, 60)} == {200}, (
-        "Ollama itself queues them all, whatever OLLAMA_MAX_QUEUE says"
-    )
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: post(server, "/v1/chat/completions", **body).status_code, range(8)))
+        assert answers == [200] * 8, "Ollama itself queues them all, whatever OLLAMA_MAX_QUEUE says"
     api = api_server({"slow:1": route(server.url, "slow:1", max_in_flight=2)})
-    # Answers of seconds, so that the first two are still on their way when the last is asked for.
-    results = flood(api, 400)
-    assert sorted(response.status_code for response in results) == [200, 200, *[429] * 6]
-    assert all(response.headers["retry-after"] for response in results if response.status_code == 429)
+    with ExitStack() as stack, httpx.Client(base_url=api.url, timeout=60, headers=HEADERS) as client:
+        endless = body | {"max_tokens": CONTEXT - 100, "stream": True}
+        for _ in range(2):
+            stream = stack.enter_context(client.stream("POST", "/v1/chat/completions", json=endless))
+            assert next(stream.iter_lines()).startswith("data: ")
+        refused = [client.post("/v1/chat/completions", json=body) for _ in range(6)]
+    assert [response.status_code for response in refused] == [429] * 6
+    assert all(response.headers["retry-after"] for response in refused)
 
 
 def test_trap_20_no_client_administers(api_server: ApiServerFactory, server: Service) -> None:
