@@ -20,6 +20,7 @@ from tests.service import names
 from tests.service import ollama as ollama_process
 from tests.service.conftest import KEY, SCRIPT, ApiServerFactory
 from tests.service.processes import Service, free_port, running
+from tests.service.test_gateway import metric
 
 CONTEXT = 2048
 HEADERS = {"Authorization": f"Bearer {KEY}"}
@@ -102,12 +103,13 @@ def test_trap_15_overload_is_said_at_once(api_server: ApiServerFactory, server: 
         answers = list(pool.map(lambda _: post(server, "/v1/chat/completions", **body).status_code, range(8)))
         assert answers == [200] * 8, "Ollama itself queues them all, whatever OLLAMA_MAX_QUEUE says"
     api = api_server({"slow:1": route(server.url, "slow:1", max_in_flight=2)})
-    with ExitStack() as stack, httpx.Client(base_url=api.url, timeout=60, headers=HEADERS) as client:
-        endless = body | {"max_tokens": CONTEXT - 100, "stream": True}
-        # Kept, as a stream is closed with the last who reads it.
-        lines = [stack.enter_context(client.stream("POST", "/v1/chat/completions", json=endless)).iter_lines() for _ in range(2)]
-        assert all(next(each).startswith("data: ") for each in lines)
-        refused = [client.post("/v1/chat/completions", json=body) for _ in range(6)]
+    with ThreadPoolExecutor(2) as pool:
+        # One after the other at Ollama, for longer than the six take.
+        busy = [pool.submit(post, api, "/v1/chat/completions", **body | {"max_tokens": CONTEXT - 100}) for _ in range(2)]
+        while metric(api, "api_server_in_flight_requests") < 2:
+            assert not any(each.done() for each in busy)
+        refused = [post(api, "/v1/chat/completions", **body) for _ in range(6)]
+        assert [each.result().status_code for each in busy] == [200, 200]
     assert [response.status_code for response in refused] == [429] * 6
     assert all(response.headers["retry-after"] for response in refused)
 
