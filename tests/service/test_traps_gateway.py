@@ -106,7 +106,7 @@ def test_trap_15_overload_is_said_at_once(api_server: ApiServerFactory, server: 
     with ThreadPoolExecutor(2) as pool:
         # One after the other at Ollama, for longer than the six take.
         busy = [pool.submit(post, api, "/v1/chat/completions", **body | {"max_tokens": CONTEXT - 100}) for _ in range(2)]
-        while metric(api, "api_server_in_flight_requests") < 2:
+        while metric(api, "api_server_in_flight_requests", address="127.0.0.1", upstream=server.url) < 2:
             assert not any(each.done() for each in busy)
         refused = [post(api, "/v1/chat/completions", **body) for _ in range(6)]
         assert [each.result().status_code for each in busy] == [200, 200]
