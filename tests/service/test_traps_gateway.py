@@ -105,7 +105,7 @@ def test_trap_15_overload_is_said_at_once(api_server: ApiServerFactory, server: 
     api = api_server({"slow:1": route(server.url, "slow:1", max_in_flight=2)})
     with ThreadPoolExecutor(2) as pool:
         # One after the other at Ollama, for longer than the six take.
-        busy = [pool.submit(post, api, "/v1/chat/completions", **body | {"max_tokens": CONTEXT - 100}) for _ in range(2)]
+        busy = [pool.submit(post, api, "/v1/chat/completions", **body | {"max_tokens": 800}) for _ in range(2)]
         while metric(api, "api_server_in_flight_requests", address="127.0.0.1", upstream=server.url) < 2:
             assert not any(each.done() for each in busy)
         refused = [post(api, "/v1/chat/completions", **body) for _ in range(6)]
