@@ -5,6 +5,7 @@ The numbers are those of docs/traps.md.
 
 import hashlib
 import json
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -103,12 +104,13 @@ def test_trap_15_overload_is_said_at_once(api_server: ApiServerFactory, server: 
         answers = list(pool.map(lambda _: post(server, "/v1/chat/completions", **body).status_code, range(8)))
         assert answers == [200] * 8, "Ollama itself queues them all, whatever OLLAMA_MAX_QUEUE says"
     api = api_server({"slow:1": route(server.url, "slow:1", max_in_flight=2)})
+    server.process.send_signal(signal.SIGSTOP)
     with ThreadPoolExecutor(2) as pool:
-        # One after the other at Ollama, for longer than the six take.
-        busy = [pool.submit(post, api, "/v1/chat/completions", **body | {"max_tokens": 800}) for _ in range(2)]
+        busy = [pool.submit(post, api, "/v1/chat/completions", **body) for _ in range(2)]
         while metric(api, "api_server_in_flight_requests", address="127.0.0.1", upstream=server.url) < 2:
             assert not any(each.done() for each in busy)
         refused = [post(api, "/v1/chat/completions", **body) for _ in range(6)]
+        server.process.send_signal(signal.SIGCONT)
         assert [each.result().status_code for each in busy] == [200, 200]
     assert [response.status_code for response in refused] == [429] * 6
     assert all(response.headers["retry-after"] for response in refused)
