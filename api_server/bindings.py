@@ -11,7 +11,7 @@ from api_server.sessions import Turn
 LEASE_S = 1800.0
 """After so long without a turn, a conversation counts as ended. Agents wait minutes for tools and people; NVIDIA's Dynamo keeps as long."""
 MOST = 65_536
-"""Conversations that are known: about 25 MiB. Beyond it, the one that was silent for longest is forgotten."""
+"""Conversations that are known: about 35 MiB (bench/results/picking.json). Beyond it, the one that was silent for longest is forgotten."""
 PAUSE_S = 60.0
 """A conversation without a turn for so long makes room for one that waits. Most tools of agents end sooner (bench/simulator.py)."""
 SLICE_S = 120.0
@@ -116,15 +116,17 @@ class Bindings:
         """Whether a conversation has waited for room for too long."""
         return binding is not None and not binding.host and binding.since <= self._clock() - SLICE_S
 
-    def has_room(self, host: str, size: int, room: int, *, overdue: bool = False) -> bool:
-        """Whether a server with `room` bytes can hold `size` more, beside the conversations that are at work or were just now. One without
-        any has always. `overdue`: for one that has waited for too long."""
+    def has_room(self, host: str, size: int, room: int, known: Binding | None = None) -> bool:
+        """Whether a server with `room` bytes can hold a conversation of `size`, beside those that are at work or were just now. One without
+        any has always. `known`: the conversation; when it has waited for too long, only those count whose time is not over."""
         held = self.held.get(host, 0) + self._coming.get(host, 0)
+        if known is not None and known.host == host:
+            held -= known.size
         if held + size <= room:
             return True
-        now = self._clock()
+        now, overdue = self._clock(), self.is_overdue(known)
         for binding in self._on.get(host, ()):
-            if binding.at_work:
+            if binding.at_work or binding is known:
                 continue
             if binding.seen > now - PAUSE_S and not (overdue and binding.since <= now - SLICE_S):
                 break

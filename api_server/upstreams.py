@@ -163,8 +163,8 @@ class Upstream(Servers):
         if home is not None and binding is not None and full and lines and (room or stays(wanted.turn, binding, home, least)):
             return None
         if room:
-            size, overdue = wanted.turn.size, conversations.is_overdue(binding)
-            free = [each for each in free if each is home or conversations.has_room(each.host, size, room, overdue=overdue)]
+            size = wanted.turn.size
+            free = [each for each in free if each is home or conversations.has_room(each.host, size, room, binding)]
             if not free:
                 return None
         choice = choose(wanted.turn, binding, free, conversations.held)

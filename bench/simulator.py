@@ -172,9 +172,8 @@ class Ours(Gateway):
         if not free or (waits and home and binding and (self._knows_memory or stays(turn, binding, home, min(each.load for each in free)))):
             return self._join(asked, home, binding)
         if self._knows_memory:
-            overdue = self._bindings.is_overdue(binding)
-            room = (each for each in free if self._bindings.has_room(each.host, turn.size, each.memory, overdue=overdue))
-            free = [home] if home else list(room)
+            roomy = (each for each in free if self._bindings.has_room(each.host, turn.size, each.memory, binding))
+            free = [home] if home else list(roomy)
         if not free:
             return self._join(asked, home, binding)
         choice = choose(turn, binding, free, self._bindings.held)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from api_server.address import Address
-from api_server.bindings import PAUSE_S, Bindings
+from api_server.bindings import PAUSE_S, SLICE_S, Bindings
 from api_server.picking import ANSWER
 from api_server.place import Place, Wanted
 from api_server.sessions import Turn
@@ -192,6 +192,29 @@ def test_after_its_time_one_without_room_is_turned_down_and_keeps_its_age(clock:
         later.cancel()
         upstream.release(again.result())
         await asyncio.gather(later, return_exceptions=True)
+
+    in_a_loop(line())
+
+
+def test_nobody_waits_for_ever(clock: Clock) -> None:
+    """Conversations that never rest lose their room to one that has waited, once they have had it for as long."""
+
+    async def line() -> None:
+        upstream = fleet(clock)
+        answered(upstream, "one")
+        answered(upstream, "two")
+        waiting = asyncio.create_task(upstream.wait(wanted("three"), 3600))
+        for _ in range(int(SLICE_S) // 10):
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            assert {answered(upstream, name).reason for name in ("one", "two")} == {"bound"}
+            clock.now += 10
+        answered(upstream, "one")
+        await asyncio.sleep(0)
+        third = waiting.result()
+        upstream.worked(third)
+        assert [upstream.take(wanted(name)) is None for name in ("one", "two")].count(True) == 1
+        upstream.release(third)
 
     in_a_loop(line())
 

@@ -243,6 +243,11 @@ class TestRoom:
         assert table.bind(named("a", 600), "h1", first, 1000) is first
         assert table.held == {"h0": 900, "h1": 600}
 
+    def test_one_that_its_server_forgot_does_not_stand_in_its_own_way(self, table: Bindings) -> None:
+        """As when Ollama unloads a model: nobody told the table."""
+        known = table.bind(named("a", 800), "h0", None)
+        assert (table.has_room("h0", 900, 1000, known), table.has_room("h0", 900, 1000)) == (True, False)
+
     def test_one_that_waits_for_room_is_known_from_its_first_try_on(self, table: Bindings, clock: Clock) -> None:
         met = table.meet(named("a"))
         clock.now = 30
