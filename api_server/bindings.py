@@ -16,12 +16,26 @@ PAUSE_S = 60.0
 """A conversation without a turn for so long makes room for one that waits. Most tools of agents end sooner (bench/simulator.py)."""
 SLICE_S = 120.0
 """Who has waited for room for so long gets it before all others, from conversations that have had theirs for so long."""
+SMALL = 8192
+"""Bytes of a request that takes next to no room, as for a title."""
 _BYTES_PER_TOKEN, _LEAST, _MOST = 4.0, 2.0, 8.0
 """Of prompts as clients send them, before servers have said, and between which bounds they are believed."""
 _WEIGHT, _KEEP = 10_000, 0.99
 """Tokens that the first guess counts as, and how much of what was said stays with each answer."""
 
 K = TypeVar("K")
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a server keeps of conversations: one in each slot, however long it is, and the others in `size` bytes of its memory."""
+
+    slots: int
+    size: int
+
+    def fits(self, count: int, size: int) -> bool:
+        """Whether so many conversations of `size` bytes together fit. Those in slots count as long as the mean."""
+        return count <= max(1, self.slots) or size * (count - self.slots) <= self.size * count
 
 
 @dataclass(slots=True, eq=False)
@@ -54,9 +68,11 @@ class Bindings:
         self._most, self._lease_s, self._clock = most, lease_s, clock
         self._known: OrderedDict[bytes, Binding] = OrderedDict()
         self._on: dict[str, OrderedDict[Binding, None]] = {}
-        """Of each host, its conversations, in the order of their last turns."""
-        self._coming: dict[str, int] = {}
-        """Bytes of prompts that hosts were sent, and have not read."""
+        """Of each host, its conversations that take room, in the order of their last turns."""
+        self._kept: dict[str, int] = {}
+        """Their bytes."""
+        self._coming: dict[str, tuple[int, int]] = {}
+        """New conversations that hosts were sent, and bytes of prompts, which they have not read."""
         self.held: dict[str, int] = {}
         """Bytes of prompt of all conversations that are bound to a host."""
         self.owned: dict[bytes, int] = {}
@@ -88,9 +104,9 @@ class Bindings:
             self._known.move_to_end(found.name)
         return found
 
-    def bind(self, turn: Turn, host: str, known: Binding | None, room: int = 0) -> Binding | None:
-        """A server has read a turn. `known`: what `find` found. `room`: bytes that the server has for conversations, 0 when nobody knows:
-        those that were silent for longest lose theirs to this one. None when the turn is no part of a conversation."""
+    def bind(self, turn: Turn, host: str, known: Binding | None, room: Room | None = None) -> Binding | None:
+        """A server has read a turn. `known`: what `find` found. `room`: of the server, None when nobody knows: conversations that were
+        silent for longest lose theirs to this one. None when the turn is no part of a conversation."""
         if not turn.own:
             return None
         there = self._known.get(turn.own)
@@ -105,10 +121,12 @@ class Bindings:
         self._known.pop(binding.name, None)
         binding.name, binding.host, binding.size, binding.seen, binding.since = turn.own, host, turn.size, self._clock(), since
         self._add(binding)
-        self._on.setdefault(host, OrderedDict())[binding] = None
+        if turn.size > SMALL:
+            self._on.setdefault(host, OrderedDict())[binding] = None
+            self._kept[host] = self._kept.get(host, 0) + turn.size
         self.held[host] = self.held.get(host, 0) + turn.size
         self.owned[binding.owner] = self.owned.get(binding.owner, 0) + turn.size
-        if room:
+        if room is not None:
             self._make_room(host, room, binding)
         return binding
 
@@ -116,13 +134,14 @@ class Bindings:
         """Whether a conversation has waited for room for too long."""
         return binding is not None and not binding.host and binding.since <= self._clock() - SLICE_S
 
-    def has_room(self, host: str, size: int, room: int, known: Binding | None = None) -> bool:
-        """Whether a server with `room` bytes can hold a conversation of `size`, beside those that are at work or were just now. One without
-        any has always. `known`: the conversation; when it has waited for too long, only those count whose time is not over."""
-        held = self.held.get(host, 0) + self._coming.get(host, 0)
-        if known is not None and known.host == host:
-            held -= known.size
-        if held + size <= room:
+    def has_room(self, host: str, size: int, room: Room, known: Binding | None = None) -> bool:
+        """Whether a server can hold a conversation of `size` bytes, beside those that are at work or were just now. `known`: the
+        conversation; when it has waited for too long, only those count whose time is not over."""
+        count, coming = self._coming.get(host, (0, 0))
+        count, size = count + len(self._on.get(host, ())) + 1, size + self._kept.get(host, 0) + coming
+        if known is not None and known in self._on.get(host, ()):
+            count, size = count - 1, size - known.size
+        if room.fits(count, size):
             return True
         now, overdue = self._clock(), self.is_overdue(known)
         for binding in self._on.get(host, ()):
@@ -130,15 +149,16 @@ class Bindings:
                 continue
             if binding.seen > now - PAUSE_S and not (overdue and binding.since <= now - SLICE_S):
                 break
-            held -= binding.size
-            if held + size <= room:
+            count, size = count - 1, size - binding.size
+            if room.fits(count, size):
                 return True
-        return held <= 0
+        return False
 
-    def expect(self, host: str, size: int) -> None:
-        """A server will read so many bytes, or, below 0, has read them or will not."""
-        left = self._coming.get(host, 0) + size
-        if left:
+    def expect(self, host: str, count: int, size: int) -> None:
+        """A server will read so many new conversations and bytes, or, below 0, has read them or will not."""
+        before = self._coming.get(host, (0, 0))
+        left = before[0] + count, before[1] + size
+        if any(left):
             self._coming[host] = left
         else:
             self._coming.pop(host, None)
@@ -151,7 +171,7 @@ class Bindings:
         if self._known.get(binding.name) is binding:
             binding.seen = self._clock()
             self._known.move_to_end(binding.name)
-            if binding.host:
+            if binding in self._on.get(binding.host, ()):
                 self._on[binding.host].move_to_end(binding)
 
     def learn(self, size: int, tokens: int) -> None:
@@ -173,10 +193,10 @@ class Bindings:
         del self._known[binding.name]
         self._lose(binding)
 
-    def _make_room(self, host: str, room: int, newest: Binding) -> None:
+    def _make_room(self, host: str, room: Room, newest: Binding) -> None:
         """As the server itself does, which tells nobody."""
-        while self.held[host] > room:
-            silent = next((each for each in self._on[host] if each is not newest and not each.at_work), None)
+        while not room.fits(len(self._on.get(host, ())), self._kept.get(host, 0)):
+            silent = next((each for each in self._on.get(host, ()) if each is not newest and not each.at_work), None)
             if silent is None:
                 return
             self._lose(silent)
@@ -188,9 +208,11 @@ class Bindings:
         # A server or an owner that went must not be remembered for ever.
         _less(self.held, binding.host, binding.size)
         _less(self.owned, binding.owner, binding.size)
-        del self._on[binding.host][binding]
-        if not self._on[binding.host]:
-            del self._on[binding.host]
+        if binding in self._on.get(binding.host, ()):
+            _less(self._kept, binding.host, binding.size)
+            del self._on[binding.host][binding]
+            if not self._on[binding.host]:
+                del self._on[binding.host]
         binding.host, binding.since = "", self._clock()
 
 

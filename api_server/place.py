@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from api_server.address import Address
-from api_server.bindings import Binding
+from api_server.bindings import Binding, Room
 from api_server.picking import ANSWER, Reason
 from api_server.sessions import Turn
 from api_server.settings import Route
@@ -45,10 +45,10 @@ class Place:
     model: str
     known: Binding | None = None
     """The conversation, as far as it is known."""
-    coming: int = 0
-    """Bytes that the server will hold more, once it has read the prompt."""
-    room: int = 0
-    """Bytes of conversations that it can hold; 0: nobody knows."""
+    coming: tuple[int, int] = (0, 0)
+    """Conversations and bytes that the server will hold more, once it has read the prompt."""
+    room: Room | None = None
+    """Of the server; None: nobody knows."""
     reusable: int = 0
     """Tokens that the server holds of the conversation, if it has kept them."""
     answered: bool = False

@@ -69,8 +69,10 @@ class Route(BaseModel):
     """What answers there. Ollama also has its own API, and cuts prompts that are too long, so those are refused here."""
     context_length: int = Field(default=0, ge=0)
     """Tokens that an Ollama server holds for one request; a server of the other kind refuses longer ones itself."""
-    warm_tokens: int = Field(default=0, ge=0)
-    """Tokens of conversations that one address keeps warm. 0: not known, and new conversations never wait for the memory of others."""
+    slots: int = Field(default=0, ge=0)
+    """Conversations that one address keeps beside those in its cache. 0: not known, and new ones never wait for the memory of others."""
+    cached_tokens: int = Field(default=0, ge=0)
+    """Tokens of conversations that one address keeps in its cache."""
     digest: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     """SHA-256 of the model's manifest; a server that has another one under the same name is not asked. Empty: any."""
 

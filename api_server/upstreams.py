@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from api_server.address import Address, tagged
-from api_server.bindings import Binding, Bindings
+from api_server.bindings import SMALL, Binding, Bindings, Room
 from api_server.picking import ANSWER, choose, stays
 from api_server.place import Place, Waiter, Wanted
 from api_server.servers import Servers
@@ -56,12 +56,13 @@ class Upstream(Servers):
         # What Ollama has unloaded, it has forgotten.
         return binding, home if self.engine != "ollama" or tagged(wanted.name) in home.loaded else None
 
-    def _room(self, wanted: Wanted) -> int:
-        """Bytes of conversations that each server can hold. 0: nobody knows, or this turn takes none of it: what is as small as an answer,
-        or failed elsewhere, is let through."""
-        if not (self.lines and wanted.route.warm_tokens and wanted.turn.goes_on) or wanted.tried or wanted.turn.size <= ANSWER:
-            return 0
-        return int(wanted.route.warm_tokens * self.conversations[wanted.model].bytes_per_token)
+    def _room(self, wanted: Wanted) -> Room | None:
+        """Of each server. None: nobody knows, or this turn takes none of it: what is as small as an answer, or failed elsewhere, is let
+        through."""
+        route = wanted.route
+        if not (self.lines and route.slots and wanted.turn.goes_on) or wanted.tried or wanted.turn.size <= SMALL:
+            return None
+        return Room(route.slots, int(route.cached_tokens * self.conversations[wanted.model].bytes_per_token))
 
     def take(self, wanted: Wanted, *, sure: bool = False) -> Place | None:
         """A place at once, if there is one; release it. Nobody overtakes a request that waits for the same place. `sure`: at no server that
@@ -98,12 +99,12 @@ class Upstream(Servers):
             self._leave(waiter)
 
     def _needs_room(self, wanted: Wanted) -> bool:
-        return bool(self._room(wanted)) and self._known(wanted)[1] is None
+        return self._room(wanted) is not None and self._known(wanted)[1] is None
 
     def _line_up(self, waiter: Waiter) -> None:
         conversations = self.conversations[waiter.wanted.model]
         waiter.known, home = self._known(waiter.wanted)
-        waiter.needs_room = home is None and bool(self._room(waiter.wanted))
+        waiter.needs_room = home is None and self._room(waiter.wanted) is not None
         if waiter.needs_room:
             # When it asks again after a 429, it has waited for longest.
             waiter.known = conversations.meet(waiter.wanted.turn)
@@ -117,7 +118,7 @@ class Upstream(Servers):
     def _order(self, waiter: Waiter) -> tuple[float, ...]:
         """Those who wait for the server that holds their conversation come first; then who has waited for too long; then those of the key
         that holds least. Else the conversation that began first is the one to be ended first."""
-        if not waiter.wanted.route.warm_tokens:
+        if not waiter.wanted.route.slots:
             return 0, waiter.came
         if waiter.known is None or not waiter.needs_room:
             return 0, waiter.known.began if waiter.known else waiter.came
@@ -133,7 +134,7 @@ class Upstream(Servers):
         conversations = self.conversations[place.model]
         conversations.works(place.known, -1)
         if not place.answered:
-            conversations.expect(place.address.host, -place.coming)
+            conversations.expect(place.address.host, *(-each for each in place.coming))
         elif place.prompt_tokens:
             conversations.learn(place.turn.size, place.prompt_tokens)
         self.last_used = time.monotonic()
@@ -169,12 +170,13 @@ class Upstream(Servers):
                 return None
         choice = choose(wanted.turn, binding, free, conversations.held)
         reason = "spilled" if full else choice.reason
-        place = Place(choice.server, wanted.turn, reason, choice.unread, wanted.model, binding, choice.unread, room)
+        coming = int(bool(wanted.turn.own) and choice.server is not home), choice.unread
+        place = Place(choice.server, wanted.turn, reason, choice.unread, wanted.model, binding, coming, room)
         place.reusable = binding.tokens if binding else 0
         place.address.in_flight += 1
         place.address.load += place.unread + ANSWER
         conversations.works(binding, 1)
-        conversations.expect(place.address.host, place.coming)
+        conversations.expect(place.address.host, *place.coming)
         self.last_used = time.monotonic()
         return place
 
@@ -199,7 +201,7 @@ class Upstream(Servers):
     def worked(self, place: Place) -> None:
         """An answer comes: the server holds the conversation now, and may have more places."""
         conversations = self.conversations[place.model]
-        conversations.expect(place.address.host, -place.coming)
+        conversations.expect(place.address.host, *(-each for each in place.coming))
         binding = conversations.bind(place.turn, place.address.host, place.known, place.room)
         if binding is not place.known:
             conversations.works(place.known, -1)

@@ -13,7 +13,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from api_server.bindings import Binding, Bindings
+from api_server.bindings import Binding, Bindings, Room
 from api_server.picking import ANSWER, choose, rendezvous, stays
 from api_server.sessions import Turn
 
@@ -172,12 +172,12 @@ class Ours(Gateway):
         if not free or (waits and home and binding and (self._knows_memory or stays(turn, binding, home, min(each.load for each in free)))):
             return self._join(asked, home, binding)
         if self._knows_memory:
-            roomy = (each for each in free if self._bindings.has_room(each.host, turn.size, each.memory, binding))
+            roomy = (each for each in free if self._bindings.has_room(each.host, turn.size, Room(0, each.memory), binding))
             free = [home] if home else list(roomy)
         if not free:
             return self._join(asked, home, binding)
         choice = choose(turn, binding, free, self._bindings.held)
-        bound = self._bindings.bind(turn, choice.server.host, binding, choice.server.memory if self._knows_memory else 0)
+        bound = self._bindings.bind(turn, choice.server.host, binding, Room(0, choice.server.memory) if self._knows_memory else None)
         self._bindings.works(bound, 1)
         self._turns[asked] = bound
         asked.unread = choice.unread

@@ -29,7 +29,8 @@ class ApiServerArgs:
     namespace: pulumi.Input[str]
     image: pulumi.Input[str]
     routes: Mapping[str, Mapping[str, str | int]]
-    """Model id to `{"url", "model", "max_in_flight", "warm_tokens"}`; the last is what one server keeps of conversations, 0: not known."""
+    """Model id to `{"url", "model", "max_in_flight", "slots", "cached_tokens"}`. The last two are what one server keeps of conversations:
+    one in each slot, and others of so many tokens together."""
     keys: pulumi.Input[list[str]] = field(default_factory=list)
     """API keys without names, a Pulumi secret: they are `key-1`, `key-2`, … by their order, and may use everything."""
     named_keys: pulumi.Input[Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)

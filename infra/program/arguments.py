@@ -102,7 +102,8 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
             "max_in_flight": limit,
             "engine": "ollama",
             "context_length": settings.context_length(model),
-            "warm_tokens": capacity[model.name].tokens_of_server,
+            "slots": capacity[model.name].slots,
+            "cached_tokens": capacity[model.name].cached_tokens,
         }
         for model in settings.models
     }
@@ -110,7 +111,8 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
         "url": f"http://{MODEL_SERVER}:{PORTS[MODEL_SERVER]}",
         "model": server.model_id,
         "max_in_flight": server.parallel + server.max_queue,
-        "warm_tokens": capacity[server.model_id].tokens_of_server,
+        "slots": server.parallel,
+        "cached_tokens": capacity[server.model_id].cached_tokens,
     }
     return table
 

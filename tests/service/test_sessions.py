@@ -27,7 +27,7 @@ CONTEXT = 8192
 
 @contextmanager
 def running(
-    tmp_path: Path, most: int = 4, *, servers: int = 2, context: int = CONTEXT, warm_tokens: int = 0, **settings: str
+    tmp_path: Path, most: int = 4, *, servers: int = 2, context: int = CONTEXT, cached_tokens: int = 0, **settings: str
 ) -> Iterator[tuple[Service, list[Service]]]:
     """A gateway before model servers of one model, each with so many requests at once."""
     port = free_port()
@@ -41,7 +41,12 @@ def running(
             (tmp_path / host).mkdir()
             started.append(start_model_server(stack, store, tmp_path / host, "tiny:1", "/ready", None, HOST=host, **shape))
         routes: dict[str, dict[str, object]] = {
-            "tiny:1": {"url": f"http://{names.FLEET}:{port}", "max_in_flight": most, "warm_tokens": warm_tokens}
+            "tiny:1": {
+                "url": f"http://{names.FLEET}:{port}",
+                "max_in_flight": most,
+                "slots": min(most, 2) if cached_tokens else 0,
+                "cached_tokens": cached_tokens,
+            }
         }
         found = names.Name(tmp_path, *hosts).environment
         yield start_api_server(stack, tmp_path, routes, "/ready", found, 0, **settings), started
@@ -140,7 +145,7 @@ def test_a_line_has_an_end(tmp_path: Path) -> None:
 def test_a_conversation_that_no_server_has_memory_for_waits_while_the_others_go_on(tmp_path: Path) -> None:
     """One server has room for two; the third client gets 429 in the end, and the two others find their prompts where they were."""
     long = "A rule of the house. " * 1000
-    with running(tmp_path, QUEUE_S="2", warm_tokens=25_000, context=32_768, servers=1) as (api, _):
+    with running(tmp_path, QUEUE_S="2", most=1, cached_tokens=12_000, context=32_768, servers=1) as (api, _):
 
         def ask(number: int, turn: int) -> httpx.Response:
             messages = [{"role": "system", "content": f"{number} {long}"}, *history(number, turn)[1:]]

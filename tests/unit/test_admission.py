@@ -9,16 +9,15 @@ from typing import Any
 import pytest
 
 from api_server.address import Address
-from api_server.bindings import PAUSE_S, SLICE_S, Bindings
-from api_server.picking import ANSWER
+from api_server.bindings import PAUSE_S, SLICE_S, SMALL, Bindings
 from api_server.place import Place, Wanted
 from api_server.sessions import Turn
 from api_server.settings import Route
 from api_server.upstreams import Upstream
 
 SIZE = 20_000
-"""Bytes of a conversation: a server has room for two."""
-ROUTE = Route(url="http://fleet.test:1", warm_tokens=10_000)
+"""Bytes of a conversation: a server has room for two, one in its slot and one in its cache."""
+ROUTE = Route(url="http://fleet.test:1", slots=1, cached_tokens=5_000)
 
 
 class Clock:
@@ -96,11 +95,11 @@ def test_what_is_small_or_no_conversation_or_failed_elsewhere_or_has_no_figures_
         answered(upstream, str(number))
     assert upstream.take(wanted("five")) is None
     for each in (
-        wanted("a title", ANSWER),
+        wanted("a title", SMALL),
         Wanted(ROUTE, "a", Turn(size=SIZE)),
         Wanted(ROUTE, "a", replace(wanted("text").turn, goes_on=False)),
         wanted("five").elsewhere("h0"),
-        wanted("five", route=ROUTE.model_copy(update={"warm_tokens": 0})),
+        wanted("five", route=ROUTE.model_copy(update={"slots": 0})),
     ):
         place = upstream.take(each)
         assert place is not None

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from api_server.bindings import PAUSE_S, Binding, Bindings
+from api_server.bindings import PAUSE_S, SMALL, Binding, Bindings, Room
 from api_server.picking import ANSWER, SPREAD, choose
 from api_server.sessions import HEADERS, Sessions, Turn
 from api_server.size import has_media, without_media
@@ -182,8 +182,11 @@ class TestBindings:
                 assert table.held.get(each, 0) == sum(kept[one][1] for one in alive if kept[one][0] == each)
 
 
+ROOM = Room(0, 100_000)
+
+
 class TestRoom:
-    """A server that has room for 1,000 bytes."""
+    """A server that has room for 100,000 bytes, and no slots beside it."""
 
     @pytest.fixture
     def clock(self) -> Clock:
@@ -194,59 +197,59 @@ class TestRoom:
         return Bindings(clock=clock)
 
     def has_room(self, table: Bindings, size: int) -> bool:
-        return table.has_room("h0", size, 1000)
+        return table.has_room("h0", size, ROOM)
 
     def test_what_a_server_holds_and_what_it_was_sent_take_room(self, table: Bindings) -> None:
-        table.bind(named("a", 600), "h0", None)
-        assert (self.has_room(table, 400), self.has_room(table, 401)) == (True, False)
-        table.expect("h0", 100)
-        assert (self.has_room(table, 300), self.has_room(table, 301)) == (True, False)
-        table.expect("h0", -100)
-        assert self.has_room(table, 400)
-        assert table.has_room("h1", 1000, 1000), "another server has its own"
+        table.bind(named("a", 60000), "h0", None)
+        assert (self.has_room(table, 40000), self.has_room(table, 40100)) == (True, False)
+        table.expect("h0", 0, 10_000)
+        assert (self.has_room(table, 30000), self.has_room(table, 30100)) == (True, False)
+        table.expect("h0", 0, -10_000)
+        assert self.has_room(table, 40000)
+        assert table.has_room("h1", 100_000, ROOM), "another server has its own"
 
     def test_a_conversation_that_is_silent_makes_room_and_one_at_work_does_not(self, table: Bindings, clock: Clock) -> None:
-        silent, works = (table.bind(named(name, 500), "h0", None) for name in "ab")
+        silent, works = (table.bind(named(name, 50000), "h0", None) for name in "ab")
         assert silent is not None
         assert works is not None
         table.works(works, 1)
         clock.now = PAUSE_S + 1
-        assert (self.has_room(table, 500), self.has_room(table, 501)) == (True, False)
+        assert (self.has_room(table, 50000), self.has_room(table, 50100)) == (True, False)
         table.works(silent, 1)
-        assert not self.has_room(table, 1)
+        assert not self.has_room(table, 100)
         table.works(silent, -1)
-        assert not self.has_room(table, 1), "its turn has just ended"
+        assert not self.has_room(table, 100), "its turn has just ended"
 
     def test_one_that_is_larger_than_the_room_gets_an_empty_server(self, table: Bindings, clock: Clock) -> None:
-        assert self.has_room(table, 10_000)
-        table.bind(named("a", 1), "h0", None)
-        assert not self.has_room(table, 10_000)
+        assert self.has_room(table, 1_000_000)
+        table.bind(named("a", 10_000), "h0", None)
+        assert not self.has_room(table, 1_000_000)
         clock.now = PAUSE_S + 1
-        assert self.has_room(table, 10_000)
+        assert self.has_room(table, 1_000_000)
 
     def test_the_one_that_was_silent_for_longest_loses_its_room_and_keeps_its_age(self, table: Bindings, clock: Clock) -> None:
-        first = table.bind(named("a", 500), "h0", None, 1000)
+        first = table.bind(named("a", 50000), "h0", None, ROOM)
         clock.now = 1
-        second = table.bind(named("b", 400), "h0", None, 1000)
+        second = table.bind(named("b", 40000), "h0", None, ROOM)
         assert first is not None
         assert second is not None
         first.tokens = 100
         table.works(second, 1)
         clock.now = 2
-        table.bind(named("a", 550), "h0", first, 1000)
-        third = table.bind(named("c", 500), "h0", None, 1000)
+        table.bind(named("a", 55000), "h0", first, ROOM)
+        third = table.bind(named("c", 50000), "h0", None, ROOM)
         assert third is not None
         assert [each.host for each in (first, second, third)] == ["", "h0", "h0"]
-        assert (table.held["h0"], table.find(named("a")), first.began) == (900, first, 0)
-        choice = choose(named("a", 600), first, servers(0, 0), table.held)
-        assert (choice.reason, choice.unread) == ("paused", 600)
-        assert table.bind(named("a", 600), "h1", first, 1000) is first
-        assert table.held == {"h0": 900, "h1": 600}
+        assert (table.held["h0"], table.find(named("a")), first.began) == (90_000, first, 0)
+        choice = choose(named("a", 60000), first, servers(0, 0), table.held)
+        assert (choice.reason, choice.unread) == ("paused", 60_000)
+        assert table.bind(named("a", 60000), "h1", first, ROOM) is first
+        assert table.held == {"h0": 90_000, "h1": 60_000}
 
     def test_one_that_its_server_forgot_does_not_stand_in_its_own_way(self, table: Bindings) -> None:
         """As when Ollama unloads a model: nobody told the table."""
-        known = table.bind(named("a", 800), "h0", None)
-        assert (table.has_room("h0", 900, 1000, known), table.has_room("h0", 900, 1000)) == (True, False)
+        known = table.bind(named("a", 80000), "h0", None)
+        assert (table.has_room("h0", 90_000, ROOM, known), table.has_room("h0", 90_000, ROOM)) == (True, False)
 
     def test_one_that_waits_for_room_is_known_from_its_first_try_on(self, table: Bindings, clock: Clock) -> None:
         met = table.meet(named("a"))
@@ -260,8 +263,8 @@ class TestRoom:
     def test_owners_hold_what_their_conversations_take(self, table: Bindings) -> None:
         for owner, names in ((b"1", "ab"), (b"2", "c")):
             for name in names:
-                table.bind(replace(named(name, 300), owner=owner), "h0", None, 700)
-        assert table.owned == {b"1": 300, b"2": 300}, "one had to make room"
+                table.bind(replace(named(name, 30000), owner=owner), "h0", None, Room(0, 70_000))
+        assert table.owned == {b"1": 30_000, b"2": 30_000}, "one had to make room"
 
     def test_tokens_are_learned_in_bytes_between_bounds(self, table: Bindings) -> None:
         assert table.bytes_per_token == 4
@@ -274,7 +277,9 @@ class TestRoom:
 
     @given(
         st.lists(
-            st.tuples(st.sampled_from("abcdef"), st.sampled_from(["h0", "h1"]), st.integers(1, 900), st.booleans(), st.floats(0, 100)),
+            st.tuples(
+                st.sampled_from("abcdef"), st.sampled_from(["h0", "h1"]), st.integers(SMALL + 1, 90_000), st.booleans(), st.floats(0, 100)
+            ),
             max_size=60,
         )
     )
@@ -284,14 +289,28 @@ class TestRoom:
         for name, host, size, ends, pause in turns:
             clock.now += pause
             part = named(name, size)
-            bound = table.bind(part, host, table.find(part), 1000)
+            bound = table.bind(part, host, table.find(part), ROOM)
             assert bound is not None
-            assert table.held[host] <= max(1000, sum(each.size for each in {*at_work, bound} if each.host == host))
+            assert table.held[host] <= max(100_000, sum(each.size for each in {*at_work, bound} if each.host == host))
             table.works(bound, 1)
             at_work.append(bound)
             if ends:
                 table.works(at_work.pop(0), -1)
             assert sum(table.owned.values()) == sum(table.held.values())
+
+    def test_a_slot_keeps_one_however_long_it_is(self, table: Bindings) -> None:
+        room = Room(2, 50_000)
+        table.bind(named("a", 500_000), "h0", None, room)
+        assert table.has_room("h0", 900_000, room)
+        table.bind(named("b", 50_000), "h0", None, room)
+        assert not table.has_room("h0", 50_000, room), "one of the three has to be in the cache, and may be a long one"
+        assert table.has_room("h1", 50_000, room)
+
+    def test_what_is_small_takes_none(self, table: Bindings) -> None:
+        for number in range(100):
+            table.bind(named(str(number), SMALL), "h0", None, ROOM)
+        assert self.has_room(table, 100_000)
+        assert table.held["h0"] == 100 * SMALL
 
 
 @dataclass

@@ -42,13 +42,14 @@ class Capacity:
         return self.servers * (self.slots + int(self.prompt_cache // (self.kv_bytes_per_token * self.context_length)))
 
     @property
-    def tokens_of_server(self) -> int:
-        """Warm ones, of conversations of any length."""
-        return self.slots * self.context_length + int(self.prompt_cache // self.kv_bytes_per_token)
+    def cached_tokens(self) -> int:
+        """Of one server, beside those in its slots."""
+        return int(self.prompt_cache // self.kv_bytes_per_token)
 
     @property
     def tokens(self) -> int:
-        return self.servers * self.tokens_of_server
+        """Warm ones at most: of conversations that fill their slots."""
+        return self.servers * (self.slots * self.context_length + self.cached_tokens)
 
 
 def of_fleet(model: ModelSettings, settings: Sections) -> Capacity:
