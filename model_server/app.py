@@ -18,7 +18,7 @@ from model_server import endpoints, openapi
 from model_server.cache import AnswerCache, CacheUnavailable
 from model_server.endpoints import Api, Endpoint
 from model_server.engine import Answer, Engine
-from model_server.errors import ApiError, refusal
+from model_server.errors import ApiError, refusal, shape
 from model_server.metrics import Metrics
 from model_server.settings import Settings
 
@@ -41,7 +41,7 @@ class ModelServer:
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._middleware])
-        app.on_response_prepare.append(_shape)
+        app.on_response_prepare.append(shape)
         for path in endpoints.BY_PATH:
             app.router.add_post(path, self.forward)
         app.router.add_get("/v1/models", self.models)
@@ -235,16 +235,6 @@ class ModelServer:
         self.metrics.count(api, head + tail)
         await response.write_eof()
         return response
-
-
-async def _shape(request: web.Request, response: web.StreamResponse) -> None:
-    """What aiohttp says before a request reaches us, as of an Expect that it does not know, in the shape of every other error."""
-    if isinstance(response, web.HTTPException):
-        error = ApiError(response.status, "invalid_request_error", f"request: got {response.reason}, want HTTP/1.1; correct it")
-        body = json.dumps(error.body(endpoints.api_of(request.path))).encode()
-        response.body = body
-        response.content_type = "application/json"
-        response.headers["Content-Length"] = str(len(body))
 
 
 class _Lookup:

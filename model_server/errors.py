@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from model_server.endpoints import Api
+from model_server.endpoints import Api, api_of
 
 _ANTHROPIC = {400: "invalid_request_error", 404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}
 """Types by status; others are `api_error`. Source: Anthropic's API reference, errors."""
@@ -53,3 +53,13 @@ def refusal(status: int, body: bytes) -> ApiError:
     kind = "invalid_request_error" if status < 500 else "server_error"
     code = kind if error.get("type") == "server_error" else str(error.get("type", "")) or None
     return ApiError(status, kind, str(error.get("message", "engine error")), code)
+
+
+async def shape(request: web.Request, response: web.StreamResponse) -> None:
+    """What aiohttp says before a request reaches us, as of an Expect that it does not know, in the shape of every other error."""
+    if isinstance(response, web.HTTPException):
+        error = ApiError(response.status, "invalid_request_error", f"request: got {response.reason}, want HTTP/1.1; correct it")
+        body = json.dumps(error.body(api_of(request.path))).encode()
+        response.body = body
+        response.content_type = "application/json"
+        response.headers["Content-Length"] = str(len(body))
