@@ -23,7 +23,7 @@ _BYTES_PER_TOKEN, _LEAST, _MOST = 4.0, 2.0, 8.0
 _WEIGHT, _KEEP = 10_000, 0.99
 """Tokens that the first guess counts as, and how much of what was said stays with each answer."""
 
-K = TypeVar("K")
+_K = TypeVar("_K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,13 @@ class Bindings:
         """Whether a conversation has waited for room for too long."""
         return binding is not None and not binding.host and binding.since <= self._clock() - SLICE_S
 
+    def rank(self, binding: Binding) -> tuple[float, ...]:
+        """Which of those that need room is the next, lowest first: who has waited for too long; then those of the owner that has least, and
+        of them the one that began first, so that it ends first."""
+        if self.is_overdue(binding):
+            return 1, binding.since
+        return 2, self.owned.get(binding.owner, 0), binding.began
+
     def has_room(self, host: str, size: int, room: Room, known: Binding | None = None) -> bool:
         """Whether a server can hold a conversation of `size` bytes, beside those that are at work or were just now. `known`: the
         conversation; when it has waited for too long, only those count whose time is not over."""
@@ -216,7 +223,7 @@ class Bindings:
         binding.host, binding.since = "", self._clock()
 
 
-def _less(counts: dict[K, int], key: K, size: int) -> None:
+def _less(counts: dict[_K, int], key: _K, size: int) -> None:
     left = counts.get(key, 0) - size
     if left > 0:
         counts[key] = left

@@ -116,16 +116,13 @@ class Upstream(Servers):
             self.conversations[waiter.wanted.model].works(waiter.known, -1)
 
     def _order(self, waiter: Waiter) -> tuple[float, ...]:
-        """Those who wait for the server that holds their conversation come first; then who has waited for too long; then those of the key
-        that holds least. Else the conversation that began first is the one to be ended first."""
+        """Those who wait for the server that holds their conversation come before those that need room. Where nobody knows the memory, all
+        come in the order of their arrival."""
         if not waiter.wanted.route.slots:
             return 0, waiter.came
         if waiter.known is None or not waiter.needs_room:
             return 0, waiter.known.began if waiter.known else waiter.came
-        conversations = self.conversations[waiter.wanted.model]
-        if conversations.is_overdue(waiter.known):
-            return 1, waiter.known.since
-        return 2, conversations.owned.get(waiter.known.owner, 0), waiter.known.began
+        return self.conversations[waiter.wanted.model].rank(waiter.known)
 
     def release(self, place: Place) -> None:
         """Give a place back, to the first who can use it."""

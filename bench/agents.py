@@ -31,7 +31,7 @@ import aiohttp
 import httpx
 
 from bench import proxies
-from bench.conditions import conditions, keep
+from bench.conditions import beside, keep
 from bench.gateway import percentile
 from bench.processes import end_with_us, started
 from bench.proxies import KEY, Installed
@@ -304,12 +304,9 @@ def main(arguments: Sequence[str]) -> int:
         work = Path(directory)
         work.chmod(0o755)
         results, versions = measured(sizes, work)
-    said = conditions("python -m bench.agents")
     shape = {"servers": SERVERS, "slots": SLOTS, "cache_mib": CACHE_MIB, "context": CONTEXT, "layers": LAYERS, "feed_forward": FEED_FORWARD}
     shape |= {"prompt": PROMPT, "growth": GROWTH, "turns": TURNS, "answer": ANSWER, "tools_s": TOOLS_S}
-    record = said | {
-        "machine": said["machine"] | {"load_before": round(load_before, 1)},
-        "versions": {"python": said["versions"]["python"], "xllamacpp": metadata.version("xllamacpp"), **versions},
+    record = beside("python -m bench.agents", load_before, {"xllamacpp": metadata.version("xllamacpp"), **versions}) | {
         "sizes": {**dataclasses.asdict(sizes), **shape},
         "results": results,
         "turns_by_those_of_the_best_other": ratios(results),

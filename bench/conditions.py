@@ -30,6 +30,13 @@ def conditions(command: str) -> dict[str, Any]:
     }
 
 
+def beside(command: str, load_before: float, versions: Mapping[str, str]) -> dict[str, Any]:
+    """The same where no cluster is measured: how busy the machine was before, and the versions of Python and of what is measured."""
+    said = conditions(command)
+    machine = said["machine"] | {"load_before": round(load_before, 1)}
+    return said | {"machine": machine, "versions": {"python": said["versions"]["python"], **versions}}
+
+
 def keep(name: str, record: Mapping[str, Any]) -> None:
     """Write a result to bench/results/NAME.json, and print it."""
     text = json.dumps(record, indent=1) + "\n"

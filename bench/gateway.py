@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import load, proxies
-from bench.conditions import conditions, keep
+from bench.conditions import beside, keep
 from bench.load import Server
 from bench.processes import allow_descriptors, cpu_s, end_with_us, memory_bytes, started
 from bench.proxies import Proxy
@@ -172,10 +172,7 @@ def main(arguments: Sequence[str]) -> int:
         work.chmod(0o755)
         installed = [proxies.ours(), proxies.nginx(work), proxies.vllm_router(work), proxies.litellm(work)]
         results = measured(installed, sizes, work)
-    said = conditions("python -m bench.gateway")
-    record = said | {
-        "machine": said["machine"] | {"load_before": round(load_before, 1)},
-        "versions": {"python": said["versions"]["python"]} | {each.name: each.version for each in installed},
+    record = beside("python -m bench.gateway", load_before, {each.name: each.version for each in installed}) | {
         "sizes": {**vars(sizes), "at_once": AT_ONCE, "chunks": CHUNKS, "pause_ms": PAUSE_MS},
         "results": results,
         "ratio_to_vllm_router": ratios(results),

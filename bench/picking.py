@@ -20,7 +20,7 @@ from api_server.sessions import Turn
 from api_server.settings import Route
 from api_server.upstreams import Upstream
 from bench import simulator
-from bench.conditions import conditions, keep
+from bench.conditions import beside, keep
 from bench.gateway import percentile
 
 SERVERS = 4
@@ -107,11 +107,8 @@ def table() -> dict[str, Any]:
 def main() -> int:
     load_before = os.getloadavg()[0]
     results = {"simulated fleets": fleets(), "decisions": decisions(), "table": table()}
-    said = conditions("python -m bench.picking")
     shape = {name.lower(): getattr(simulator, name) for name in ("READ", "ANSWER_S", "SLOTS", "SYSTEM", "TURNS", "GROWTH", "TOOLS_S")}
-    record = said | {
-        "machine": said["machine"] | {"load_before": round(load_before, 1)},
-        "versions": {"python": said["versions"]["python"]},
+    record = beside("python -m bench.picking", load_before, {}) | {
         "sizes": {"servers": SERVERS, "memory": MEMORY, "replicas": REPLICAS, "at_work": AT_WORK, **shape},
         "results": results,
     }

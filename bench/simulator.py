@@ -155,10 +155,8 @@ class Ours(Gateway):
         known = {asked: self._bindings.meet(self._turn(asked)) or _UNKNOWN for asked in waiting}
         return sorted(waiting, key=lambda asked: self._rank(known[asked]))
 
-    def _rank(self, conversation: Binding) -> tuple[int, float]:
-        if conversation.host:
-            return 0, conversation.began
-        return (1, conversation.since) if self._bindings.is_overdue(conversation) else (2, conversation.began)
+    def _rank(self, conversation: Binding) -> tuple[float, ...]:
+        return (0, conversation.began) if conversation.host else self._bindings.rank(conversation)
 
     def pick(self, asked: Asked, fleet: Sequence[Server]) -> Server | None:
         turn = self._turn(asked)

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench.conditions import conditions, keep
+from bench.conditions import beside, keep
 from bench.processes import memory_bytes
 from modelfleet import TREE, processes, wheel
 from modelfleet.models import pinned
@@ -67,11 +67,8 @@ def main() -> int:
             home = Path(work, name.replace(" ", "-"))
             home.mkdir()
             figures[name] = {"cold": once(argv, home), "warm": once(argv, home)}
-    said = conditions("python -m bench.try")
     packages = {name: metadata.version(name) for name in ("uv", "xllamacpp", "aiohttp")}
-    report = said | {
-        "machine": said["machine"] | {"load_before": round(load, 1)},
-        "versions": {"python": said["versions"]["python"], **packages, pinned()["package"]: pinned()["version"]},
+    report = beside("python -m bench.try", load, {**packages, pinned()["package"]: pinned()["version"]}) | {
         "figures": figures,
         "aim_s": AIM_S,
         "ratio_to_aim": {name: round(each["cold"]["wall_s"] / AIM_S, 2) for name, each in figures.items()},

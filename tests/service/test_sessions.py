@@ -108,7 +108,7 @@ def test_a_conversation_whose_server_is_gone_goes_on_at_another(fleet: tuple[Ser
 def test_turns_of_long_conversations_wait_for_the_server_that_holds_them(tmp_path: Path) -> None:
     """Each server takes one request at once, and all agents ask at once: nobody is refused, and no prompt is read twice."""
     agents = 3
-    # Six bytes of JSON for two tokens: more bytes than the answers of the two others are worth, whoever comes first, and read in little time.
+    # Six bytes of JSON for two tokens: read in little time, and more bytes than the answers of the two others are worth.
     padding = "é" * 3000
     assert len(json.dumps(padding)) > (agents - 1) * (picking.ANSWER + 512)
     with running(tmp_path, most=1, QUEUE_S="60") as (api, _):
