@@ -72,6 +72,7 @@ lock: .venv/.stamp ## resolve the dependencies again into the committed lock fil
 	@for peer in vllm-router litellm; do $(LOCK) bench/peers/$$peer.in -o bench/peers/$$peer.lock; done
 	@$(subst 3.11,3.12,$(LOCK)) tests/proofs/openhands.in -o tests/proofs/openhands.lock
 	@$(LOCK) -c requirements.lock images/ollama/engine.in -o images/ollama/engine.lock
+	@$(LOCK) --no-deps images/cache-server/server.in -o images/cache-server/server.lock
 
 pins: .venv/.stamp ## write the digests that registries give for base images; MODELS=host/namespace/model:tag prints those of models
 	@$(VENV)/python -m images.pins $(call typed,MODELS) $(if $(call typed,MIRROR),--mirror $(call typed,MIRROR))

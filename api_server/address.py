@@ -33,6 +33,10 @@ class Address:
     in_flight: int = 0
     load: int = 0
     """Work that it has ahead of it, in bytes of prompt (picking.py)."""
+    load_elsewhere: int = 0
+    """The part of it that other API servers sent."""
+    part: float = math.inf
+    """Requests at once that are ours, where API servers share its places."""
     answers: bool = True
     """Whether it takes connections."""
     store: Mapping[str, Mapping[str, Any]] | None = None

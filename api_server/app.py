@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import secrets
 import traceback
 from collections.abc import AsyncIterator
 from typing import Any
@@ -19,11 +20,13 @@ from api_server.limits import ACCOUNT, Account, Limits
 from api_server.listings import ALLOWED, Listings
 from api_server.metrics import Metrics
 from api_server.paths import INFERENCE, api_of
+from api_server.peers import Peers
 from api_server.proxy import Proxy
 from api_server.routing import Routing
 from api_server.sending import Sender
 from api_server.sessions import Sessions
 from api_server.settings import Settings
+from api_server.settling import Settler
 from api_server.upstreams import Upstream
 
 _MIN_VALUES = 50_000
@@ -70,10 +73,12 @@ class ApiServer:
         memory_bytes = settings.memory_bytes or memory()
         budget = Budget(memory_bytes)
         self.connections = Connections(most_connections(memory_bytes, settings.max_connections), settings.head_s)
-        self._limits = Limits(max(1, self.connections.most // 2))
-        self.metrics = Metrics(list(self.upstreams.values()), settings.routes, lambda: budget.used)
+        peers = Peers(secrets.token_bytes(8), settings.gateways)
+        self._limits = Limits(max(1, self.connections.most // 2), peers)
+        self._settler = Settler(settings, self.upstreams, self._limits, peers, lambda: self.draining) if settings.cache_url else None
+        self.metrics = Metrics(list(self.upstreams.values()), settings.routes, lambda: budget.used, peers)
         self._session = session
-        sessions = Sessions(settings.session_headers)
+        sessions = Sessions(settings.session_headers, (settings.cache_password or "").encode())
         self._sender = Sender(self.metrics, session, sessions.headers)
         longest = max(route.context_length for route in settings.routes.values())
         # Each value of a prompt is at least one token, and a request has a few values beside.
@@ -95,6 +100,8 @@ class ApiServer:
 
     async def _run(self, _: web.Application) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(upstream.run(self._session), name=f"look-up of {url}") for url, upstream in self.upstreams.items()]
+        if self._settler is not None:
+            tasks.append(asyncio.create_task(self._settler.run(), name="agreement with other API servers"))
         for task in tasks:
             task.add_done_callback(self._ended)
         yield

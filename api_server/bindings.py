@@ -2,10 +2,12 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from api_server.peers import Talk, Told
+from api_server.room import Room
 from api_server.sessions import Turn
 
 LEASE_S = 1800.0
@@ -24,18 +26,6 @@ _WEIGHT, _KEEP = 10_000, 0.99
 """Tokens that the first guess counts as, and how much of what was said stays with each answer."""
 
 _K = TypeVar("_K")
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What a server keeps of conversations: one in each slot, however long it is, and the others in `size` bytes of its memory."""
-
-    slots: int
-    size: int
-
-    def fits(self, count: int, size: int) -> bool:
-        """Whether so many conversations of `size` bytes together fit. Those in slots count as long as the mean."""
-        return count <= max(1, self.slots) or size * (count - self.slots) <= self.size * count
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +63,10 @@ class Bindings:
         """Their bytes."""
         self._coming: dict[str, tuple[int, int]] = {}
         """New conversations that hosts were sent, and bytes of prompts, which they have not read."""
+        self.coming_elsewhere: Mapping[str, tuple[int, int]] = {}
+        """The same, of what other API servers sent."""
+        self._working: set[Binding] = set()
+        """Those that have turns at work."""
         self.held: dict[str, int] = {}
         """Bytes of prompt of all conversations that are bound to a host."""
         self.owned: dict[bytes, int] = {}
@@ -144,7 +138,7 @@ class Bindings:
     def has_room(self, host: str, size: int, room: Room, known: Binding | None = None) -> bool:
         """Whether a server can hold a conversation of `size` bytes, beside those that are at work or were just now. `known`: the
         conversation; when it has waited for too long, only those count whose time is not over."""
-        count, coming = self._coming.get(host, (0, 0))
+        count, coming = map(sum, zip(self._coming.get(host, (0, 0)), self.coming_elsewhere.get(host, (0, 0)), strict=True))
         count, size = count + len(self._on.get(host, ())) + 1, size + self._kept.get(host, 0) + coming
         if known is not None and known in self._on.get(host, ()):
             count, size = count - 1, size - known.size
@@ -175,11 +169,28 @@ class Bindings:
         if binding is None:
             return
         binding.at_work += turns
+        (self._working.add if binding.at_work else self._working.discard)(binding)
         if self._known.get(binding.name) is binding:
             binding.seen = self._clock()
             self._known.move_to_end(binding.name)
             if binding in self._on.get(binding.host, ()):
                 self._on[binding.host].move_to_end(binding)
+
+    def talk(self, turns: Iterable[Told]) -> Talk:
+        """What other API servers must know of the conversations here. `turns`: what they were not told yet."""
+        return Talk(list(turns), [binding.name for binding in self._working], dict(self._coming))
+
+    def hear(self, talk: Talk, room: Room | None, age_s: float) -> None:
+        """What another one told of its conversations `age_s` seconds ago."""
+        for told in talk.turns:
+            known = self._known.get(told.before) or self._known.get(told.name)
+            turn = Turn((told.name,), told.name, told.size, owner=told.owner)
+            if (binding := self.bind(turn, told.host, known, room)) is not None:
+                binding.tokens = told.tokens
+                binding.seen -= age_s
+                binding.since = min(binding.since, binding.seen)
+        for name in talk.at_work:
+            self.works(self._known.get(name), 0)
 
     def learn(self, size: int, tokens: int) -> None:
         """A server counted so many tokens in a prompt of `size` bytes."""

@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from api_server import fields
+from api_server.peers import Peers
 from api_server.place import Place
 from api_server.settings import Route
 from api_server.spending import Spent
@@ -31,8 +32,9 @@ def _series(metric: T, *labels: str) -> T:
 
 
 class Metrics(Collector):
-    def __init__(self, upstreams: list[Upstream], routes: Mapping[str, Route], reserved: Callable[[], int]) -> None:
+    def __init__(self, upstreams: list[Upstream], routes: Mapping[str, Route], reserved: Callable[[], int], peers: Peers) -> None:
         self.registry = CollectorRegistry()
+        self._peers = peers
         self._upstreams = upstreams
         self._reserved = reserved
         self._fleet_models = [model for model, route in routes.items() if route.engine == "ollama"]
@@ -131,6 +133,10 @@ class Metrics(Collector):
         )
         reserved = GaugeMetricFamily("api_server_reserved_bytes", "Memory that bodies of requests in flight may take")
         reserved.add_metric([], self._reserved())
+        gateways = GaugeMetricFamily("api_server_gateways", "API servers that take requests, with this one, as far as it knows")
+        gateways.add_metric([], self._peers.count)
+        agrees = GaugeMetricFamily("api_server_agrees", "Whether it knows what the other API servers do")
+        agrees.add_metric([], float(self._peers.agree))
         for upstream in self._upstreams:
             for address in upstream.addresses.values():
                 in_flight.add_metric([upstream.url, address.host], address.in_flight)
@@ -140,7 +146,7 @@ class Metrics(Collector):
                 held.add_metric([model], sum(conversations.held.values()) / conversations.bytes_per_token)
         for model, count in self.waiting.items():
             waiting.add_metric([model], count)
-        return [in_flight, up, out, waiting, held, reserved]
+        return [in_flight, up, out, waiting, held, reserved, gateways, agrees]
 
     def demand(self) -> dict[str, float]:
         """What an autoscaler of the Ollama fleet has to know: requests that wait, requests in work, seconds without any."""

@@ -90,11 +90,11 @@ class Servers:
         every, now = list(self.addresses.values()), time.monotonic()
         out = {address for address in every if address.out_until > now}
         panic = 2 * len(out) > len(every)
-        name, digest, cap = wanted.name, wanted.route.digest, self.max_in_flight
+        name, digest = wanted.name, wanted.route.digest
         free = [
             address
             for address in every
-            if address.in_flight < cap
+            if address.in_flight < self.places(address)
             and (panic or (address.in_flight < address.places and address not in out))
             and address.host not in wanted.tried
             and (address.answers or not sure)
@@ -107,8 +107,12 @@ class Servers:
         first = min(ranks)
         return [address for address, rank in zip(free, ranks, strict=True) if rank == first]
 
+    def places(self, address: Address) -> float:
+        """Requests at once that this process may have there."""
+        return min(self.max_in_flight, address.part)
+
     def is_full(self, address: Address) -> bool:
-        return address.in_flight >= min(self.max_in_flight, address.places)
+        return address.in_flight >= min(self.places(address), address.places)
 
     def failed(self, address: Address, reason: str) -> None:
         """It broke a request off, or failed on it."""

@@ -38,12 +38,13 @@ class Turn:
 
 
 class Sessions:
-    """Names conversations for one process."""
+    """Names conversations, so that nobody else can."""
 
-    def __init__(self, more_headers: Collection[str] = ()) -> None:
+    def __init__(self, more_headers: Collection[str] = (), secret: bytes = b"") -> None:
+        """`secret`: what processes have in common that are to give a conversation the same name."""
         self.headers = (*more_headers, *HEADERS)
         # Nobody can work out a name, and so none that another key's conversation has.
-        self._secret = secrets.token_bytes(32)
+        self._secret = hashlib.blake2b(secret or secrets.token_bytes(32), digest_size=32, person=b"sessions").digest()
 
     def said(self, headers: Mapping[str, str]) -> str:
         """The id in a request's headers; empty without one."""

@@ -125,6 +125,11 @@ class Settings(Environment):
     """Longest silence of a stream to a client; then it gets a sign of life. Proxies give up after 60 s, some after 15."""
     server_silence_s: float = Field(default=90, gt=0)
     """A server whose streams have begun, and that says nothing more to anybody for so long, gets no requests for a while."""
+    cache_url: str = Field(default="", pattern=r"^(redis://.*)?$")
+    """The cache server, over which API servers agree on limits, places and conversations; empty: each keeps to its share."""
+    cache_password_file: Path | None = None
+    gateways: int = Field(default=1, ge=1, le=1000)
+    """API servers that there are, as far as nobody has counted them."""
     cors_origins: Annotated[frozenset[str], NoDecode] = frozenset()
     """Origins, separated by commas, whose pages may use the API from a browser, as https://ui.example; empty: none."""
     session_headers: Annotated[tuple[str, ...], NoDecode] = ()
@@ -139,6 +144,19 @@ class Settings(Environment):
     """Longest wait for requests in flight at the end."""
     drain_delay_s: float = Field(default=2, ge=0)
     """Between going unready and refusing connections: what the endpoints' propagation takes."""
+
+    @property
+    def cache_password(self) -> str | None:
+        """Raises SettingsError."""
+        if self.cache_password_file is None:
+            return None
+        try:
+            return self.cache_password_file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            path, why = self.cache_password_file, getattr(error, "strerror", None) or "no UTF-8"
+            raise SettingsError(
+                f"API_SERVER_CACHE_PASSWORD_FILE: got {why} for {path}, want a readable file; mount the Secret there"
+            ) from None
 
     @field_validator("cors_origins", mode="before")
     @classmethod

@@ -7,17 +7,20 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import aiohttp
 
 from api_server.address import Address, tagged
-from api_server.bindings import SMALL, Binding, Bindings, Room
+from api_server.bindings import SMALL, Binding, Bindings
+from api_server.peers import Busy, Told
 from api_server.picking import ANSWER, choose, stays
 from api_server.place import Place, Waiter, Wanted
+from api_server.room import Room
 from api_server.servers import Servers
+from api_server.settings import Route
 
 REFRESH_S = 2.0
 _HELD_REFRESH_S = 0.5
@@ -38,6 +41,8 @@ class Upstream(Servers):
     """With each model."""
     last_used: float = field(default_factory=time.monotonic)
     """When a request for it came or ended last."""
+    told: defaultdict[str, deque[Told]] | None = None
+    """By model, what other API servers have still to hear of conversations. None: there is nobody to tell."""
 
     def awaits(self, model: str) -> bool:
         """Whether a request waits for a place with this model."""
@@ -45,7 +50,7 @@ class Upstream(Servers):
 
     async def refresh(self, session: aiohttp.ClientSession) -> None:
         await super().refresh(session)
-        self._admit()
+        self.admit()
 
     def _known(self, wanted: Wanted) -> tuple[Binding | None, Address | None]:
         """A conversation, and the server that holds it, if it serves the turn once it has a place."""
@@ -59,10 +64,15 @@ class Upstream(Servers):
     def _room(self, wanted: Wanted) -> Room | None:
         """Of each server. None: nobody knows, or this turn takes none of it: what is as small as an answer, or failed elsewhere, is let
         through."""
-        route = wanted.route
-        if not (self.lines and route.slots and wanted.turn.goes_on) or wanted.tried or wanted.turn.size <= SMALL:
+        if not wanted.turn.goes_on or wanted.tried or wanted.turn.size <= SMALL:
             return None
-        return Room(route.slots, int(route.cached_tokens * self.conversations[wanted.model].bytes_per_token))
+        return self.kept(wanted.route, wanted.model)
+
+    def kept(self, route: Route, model: str) -> Room | None:
+        """What each server keeps of conversations with a model. None: nobody knows."""
+        if not (self.lines and route.slots):
+            return None
+        return Room(route.slots, int(route.cached_tokens * self.conversations[model].bytes_per_token))
 
     def take(self, wanted: Wanted, *, sure: bool = False) -> Place | None:
         """A place at once, if there is one; release it. Nobody overtakes a request that waits for the same place. `sure`: at no server that
@@ -81,7 +91,7 @@ class Upstream(Servers):
         self._line_up(waiter)
         if waiter.needs_room:
             # Its conversation may be older than those that wait.
-            self._admit()
+            self.admit()
         self.last_used = time.monotonic()
         try:
             async with asyncio.timeout(limit_s):
@@ -134,8 +144,9 @@ class Upstream(Servers):
             conversations.expect(place.address.host, *(-each for each in place.coming))
         elif place.prompt_tokens:
             conversations.learn(place.turn.size, place.prompt_tokens)
+            self._tell(place, place.known.name if place.known else b"")
         self.last_used = time.monotonic()
-        self._admit()
+        self.admit()
 
     @contextlib.contextmanager
     def held(self, place: Place) -> Iterator[None]:
@@ -177,11 +188,11 @@ class Upstream(Servers):
         self.last_used = time.monotonic()
         return place
 
-    def _admit(self) -> None:
+    def admit(self) -> None:
         """Give free places to those who wait, in order. One who waits for a place keeps nobody waiting who can have another one."""
         short: set[str] = set()
         for waiter in sorted(self._queue, key=self._order):
-            if all(address.in_flight >= self.max_in_flight for address in self.addresses.values()):
+            if all(address.in_flight >= self.places(address) for address in self.addresses.values()):
                 return
             # Room that is too little for one conversation is kept for it.
             if waiter.place.done() or (waiter.needs_room and waiter.wanted.model in short):
@@ -199,13 +210,30 @@ class Upstream(Servers):
         """An answer comes: the server holds the conversation now, and may have more places."""
         conversations = self.conversations[place.model]
         conversations.expect(place.address.host, *(-each for each in place.coming))
+        before = place.known.name if place.known else b""
         binding = conversations.bind(place.turn, place.address.host, place.known, place.room)
         if binding is not place.known:
             conversations.works(place.known, -1)
             conversations.works(binding, 1)
         place.known, place.answered = binding, True
+        self._tell(place, before)
         place.address.worked(self.max_in_flight)
-        self._admit()
+        self.admit()
+
+    def _tell(self, place: Place, before: bytes) -> None:
+        known = place.known
+        if self.told is not None and known is not None and known.host:
+            self.told[place.model].append(Told(before, known.name, known.host, known.size, known.owner, known.tokens))
+
+    def busy(self) -> dict[str, Busy]:
+        """By host, what others must leave for this API server."""
+        lines = Counter(waiter.home.host for waiter in self._queue if waiter.home is not None)
+        anywhere = sum(waiter.home is None and not waiter.needs_room for waiter in self._queue)
+        return {
+            host: Busy(address.in_flight, lines[host] + anywhere, max(0, address.load - address.load_elsewhere))
+            for host, address in self.addresses.items()
+            if address.in_flight or lines[host] or anywhere
+        }
 
     async def run(self, session: aiohttp.ClientSession) -> None:
         """Keep the addresses as they are. Never ends."""

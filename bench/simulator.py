@@ -13,8 +13,9 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from api_server.bindings import Binding, Bindings, Room
+from api_server.bindings import Binding, Bindings
 from api_server.picking import ANSWER, choose, rendezvous, stays
+from api_server.room import Room
 from api_server.sessions import Turn
 
 READ = 16_000

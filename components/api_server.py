@@ -10,6 +10,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
+from .cache import access
 from .contract import API_METRICS_PORT, API_SERVER, PORTS, labels, type_token
 from .workload import ORDINARY, WorkloadArgs
 
@@ -51,6 +52,11 @@ class ApiServerArgs:
     """Origins whose pages may use the API from a browser, such as https://ui.example."""
     session_headers: Sequence[str] = ()
     """Headers that say which conversation a request belongs to, before those that are known."""
+    cache_secret: pulumi.Input[str] | None = None
+    """Secret with the password of the cache server's user. None: there is no cache server, and each API server keeps to its share of the
+    limits of a key."""
+    cache_user: str | None = None
+    """A user of CacheServer, whose name is the key of its password. None: the default user, whose password is the key `password`."""
     resources: containers.ResourceArgs
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     node_port: int | None = None
@@ -133,6 +139,7 @@ def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str], aliases_config: pu
     tmp, tmp_mount = containers.scratch()
     keys, keys_mount = containers.secret_file("keys", keys_secret, "/etc/api-keys")
     aliases, aliases_mount = containers.config_file("aliases", aliases_config, "/etc/aliases")
+    cache = access(args.cache_secret, args.cache_user) if args.cache_secret is not None else None
     port = PORTS[API_SERVER]
     container = core.ContainerArgs(
         name=API_SERVER,
@@ -148,6 +155,8 @@ def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str], aliases_config: pu
                 "API_SERVER_HOLD_S": str(args.hold_s),
                 "API_SERVER_QUEUE_S": str(args.queue_s),
                 "API_SERVER_DRAIN_S": str(_DRAIN_S),
+                **({"API_SERVER_CACHE_URL": cache.url, "API_SERVER_CACHE_PASSWORD_FILE": cache.password_file} if cache else {}),
+                **({"API_SERVER_GATEWAYS": str(args.replicas)} if (args.replicas or 1) > 1 else {}),
                 **_listed("API_SERVER_CORS_ORIGINS", args.cors_origins),
                 **_listed("API_SERVER_SESSION_HEADERS", args.session_headers),
             }
@@ -158,10 +167,10 @@ def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str], aliases_config: pu
         ],
         resources=containers.resources(args.resources),
         security_context=containers.security(),
-        volume_mounts=[tmp_mount, keys_mount, aliases_mount],
+        volume_mounts=[tmp_mount, keys_mount, aliases_mount, *([cache.mount] if cache else [])],
         readiness_probe=containers.http_probe("/ready", port, period_s=2),
         startup_probe=containers.http_probe("/health", port, period_s=1, failures=60),
         liveness_probe=containers.liveness(port),
     )
     placement = pods.Placement(workload=args.workload, priority_class=args.priority_class)
-    return pods.spec(API_SERVER, [container], [tmp, keys, aliases], placement, grace_s=_DRAIN_S + 15)
+    return pods.spec(API_SERVER, [container], [tmp, keys, aliases, *([cache.volume] if cache else [])], placement, grace_s=_DRAIN_S + 15)

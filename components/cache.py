@@ -1,15 +1,25 @@
-"""The cache server: small exact-match answers, never model weights or KV blocks."""
+"""The cache server: exact answers and what API servers tell each other, never model weights or KV blocks."""
 
+import hashlib
+import hmac
 from dataclasses import dataclass
 
 import pulumi
 import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
-from .contract import CACHE_SERVER, PORTS, type_token
+from .contract import API_SERVER, CACHE_SERVER, METRICS_EXPORTER, MODEL_SERVER, PORTS, type_token
 from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
+_ROLES = {
+    # Answers of model_server/cache.py.
+    MODEL_SERVER: "~answer:* +get +set",
+    # The stream of api_server/settling.py.
+    API_SERVER: "~gateways:* +xadd +xread +xrange",
+    METRICS_EXPORTER: "+info",
+}
+"""Who connects, with which keys and commands. Source of the words: valkey.io/topics/acl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +32,14 @@ class CacheServerArgs:
     """A Pulumi secret."""
     max_memory_bytes: int
     eviction_policy: str = "allkeys-lru"
-    """A `maxmemory-policy` of Redis."""
+    """A `maxmemory-policy` of Valkey."""
     resources: containers.ResourceArgs
     workload: WorkloadArgs = ORDINARY
 
 
 class CacheServer(pulumi.ComponentResource):
-    """One Redis-compatible server without persistence: a restart empties it, and its clients bypass it meanwhile.
+    """One Valkey without persistence: a restart empties it, and its clients bypass it meanwhile. Each of them is a user of its own, who can
+    do what that client does.
 
     For example:
 
@@ -40,7 +51,8 @@ class CacheServer(pulumi.ComponentResource):
     """
 
     secret_name: pulumi.Output[str]
-    """Secret with the keys `password` (for clients) and `auth.conf` (for the server)."""
+    """Secret with the passwords of the users `model-server`, `api-server` and `metrics-exporter` under their names, that of the user
+    `default`, who may do everything, as `password`, and with `auth.conf` for the server."""
 
     def __init__(self, name: str, args: CacheServerArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("CacheServer"), name, {}, opts)
@@ -50,7 +62,11 @@ class CacheServer(pulumi.ComponentResource):
         secret = core.Secret(
             f"{name}-auth",
             metadata=objects.metadata(CACHE_SERVER, args.namespace, named=False),
-            string_data={"password": password, "auth.conf": password.apply(lambda value: f"requirepass {value}\n")},
+            string_data={
+                "password": password,
+                "auth.conf": password.apply(users_conf),
+                **{role: password.apply(lambda value, role=role: role_password(value, role)) for role in _ROLES},
+            },
             immutable=True,
             opts=child,
         )
@@ -69,8 +85,41 @@ class CacheServer(pulumi.ComponentResource):
         self.register_outputs({"secret_name": self.secret_name})
 
 
+@dataclass(frozen=True)
+class Access:
+    """How a pod reaches the cache server."""
+
+    url: str
+    password_file: str
+    volume: core.VolumeArgs
+    mount: core.VolumeMountArgs
+
+
+def access(secret: pulumi.Input[str], user: str | None) -> Access:
+    """For a client that gets its own password alone. `user`: None is the default user."""
+    key, path = user or "password", "/etc/cache-auth"
+    volume, mount = containers.secret_key("cache-auth", secret, key, path)
+    return Access(f"redis://{f'{user}@' if user else ''}{CACHE_SERVER}:{PORTS[CACHE_SERVER]}/0", f"{path}/{key}", volume, mount)
+
+
+def role_password(password: str, role: str) -> str:
+    """Of one user. Whoever knows it can work out neither the password that it was made from nor another user's (HMAC-SHA-256)."""
+    return hmac.new(password.encode(), role.encode(), hashlib.sha256).hexdigest()
+
+
+def users_conf(password: str) -> str:
+    """The users, with digests of their passwords."""
+
+    def user(name: str, secret: str, rights: str) -> str:
+        return f"user {name} reset on #{hashlib.sha256(secret.encode()).hexdigest()} {rights}\n"
+
+    # A client says who it is and asks for its own name before anything else; that shows and changes nothing.
+    roles = (user(role, role_password(password, role), f"{rights} +ping +client|setinfo") for role, rights in _ROLES.items())
+    return "".join([user("default", password, "~* &* +@all"), *roles])
+
+
 def cache_conf(max_memory_bytes: int, eviction_policy: str) -> str:
-    """The server's configuration file. Source of the keys: redis.conf of Redis 7.0."""
+    """The server's configuration file. Source of the keys: valkey.conf of Valkey 9.1."""
     lines = [
         f"port {PORTS[CACHE_SERVER]}",
         # All addresses of both families. The dash: a kernel without IPv6 is no error.

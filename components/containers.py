@@ -86,6 +86,13 @@ def secret_file(name: str, secret: pulumi.Input[str], path: str) -> tuple[core.V
     return volume, core.VolumeMountArgs(name=name, mount_path=path, read_only=True)
 
 
+def secret_key(name: str, secret: pulumi.Input[str], key: str, path: str) -> tuple[core.VolumeArgs, core.VolumeMountArgs]:
+    """One key of a Secret as the one file below `path`."""
+    only = [core.KeyToPathArgs(key=key, path=key)]
+    volume = core.VolumeArgs(name=name, secret=core.SecretVolumeSourceArgs(secret_name=secret, items=only, default_mode=0o440))
+    return volume, core.VolumeMountArgs(name=name, mount_path=path, read_only=True)
+
+
 def config_file(name: str, config: pulumi.Input[str], path: str) -> tuple[core.VolumeArgs, core.VolumeMountArgs]:
     """The keys of a ConfigMap as files below `path`."""
     volume = core.VolumeArgs(name=name, config_map=core.ConfigMapVolumeSourceArgs(name=config))

@@ -6,7 +6,8 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
-from .contract import CACHE_SERVER, MODEL_SERVER, MODEL_VERSION_ANNOTATION, PORTS, type_token
+from .cache import access
+from .contract import MODEL_SERVER, MODEL_VERSION_ANNOTATION, PORTS, type_token
 from .models import STORE_PATH
 from .workload import ORDINARY, WorkloadArgs
 
@@ -22,7 +23,9 @@ class ModelServerArgs:
     image: pulumi.Input[str]
     shared_claim: pulumi.Input[str]
     cache_secret: pulumi.Input[str]
-    """Secret with the key `password`."""
+    """Secret with the password of the cache server's user."""
+    cache_user: str | None = None
+    """A user of CacheServer, whose name is the key of its password. None: the default user, whose password is the key `password`."""
     replicas: int
     resources: containers.ResourceArgs
     model: str
@@ -76,7 +79,7 @@ class ModelServer(pulumi.ComponentResource):
 
 def _pod(args: ModelServerArgs) -> core.PodSpecArgs:
     tmp, tmp_mount = containers.scratch()
-    secret, secret_mount = containers.secret_file("cache-auth", args.cache_secret, "/etc/cache-auth")
+    cache = access(args.cache_secret, args.cache_user)
     store = containers.claim("models", args.shared_claim, read_only=True)
     port = PORTS[MODEL_SERVER]
     container = core.ContainerArgs(
@@ -92,8 +95,8 @@ def _pod(args: ModelServerArgs) -> core.PodSpecArgs:
                 "MODEL_SERVER_CONTEXT_LENGTH": str(args.context_length),
                 "MODEL_SERVER_PARALLEL": str(args.parallel),
                 "MODEL_SERVER_MAX_QUEUE": str(args.max_queue),
-                "MODEL_SERVER_CACHE_URL": f"redis://{CACHE_SERVER}:{PORTS[CACHE_SERVER]}/0",
-                "MODEL_SERVER_CACHE_PASSWORD_FILE": "/etc/cache-auth/password",
+                "MODEL_SERVER_CACHE_URL": cache.url,
+                "MODEL_SERVER_CACHE_PASSWORD_FILE": cache.password_file,
                 "MODEL_SERVER_DRAIN_S": str(_DRAIN_S),
                 "MODEL_SERVER_PROMPT_CACHE_MIB": str(args.prompt_cache_bytes // 2**20),
             }
@@ -101,10 +104,10 @@ def _pod(args: ModelServerArgs) -> core.PodSpecArgs:
         ports=[core.ContainerPortArgs(name="http", container_port=port)],
         resources=containers.resources(args.resources),
         security_context=containers.security(),
-        volume_mounts=[tmp_mount, secret_mount, core.VolumeMountArgs(name="models", mount_path=STORE_PATH, read_only=True)],
+        volume_mounts=[tmp_mount, cache.mount, core.VolumeMountArgs(name="models", mount_path=STORE_PATH, read_only=True)],
         readiness_probe=containers.http_probe("/ready", port),
         startup_probe=containers.http_probe("/ready", port, period_s=2, failures=300),
         liveness_probe=containers.liveness(port),
     )
     placement = pods.Placement(workload=args.workload, priority_class=args.priority_class)
-    return pods.spec(MODEL_SERVER, [container], [tmp, secret, store], placement, grace_s=_DRAIN_S + 15)
+    return pods.spec(MODEL_SERVER, [container], [tmp, cache.volume, store], placement, grace_s=_DRAIN_S + 15)

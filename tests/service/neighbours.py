@@ -95,6 +95,7 @@ class Fleet:
         self.work = work
         self.port = free_port()
         self.servers: dict[str, Server] = {}
+        self.gateways = 0
         self._name = Name(work)
         self.look_up = self._name.is_now
         self._loop = asyncio.new_event_loop()
@@ -124,8 +125,11 @@ class Fleet:
     ) -> Iterator[Service]:
         """One whose model `a` is served by the fleet; `others`: routes of more models."""
         routes = {"a": {"url": f"http://{FLEET}:{self.port}", **(route or {})}, **(others or {})}
+        self.gateways += 1
+        work = self.work / f"gateway-{self.gateways}" if self.gateways > 1 else self.work
+        work.mkdir(exist_ok=True)
         with ExitStack() as stack:
-            yield start_api_server(stack, self.work, routes, ready, self._name.environment, 0, **env)
+            yield start_api_server(stack, work, routes, ready, self._name.environment, 0, **env)
 
     @contextmanager
     def running(self) -> Iterator["Fleet"]:

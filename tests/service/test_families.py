@@ -18,14 +18,15 @@ import pytest
 import redis
 import yaml
 
-from components.cache import cache_conf
+from components.cache import cache_conf, users_conf
 from components.contract import AGENT_CONTROL_PORT, AGENT_PORT, API_METRICS_PORT, PORTS
+from images import embedded
 from infra.preparation.certificates import verifier_tls
 from model_sync import catalog, gguf
 from model_sync import store as stores
 from tests import tiny_gguf
 from tests.service import origins, registries
-from tests.service.conftest import KEY, PASSWORD, redis_server, start_api_server, start_model_server
+from tests.service.conftest import KEY, PASSWORD, start_api_server, start_model_server
 from tests.service.families import WITHOUT_IPV6, own_network
 from tests.service.processes import ROOT
 from tests.service.test_model_sync import model, publish
@@ -159,8 +160,8 @@ def test_every_service_starts_where_the_kernel_has_no_ipv6(alone: ExitStack, pro
 def cache(stack: ExitStack, work: Path, *before: str) -> Started:
     conf, secret = work / "cache.conf", work / "auth.conf"
     conf.write_text(cache_conf(2**26, "allkeys-lru").replace("/etc/cache-auth/auth.conf", str(secret)))
-    secret.write_text(f"requirepass {PASSWORD}\n")
-    return Started(stack, work, Program([redis_server(work), str(conf)], {}, ()), *before)
+    secret.write_text(users_conf(PASSWORD))
+    return Started(stack, work, Program([str(embedded.valkey()), str(conf)], {}, ()), *before)
 
 
 def keys_at(host: str, started: Started) -> int:

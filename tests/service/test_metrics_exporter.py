@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.service.conftest import PASSWORD
+from tests.service.conftest import as_user
 from tests.service.processes import Service, free_port, refused, running
 
 Samples = dict[tuple[str, str], float]
@@ -78,10 +78,8 @@ def test_b2_a_gpu_that_is_lost_is_told_as_lost_and_hides_no_other(exporter: Call
     assert scrape(service)["nvml_gpu_up", "1"] == 1
 
 
-def test_b2_a_driver_that_hangs_delays_no_scrape(exporter: Callable[..., Service], tmp_path: Path, redis: str) -> None:
-    password = tmp_path / "password"
-    password.write_text(PASSWORD)
-    service = exporter(library(tmp_path), FAKE=str(tmp_path), TIMEOUT_S="0.5", CACHE_URL=redis, CACHE_PASSWORD_FILE=str(password))
+def test_b2_a_driver_that_hangs_delays_no_scrape(exporter: Callable[..., Service], tmp_path: Path, valkey: str) -> None:
+    service = exporter(library(tmp_path), FAKE=str(tmp_path), TIMEOUT_S="0.5", **as_user(valkey, "metrics-exporter", tmp_path))
     (tmp_path / "hung").touch()
     threads = []
     for look in range(20):
@@ -130,10 +128,8 @@ def test_without_a_driver_it_says_so_once_and_stays(exporter: Callable[..., Serv
     assert (tmp_path / "exporter.log").read_text().count("want the NVIDIA driver's library") == 1
 
 
-def test_the_cache_is_read_with_its_password(exporter: Callable[..., Service], redis: str, tmp_path: Path) -> None:
-    password = tmp_path / "password"
-    password.write_text(PASSWORD)
-    found = scrape(exporter(NVML="0", CACHE_URL=redis, CACHE_PASSWORD_FILE=str(password)))
+def test_the_cache_is_read_with_its_password(exporter: Callable[..., Service], valkey: str, tmp_path: Path) -> None:
+    found = scrape(exporter(NVML="0", **as_user(valkey, "metrics-exporter", tmp_path)))
     assert found["cache_up", ""] == 1
     assert found["cache_max_memory_bytes", ""] == 64 * 2**20
     assert not [name for name, _ in found if name.startswith("nvml")]

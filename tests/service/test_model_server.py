@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.conftest import PASSWORD, SCRIPT, ModelServerFactory
+from tests.service.conftest import SCRIPT, ModelServerFactory, as_user
 from tests.service.processes import ROOT, Service, refused
 
 BODY = {"messages": [{"role": "user", "content": "Say it."}], "max_tokens": 64, "temperature": 0}
@@ -221,10 +221,8 @@ def test_wrong_requests_are_refused_with_the_reason(model_server: ModelServerFac
     assert int(found[1]) >= 5000
 
 
-def test_an_exact_answer_is_kept_only_on_request(model_server: ModelServerFactory, redis: str, tmp_path: Path) -> None:
-    password = tmp_path / "password"
-    password.write_text(PASSWORD)
-    service = model_server("tiny:1", CACHE_URL=redis, CACHE_PASSWORD_FILE=str(password))
+def test_an_exact_answer_is_kept_only_on_request(model_server: ModelServerFactory, valkey: str, tmp_path: Path) -> None:
+    service = model_server("tiny:1", **as_user(valkey, "model-server", tmp_path))
     exact = {"X-Cache": "exact"}
     assert "x-cache" not in ask(service).headers
     assert ask(service, headers=exact).headers["x-cache"] == "miss"

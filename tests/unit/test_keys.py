@@ -13,8 +13,9 @@ import pytest
 from api_server import errors, limits, openapi, watched
 from api_server.aliases import Alias, Aliases
 from api_server.keys import Grant, Key, Keys, KeysError, read
-from api_server.limits import Account, Limits, Minute
+from api_server.limits import Account, Limits, Minute, Used
 from api_server.metrics import Metrics
+from api_server.peers import Peers
 from api_server.requests import Asked
 from api_server.routing import Routing
 from api_server.sessions import Turn
@@ -23,6 +24,7 @@ from api_server.spending import Spent, spent
 from api_server.usage import Reader
 
 ALICE, BOB = "a-key-of-alice-0123456789", "a-key-of-bob-0123456789"
+ALONE = Peers(b"alone", 1)
 ROUTES = {name: Route(url="http://ollama:1", engine="ollama", context_length=9) for name in ("small:1", "large:1")}
 REFUSED = "Authorization: got no valid key, want Bearer <key>; ask the operator of this fleet for one"
 
@@ -36,7 +38,7 @@ def grant(key: str = ALICE, **fields: Any) -> dict[str, Any]:
 
 
 def account(**fields: Any) -> Account:
-    return Account(Key("alice", Grant.model_validate(grant(**fields))))
+    return Account(Key("alice", Grant.model_validate(grant(**fields))), ALONE, Used(), Used())
 
 
 @pytest.fixture
@@ -216,7 +218,7 @@ def test_requests_at_once_are_the_keys_own_number_but_not_above_that_of_every_ke
 
 
 def test_one_key_uses_up_nothing_of_another_one_and_a_new_one_under_its_name_goes_on() -> None:
-    every = Limits(9)
+    every = Limits(9, ALONE)
     alice, bob = Key("alice", Grant.model_validate(grant(requestsPerMinute=1))), Key("bob", Grant.model_validate(grant(BOB)))
     every.admitted(alice)
     for _ in range(5):
@@ -287,7 +289,7 @@ def test_a_stream_that_was_left_counts_by_its_events_and_the_size_of_its_prompt(
 
 
 def test_usage_is_counted_by_key_model_and_kind() -> None:
-    metrics = Metrics([], ROUTES, lambda: 0)
+    metrics = Metrics([], ROUTES, lambda: 0, ALONE)
     metrics.spent("alice", "small:1", Spent(prompt=5, completion=2))
     metrics.spent("alice", "small:1", Spent(prompt=5, cached=4))
     labels = {"key": "alice", "model": "small:1"}

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from api_server.bindings import PAUSE_S, SMALL, Binding, Bindings, Room
+from api_server.bindings import PAUSE_S, SMALL, Binding, Bindings
 from api_server.picking import ANSWER, SPREAD, choose
+from api_server.room import Room
 from api_server.sessions import HEADERS, Sessions, Turn
 from api_server.size import has_media, without_media
 

@@ -1,0 +1,15 @@
+"""The memory of a server for conversations."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a server keeps of conversations: one in each slot, however long it is, and the others in `size` bytes of its memory."""
+
+    slots: int
+    size: int
+
+    def fits(self, count: int, size: int) -> bool:
+        """Whether so many conversations of `size` bytes together fit. Those in slots count as long as the mean."""
+        return count <= max(1, self.slots) or size * (count - self.slots) <= self.size * count
