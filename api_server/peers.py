@@ -102,8 +102,8 @@ class Peers:
             del self._heard[next(iter(self._heard))]
 
     def live(self) -> list[Word]:
-        """The last word of each other API server that is there."""
-        oldest = self._clock() - ALIVE_S
+        """The last word of each other API server that was there at the last settlement."""
+        oldest = self._settled - ALIVE_S
         for gateway in [gateway for gateway, (heard, _) in self._heard.items() if heard < oldest]:
             del self._heard[gateway]
         return [word for _, word in self._heard.values()] if self.agree else []

@@ -80,6 +80,14 @@ _RULES = (
         "Answers are computed anew each time until it does.",
     ),
     (
+        "ApiServersDoNotAgree",
+        "warning",
+        "min(api_server_agrees and (api_server_gateways > 1)) == 0",
+        "5m",
+        "API servers do not know what the others do.",
+        "Look at cache-server and at the log of api-server. Meanwhile each keeps to its share of every limit and of every server's places.",
+    ),
+    (
         "ModelHasProblem",
         "warning",
         'max by (model, kind) (ollama_model_problem{kind!="waiting"}) > 0',

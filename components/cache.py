@@ -51,22 +51,26 @@ class CacheServer(pulumi.ComponentResource):
     """
 
     secret_name: pulumi.Output[str]
-    """Secret with the passwords of the users `model-server`, `api-server` and `metrics-exporter` under their names, that of the user
-    `default`, who may do everything, as `password`, and with `auth.conf` for the server."""
+    """Secret with the keys `password` (of the user `default`, who may do everything) and `auth.conf` (for the server)."""
+    users_secret_name: pulumi.Output[str]
+    """Secret with the passwords of the users `model-server`, `api-server` and `metrics-exporter` under their names, and `users.conf`."""
 
     def __init__(self, name: str, args: CacheServerArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("CacheServer"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
         password = pulumi.Output.secret(args.password)
-        # Both are named by Pulumi: a changed value is a new object, and the pods that use it roll.
+        # All are named by Pulumi: a changed value is a new object, and the pods that use it roll.
         secret = core.Secret(
             f"{name}-auth",
             metadata=objects.metadata(CACHE_SERVER, args.namespace, named=False),
-            string_data={
-                "password": password,
-                "auth.conf": password.apply(users_conf),
-                **{role: password.apply(lambda value, role=role: role_password(value, role)) for role in _ROLES},
-            },
+            string_data={"password": password, "auth.conf": password.apply(lambda value: f"requirepass {value}\n")},
+            immutable=True,
+            opts=child,
+        )
+        users = core.Secret(
+            f"{name}-users",
+            metadata=objects.metadata(CACHE_SERVER, args.namespace, named=False),
+            string_data=password.apply(_users),
             immutable=True,
             opts=child,
         )
@@ -78,11 +82,11 @@ class CacheServer(pulumi.ComponentResource):
             opts=child,
         )
         objects.service(f"{name}-service", CACHE_SERVER, args.namespace, {"redis": PORTS[CACHE_SERVER]}, child)
-        pod = _pod(args, secret.metadata.name, config.metadata.name)
+        pod = _pod(args, secret.metadata.name, users.metadata.name, config.metadata.name)
         runs = objects.account(f"{name}-account", CACHE_SERVER, args.namespace, child, args.workload)
         pods.deployment(f"{name}-server", CACHE_SERVER, args.namespace, pod, runs)
-        self.secret_name = secret.metadata.name
-        self.register_outputs({"secret_name": self.secret_name})
+        self.secret_name, self.users_secret_name = secret.metadata.name, users.metadata.name
+        self.register_outputs({"secret_name": self.secret_name, "users_secret_name": self.users_secret_name})
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,10 @@ def role_password(password: str, role: str) -> str:
     return hmac.new(password.encode(), role.encode(), hashlib.sha256).hexdigest()
 
 
+def _users(password: str) -> dict[str, str]:
+    return {"users.conf": users_conf(password), **{role: role_password(password, role) for role in _ROLES}}
+
+
 def users_conf(password: str) -> str:
     """The users, with digests of their passwords."""
 
@@ -115,7 +123,7 @@ def users_conf(password: str) -> str:
 
     # A client says who it is and asks for its own name before anything else; that shows and changes nothing.
     roles = (user(role, role_password(password, role), f"{rights} +ping +client|setinfo") for role, rights in _ROLES.items())
-    return "".join([user("default", password, "~* &* +@all"), *roles])
+    return "".join(roles)
 
 
 def cache_conf(max_memory_bytes: int, eviction_policy: str) -> str:
@@ -131,13 +139,15 @@ def cache_conf(max_memory_bytes: int, eviction_policy: str) -> str:
         "appendonly no",
         "dir /tmp",
         "include /etc/cache-auth/auth.conf",
+        "include /etc/cache-users/users.conf",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _pod(args: CacheServerArgs, secret: pulumi.Input[str], config: pulumi.Input[str]) -> core.PodSpecArgs:
+def _pod(args: CacheServerArgs, secret: pulumi.Input[str], users: pulumi.Input[str], config: pulumi.Input[str]) -> core.PodSpecArgs:
     tmp, tmp_mount = containers.scratch()
     auth, auth_mount = containers.secret_file("auth", secret, "/etc/cache-auth")
+    roles, roles_mount = containers.secret_key("users", users, "users.conf", "/etc/cache-users")
     conf, conf_mount = containers.config_file("config", config, "/etc/cache")
     port = core.TCPSocketActionArgs(port=PORTS[CACHE_SERVER])
     container = core.ContainerArgs(
@@ -147,8 +157,8 @@ def _pod(args: CacheServerArgs, secret: pulumi.Input[str], config: pulumi.Input[
         ports=[core.ContainerPortArgs(name="redis", container_port=PORTS[CACHE_SERVER])],
         resources=containers.resources(args.resources),
         security_context=containers.security(),
-        volume_mounts=[tmp_mount, auth_mount, conf_mount],
+        volume_mounts=[tmp_mount, auth_mount, roles_mount, conf_mount],
         readiness_probe=core.ProbeArgs(tcp_socket=port, period_seconds=5),
         liveness_probe=core.ProbeArgs(tcp_socket=port, period_seconds=10, failure_threshold=6),
     )
-    return pods.spec(CACHE_SERVER, [container], [tmp, auth, conf], pods.Placement(workload=args.workload))
+    return pods.spec(CACHE_SERVER, [container], [tmp, auth, roles, conf], pods.Placement(workload=args.workload))

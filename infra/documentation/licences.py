@@ -22,8 +22,8 @@ Made by `python -m infra.documentation`; a test compares the two. The owner has 
 for the embedded cluster; in no image | Apache-2.0 |
 | Ollama, with llama.cpp | image `ollama` | MIT |
 | BuildKit, cosign, syft, grype, NVIDIA's container toolkit | compiled from `tools/` for tests alone | Apache-2.0 |
-| Debian's packages, Redis 7.0 (BSD-3-Clause) and Python (PSF-2.0) among them | the images' base layer, image `cache-server` | each its \
-own, in `/usr/share/doc/*/copyright` of the image |
+| Valkey | image `cache-server` | BSD-3-Clause |
+| Debian's packages, Python (PSF-2.0) among them | the images' base layer | each its own, in `/usr/share/doc/*/copyright` of the image |
 | CUDA's base image | image `cuda-base`, for those who build it | NVIDIA's Deep Learning Container License |
 | SmolLM2 135M | fetched at the first `make up`; in no image that we publish | Apache-2.0 |
 

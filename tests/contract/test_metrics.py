@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from api_server.metrics import Metrics as ApiServerMetrics
+from api_server.peers import Peers
 from api_server.settings import Route
 from components import alerts, dashboard
 from model_server.metrics import Metrics as ModelServerMetrics
@@ -29,7 +30,7 @@ def registered(registry: CollectorRegistry) -> dict[str, str]:
 
 def test_the_page_has_every_metric_of_the_servers_with_its_type() -> None:
     for prefix, registry in (
-        ("api_server", ApiServerMetrics([], {"a": Route(url="http://a:1")}, lambda: 0).registry),
+        ("api_server", ApiServerMetrics([], {"a": Route(url="http://a:1")}, lambda: 0, Peers(b"me", 1)).registry),
         ("model_server", ModelServerMetrics().registry),
     ):
         documented = {name: kind for name, (kind, _) in DOCUMENTED.items() if name.startswith(prefix)}
@@ -37,7 +38,7 @@ def test_the_page_has_every_metric_of_the_servers_with_its_type() -> None:
 
 
 def test_the_page_has_the_labels_of_the_api_server() -> None:
-    metrics = ApiServerMetrics([], {"a": Route(url="http://a:1")}, lambda: 0)
+    metrics = ApiServerMetrics([], {"a": Route(url="http://a:1")}, lambda: 0, Peers(b"me", 1))
     for each in vars(metrics).values():
         if hasattr(each, "_labelnames"):
             name = each._name + ("_total" if each._type == "counter" else "")

@@ -62,10 +62,13 @@ def running_valkey(
     work: Path, port: int, max_memory_bytes: int = 2**26, policy: str = "allkeys-lru"
 ) -> "Iterator[subprocess.Popen[bytes]]":
     """The cache server at a port of loopback, until the block ends."""
-    conf, users = work / "cache.conf", work / "auth.conf"
-    users.write_text(users_conf(PASSWORD))
+    conf = work / "cache.conf"
+    (work / "auth.conf").write_text(f"requirepass {PASSWORD}\n")
+    (work / "users.conf").write_text(users_conf(PASSWORD))
     lines = cache_conf(max_memory_bytes, policy).replace(f"port {PORTS[CACHE_SERVER]}", f"port {port}")
-    conf.write_text(lines.replace("bind * -::*", "bind 127.0.0.1").replace("/etc/cache-auth/auth.conf", str(users)))
+    conf.write_text(
+        lines.replace("bind * -::*", "bind 127.0.0.1").replace("/etc/cache-auth", str(work)).replace("/etc/cache-users", str(work))
+    )
     with (
         subprocess.Popen([embedded.valkey(), conf], stdout=subprocess.DEVNULL) as process,
         redis.Redis(port=port, password=PASSWORD) as client,

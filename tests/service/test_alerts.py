@@ -54,6 +54,15 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]], dict[str, str
     ),
     "ModelServerEngineDown": ([series("model_server_engine_up", "0x60")], [series("model_server_engine_up", "1x60")], {}),
     "CacheDown": ([series("cache_up", "0x60")], [series("cache_up", "1x60")], {}),
+    "ApiServersDoNotAgree": (
+        [
+            series(name, f"{value}x60", instance=each)
+            for each in ("a", "b")
+            for name, value in (("api_server_agrees", 0), ("api_server_gateways", 2))
+        ],
+        [series("api_server_agrees", "0x60", instance="a"), series("api_server_gateways", "1x60", instance="a")],
+        {},
+    ),
     "ModelHasProblem": (
         [series("ollama_model_problem", "1x60", model="m", kind="load", instance=each) for each in ("a", "b")],
         [series("ollama_model_problem", "1x60", model="m", kind="waiting"), series("ollama_model_problem", "1x5", model="m", kind="load")],

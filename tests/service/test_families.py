@@ -158,9 +158,10 @@ def test_every_service_starts_where_the_kernel_has_no_ipv6(alone: ExitStack, pro
 
 
 def cache(stack: ExitStack, work: Path, *before: str) -> Started:
-    conf, secret = work / "cache.conf", work / "auth.conf"
-    conf.write_text(cache_conf(2**26, "allkeys-lru").replace("/etc/cache-auth/auth.conf", str(secret)))
-    secret.write_text(users_conf(PASSWORD))
+    conf = work / "cache.conf"
+    conf.write_text(cache_conf(2**26, "allkeys-lru").replace("/etc/cache-auth", str(work)).replace("/etc/cache-users", str(work)))
+    (work / "auth.conf").write_text(f"requirepass {PASSWORD}\n")
+    (work / "users.conf").write_text(users_conf(PASSWORD))
     return Started(stack, work, Program([str(embedded.valkey()), str(conf)], {}, ()), *before)
 
 
