@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
+import redis.exceptions
 
 from components.cache import role_password
 from tests.service.conftest import PASSWORD
