@@ -3,6 +3,7 @@
 import functools
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from images import embedded
 from model_sync import gguf
 from tests import tiny_gguf
 from tests.service import ollama as ollama_process
-from tests.service.processes import Service, free_port, running
+from tests.service.processes import ROOT, Service, free_port, running
 
 SCRIPT = "Hello from the tiny model."
 PASSWORD = "a-password-for-tests"
@@ -86,6 +87,16 @@ def running_valkey(
         finally:
             # It may have been stopped.
             process.kill()
+
+
+@pytest.fixture(scope="session")
+def clients_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a virtual environment with clients of others, whose versions do not agree with ours."""
+    uv, target = Path(sys.executable).parent / "uv", tmp_path_factory.mktemp("clients") / "venv"
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, target], check=True)
+    lock = ROOT / "tests" / "service" / "clients.lock"
+    subprocess.run([uv, "pip", "install", "-q", "--python", target / "bin" / "python", "--require-hashes", "-r", lock], check=True)
+    return target / "bin" / "python"
 
 
 ModelServerFactory = Callable[..., Service]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -283,3 +284,19 @@ class TestStreams:
         assert (held.status_code, events[0][0], events[-1][0]) == (200, "ping", "error")
         assert events[-1][1]["error"]["type"] == "overloaded_error"
         assert (whole.status_code, whole.json()["error"]["type"]) == (503, "overloaded_error")
+
+
+def test_clients_of_others_hold_a_conversation_with_tools(api: Service, clients_python: Path) -> None:
+    """anthropic, langchain-openai and litellm in their defaults, streamed and not, on both engines."""
+    models = [f"{engine}/{model}" for engine in ENGINES for model in ("tool:1", "tiny:1")]
+    asked = {"url": api.url, "key": KEY, "models": models}
+    environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HOME": str(clients_python.parent), "LANGSMITH_TRACING": "false"}
+    program = Path(__file__).with_name("conversing.py")
+    done = subprocess.run([clients_python, program], input=json.dumps(asked), env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert len(found) == 3 * len(models) * 2
+    for client, model, stream, turns in found:
+        calls = [[TOOL["name"], TOOL["arguments"]]] if "tool" in model else []
+        for called, text in turns:
+            assert (called, "" if calls else text) == (calls, "" if calls else SCRIPT), (client, model, stream, turns)

@@ -4,7 +4,6 @@ histories, field names. Each input is one that a client was seen to send; docs/g
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -151,7 +150,7 @@ class TestFullContext:
         body: dict[str, object] = {"model": f"{engine}/plain:1", "messages": MESSAGES, name: 32_000}
         assert said(post(api, "/v1/chat/completions", **body)) == SCRIPT
 
-    def test_litellm_raises_its_exception_for_it(self, api: Service, litellm_python: Path) -> None:
+    def test_litellm_raises_its_exception_for_it(self, api: Service, clients_python: Path) -> None:
         asked = [
             (engine, stream, messages, effort)
             for engine in ENGINES
@@ -163,17 +162,7 @@ class TestFullContext:
             for engine, stream, messages, effort in asked
         ]
         wanted = ["ContextWindowExceededError" if messages is LONG else SCRIPT for _, _, messages, _ in asked]
-        assert litellm(litellm_python, api, given) == wanted
-
-
-@pytest.fixture(scope="session")
-def litellm_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a virtual environment with litellm, whose versions do not agree with ours."""
-    uv, target = Path(sys.executable).parent / "uv", tmp_path_factory.mktemp("litellm") / "venv"
-    subprocess.run([uv, "venv", "-q", "--python", sys.executable, target], check=True)
-    lock = ROOT / "tests" / "service" / "litellm.lock"
-    subprocess.run([uv, "pip", "install", "-q", "--python", target / "bin" / "python", "--require-hashes", "-r", lock], check=True)
-    return target / "bin" / "python"
+        assert litellm(clients_python, api, given) == wanted
 
 
 CLIENT = """
