@@ -10,9 +10,10 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from api_server import cors, errors, openapi
+from api_server import cors, errors, openapi, page
 from api_server.aliases import Aliases
 from api_server.connections import Connection, Connections, most_connections
+from api_server.fleet import View
 from api_server.intake import Budget, Intake, memory
 from api_server.keys import Keys
 from api_server.limits import ACCOUNT, Account, Limits
@@ -28,7 +29,7 @@ from api_server.upstreams import Upstream
 
 _MIN_VALUES = 50_000
 """JSON values of a request, where the longest context is not known or short: long lists to embed, large schemas of tools."""
-_KEYLESS = ("/", "/health", "/ready")
+_KEYLESS = (*page.PATHS, "/health", "/ready")
 
 log = logging.getLogger("api_server")
 
@@ -88,6 +89,8 @@ class ApiServer:
             app.router.add_post(path, self._proxy.infer)
         Listings(self._routing, self.upstreams, self._sender, self._intake, self._session).add_to(app)
         openapi.add_to(app, self._routing)
+        View(self._routing, self.upstreams, self.metrics, self._sender).add_to(app)
+        page.add_to(app)
         app.router.add_get("/health", self.health)
         app.router.add_get("/ready", self.ready)
         app.cleanup_ctx.append(self._run)
