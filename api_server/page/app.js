@@ -330,5 +330,6 @@ byId("forget").addEventListener("click", () => {
   byId("key").focus();
 });
 byId("model").addEventListener("change", showChoices);
+byId("plain").hidden = window.isSecureContext;
 document.addEventListener("visibilitychange", refresh);
 window.addEventListener("pagehide", () => forget());
