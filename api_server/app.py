@@ -156,7 +156,7 @@ class ApiServer:
             return self._limits.admitted(key)
         except errors.ApiError as refusal:
             # Before anything of the request is read.
-            self.metrics.of(self.metrics.key_requests, key.name, "unknown", str(refusal.status)).inc()
+            self.metrics.asked(key.name, "unknown", refusal.status)
             raise
 
     async def health(self, _: web.Request) -> web.Response:

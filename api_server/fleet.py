@@ -23,6 +23,7 @@ from api_server.paths import encode
 from api_server.routing import Routing
 from api_server.sending import Sender
 from api_server.settings import Route
+from api_server.spending import Usage
 from api_server.upstreams import Upstream
 
 
@@ -80,17 +81,6 @@ class Limits(msgspec.Struct, kw_only=True):
     concurrency: int | None
 
 
-class Usage(msgspec.Struct, kw_only=True):
-    """Of a key, with one model, since this gateway started. `unknown`: refused before its model was known."""
-
-    model: str
-    requests: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    """Of the prompts, those that servers did not have to read again."""
-    completion_tokens: int = 0
-
-
 class OwnKey(msgspec.Struct, kw_only=True):
     """The key that asks."""
 
@@ -138,7 +128,7 @@ class View:
             in_flight=sum(
                 each.in_flight for url in {route.url for route in routes.values()} for each in self._upstreams[url].addresses.values()
             ),
-            key=own(key, usage(self._metrics, key.name)),
+            key=own(key, self._metrics.used_by(key.name)),
             models=await asyncio.gather(*(self._model(model, route, seen) for model, route in routes.items())),
             aliases=[
                 OtherName(name=name, model=alias.model, next=alias.next if alias.share else None, share=alias.share)
@@ -236,17 +226,3 @@ def own(key: Key, used: Iterable[Usage]) -> OwnKey:
         ),
         usage=list(used),
     )
-
-
-def usage(metrics: Metrics, name: str) -> list[Usage]:
-    """What the counters say of one key, by model."""
-    found: dict[str, Usage] = {}
-    for counter in (metrics.key_requests, metrics.key_tokens):
-        for sample in (sample for family in counter.collect() for sample in family.samples):
-            if sample.labels.get("key") != name or not sample.name.endswith("_total"):
-                continue
-            model = sample.labels["model"]
-            entry = found.setdefault(model, Usage(model=model))
-            counted = f"{sample.labels['kind']}_tokens" if "kind" in sample.labels else "requests"
-            setattr(entry, counted, getattr(entry, counted) + int(sample.value))
-    return [found[model] for model in sorted(found)]

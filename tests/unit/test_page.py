@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from api_server import fleet, page
 from api_server.address import Address
@@ -19,9 +21,10 @@ from api_server.keys import Grant, Key
 from api_server.metrics import Metrics
 from api_server.sessions import Turn
 from api_server.settings import Route
-from api_server.spending import Spent
+from api_server.spending import Spent, Usage
 from api_server.upstreams import Upstream
 from images import embedded
+from infra.program.settings.capacity import Capacity
 from modelfleet import wheel
 
 PAGE = Path(page.__file__).parent
@@ -128,19 +131,26 @@ def test_as_many_agents_stay_warm_as_slots_and_cache_have_room_for() -> None:
     assert fleet.warm(OLLAMA.model_copy(update={"slots": 0}), 3, 1000) is None, "what a server keeps is not known"
 
 
+@given(st.integers(0, 9), st.integers(1, 9), st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 10**12))
+def test_the_stacks_outputs_count_them_alike(servers: int, slots: int, length: int, each: int, cache: int) -> None:
+    found = Capacity(servers=servers, slots=slots, context_length=length, kv_bytes_per_token=each, prompt_cache=cache)
+    route = OLLAMA.model_copy(update={"slots": found.slots, "cached_tokens": found.cached_tokens})
+    assert fleet.warm(route, servers, length) == found.conversations
+
+
 def test_the_use_of_a_key_has_nothing_of_another() -> None:
     metrics = Metrics([], {}, lambda: 0)
-    for key, model, status in (("alice", "m", "200"), ("alice", "m", "499"), ("alice", "unknown", "429"), ("bob", "n", "200")):
-        metrics.of(metrics.key_requests, key, model, status).inc()
+    for key, model, status in (("alice", "m", 200), ("alice", "m", 499), ("alice", "unknown", 429), ("bob", "n", 200)):
+        metrics.asked(key, model, status)
     metrics.spent("alice", "m", Spent(100, 70, 9))
     metrics.spent("bob", "m", Spent(5000, 0, 1))
     metrics.worked("bob", "m", 3)
-    assert fleet.usage(metrics, "alice") == [
-        fleet.Usage(model="m", requests=2, prompt_tokens=100, cached_tokens=70, completion_tokens=9),
-        fleet.Usage(model="unknown", requests=1),
+    assert metrics.used_by("alice") == [
+        Usage(model="m", requests=2, prompt_tokens=100, cached_tokens=70, completion_tokens=9),
+        Usage(model="unknown", requests=1),
     ]
-    assert [(each.model, each.requests, each.prompt_tokens) for each in fleet.usage(metrics, "bob")] == [("m", 0, 5000), ("n", 1, 0)]
-    assert fleet.usage(metrics, "carol") == []
+    assert [(each.model, each.requests, each.prompt_tokens) for each in metrics.used_by("bob")] == [("m", 0, 5000), ("n", 1, 0)]
+    assert metrics.used_by("carol") == []
 
 
 def test_a_key_is_told_what_it_may_do_and_not_its_hash() -> None:
