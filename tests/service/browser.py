@@ -15,6 +15,8 @@ _WATCH = """
 window.violations = [];
 addEventListener("securitypolicyviolation", (event) => violations.push(`${event.violatedDirective} ${event.blockedURI}`));
 """
+ELSEWHERE = "gateway.test"
+"""A name of this machine that the browser does not take for it."""
 CONTRAST = """
 () => {
   const channels = (color) => color.match(/[\\d.]+/g).map(Number);
@@ -48,6 +50,7 @@ def chromium(home: str) -> Iterator[Browser]:
             executable_path=shutil.which("chromium"),
             # The sandbox refuses root.
             chromium_sandbox=os.geteuid() != 0,
+            args=[f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"],
             env={"PATH": os.environ["PATH"], "HOME": home},
         )
         yield browser

@@ -266,7 +266,11 @@ def test_the_keyboard_alone_reaches_everything(browser: Browser, gateway: Servic
             while found.ask("document.activeElement !== document.body"):
                 focused.append(found.ask(f"() => {name}"))
                 assert len(focused) < 100, "no way out"
-                assert found.ask("getComputedStyle(document.activeElement).outlineStyle") != "none", focused[-1]
+                ring = found.ask(
+                    "(style => [style.outlineStyle, parseFloat(style.outlineWidth)])(getComputedStyle(document.activeElement))"
+                )
+                assert ring[0] != "none", focused[-1]
+                assert ring[1] >= 2, focused[-1]
                 if found.ask("document.activeElement.localName === 'summary' && !document.activeElement.parentElement.open"):
                     keyboard.press("Enter")
                 keyboard.press("Tab")
@@ -278,6 +282,24 @@ def test_the_keyboard_alone_reaches_everything(browser: Browser, gateway: Servic
         keyboard.press("Enter")
         assert found.ask("document.activeElement.id") == "key"
         assert not found.page.locator("#fleet").is_visible()
+
+
+def test_plain_http_is_said_and_lines_can_be_copied_by_hand(browser: Browser, gateway: Service) -> None:
+    plain = "whoever is on the way can read the key"
+    with tab(browser, gateway.url) as found:
+        assert plain not in found.text
+    elsewhere = gateway.url.replace("127.0.0.1", browsers.ELSEWHERE)
+    with tab(browser, elsewhere) as found:
+        assert plain in found.text
+        found.enter(ALICE)
+        found.says("Asked again")
+        found.page.locator("summary", has_text="curl").click()
+        assert found.page.get_by_role("button", name="Copy the lines").count() == 0, "browsers give it no clipboard"
+        found.page.keyboard.press("Tab")
+        chosen = found.ask("getSelection().toString()")
+        assert f'"{elsewhere}/v1/chat/completions"' in chosen
+        assert chosen.startswith("printf")
+        in_order(found)
 
 
 def test_people_who_hear_the_page_are_told_what_things_are(browser: Browser, gateway: Service) -> None:
