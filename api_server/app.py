@@ -11,9 +11,10 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from api_server import cors, errors, openapi
+from api_server import cors, errors, openapi, page
 from api_server.aliases import Aliases
 from api_server.connections import Connection, Connections, most_connections
+from api_server.fleet import View
 from api_server.intake import Budget, Intake, memory
 from api_server.keys import Keys
 from api_server.limits import ACCOUNT, Account, Limits
@@ -31,7 +32,7 @@ from api_server.upstreams import Upstream
 
 _MIN_VALUES = 50_000
 """JSON values of a request, where the longest context is not known or short: long lists to embed, large schemas of tools."""
-_KEYLESS = ("/", "/health", "/ready")
+_KEYLESS = (*page.PATHS, "/health", "/ready")
 
 log = logging.getLogger("api_server")
 
@@ -93,6 +94,8 @@ class ApiServer:
             app.router.add_post(path, self._proxy.infer)
         Listings(self._routing, self.upstreams, self._sender, self._intake, self._session).add_to(app)
         openapi.add_to(app, self._routing)
+        View(self._routing, self.upstreams, self.metrics, self._sender).add_to(app)
+        page.add_to(app)
         app.router.add_get("/health", self.health)
         app.router.add_get("/ready", self.ready)
         app.cleanup_ctx.append(self._run)
@@ -160,7 +163,7 @@ class ApiServer:
             return self._limits.admitted(key)
         except errors.ApiError as refusal:
             # Before anything of the request is read.
-            self.metrics.of(self.metrics.key_requests, key.name, "unknown", str(refusal.status)).inc()
+            self.metrics.asked(key.name, "unknown", refusal.status)
             raise
 
     async def health(self, _: web.Request) -> web.Response:

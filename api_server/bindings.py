@@ -69,6 +69,8 @@ class Bindings:
         """Those that have turns at work."""
         self.held: dict[str, int] = {}
         """Bytes of prompt of all conversations that are bound to a host."""
+        self.bound: dict[str, int] = {}
+        """How many those are."""
         self.owned: dict[bytes, int] = {}
         """Bytes of prompt that servers hold for each owner."""
         self._bytes, self._tokens = _BYTES_PER_TOKEN * _WEIGHT, float(_WEIGHT)
@@ -83,7 +85,7 @@ class Bindings:
 
     def find(self, turn: Turn) -> Binding | None:
         """The conversation, by the longest part of it that is known."""
-        self._expire()
+        self.expire()
         return next((self._known[name] for name in turn.known if name in self._known), None)
 
     def meet(self, turn: Turn) -> Binding | None:
@@ -119,6 +121,7 @@ class Bindings:
             self._on.setdefault(host, OrderedDict())[binding] = None
             self._kept[host] = self._kept.get(host, 0) + turn.size
         self.held[host] = self.held.get(host, 0) + turn.size
+        self.bound[host] = self.bound.get(host, 0) + 1
         self.owned[binding.owner] = self.owned.get(binding.owner, 0) + turn.size
         if room is not None:
             self._make_room(host, room, binding)
@@ -196,16 +199,17 @@ class Bindings:
         """A server counted so many tokens in a prompt of `size` bytes."""
         self._bytes, self._tokens = self._bytes * _KEEP + size, self._tokens * _KEEP + tokens
 
+    def expire(self) -> None:
+        """Forget the conversations that have ended."""
+        oldest = self._clock() - self._lease_s
+        while self._known and (first := next(iter(self._known.values()))).seen < oldest:
+            self._drop(first)
+
     def _add(self, binding: Binding) -> Binding:
         self._known[binding.name] = binding
         if len(self._known) > self._most:
             self._drop(next(iter(self._known.values())))
         return binding
-
-    def _expire(self) -> None:
-        oldest = self._clock() - self._lease_s
-        while self._known and (first := next(iter(self._known.values()))).seen < oldest:
-            self._drop(first)
 
     def _drop(self, binding: Binding) -> None:
         del self._known[binding.name]
@@ -225,6 +229,7 @@ class Bindings:
             return
         # A server or an owner that went must not be remembered for ever.
         _less(self.held, binding.host, binding.size)
+        _less(self.bound, binding.host, 1)
         _less(self.owned, binding.owner, binding.size)
         if binding in self._on.get(binding.host, ()):
             _less(self._kept, binding.host, binding.size)

@@ -27,7 +27,7 @@ def allow(app: web.Application, origins: Set[str]) -> None:
 
     async def mark(request: web.Request, response: web.StreamResponse) -> None:
         origin = request.headers.get("Origin", "")
-        response.headers["Vary"] = "Origin"
+        response.headers["Vary"] = ", ".join(filter(None, (response.headers.get("Vary"), "Origin")))
         if origin in origins:
             response.headers.update({"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": _EXPOSED})
 

@@ -34,17 +34,12 @@ class Listings:
         self._session = session
 
     def add_to(self, app: web.Application) -> None:
-        app.router.add_get("/", self.greeting)
         app.router.add_get("/v1/models", self.models, allow_head=False)
         app.router.add_get("/v1/models/{model:.+}", self.model, allow_head=False)
         app.router.add_get("/api/tags", self.tags)
         app.router.add_get("/api/version", self.version)
         app.router.add_get("/api/ps", self.ps, allow_head=False)
         app.router.add_post("/api/show", self.show)
-
-    async def greeting(self, _: web.Request) -> web.Response:
-        """What Ollama's CLI asks, without a key, before anything else; health checkers ask it too."""
-        return web.Response(text="modelfleet is running")
 
     def _seen(self, request: web.Request) -> Routing:
         """What the request's key sees."""
@@ -158,4 +153,5 @@ ALLOWED = [
     "GET /api/ps",
     "POST /api/show",
     "GET /openapi.json",
+    "GET /fleet",
 ]

@@ -16,7 +16,7 @@ from api_server import fields
 from api_server.peers import Peers
 from api_server.place import Place
 from api_server.settings import Route
-from api_server.spending import Spent
+from api_server.spending import Spent, Usage
 from api_server.upstreams import Upstream
 from api_server.usage import Reader
 
@@ -75,6 +75,8 @@ class Metrics(Collector):
             "api_server_reusable_tokens", "Tokens of prompts that a server had read before, where servers say what they used"
         )
         self.cached = self._of_turns("api_server_cached_tokens", "Tokens of prompts that servers took from their caches, as they say")
+        self._used: dict[str, dict[str, Usage]] = {}
+        """What the counters say of each key, by model. The library's own way to read them goes through those of all keys."""
         self.registry.register(self)
         self.of = functools.lru_cache(maxsize=4096)(_series)
         """The series of a metric with these labels. The library's own way to it costs more than to count in it."""
@@ -109,8 +111,24 @@ class Metrics(Collector):
         if reader.completion_tokens > 1 and elapsed > 0:
             self.of(self.token_rate, model).observe((reader.completion_tokens - 1) / elapsed)
 
+    def asked(self, key: str, model: str, status: int) -> None:
+        """Count a request of a key."""
+        self.of(self.key_requests, key, model, str(status)).inc()
+        self._use(key, model).requests += 1
+
+    def used_by(self, key: str) -> list[Usage]:
+        """By model, since the start."""
+        return [use for _, use in sorted(self._used.get(key, {}).items())]
+
+    def _use(self, key: str, model: str) -> Usage:
+        return self._used.setdefault(key, {}).setdefault(model, Usage(model=model))
+
     def spent(self, key: str, model: str, tokens: Spent) -> None:
         """Count what a key has used."""
+        use = self._use(key, model)
+        use.prompt_tokens += tokens.prompt
+        use.cached_tokens += tokens.cached
+        use.completion_tokens += tokens.completion
         for kind, amount in (("prompt", tokens.prompt), ("cached", tokens.cached), ("completion", tokens.completion)):
             if amount:
                 self.of(self.key_tokens, key, model, kind).inc(amount)

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from api_server.fleet import Fleet
 from api_server.limits import ACCOUNT
 from api_server.models import MODELS, Engine
 from api_server.paths import ENDPOINTS, Endpoint, api_of
@@ -43,7 +44,10 @@ _GETS = ("/v1/models", "/v1/models/{model}", "/api/tags", "/api/version", "/api/
 
 
 def _content(**kinds: dict[str, Any]) -> dict[str, Any]:
-    names = {"json": "application/json", "sse": "text/event-stream", "ndjson": "application/x-ndjson", "text": "text/plain"}
+    names = {
+        **{"json": "application/json", "sse": "text/event-stream", "ndjson": "application/x-ndjson"},
+        **{"text": "text/plain", "html": "text/html"},
+    }
     return {names[kind]: {"schema": schema} for kind, schema in kinds.items()}
 
 
@@ -65,12 +69,13 @@ def _answers(endpoint: Endpoint) -> dict[str, Any]:
     return _content(json=_OBJECT, **{"ndjson" if endpoint.stream == "ndjson" else "sse": {}})
 
 
-def _paths(schemas: Mapping[tuple[str, Engine], dict[str, Any]]) -> dict[str, Any]:
+def _paths(schemas: Mapping[tuple[str, Engine], dict[str, Any]], fleet: dict[str, Any]) -> dict[str, Any]:
     model = {"name": "model", "in": "path", "required": True, "schema": _TEXT}
     paths: dict[str, Any] = {}
     for path in _GETS:
         more = {"parameters": [model]} if "{model}" in path else {}
         paths[path] = {"get": _operation(path, _content(json=_OBJECT), **more)}
+    paths["/fleet"] = {"get": _operation("/fleet", _content(json=fleet))}
     for path, endpoint in ENDPOINTS.items():
         kinds = [schema for (each, _), schema in schemas.items() if each == path]
         if not kinds:
@@ -78,7 +83,7 @@ def _paths(schemas: Mapping[tuple[str, Engine], dict[str, Any]]) -> dict[str, An
         paths[path] = _post(path, kinds[0] if len(kinds) == 1 else {"anyOf": kinds}, _answers(endpoint))
     named = {"type": "object", "required": ["model"], "properties": {"model": _TEXT, "verbose": {"type": "boolean"}}}
     paths["/api/show"] = _post("/api/show", named, _content(json=_OBJECT))
-    paths["/"] = {"get": _operation("/", _content(text=_TEXT), security=[])}
+    paths["/"] = {"get": _operation("/", _content(text=_TEXT, html=_TEXT), security=[])}
     for path in ("/health", "/ready"):
         states = {status: {"description": "its state", "content": _content(json=_STATE)} for status in ("200", "503")}
         paths[path] = {"get": {"responses": states, "security": []}}
@@ -88,8 +93,8 @@ def _paths(schemas: Mapping[tuple[str, Engine], dict[str, Any]]) -> dict[str, An
 def document(routes: Mapping[str, Route]) -> dict[str, Any]:
     """For the models of these names. Which fields a model takes depends on what serves it."""
     served = {key: model for key, model in MODELS.items() if any(route.engine == key[1] for route in routes.values())}
-    every = list(served.values())
-    found, components = msgspec.json.schema_components(every, ref_template="#/components/schemas/{name}")
+    every = [Fleet, *served.values()]
+    (fleet, *found), components = msgspec.json.schema_components(every, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(served, found, strict=True))
     for (_, engine), model in served.items():
         names = [name for name, route in routes.items() if route.engine == engine]
@@ -103,7 +108,7 @@ def document(routes: Mapping[str, Route]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "modelfleet", "version": "1"},
         "security": [{"bearer": []}, {"header": []}],
-        "paths": _paths(schemas),
+        "paths": _paths(schemas, fleet),
         "components": {"schemas": components, "responses": responses, "securitySchemes": ways},
     }
 

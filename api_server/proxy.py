@@ -100,7 +100,7 @@ class Proxy:
             claim.free()
             elapsed = time.monotonic() - started
             self._metrics.of(self._metrics.requests, model, str(status)).inc()
-            self._metrics.of(self._metrics.key_requests, key, model, str(status)).inc()
+            self._metrics.asked(key, model, status)
             self._metrics.of(self._metrics.duration, model).observe(elapsed)
             log.info("request %s key %s model %s status %s %.3f s", request_id, key, model, status, elapsed)
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import msgspec
+
 from api_server.requests import Asked
 from api_server.usage import Reader
 
@@ -17,6 +19,17 @@ class Spent:
     cached: int = 0
     """Of the prompt, those that the server did not have to read again."""
     completion: int = 0
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """Of a key, with one model, since this gateway started. `unknown`: refused before its model was known."""
+
+    model: str
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompts, those that servers did not have to read again."""
+    completion_tokens: int = 0
 
 
 def spent(reader: Reader, asked: Asked) -> Spent:

@@ -33,7 +33,9 @@ COMPILE: Mapping[str, Sequence[str]] = {
 """What compiling the tools needs besides: none of it with an archive of built tools."""
 TEST: Mapping[str, Sequence[str]] = {
     "bsdutils": ("script",),
+    "chromium": ("chromium",),
     "curl": ("curl",),
+    "fonts-dejavu-core": ("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",),
     "make": ("make",),
     "skopeo": ("skopeo",),
     "git": ("git",),

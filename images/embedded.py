@@ -31,6 +31,8 @@ SERVICES = {
     "image-verifier": "image_verifier",
 }
 """Image name to Python package."""
+_SOURCES = (".py", ".css", ".html", ".js", ".md", ".svg")
+"""How names of files end that a service reads."""
 
 
 class ImageError(Exception):
@@ -77,10 +79,15 @@ def runtime_config(name: str) -> RuntimeConfig:
     )  # fmt: skip
 
 
+def _sources(package: Path) -> list[Path]:
+    """What a service runs: its Python, and the page of the API server."""
+    return sorted(file for file in package.rglob("*") if file.suffix in _SOURCES)
+
+
 def _tree_key(*paths: Path) -> str:
     digest = hashlib.sha256()
     for path in paths:
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        for file in _sources(path) if path.is_dir() else [path]:
             digest.update(f"{file.relative_to(path.parent)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -142,7 +149,7 @@ def _package(package: str) -> Layer:
     path = images_cache() / f"app-{package}-{_tree_key(source)}.tar"
 
     def make(target: Path) -> None:
-        files = [(f"app/{package}/{file.relative_to(source)}", file) for file in sorted(source.rglob("*.py"))]
+        files = [(f"app/{package}/{file.relative_to(source)}", file) for file in _sources(source)]
         write_tree(target, files)
 
     return cached_layer(path, make)

@@ -72,6 +72,11 @@ class Fleet:
     def url(self) -> str:
         return f"http://{HOST}:{self.port}/v1"
 
+    @property
+    def page(self) -> str:
+        """For people."""
+        return f"http://{HOST}:{self.port}/"
+
     def require_running(self) -> None:
         """Raises ServiceError."""
         for service in self.services:

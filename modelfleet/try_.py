@@ -86,6 +86,7 @@ def _instructions(served: fleet.Fleet, cache: Path) -> str:
     body = shlex.quote(json.dumps({"model": served.model.id, "messages": [{"role": "user", "content": "Hello"}]}))
     return f"""\
 endpoint:   {served.url}
+page:       {served.page}
 model:      {served.model.id}
 key:        in the file {served.key_file}
 curl:       sed 's/^/Authorization: Bearer /' {key} | curl {served.url}/chat/completions -H @- \\

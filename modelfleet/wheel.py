@@ -28,7 +28,7 @@ def lay_out(target: Path) -> None:
         if path.name != Path(__file__).name:
             shutil.copyfile(path, package / path.name)
     for name in _CARRIED:
-        shutil.copytree(TREE / name, package / "tree" / name, ignore=lambda _, names: [each for each in names if not each.endswith(".py")])
+        shutil.copytree(TREE / name, package / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "tree" / "images").mkdir()
     shutil.copyfile(TREE / "images" / "pins.toml", package / "tree" / "images" / "pins.toml")
     for name in ("pyproject.toml", "README.md"):

@@ -55,6 +55,7 @@ def _show(deployment: Deployment, outputs: FleetOutputs, url: str, *, forwarded:
         print(f"forward:   {kubectl} port-forward service/{outputs.service} 8000:{outputs.port}")
         url = "http://127.0.0.1:8000"
     print(f"endpoint:  {url}{outputs.base_path}")
+    print(f"page:      {url}/")
     print(f"models:    {', '.join(model.id for model in outputs.models)}")
     place = f"$(cat {deployment.key_file})"
     if deployment.shared:

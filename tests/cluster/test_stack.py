@@ -51,6 +51,19 @@ def test_a_request_without_a_key_is_refused(stack: Stack) -> None:
     assert response.json()["error"]["code"] == "invalid_api_key"
 
 
+def test_the_page_is_in_the_image_and_counts_agents_as_the_outputs_do(stack: Stack) -> None:
+    page = httpx.get(f"{stack.url}/", headers={"Accept": "text/html"}, timeout=10)
+    assert "<h1>modelfleet</h1>" in page.text
+    assert httpx.get(f"{stack.url}/page/app.js", timeout=10).status_code == 200
+    said = {model.id: model.warm_conversations for model in stack.outputs.models}
+
+    def shown() -> dict[str, int | None]:
+        fleet = httpx.get(f"{stack.url}/fleet", headers={"Authorization": f"Bearer {stack.key}"}, timeout=10).json()
+        return {model["id"]: model["warm_conversations"] for model in fleet["models"]}
+
+    eventually(shown, lambda found: found == said, 60, "the agents that stay warm")
+
+
 def test_an_exact_answer_is_kept_on_the_cache_server(stack: Stack) -> None:
     headers = {"Authorization": f"Bearer {stack.key}", "X-Cache": "exact"}
     body = {**BODY, "model": SERVER_ID, "seed": 7}

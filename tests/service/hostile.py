@@ -16,7 +16,20 @@ from tests.service.conftest import KEY
 from tests.service.processes import Service
 
 POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/api/chat", "/api/generate", "/api/embed", "/api/show")
-GETS = ("/", "/health", "/ready", "/v1/models", "/v1/models/a", "/api/tags", "/api/ps", "/api/version", "/openapi.json", "/nothing")
+GETS = (
+    "/",
+    "/health",
+    "/ready",
+    "/v1/models",
+    "/v1/models/a",
+    "/api/tags",
+    "/api/ps",
+    "/api/version",
+    "/openapi.json",
+    "/fleet",
+    "/page/app.js",
+    "/nothing",
+)
 _OPENAI, _ANTHROPIC, _OLLAMA = {"message", "type", "code", "param"}, {"message", "type"}, str
 _PATIENCE_S = 0.2
 _NUMBERS = ["1e999", "-1e999", "NaN", "Infinity", "9" * 400, "1" + "0" * 5000, "-0", "0.1e-999", "1.", "0x1", "01", "true", "null"]

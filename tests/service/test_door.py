@@ -1,6 +1,7 @@
 """What is decided at the gateway's door, before any model is asked: keys, greetings, browsers."""
 
 import json
+import re
 import resource
 import socket
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
+import jsonschema
 import pytest
 
 from tests.service.conftest import KEY, ApiServerFactory, start_api_server
@@ -117,7 +119,44 @@ class TestKeys:
 class TestGreeting:
     @pytest.mark.parametrize("method", ["GET", "HEAD"])
     def test_it_says_that_it_runs_without_a_key(self, door: Service, method: str) -> None:
-        assert httpx.request(method, f"{door.url}/", timeout=10).status_code == 200
+        answer = httpx.request(method, f"{door.url}/", timeout=10)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "text/plain; charset=utf-8")
+        assert answer.text == ("modelfleet is running" if method == "GET" else "")
+
+    @pytest.mark.parametrize("accept", ["text/html,application/xhtml+xml,*/*;q=0.8", "text/html"])
+    def test_a_browser_gets_the_page(self, door: Service, accept: str) -> None:
+        answer = httpx.get(f"{door.url}/", headers={"Accept": accept}, timeout=10)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert (answer.headers["vary"], answer.headers["cache-control"]) == ("Accept, Origin", "no-store")
+        for path in re.findall(r'(?:href|src)="([^"]+)"', answer.text):
+            assert httpx.get(f"{door.url}/{path}", timeout=10).status_code == 200, path
+
+    @pytest.mark.parametrize(
+        "path", ["/page/", "/page/index.html", "/page/__init__.py", "/page/..%2f__main__.py", "/page/app.js/x", "/page/x"]
+    )
+    def test_nothing_else_is_open_without_a_key(self, door: Service, path: str) -> None:
+        assert httpx.get(f"{door.url}{path}", timeout=10).status_code == 401
+        assert httpx.get(f"{door.url}{path}", headers={"x-api-key": KEY}, timeout=10).status_code == 404
+
+
+class TestFleet:
+    @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Accept": "text/html"}], ids=str)
+    def test_an_anonymous_request_is_401_in_openais_shape(self, door: Service, headers: dict[str, str]) -> None:
+        answer = httpx.get(f"{door.url}/fleet", headers=headers, timeout=10)
+        assert answer.status_code == 401
+        assert set(answer.json()["error"]) == {"message", "type", "code", "param"}
+        assert answer.json()["error"]["code"] == "invalid_api_key"
+
+    def test_what_it_says_is_what_the_document_promises(self, door: Service) -> None:
+        found = httpx.get(f"{door.url}/fleet", headers={"x-api-key": KEY}, timeout=10)
+        document = httpx.get(f"{door.url}/openapi.json", headers={"x-api-key": KEY}, timeout=10).json()
+        schema = document["paths"]["/fleet"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        jsonschema.validate(found.json(), schema | {"components": document["components"]})
+        (model,) = found.json()["models"]
+        assert [(each["ready"], each["reason"]) for each in model["replicas"]] == [(False, "it takes no connection")]
+        assert found.headers["cache-control"] == "no-store"
+        for method in ("HEAD", "POST", "PUT", "DELETE"):
+            assert httpx.request(method, f"{door.url}/fleet", headers={"x-api-key": KEY}, timeout=10).status_code == 405
 
 
 class TestCors:

@@ -88,9 +88,15 @@ def test_each_key_sees_its_models_alone(gateway: Service) -> None:
         assert bob.post("/v1/chat/completions", json={"model": "coder", "messages": QUESTION, "max_tokens": 3}).status_code == 200
         assert bob.post("/api/chat", json={"model": "tiny:1", "messages": QUESTION, "stream": False}).status_code == 200
         assert bob.post("/api/show", json={"model": "coder"}).status_code == 200
-        shown = bob.get("/openapi.json").text + bob.get("/api/ps").text + bob.get("/v1/models").text
+        fleet = bob.get("/fleet").json()
+        assert [(each["id"], each["named"]) for each in fleet["models"]] == [("tiny:1", True), ("slow:1", False)]
+        assert {each["model"] for each in fleet["key"]["usage"]} == {"tiny:1", "slow:1"}
+        assert (fleet["key"]["name"], fleet["key"]["owner"], fleet["aliases"][0]["model"]) == ("bob", "a team", "slow:1")
+        shown = bob.get("/openapi.json").text + bob.get("/api/ps").text + bob.get("/v1/models").text + bob.get("/fleet").text
         assert not [name for name in ("embed:1", "writer") if name in shown]
         assert "embed:1" in alice.get("/openapi.json").text
+        assert "bob" not in alice.get("/fleet").text
+        assert {each["model"]: each["requests"] for each in alice.get("/fleet").json()["key"]["usage"]} == {"embed:1": 1}
 
 
 @pytest.mark.parametrize("hidden", ["slow:1", "embed:1", "writer"])

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
@@ -248,6 +249,9 @@ def test_it_runs_from_its_wheel_alone_for_a_user_without_rights(open_home: Path,
     unprivileged = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
     with trying(open_home, argv=argv, cwd=Path("/"), **unprivileged) as served:
         assert f"tiny: {SCRIPT}\n" in served.out.read_text()
+        page = served.shown("page").strip()
+        assert "<h1>modelfleet</h1>" in httpx.get(page, headers={"Accept": "text/html"}, trust_env=False).text
+        assert httpx.get(f"{page}page/app.js", trust_env=False).status_code == 200
         assert {Path(f"/proc/{pid}").stat().st_uid for pid in served.processes} == {NOBODY}
         assert served.key_file.is_relative_to(open_home)
         os.kill(served.process.pid, signal.SIGTERM)

@@ -181,6 +181,7 @@ class TestBindings:
             assert len(alive) == len(table) <= 4
             for each in ("h0", "h1"):
                 assert table.held.get(each, 0) == sum(kept[one][1] for one in alive if kept[one][0] == each)
+                assert table.bound.get(each, 0) == sum(kept[one][0] == each for one in alive)
 
 
 ROOM = Room(0, 100_000)
