@@ -87,15 +87,7 @@ class Activator(pulumi.ComponentResource):
 
 def _pod(args: ActivatorArgs) -> core.PodSpecArgs:
     tmp, tmp_mount = containers.scratch()
-    token = core.ServiceAccountTokenProjectionArgs(path="token", expiration_seconds=3600)
-    authority = core.ConfigMapProjectionArgs(name="kube-root-ca.crt", items=[core.KeyToPathArgs(key="ca.crt", path="ca.crt")])
-    identity = core.VolumeArgs(
-        name="identity",
-        projected=core.ProjectedVolumeSourceArgs(
-            default_mode=0o440,
-            sources=[core.VolumeProjectionArgs(service_account_token=token), core.VolumeProjectionArgs(config_map=authority)],
-        ),
-    )
+    identity, identity_mount = containers.token(_TOKEN_PATH)
     scale = pulumi.Output.concat("https://kubernetes.default.svc/apis/apps/v1/namespaces/", args.namespace, f"/statefulsets/{OLLAMA}/scale")
     container = core.ContainerArgs(
         name=ACTIVATOR,
@@ -116,7 +108,7 @@ def _pod(args: ActivatorArgs) -> core.PodSpecArgs:
         ports=[core.ContainerPortArgs(name="health", container_port=PORTS[ACTIVATOR])],
         resources=containers.resources(args.resources),
         security_context=containers.security(),
-        volume_mounts=[tmp_mount, core.VolumeMountArgs(name="identity", mount_path=_TOKEN_PATH, read_only=True)],
+        volume_mounts=[tmp_mount, identity_mount],
         readiness_probe=containers.http_probe("/health", PORTS[ACTIVATOR]),
         liveness_probe=containers.liveness(PORTS[ACTIVATOR]),
     )

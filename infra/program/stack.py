@@ -42,7 +42,12 @@ def _of_its_cluster(settings: Settings) -> tuple[Settings, ownership.Guard]:
     objects = cluster.Objects(settings.cluster.context or "", inputs.kubeconfig())
     cluster.check(settings.cluster, objects, cluster.CLAIMS_OF_DEVICES if settings.gpu.allocation == "dra" else cluster.OLDEST)
     cluster.check_classes(settings.storage, objects)
-    kept = settings.model_copy(update={"cluster": cluster.with_kept_names(settings.cluster, objects)})
+    kept = settings.model_copy(
+        update={
+            "cluster": cluster.with_kept_names(settings.cluster, objects),
+            "monitoring": cluster.with_its_addresses(settings.monitoring, objects),
+        }
+    )
     return kept, ownership.Guard(settings.cluster, objects)
 
 
@@ -140,6 +145,9 @@ def build(settings: Settings, guards: Sequence[Transformation] = ()) -> None:
         idle_minutes = settings.fleet.scale_to_zero.idle_minutes
         c.Activator("activator", arguments.activator(settings, idle_minutes, namespace, images, runtime), ground.after())
     c.Monitoring("monitoring", arguments.monitoring(settings, namespace, images, runtime, cache), ground.after())
+    if settings.monitoring.prometheus is not None:
+        wanted = settings.monitoring.prometheus
+        c.Prometheus("prometheus", arguments.prometheus(settings, wanted, namespace, images, store), ground.after(store))
     pulumi.export("fleet", outputs(settings, api, fleet, images))
     by_name = inputs.api_keys().apply(lambda keys: {name: str(each["key"]) for name, each in keys.items()})
     # For programs that were written before keys had names.
