@@ -6,7 +6,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
-from .contract import ACTIVATOR, API_METRICS_PORT, API_SERVER, OLLAMA, PORTS, labels, selector, type_token
+from .contract import ACTIVATOR, API_METRICS_PORT, API_SERVER, OLLAMA, PORTS, type_token
 from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
@@ -45,7 +45,8 @@ class Activator(pulumi.ComponentResource):
         super().__init__(type_token("Activator"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
         runs = self._account(name, args, child)
-        self._demand(name, args, child)
+        # It asks each of them for its demand: a server that drains may still hold requests.
+        objects.every_pod(f"{name}-demand", _DEMAND, API_SERVER, args.namespace, API_METRICS_PORT, child)
         pod, once = _pod(args), k8s.apps.v1.DeploymentStrategyArgs(type="Recreate")
         pods.deployment(f"{name}-server", ACTIVATOR, args.namespace, pod, runs, strategy=once)
         self.register_outputs({})
@@ -66,28 +67,18 @@ class Activator(pulumi.ComponentResource):
         )
         return runs
 
-    @staticmethod
-    def _demand(name: str, args: ActivatorArgs, child: pulumi.ResourceOptions) -> None:
-        """A headless Service with the address of every API server: the activator asks each of them for its demand."""
-        core.Service(
-            f"{name}-demand",
-            metadata=k8s.meta.v1.ObjectMetaArgs(
-                name=_DEMAND, namespace=args.namespace, labels=labels(API_SERVER), annotations=objects.SKIP_AWAIT
-            ),
-            spec=core.ServiceSpecArgs(
-                cluster_ip="None",
-                selector=selector(API_SERVER),
-                # A server that drains may still hold requests.
-                publish_not_ready_addresses=True,
-                ports=[core.ServicePortArgs(name="metrics", port=API_METRICS_PORT, target_port=API_METRICS_PORT)],
-            ),
-            opts=child,
-        )
-
 
 def _pod(args: ActivatorArgs) -> core.PodSpecArgs:
     tmp, tmp_mount = containers.scratch()
-    identity, identity_mount = containers.token(_TOKEN_PATH)
+    token = core.ServiceAccountTokenProjectionArgs(path="token", expiration_seconds=3600)
+    authority = core.ConfigMapProjectionArgs(name="kube-root-ca.crt", items=[core.KeyToPathArgs(key="ca.crt", path="ca.crt")])
+    identity = core.VolumeArgs(
+        name="identity",
+        projected=core.ProjectedVolumeSourceArgs(
+            default_mode=0o440,
+            sources=[core.VolumeProjectionArgs(service_account_token=token), core.VolumeProjectionArgs(config_map=authority)],
+        ),
+    )
     scale = pulumi.Output.concat("https://kubernetes.default.svc/apis/apps/v1/namespaces/", args.namespace, f"/statefulsets/{OLLAMA}/scale")
     container = core.ContainerArgs(
         name=ACTIVATOR,
@@ -108,7 +99,7 @@ def _pod(args: ActivatorArgs) -> core.PodSpecArgs:
         ports=[core.ContainerPortArgs(name="health", container_port=PORTS[ACTIVATOR])],
         resources=containers.resources(args.resources),
         security_context=containers.security(),
-        volume_mounts=[tmp_mount, identity_mount],
+        volume_mounts=[tmp_mount, core.VolumeMountArgs(name="identity", mount_path=_TOKEN_PATH, read_only=True)],
         readiness_probe=containers.http_probe("/health", PORTS[ACTIVATOR]),
         liveness_probe=containers.liveness(PORTS[ACTIVATOR]),
     )

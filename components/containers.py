@@ -92,20 +92,6 @@ def config_file(name: str, config: pulumi.Input[str], path: str) -> tuple[core.V
     return volume, core.VolumeMountArgs(name=name, mount_path=path, read_only=True)
 
 
-def token(path: str) -> tuple[core.VolumeArgs, core.VolumeMountArgs]:
-    """What a pod needs that speaks to the cluster's API: `token` of its account, for an hour and then anew, and `ca.crt`, below `path`."""
-    own = core.ServiceAccountTokenProjectionArgs(path="token", expiration_seconds=3600)
-    authority = core.ConfigMapProjectionArgs(name="kube-root-ca.crt", items=[core.KeyToPathArgs(key="ca.crt", path="ca.crt")])
-    volume = core.VolumeArgs(
-        name="identity",
-        projected=core.ProjectedVolumeSourceArgs(
-            default_mode=0o440,
-            sources=[core.VolumeProjectionArgs(service_account_token=own), core.VolumeProjectionArgs(config_map=authority)],
-        ),
-    )
-    return volume, core.VolumeMountArgs(name="identity", mount_path=path, read_only=True)
-
-
 def claim(name: str, claim_name: pulumi.Input[str], *, read_only: bool | None = None) -> core.VolumeArgs:
     """The volume of a claim that is there already."""
     source = core.PersistentVolumeClaimVolumeSourceArgs(claim_name=claim_name, read_only=read_only)

@@ -94,10 +94,10 @@ EDGES = (
     *(Edge(PROMETHEUS, component, port) for component, port in SCRAPED.items()),
 )
 """Of everything that may be there; an edge is open where both of its ends are deployed."""
-DNS_CLIENTS = (API_SERVER, MODEL_SERVER, METRICS_EXPORTER, CONTEXT_PROBE, ACTIVATOR)
+DNS_CLIENTS = (API_SERVER, MODEL_SERVER, METRICS_EXPORTER, CONTEXT_PROBE, ACTIVATOR, PROMETHEUS)
 """Components that look names up; the others need no DNS."""
 KUBERNETES_PORTS = (443, 6443)
-"""Of a cluster's API server, which the activator and Prometheus alone reach: managed ones, and kubeadm's."""
+"""Of a cluster's API server, which the activator alone reaches: managed ones, and kubeadm's."""
 EVERYWHERE = ("0.0.0.0/0", "::/0")
 """Every address, for a network policy: a block of one family lets nothing of the other through."""
 READER_LABEL = "modelfleet.dev/read-by"

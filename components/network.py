@@ -72,8 +72,8 @@ class NetworkArgs:
     """The writer looks names up."""
     kubernetes_cidrs: Sequence[str] = ()
     """Addresses of the cluster's API server, for the activator; without them there is none."""
-    prometheus_kubernetes_cidrs: Sequence[str] = ()
-    """Addresses of the cluster's API server, for a Prometheus of the stack's own; without them there is none."""
+    prometheus: bool = False
+    """The stack has a Prometheus of its own."""
     prometheus_clients: Sequence[PodsArgs] = ()
     """Pods that may ask that Prometheus."""
     contexts_are_probed: bool = True
@@ -94,7 +94,7 @@ class Network(pulumi.ComponentResource):
         default_deny(f"{name}-default-deny", args.namespace, child)
         optional = {
             ACTIVATOR: args.kubernetes_cidrs,
-            PROMETHEUS: args.prometheus_kubernetes_cidrs,
+            PROMETHEUS: args.prometheus,
             CONTEXT_PROBE: args.contexts_are_probed,
         }
         deployed = [component for component in (*COMPONENTS, ACTIVATOR, PROMETHEUS) if optional.get(component, True)]
@@ -130,8 +130,8 @@ def _policy(component: str, args: NetworkArgs, deployed: Sequence[str]) -> net.N
     ]  # fmt: skip
     if component == MODEL_WRITER:
         egress += [net.NetworkPolicyEgressRuleArgs(to=addresses([origin.cidr]), ports=[_port(origin.port)]) for origin in args.origins]
-    if component in (ACTIVATOR, PROMETHEUS):
-        cluster = addresses(args.kubernetes_cidrs if component == ACTIVATOR else args.prometheus_kubernetes_cidrs)
+    if component == ACTIVATOR:
+        cluster = addresses(args.kubernetes_cidrs)
         egress.append(net.NetworkPolicyEgressRuleArgs(to=cluster, ports=[_port(number) for number in KUBERNETES_PORTS]))
     if component in DNS_CLIENTS or (component == MODEL_WRITER and args.origins_have_names):
         egress.append(dns_egress(args.dns))

@@ -8,17 +8,13 @@ import pulumi_kubernetes as k8s
 import yaml
 
 from . import alerts, containers, objects, pods
-from .contract import PART_OF, PORTS, PROMETHEUS, PROTECTED_ANNOTATION, SCRAPED, type_token
+from .contract import PORTS, PROMETHEUS, PROTECTED_ANNOTATION, SCRAPED, type_token
 from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
-rbac = k8s.rbac.v1
 SCRAPE_S = 15
 """Seconds between two looks at each pod."""
 _CONFIG, _DATA = "/etc/prometheus", "/prometheus"
-_IDENTITY = "/var/run/secrets/kubernetes.io/serviceaccount"
-"""Where Prometheus looks for its token, and by that for the cluster's API. It takes the address of that from its environment, so it looks
-no name up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +38,7 @@ class PrometheusArgs:
 
 
 class Prometheus(pulumi.ComponentResource):
-    """One server, which may list the pods of its namespace and nothing else. Network opens its way to them and to the cluster's API.
+    """One server, which has no rights in the cluster: it finds pods by their addresses in DNS. Network opens its way to them.
 
     A restart loses no sample: the samples are on a claim. There is no second server, because both would read the same.
 
@@ -66,7 +62,9 @@ class Prometheus(pulumi.ComponentResource):
             opts=child,
         )
         claim = self._claim(name, args)
-        runs = _account(name, args, child)
+        runs = objects.account(f"{name}-account", PROMETHEUS, args.namespace, child, args.workload)
+        for component, port in SCRAPED.items():
+            objects.every_pod(f"{name}-{component}", _all(component), component, args.namespace, port, child)
         pod, once = _pod(args, config.metadata.name, claim.metadata.name), k8s.apps.v1.DeploymentStrategyArgs(type="Recreate")
         pods.deployment(f"{name}-server", PROMETHEUS, args.namespace, pod, runs, strategy=once)
         objects.service(f"{name}-service", PROMETHEUS, args.namespace, {"http": PORTS[PROMETHEUS]}, child)
@@ -87,56 +85,36 @@ class Prometheus(pulumi.ComponentResource):
         )
 
 
-def configuration(namespace: str) -> dict[str, Any]:
-    """The server's configuration file: one job, which finds the pods of docs/metrics.md and keeps their names.
+def _all(component: str) -> str:
+    """The headless Service with the addresses of a component's pods."""
+    return f"{component}-metrics"
 
-    Its `job` is the component, `instance` the address, and `namespace` and `pod` are what an operator's PodMonitor calls them, too.
+
+def configuration(namespace: str) -> dict[str, Any]:
+    """The server's configuration file. A `job` is a component, an `instance` the address of a pod.
+
+    Debian's Prometheus is built without the discovery of pods by Kubernetes' API, which would also need a right and a way to that API.
     """
-    component, port = "__meta_kubernetes_pod_label_app_kubernetes_io_name", "__meta_kubernetes_pod_container_port_number"
-    wanted = "|".join(f"{name};{number}" for name, number in SCRAPED.items())
-    pods_of_ours = {
-        "role": "pod",
-        "namespaces": {"names": [namespace]},
-        "selectors": [{"role": "pod", "label": f"app.kubernetes.io/part-of={PART_OF}"}],
-    }
     return {
         "global": {"scrape_interval": f"{SCRAPE_S}s", "evaluation_interval": f"{SCRAPE_S}s"},
         "rule_files": ["rules.yaml"],
         "scrape_configs": [
             {
-                "job_name": PART_OF,
-                "kubernetes_sd_configs": [pods_of_ours],
-                "relabel_configs": [
-                    {"source_labels": [component, port], "regex": wanted, "action": "keep"},
-                    # Of these the addresses may be other pods' by now.
-                    {"source_labels": ["__meta_kubernetes_pod_phase"], "regex": "Failed|Succeeded", "action": "drop"},
-                    {"source_labels": [component], "target_label": "job"},
-                    {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "namespace"},
-                    {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"},
+                "job_name": component,
+                # A Service has the cluster's first family, whichever that is.
+                "dns_sd_configs": [
+                    {"names": [_all(component)], "type": kind, "port": port, "refresh_interval": f"{SCRAPE_S}s"} for kind in ("A", "AAAA")
                 ],
+                # As others call it, so that one query will do for several fleets.
+                "relabel_configs": [{"target_label": "namespace", "replacement": namespace}],
             }
+            for component, port in SCRAPED.items()
         ],
     }
 
 
 def _text(document: dict[str, Any]) -> str:
     return yaml.safe_dump(document, sort_keys=False, width=200)
-
-
-def _account(name: str, args: PrometheusArgs, child: pulumi.ResourceOptions) -> pulumi.ResourceOptions:
-    """The account that may list pods. Returns the options of what runs as it."""
-    meta = objects.metadata(PROMETHEUS, args.namespace)
-    runs = objects.account(f"{name}-account", PROMETHEUS, args.namespace, child, args.workload)
-    looks = rbac.PolicyRuleArgs(api_groups=[""], resources=["pods"], verbs=["list", "watch"])
-    role = rbac.Role(f"{name}-role", metadata=meta, rules=[looks], opts=child)
-    rbac.RoleBinding(
-        f"{name}-binding",
-        metadata=meta,
-        role_ref=rbac.RoleRefArgs(api_group="rbac.authorization.k8s.io", kind="Role", name=role.metadata.name),
-        subjects=[rbac.SubjectArgs(kind="ServiceAccount", name=PROMETHEUS, namespace=args.namespace)],
-        opts=child,
-    )
-    return runs
 
 
 def flags(args: PrometheusArgs) -> list[str]:
@@ -154,7 +132,6 @@ def flags(args: PrometheusArgs) -> list[str]:
 
 def _pod(args: PrometheusArgs, config: pulumi.Input[str], claim: pulumi.Input[str]) -> core.PodSpecArgs:
     port = PORTS[PROMETHEUS]
-    identity, identity_mount = containers.token(_IDENTITY)
     files, files_mount = containers.config_file("config", config, _CONFIG)
     data = containers.claim("data", claim)
     container = core.ContainerArgs(
@@ -164,10 +141,10 @@ def _pod(args: PrometheusArgs, config: pulumi.Input[str], claim: pulumi.Input[st
         ports=[core.ContainerPortArgs(name="http", container_port=port)],
         resources=containers.resources(args.resources),
         security_context=containers.security(),
-        volume_mounts=[files_mount, identity_mount, core.VolumeMountArgs(name="data", mount_path=_DATA)],
+        volume_mounts=[files_mount, core.VolumeMountArgs(name="data", mount_path=_DATA)],
         # After a crash it first reads its log again.
         startup_probe=containers.http_probe("/-/ready", port, failures=180),
         readiness_probe=containers.http_probe("/-/ready", port),
         liveness_probe=containers.http_probe("/-/healthy", port, period_s=10, failures=6, timeout_s=5),
     )
-    return pods.spec(PROMETHEUS, [container], [identity, files, data], pods.Placement(workload=args.workload))
+    return pods.spec(PROMETHEUS, [container], [files, data], pods.Placement(workload=args.workload))

@@ -39,7 +39,6 @@ def connections() -> list[tuple[str, str, str]]:
     rows += [("clients of Prometheus (`monitoring.prometheus.clients`)", PROMETHEUS, str(PORTS[PROMETHEUS]))]
     ports = " and ".join(map(str, KUBERNETES_PORTS))
     rows += [(_title(ACTIVATOR), "the cluster's API server (`fleet.scaleToZero.kubernetesCidrs`)", ports)]
-    rows += [(_title(PROMETHEUS), "the cluster's API server (`monitoring.prometheus.kubernetesCidrs`)", ports)]
     return rows
 
 

@@ -1,6 +1,5 @@
 """The cluster behind a context: which one it is, and what is in it. The wrong one is refused before any resource is registered."""
 
-import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from kubernetes.config.config_exception import ConfigException
 from components.contract import SHARED_CLAIM, SHARED_CLASS
 from infra.program.settings.cluster import ClusterSettings
 from infra.program.settings.section import SettingsError
-from infra.program.settings.services import MonitoringSettings
 from infra.program.settings.storage import StorageSettings
 
 TIMEOUT_S = 5
@@ -70,24 +68,6 @@ def with_kept_names(settings: ClusterSettings, objects: "Objects") -> ClusterSet
     claim = objects.find(wanted)
     plain = claim is not None and claim["spec"].get("storageClassName") == SHARED_CLASS
     return settings.model_copy(update={"prefix": ""}) if plain else settings
-
-
-def with_its_addresses(settings: MonitoringSettings, objects: "Objects") -> MonitoringSettings:
-    """The settings with the addresses of the cluster's API server, where a Prometheus needs them and nobody has said them.
-
-    Raises SettingsError.
-    """
-    prometheus = settings.prometheus
-    if prometheus is None or prometheus.kubernetes_cidrs:
-        return settings
-    path = "modelfleet:monitoring.prometheus.kubernetesCidrs"
-    wanted = {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "kubernetes", "namespace": "default"}}
-    found = sorted(str(address) for each in (objects.find(wanted) or {}).get("endpoints") or [] for address in each["addresses"])
-    if not found:
-        raise SettingsError(f"{path}: got nothing, and no EndpointSlice default/kubernetes, want the API server's addresses; list them")
-    return settings.model_copy(
-        update={"prometheus": prometheus.model_copy(update={"kubernetes_cidrs": [str(ipaddress.ip_network(each)) for each in found]})}
-    )
 
 
 class Objects:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pulumi
 
 import components as c
-from components.contract import BATCH_PRIORITY, EVERYWHERE
+from components.contract import BATCH_PRIORITY
 from components.gpu import device_class
 from infra import ROOT
 from infra.program import delivery
@@ -133,8 +133,7 @@ def network(settings: Settings, namespace: pulumi.Input[str]) -> c.NetworkArgs:
         origins=delivery.origins(settings),
         origins_have_names=delivery.has_names(settings),
         kubernetes_cidrs=scale.kubernetes_cidrs if scale else (),
-        # A rendering has no cluster to ask where its API server is.
-        prometheus_kubernetes_cidrs=(prometheus.kubernetes_cidrs or EVERYWHERE) if prometheus else (),
+        prometheus=prometheus is not None,
         prometheus_clients=_pods(prometheus.clients) if prometheus else (),
         contexts_are_probed=settings.fleet.fixed_replicas is not None,
     )

@@ -129,7 +129,7 @@ def standing(stack: Stack, components: Sequence[str]) -> Iterator[dict[str, Prob
 def expected(kube_dns: str, components: Sequence[str]) -> set[Connection]:
     """What the table allows. Pods of other namespaces are under no policy of ours, so they get as far as our ingress lets them."""
     allowed = {(edge.source, edge.target, edge.port) for edge in EDGES}
-    allowed |= {(each, "kube-apiserver", 6443) for each in (ACTIVATOR, PROMETHEUS)}
+    allowed |= {(ACTIVATOR, "kube-apiserver", 6443)}
     allowed |= {(OTHER_PROMETHEUS, component, port) for component, port in SCRAPED.items()}
     # The dev stack lets any address reach the API server; who may connect is decided there by key.
     allowed |= {(source, API_SERVER, PORTS[API_SERVER]) for source in (OUTSIDER, OTHER_PROMETHEUS)}
@@ -157,7 +157,7 @@ def agrees_with_the_table(stack: Stack, probes: dict[str, Probe], components: Se
         for source, probe in probes.items():
             targets = [(name, each.address, port) for name, each in probes.items() if name != source for port in ALL_PORTS]
             targets += [("kube-dns", dns, 53)]
-            # Nothing of the namespace but the activator and Prometheus may talk to the cluster's API, and nothing to the world outside.
+            # Nothing of the namespace but the activator may talk to the cluster's API, and nothing to the world outside.
             targets += [("kube-apiserver", api, 6443), ("registry", REGISTRY.partition(":")[0], 5000)] if source in components else []
             done = stack.kube.exec(probe.namespace, probe.name, "python3", "-c", CONNECT, json.dumps(targets))
             assert done.returncode == 0, done.stderr

@@ -1,19 +1,15 @@
 """A Prometheus of the stack's own: what it reads, who reads it, and what it may do."""
 
 import dataclasses
-import re
-from typing import Any
 
 import pytest
 import yaml
 
 import components as c
 from components import alerts
-from components.contract import PORTS, PROMETHEUS, SCRAPED
+from components.contract import PROMETHEUS, SCRAPED
 from components.prometheus import configuration
-from infra.program.cluster import with_its_addresses
-from infra.program.settings.section import SettingsError
-from infra.program.settings.services import MonitoringSettings, PrometheusSettings
+from infra.program.settings.services import PrometheusSettings
 from tests.component.harness import Recorder, render
 from tests.component.test_components import network
 
@@ -27,7 +23,6 @@ ARGS = c.PrometheusArgs(
     retain=True,
     resources=c.ResourceArgs(cpu="100m", memory="512Mi"),
 )
-API = "10.0.0.1/32"
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +30,12 @@ def made() -> Recorder:
     return render(lambda: c.Prometheus("prometheus", ARGS))
 
 
-def test_it_may_list_the_pods_of_its_namespace_and_nothing_else(made: Recorder) -> None:
-    assert made.one("Role")["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}]
-    assert not made.kind("ClusterRole")
+def test_it_has_no_right_and_no_token(made: Recorder) -> None:
+    assert not [each.typ for each in made.resources if ":rbac." in each.typ]
     pod = made.one("Deployment")["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
-    assert pod["serviceAccountName"] == made.one("RoleBinding")["subjects"][0]["name"] == PROMETHEUS
-    sources = next(volume["projected"]["sources"] for volume in pod["volumes"] if "projected" in volume)
-    assert sources[0]["serviceAccountToken"]["expirationSeconds"] == 3600
+    assert not [volume for volume in pod["volumes"] if "projected" in volume]
+    assert made.one("ServiceAccount")["automountServiceAccountToken"] is False
 
 
 def test_samples_outlive_their_pod_and_leave_room_on_their_volume(made: Recorder) -> None:
@@ -69,48 +62,31 @@ def test_another_configuration_is_another_object(made: Recorder) -> None:
     assert "name" not in next(each.inputs["metadata"] for each in made.resources if each.typ.endswith(":ConfigMap"))
 
 
-def targets(labels: dict[str, str]) -> list[dict[str, str]]:
-    """What is left of a discovered port by the rules, as Prometheus applies them."""
-    (job,) = configuration("ns")["scrape_configs"]
-    found = dict(labels)
-    for rule in job["relabel_configs"]:
-        text = ";".join(found.get(name, "") for name in rule["source_labels"])
-        matches = re.fullmatch(rule.get("regex", "(.*)"), text) is not None
-        if (rule.get("action") == "keep" and not matches) or (rule.get("action") == "drop" and matches):
-            return []
-        if "target_label" in rule:
-            found[rule["target_label"]] = text
-    return [{name: value for name, value in found.items() if not name.startswith("__")}]
+def test_it_finds_every_pod_of_every_component_by_its_address(made: Recorder) -> None:
+    services = {item["metadata"]["name"]: item["spec"] for item in made.kind("Service")}
+    jobs = {job["job_name"]: job for job in configuration("ns")["scrape_configs"]}
+    assert jobs.keys() == SCRAPED.keys()
+    for component, job in jobs.items():
+        assert {each["type"] for each in job["dns_sd_configs"]} == {"A", "AAAA"}
+        assert {each["port"] for each in job["dns_sd_configs"]} == {SCRAPED[component]}
+        (name,) = {name for each in job["dns_sd_configs"] for name in each["names"]}
+        service = services[name]
+        # Also of a pod that is not ready, or that has been told to end and waits until its last numbers are read.
+        assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
+        assert service["selector"] == {"app.kubernetes.io/name": component}
+        assert [port["targetPort"] for port in service["ports"]] == [SCRAPED[component]]
+        assert job["relabel_configs"] == [{"target_label": "namespace", "replacement": "ns"}]
 
 
-def discovered(component: str, port: int, phase: str = "Running") -> dict[str, str]:
-    return {
-        "__meta_kubernetes_pod_label_app_kubernetes_io_name": component,
-        "__meta_kubernetes_pod_container_port_number": str(port),
-        "__meta_kubernetes_pod_phase": phase,
-        "__meta_kubernetes_namespace": "ns",
-        "__meta_kubernetes_pod_name": f"{component}-0",
-    }
-
-
-def test_it_reads_the_metrics_of_every_component_under_the_names_of_its_pods() -> None:
-    for component, port in SCRAPED.items():
-        assert targets(discovered(component, port)) == [{"job": component, "namespace": "ns", "pod": f"{component}-0"}]
-        assert targets(discovered(component, port, "Failed")) == []
-    for component, port in PORTS.items():
-        if SCRAPED.get(component) != port:
-            assert targets(discovered(component, port)) == [], component
-
-
-def test_it_reaches_what_it_reads_and_the_clusters_api_alone() -> None:
-    policies, without = network(prometheus_kubernetes_cidrs=[API]), network()
+def test_it_reaches_what_it_reads_and_dns_alone() -> None:
+    policies, without = network(prometheus=True), network()
     assert PROMETHEUS not in without
     own = policies.pop(PROMETHEUS)
     assert own["ingress"] == [], "nobody but the kubelet, which forwards ports and probes"
-    *pods, cluster = own["egress"]
+    *pods, dns = own["egress"]
     reached = {(rule["to"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/name"], rule["ports"][0]["port"]) for rule in pods}
     assert reached == {*SCRAPED.items()}
-    assert cluster["to"] == [{"ipBlock": {"cidr": API}}]
+    assert {port["port"] for port in dns["ports"]} == {53}
     asked = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": PROMETHEUS}}}
     for name, policy in policies.items():
         added = [rule for rule in policy.get("ingress", []) if rule not in without[name].get("ingress", [])]
@@ -120,49 +96,11 @@ def test_it_reaches_what_it_reads_and_the_clusters_api_alone() -> None:
 
 def test_named_clients_may_ask_it() -> None:
     clients = [c.PodsArgs(namespace="grafana", labels={"app": "grafana"})]
-    (rule,) = network(prometheus_kubernetes_cidrs=[API], prometheus_clients=clients)[PROMETHEUS]["ingress"]
+    (rule,) = network(prometheus=True, prometheus_clients=clients)[PROMETHEUS]["ingress"]
     (peer,) = rule["from"]
     assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "grafana"}
     assert peer["podSelector"]["matchLabels"] == {"app": "grafana"}
     assert rule["ports"] == [{"port": 9090, "protocol": "TCP"}]
-
-
-class Cluster:
-    """One with these addresses of its API server."""
-
-    def __init__(self, *addresses: str) -> None:
-        self.addresses, self.asked = addresses, 0
-
-    def find(self, wanted: dict[str, Any]) -> dict[str, Any] | None:
-        self.asked += 1
-        assert (wanted["kind"], wanted["metadata"]) == ("EndpointSlice", {"name": "kubernetes", "namespace": "default"})
-        return {"endpoints": [{"addresses": [each]} for each in self.addresses]} if self.addresses else None
-
-
-def monitoring(**prometheus: Any) -> MonitoringSettings:
-    small = {"cpu": "20m", "memory": "256Mi"}
-    return MonitoringSettings.model_validate({"resources": small, "prometheus": {"resources": small, **prometheus}})
-
-
-def test_the_clusters_api_is_where_the_cluster_says() -> None:
-    cluster: Any = Cluster("192.0.2.7", "2001:db8::7")
-    found = with_its_addresses(monitoring(), cluster).prometheus
-    assert found is not None
-    assert found.kubernetes_cidrs == ["192.0.2.7/32", "2001:db8::7/128"]
-
-
-def test_where_it_was_said_nobody_is_asked() -> None:
-    cluster: Any = Cluster()
-    assert with_its_addresses(monitoring(kubernetesCidrs=[API]), cluster) == monitoring(kubernetesCidrs=[API])
-    none = monitoring().model_copy(update={"prometheus": None})
-    assert with_its_addresses(none, cluster) == none
-    assert cluster.asked == 0
-
-
-def test_a_cluster_that_does_not_say_is_refused() -> None:
-    cluster: Any = Cluster()
-    with pytest.raises(SettingsError, match=r"^modelfleet:monitoring.prometheus.kubernetesCidrs: got nothing, and no EndpointSlice"):
-        with_its_addresses(monitoring(), cluster)
 
 
 def test_what_may_go_with_the_stack_is_not_protected() -> None:

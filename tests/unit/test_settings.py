@@ -116,10 +116,6 @@ def test_prod_has_the_sizes_of_the_design() -> None:
             {"images": {"refs": {name: ref for name, ref in REFS.items() if name != PROMETHEUS_IMAGE}}},
             "modelfleet:images.refs.prometheus: got nothing, want a reference with monitoring.prometheus; add it, or remove",
         ),
-        (
-            {"monitoring": {"prometheus": {"resources": {"cpu": "20m", "memory": "256Mi"}, "kubernetesCidrs": ["10.0.0.1/8"]}}},
-            "modelfleet:monitoring.prometheus.kubernetesCidrs",
-        ),
         ({"monitoring": {"prometheus": {"retentionDays": 0}}}, "modelfleet:monitoring.prometheus.retentionDays: got 0, want greater than"),
         ({"governance": {"storage": "1Gi"}}, "modelfleet:governance.storage: got 1Gi, want at least 4.0Gi, the sum of all claims"),
         ({"stack": "prod", "governance": {"pods": 10}}, "modelfleet:governance.pods: got 10, want at least 14, all replicas and six more"),

@@ -12,7 +12,7 @@ from infra.analysis.policy.objects import Object, of, title
 _NAME = "app.kubernetes.io/name"
 _NAMES_CLIENTS = (API_SERVER, IMAGE_VERIFIER)
 """Components whose clients are no pods of the stack."""
-_NAMES_SERVERS = (MODEL_WRITER, ACTIVATOR, PROMETHEUS, IMAGE_VERIFIER)
+_NAMES_SERVERS = (MODEL_WRITER, ACTIVATOR, IMAGE_VERIFIER)
 """Components whose servers are no pods of the stack: sources of models, the cluster's API server, registries."""
 _DNS_PORT = 53
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from components.contract import PROMETHEUS, selector
 from infra.analysis.policy.objects import WORKLOADS, Object, of, templates, title
 
 
@@ -23,15 +22,13 @@ def everything_is_denied_by_default(objects: Sequence[Object]) -> list[str]:
 
 
 def policies_that_look_names_up_may_reach_dns(objects: Sequence[Object]) -> list[str]:
-    """An egress rule to a pod is of no use to a client that cannot resolve its Service's name. Prometheus has pods' addresses from the
-    cluster's API, and looks nothing up."""
+    """An egress rule to a pod is of no use to a client that cannot resolve its Service's name."""
     found: list[str] = []
     for item in of(objects, "NetworkPolicy"):
         rules = item["spec"].get("egress") or []
         ports = {(port.get("port"), port.get("protocol", "TCP")) for rule in rules for port in rule.get("ports", [])}
         to_pods = any("ipBlock" not in peer for rule in rules for peer in rule.get("to", []))
-        by_address = item["spec"].get("podSelector", {}).get("matchLabels") == selector(PROMETHEUS)
-        if to_pods and not by_address and not {(53, "UDP"), (53, "TCP")} <= ports:
+        if to_pods and not {(53, "UDP"), (53, "TCP")} <= ports:
             found.append(f"{title(item)}: got egress without DNS, want port 53 UDP and TCP; allow it")
     return found
 

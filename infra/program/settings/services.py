@@ -95,8 +95,6 @@ class PrometheusSettings(Section):
     """StorageClass of its claim, one that is there; unset, that of storage.hot."""
     retention_days: int = Field(default=40, ge=1, le=3650)
     """Days that samples are kept, where there is room: 40 are enough to count the usage of a month that has ended."""
-    kubernetes_cidrs: list[Cidr] = Field(default=[])
-    """Addresses of the cluster's API server, which says which pods there are; unset, those that it has at the time of the update."""
     clients: list[PodsSettings] = Field(default=[])
     """Pods that may ask it, such as Grafana's; nobody else can but who may forward a port of its pod. It shows the names of keys."""
     resources: Resources
