@@ -84,6 +84,8 @@ SCRAPED = {
     OLLAMA: AGENT_PORT,
 }
 """Component to the port that a Prometheus reads, the stack's own or another."""
+PORT_NAMES = {component: "http" if component == MODEL_SERVER else "metrics" for component in SCRAPED}
+"""Component to what its pods call that port."""
 EDGES = (
     Edge(API_SERVER, MODEL_SERVER, PORTS[MODEL_SERVER]),
     Edge(API_SERVER, OLLAMA, PORTS[OLLAMA]),

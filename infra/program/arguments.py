@@ -179,6 +179,8 @@ def monitoring(
         gpu_node_labels=settings.gpu.nodes,
         runtime_class=runtime.runtime_class,
         alert_rules=settings.monitoring.alert_rules,
+        monitors=settings.monitoring.scrape if settings.monitoring.scrape in ("pod-monitor", "pod-monitoring") else None,
+        labels=settings.monitoring.labels,
         workload=workload(settings, "metrics-exporter"),
     )
 

@@ -8,6 +8,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 import components as c
+from components.monitoring import scraped
 from components.registry_auth import pulls
 from infra.program import arguments, delivery, foundations, ownership
 from infra.program.outputs import outputs
@@ -105,8 +106,9 @@ class _Ground:
 
 
 def _place(settings: Settings, guards: Sequence[Transformation]) -> _Place:
-    logins = [pulls] if inputs.registry_auth() is not None else []
-    return _Place(_provider(settings.cluster), (ownership.marks(settings.cluster), *guards, *logins))
+    on_pods = [pulls] if inputs.registry_auth() is not None else []
+    on_pods += [scraped] if settings.monitoring.scrape == "annotations" else []
+    return _Place(_provider(settings.cluster), (ownership.marks(settings.cluster), *guards, *on_pods))
 
 
 def _ground(settings: Settings, guards: Sequence[Transformation]) -> _Ground:

@@ -1,13 +1,18 @@
 """A Prometheus of the stack's own: what it reads, who reads it, and what it may do."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any, cast
 
+import pulumi
+import pulumi_kubernetes as k8s
 import pytest
 import yaml
 
 import components as c
-from components import alerts
+from components import alerts, pods
 from components.contract import PROMETHEUS, SCRAPED
+from components.monitoring import scraped
 from components.prometheus import configuration
 from infra.program.settings.services import PrometheusSettings
 from tests.component.harness import Recorder, render
@@ -106,3 +111,51 @@ def test_named_clients_may_ask_it() -> None:
 def test_what_may_go_with_the_stack_is_not_protected() -> None:
     found = render(lambda: c.Prometheus("prometheus", dataclasses.replace(ARGS, retain=False))).one("PersistentVolumeClaim")
     assert found["metadata"]["annotations"]["modelfleet.dev/protected"] == "false"
+
+
+MONITORING = c.MonitoringArgs(
+    namespace="ns", image="x@sha256:1", cache_secret="cache", resources=c.ResourceArgs(cpu="1m", memory="1Mi"), labels={"release": "ours"}
+)
+DEV = Path(__file__).resolve().parents[1] / "golden" / "dev"
+
+
+def open_ports(component: str) -> dict[str, int]:
+    """Name to number of what the pods of the dev stack open."""
+    kind = "statefulset" if component == "ollama" else "deployment"
+    pod = yaml.safe_load((DEV / f"{kind}-{component}.yaml").read_text())["spec"]["template"]["spec"]
+    every = [*pod["containers"], *pod.get("initContainers", [])]
+    return {port["name"]: port["containerPort"] for each in every for port in each.get("ports", [])}
+
+
+def test_a_prometheus_operator_finds_every_component_by_the_labels_that_it_selects() -> None:
+    made = render(lambda: c.Monitoring("m", dataclasses.replace(MONITORING, monitors="pod-monitor", alert_rules="prometheus-rule")))
+    monitors = {each["metadata"]["name"]: each for each in made.kind("PodMonitor")}
+    assert monitors.keys() == SCRAPED.keys()
+    for component, monitor in monitors.items():
+        assert (monitor["apiVersion"], monitor["metadata"]["labels"]["release"]) == ("monitoring.coreos.com/v1", "ours")
+        assert monitor["spec"]["selector"]["matchLabels"] == {"app.kubernetes.io/name": component}
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        assert open_ports(component)[endpoint["port"]] == SCRAPED[component]
+    assert made.one("PrometheusRule")["metadata"]["labels"]["release"] == "ours"
+
+
+def test_googles_managed_prometheus_does_too() -> None:
+    made = render(lambda: c.Monitoring("m", dataclasses.replace(MONITORING, monitors="pod-monitoring")))
+    found = {each["metadata"]["name"]: each["spec"]["endpoints"] for each in made.kind("PodMonitoring")}
+    assert found == {component: [{"port": port, "interval": "15s"}] for component, port in SCRAPED.items()}
+    assert not made.kind("PodMonitor")
+    rules = next(each for each in made.kind("ConfigMap") if "modelfleet.rules.yaml" in each["data"])
+    assert rules["metadata"]["labels"]["release"] == "ours"
+
+
+def test_annotations_are_of_the_pods_with_metrics_alone() -> None:
+    for component in (*SCRAPED, "cache-server"):
+        template = pods.template(component, k8s.core.v1.PodSpecArgs(containers=[]), {"a": "b"})
+        props = {"spec": k8s.apps.v1.DeploymentSpecArgs(selector=k8s.meta.v1.LabelSelectorArgs(), template=template)}
+        scraped(
+            pulumi.ResourceTransformationArgs(resource=cast("Any", None), type_="", name="", props=props, opts=pulumi.ResourceOptions())
+        )
+        assert template.metadata is not None
+        found = cast("k8s.meta.v1.ObjectMetaArgs", template.metadata).annotations
+        own = {"prometheus.io/scrape": "true", "prometheus.io/port": str(SCRAPED.get(component)), "prometheus.io/path": "/metrics"}
+        assert found == {"a": "b"} | (own if component in SCRAPED else {})

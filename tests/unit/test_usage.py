@@ -176,7 +176,7 @@ def answering(status: int, body: bytes, seen: list[Any] | None = None) -> Iterat
             with contextlib.suppress(ConnectionError):
                 self.wfile.write(body)
 
-        def log_message(self, *_: Any) -> None: ...
+        def log_message(self, format: str, *_: Any) -> None: ...  # noqa: A002 (http.server's name)
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from components.contract import EVERYWHERE
 from infra.program.settings.network import PodsSettings
-from infra.program.settings.section import Annotations, Bytes, Cidr, DnsLabel, ModelName, Resources, Section, quantity
+from infra.program.settings.section import Annotations, Bytes, Cidr, DnsLabel, Labels, ModelName, Resources, Section, quantity
 
 _ORIGIN = r"^https?://[A-Za-z0-9.\-\[\]:]{1,253}$"
 
@@ -111,6 +111,11 @@ class MonitoringSettings(Section):
     """Only pods of this namespace may scrape."""
     alert_rules: Literal["config-map", "prometheus-rule"] = "config-map"
     """Alert rules as a file in a ConfigMap, or as an object of the Prometheus operator, whose CRDs must then be there."""
+    scrape: Literal["none", "pod-monitor", "pod-monitoring", "annotations"] = "none"
+    """How a Prometheus of yours is told of the pods: by PodMonitors of the Prometheus operator, PodMonitorings of Google's managed one, or
+    annotations (`prometheus.io/scrape`, `port` and `path`). The CRDs must be there; prometheusNamespace is where it runs."""
+    labels: Labels = Field(default={})
+    """Further labels of monitors and rules, which your Prometheus selects them by, such as `release: kube-prometheus-stack`."""
     prometheus: PrometheusSettings | None = None
     """A Prometheus of the stack's own, beside any other: it keeps the metrics, judges the alert rules, and is what make usage reads."""
     resources: Resources
