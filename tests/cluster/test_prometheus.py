@@ -1,10 +1,8 @@
 """The stack's own Prometheus on a real cluster: it reads every pod, nobody else reads it, and `make usage` says what a key has used."""
 
+import argparse
 import csv
 import io
-import os
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -13,8 +11,9 @@ import pytest
 
 from components.contract import PROMETHEUS, SCRAPED
 from components.prometheus import SCRAPE_S
-from infra import ROOT
 from infra.lifecycle import embedded as lifecycle
+from infra.lifecycle import usage
+from infra.lifecycle.deployment import Deployment
 from tests.cluster.conftest import MODEL, SERVER_ID, Stack
 from tests.cluster.kube import eventually
 
@@ -49,12 +48,12 @@ def test_it_is_up_and_reads_every_pod_that_has_metrics(stack: Stack) -> None:
     assert len(rules) == 13
 
 
-def test_usage_has_the_chats_of_a_key(stack: Stack) -> None:
-    """By the command itself, and exactly."""
+def test_usage_has_the_chats_of_a_key(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the command's own forwarded port, and exactly."""
     # What tests before this one asked has been read by then.
     time.sleep(2 * SCRAPE_S)
     body = {"messages": [{"role": "user", "content": "Say it."}], "max_tokens": 64, "temperature": 0}
-    before = {MODEL: (0, 0), SERVER_ID: (0, 0)} | counted(stack)
+    before = {MODEL: (0, 0), SERVER_ID: (0, 0)} | counted(stack, capsys)
     wanted = {MODEL: 3, SERVER_ID: 2}
     tokens = dict.fromkeys(wanted, 0)
     for model, times in wanted.items():
@@ -64,17 +63,25 @@ def test_usage_has_the_chats_of_a_key(stack: Stack) -> None:
             assert response.status_code == 200, response.text
             tokens[model] += response.json()["usage"]["completion_tokens"]
     expected = {model: (before[model][0] + times, before[model][1] + tokens[model]) for model, times in wanted.items()}
-    eventually(lambda: counted(stack), lambda found: found | expected == found, 90, f"usage is {expected}")
+    eventually(lambda: counted(stack, capsys), lambda found: found | expected == found, 90, f"usage is {expected}")
 
 
-def counted(stack: Stack) -> dict[str, tuple[int, int]]:
-    """Requests and completion tokens of the key `first`, by model."""
-    with lifecycle.EmbeddedCluster("dev").prometheus(stack.deployment) as url:
-        argv = [sys.executable, "-m", "infra.lifecycle", "usage", f"--prometheus={url}", "--csv=1", "--days=2"]
-        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, "NO_PROXY": "127.0.0.1"})
-    assert done.returncode == 0, done.stderr
+class Ours(lifecycle.EmbeddedCluster):
+    """The cluster of the tests, where the command looks for the one of `make up`."""
+
+    made: Deployment
+
+    def deployment(self) -> Deployment:
+        return self.made
+
+
+def counted(stack: Stack, capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[int, int]]:
+    """Requests and completion tokens of the key `first`, by model, as the command prints them."""
+    target = Ours("dev")
+    object.__setattr__(target, "made", stack.deployment)
+    usage.show(target, argparse.Namespace(days="2", csv="1", prometheus="", stack="dev"))
     found: dict[str, tuple[int, int]] = {}
-    for row in csv.DictReader(io.StringIO(done.stdout)):
+    for row in csv.DictReader(io.StringIO(capsys.readouterr().out)):
         if row["key"] == "first":
             requests, tokens = found.get(row["model"], (0, 0))
             found[row["model"]] = requests + int(row["requests"]), tokens + int(row["completion_tokens"])

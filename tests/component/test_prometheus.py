@@ -14,6 +14,7 @@ from components import alerts, pods
 from components.contract import PROMETHEUS, SCRAPED
 from components.monitoring import scraped
 from components.prometheus import configuration
+from infra.analysis.policy import rules
 from infra.program.settings.services import PrometheusSettings
 from tests.component.harness import Recorder, render
 from tests.component.test_components import network
@@ -159,3 +160,20 @@ def test_annotations_are_of_the_pods_with_metrics_alone() -> None:
         found = cast("k8s.meta.v1.ObjectMetaArgs", template.metadata).annotations
         own = {"prometheus.io/scrape": "true", "prometheus.io/port": str(SCRAPED.get(component)), "prometheus.io/path": "/metrics"}
         assert found == {"a": "b"} | (own if component in SCRAPED else {})
+
+
+@pytest.mark.parametrize(
+    ("direction", "rule", "found"),
+    [
+        ("ingress", {"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 9090}]}, "prometheus open to 10.0.0.0/8"),
+        ("ingress", {"from": [{"namespaceSelector": {}}], "ports": [{"port": 9090}]}, "prometheus open to namespaces of any kind"),
+        ("ingress", {"from": [{"podSelector": {}}], "ports": [{"port": 9090}]}, "prometheus open to pods of any kind"),
+        ("egress", {"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"port": 443}]}, "a way from prometheus to 0.0.0.0/0"),
+    ],
+)
+def test_the_policy_pack_knows_who_may_ask_it_and_where_it_may_go(direction: str, rule: dict[str, Any], found: str) -> None:
+    objects = [yaml.safe_load(path.read_text()) for path in sorted(DEV.glob("*.yaml"))]
+    assert rules.violations(objects) == []
+    policy = next(item for item in objects if (item["kind"], item["metadata"]["name"]) == ("NetworkPolicy", PROMETHEUS))
+    policy["spec"].setdefault(direction, []).append(rule)
+    assert [line for line in rules.violations(objects) if found in line]

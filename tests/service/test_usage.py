@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,7 @@ import yaml
 
 from components import PrometheusArgs, ResourceArgs
 from components.prometheus import flags
+from devcluster import system_images
 from infra import ROOT
 from infra.engine.errors import CommandError
 from infra.lifecycle import usage
@@ -374,3 +376,13 @@ def test_a_login_of_the_environment_opens_and_a_wrong_one_is_told(tmp_path: Path
                     with pytest.raises(CommandError, match=r"got 401 .*; set PROMETHEUS_TOKEN, or PROMETHEUS_USER") as refused:
                         asks.latest("vector(1)", NOW)
                     assert "wrong" not in str(refused.value)
+
+
+def test_the_embedded_image_has_the_server_and_its_licence_over_the_base(tmp_path: Path) -> None:
+    layer = system_images.prometheus_layer()
+    with tarfile.open(layer.path) as archive:
+        files = {each.name for each in archive.getmembers() if each.isfile()}
+        archive.extract("usr/bin/prometheus", tmp_path, filter="data")
+    assert files == {"usr/bin/prometheus", "usr/share/doc/prometheus/copyright", "usr/share/doc/prometheus/NOTICE"}
+    done = subprocess.run([tmp_path / "usr" / "bin" / "prometheus", "--version"], capture_output=True, text=True)
+    assert "version 2.42" in done.stdout + done.stderr

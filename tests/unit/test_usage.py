@@ -17,6 +17,8 @@ import pytest
 
 from infra.engine.errors import CommandError
 from infra.lifecycle import usage
+from infra.lifecycle.deployment import Deployment
+from infra.lifecycle.forwarding import forwarded
 from infra.lifecycle.prometheus import Prometheus, Reading, increase
 from infra.lifecycle.usage import COLUMNS, Usage, Used
 
@@ -292,3 +294,33 @@ def test_the_csv_is_printed_or_written(tmp_path: Path, capsys: pytest.CaptureFix
     usage._write(TWO, "modelfleet", str(tmp_path / "usage.csv"))
     assert (tmp_path / "usage.csv").read_text() == usage.comma_separated(TWO)
     assert capsys.readouterr().out == usage.table(TWO)
+
+
+def forwards(tmp_path: Path, script: str) -> contextlib.AbstractContextManager[str]:
+    """By a kubectl that does this."""
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(f"#!/bin/sh\n{script}\n")
+    kubectl.chmod(0o755)
+    deployment = Deployment(stack="dev", context="west", kubeconfig="/k", state_dir=tmp_path)
+    return forwarded(str(kubectl), deployment, "fleet", "prometheus", 9090)
+
+
+def test_a_port_is_forwarded_for_as_long_as_it_is_needed(tmp_path: Path) -> None:
+    said = f'echo "$@" > {tmp_path}/argv; echo $$ > {tmp_path}/pid'
+    with forwards(tmp_path, f"{said}; echo 'Forwarding from 127.0.0.1:4242 -> 9090'; exec sleep 60") as url:
+        assert url == "http://127.0.0.1:4242"
+        pid = int((tmp_path / "pid").read_text())
+        assert Path(f"/proc/{pid}").exists()
+    assert not Path(f"/proc/{pid}").exists()
+    assert (tmp_path / "argv").read_text().strip() == (
+        "--kubeconfig /k --context west -n fleet port-forward service/prometheus :9090"
+    )  # fmt: skip
+
+
+def test_a_port_that_is_not_forwarded_is_one_clear_error(tmp_path: Path) -> None:
+    script = """echo 'Error from server (NotFound): services "prometheus" not found' >&2; exit 1"""
+    want = (
+        r"got 'Error from server \(NotFound\): services \"prometheus\" not found', want a port of service/prometheus; look at kubectl get"
+    )
+    with pytest.raises(CommandError, match=want), forwards(tmp_path, script):
+        raise AssertionError
