@@ -12,7 +12,7 @@ WANT_PYTHON = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11
 WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help try up down check key status explain preview tools clean-cache test proof lint lock pins wheel
+.PHONY: help try up down check key usage status explain preview tools clean-cache test proof lint lock pins wheel
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,10 @@ check: .venv/.stamp ## try what your cluster does before a stack is there: polic
 
 key: .venv/.stamp ## make a key of the API server, and print it once; NAME=whose; REVOKE=1: take it back; CONTEXT=name
 	@$(VENV)/python -m infra.lifecycle key $(TARGET) --name "$(call typed,NAME)" $(if $(call typed,REVOKE),--revoke)
+
+usage: .venv/.stamp ## say what each key has used, by day (UTC) and model; DAYS=7; CSV=file, or 1: print it; PROMETHEUS=address: another one
+	@$(VENV)/python -m infra.lifecycle usage $(TARGET) --days "$(or $(call typed,DAYS),7)" --csv "$(call typed,CSV)" \
+		--prometheus "$(call typed,PROMETHEUS)"
 
 status: .venv/.stamp ## say what runs, and where to reach it
 	@$(VENV)/python -m infra.lifecycle status $(TARGET)

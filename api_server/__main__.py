@@ -54,6 +54,8 @@ async def _serve(server: ApiServer, settings: Settings) -> None:
     await asyncio.sleep(settings.drain_delay_s)
     listener.close()
     await runner.cleanup()
+    # What the last requests used would be lost to a Prometheus that has not read it yet.
+    await server.metrics.readers.have_all()
     await metrics.cleanup()
     log.info("drained")
 

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from api_server import fields
 from api_server.peers import Peers
 from api_server.place import Place
+from api_server.readers import Readers
 from api_server.settings import Route
 from api_server.spending import Spent, Usage
 from api_server.upstreams import Upstream
@@ -37,6 +38,7 @@ class Metrics(Collector):
         self._peers = peers
         self._upstreams = upstreams
         self._reserved = reserved
+        self.readers = Readers()
         self._fleet_models = [model for model, route in routes.items() if route.engine == "ollama"]
         self.waiting = Tally(dict.fromkeys(routes, 0))
         """Requests, by model, that wait for a place."""
@@ -175,8 +177,10 @@ class Metrics(Collector):
         return {"waiting": waiting, "in_flight": in_flight, "idle_s": 0.0 if waiting or in_flight else round(idle, 1)}
 
     def app(self) -> web.Application:
-        async def show(_: web.Request) -> web.Response:
-            return web.Response(body=generate_latest(self.registry), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        async def show(request: web.Request) -> web.Response:
+            numbers = generate_latest(self.registry)
+            self.readers.read(request.remote or "")
+            return web.Response(body=numbers, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
         async def demand(_: web.Request) -> web.Response:
             return web.json_response(self.demand())

@@ -15,6 +15,7 @@ from .network import DnsArgs, Network, NetworkArgs, OriginArgs, PodsArgs
 from .objects import ExposureArgs
 from .ollama import OllamaFleet, OllamaFleetArgs
 from .ollama_agent import AgentArgs
+from .prometheus import Prometheus, PrometheusArgs
 from .storage import Storage, StorageArgs, TierArgs
 from .workload import TolerationArgs, WorkloadArgs
 
@@ -48,6 +49,8 @@ __all__ = [
     "OriginArgs",
     "PodsArgs",
     "PriorityClassesArgs",
+    "Prometheus",
+    "PrometheusArgs",
     "ResourceArgs",
     "RuntimeImages",
     "RuntimeImagesArgs",

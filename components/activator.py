@@ -6,7 +6,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
-from .contract import ACTIVATOR, API_METRICS_PORT, API_SERVER, OLLAMA, PORTS, labels, selector, type_token
+from .contract import ACTIVATOR, API_METRICS_PORT, API_SERVER, OLLAMA, PORTS, type_token
 from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
@@ -45,7 +45,8 @@ class Activator(pulumi.ComponentResource):
         super().__init__(type_token("Activator"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
         runs = self._account(name, args, child)
-        self._demand(name, args, child)
+        # It asks each of them for its demand: a server that drains may still hold requests.
+        objects.every_pod(f"{name}-demand", _DEMAND, API_SERVER, args.namespace, API_METRICS_PORT, child)
         pod, once = _pod(args), k8s.apps.v1.DeploymentStrategyArgs(type="Recreate")
         pods.deployment(f"{name}-server", ACTIVATOR, args.namespace, pod, runs, strategy=once)
         self.register_outputs({})
@@ -65,24 +66,6 @@ class Activator(pulumi.ComponentResource):
             opts=child,
         )
         return runs
-
-    @staticmethod
-    def _demand(name: str, args: ActivatorArgs, child: pulumi.ResourceOptions) -> None:
-        """A headless Service with the address of every API server: the activator asks each of them for its demand."""
-        core.Service(
-            f"{name}-demand",
-            metadata=k8s.meta.v1.ObjectMetaArgs(
-                name=_DEMAND, namespace=args.namespace, labels=labels(API_SERVER), annotations=objects.SKIP_AWAIT
-            ),
-            spec=core.ServiceSpecArgs(
-                cluster_ip="None",
-                selector=selector(API_SERVER),
-                # A server that drains may still hold requests.
-                publish_not_ready_addresses=True,
-                ports=[core.ServicePortArgs(name="metrics", port=API_METRICS_PORT, target_port=API_METRICS_PORT)],
-            ),
-            opts=child,
-        )
 
 
 def _pod(args: ActivatorArgs) -> core.PodSpecArgs:

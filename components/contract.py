@@ -13,6 +13,8 @@ MODEL_WRITER = "model-sync"
 CONTEXT_PROBE = "context-probe"
 ACTIVATOR = "activator"
 """Scales the fleet from and to zero; only with fleet.scaleToZero, so it is none of COMPONENTS."""
+PROMETHEUS = "prometheus"
+"""Of the stack's own; only with monitoring.prometheus, so it is none of COMPONENTS."""
 IMAGE_VERIFIER = "image-verifier"
 """Of a namespace of its own, where it answers the cluster's API server."""
 COMPONENTS = (API_SERVER, MODEL_SERVER, CACHE_SERVER, OLLAMA, METRICS_EXPORTER, MODEL_WRITER, CONTEXT_PROBE)
@@ -25,6 +27,7 @@ PORTS = {
     METRICS_EXPORTER: 9400,
     IMAGE_VERIFIER: 8443,
     ACTIVATOR: 9467,
+    PROMETHEUS: 9090,
 }
 API_METRICS_PORT = 9464
 AGENT_PORT = 9465
@@ -74,6 +77,15 @@ class Edge:
     port: int
 
 
+SCRAPED = {
+    API_SERVER: API_METRICS_PORT,
+    MODEL_SERVER: PORTS[MODEL_SERVER],
+    METRICS_EXPORTER: PORTS[METRICS_EXPORTER],
+    OLLAMA: AGENT_PORT,
+}
+"""Component to the port that a Prometheus reads, the stack's own or another."""
+PORT_NAMES = {component: "http" if component == MODEL_SERVER else "metrics" for component in SCRAPED}
+"""Component to what its pods call that port."""
 EDGES = (
     Edge(API_SERVER, MODEL_SERVER, PORTS[MODEL_SERVER]),
     Edge(API_SERVER, OLLAMA, PORTS[OLLAMA]),
@@ -82,22 +94,15 @@ EDGES = (
     Edge(METRICS_EXPORTER, CACHE_SERVER, PORTS[CACHE_SERVER]),
     Edge(CONTEXT_PROBE, OLLAMA, AGENT_PORT),
     Edge(ACTIVATOR, API_SERVER, API_METRICS_PORT),
+    *(Edge(PROMETHEUS, component, port) for component, port in SCRAPED.items()),
 )
 """Of everything that may be there; an edge is open where both of its ends are deployed."""
-DNS_CLIENTS = (API_SERVER, MODEL_SERVER, METRICS_EXPORTER, CONTEXT_PROBE, ACTIVATOR)
+DNS_CLIENTS = (API_SERVER, MODEL_SERVER, METRICS_EXPORTER, CONTEXT_PROBE, ACTIVATOR, PROMETHEUS)
 """Components that look names up; the others need no DNS."""
 KUBERNETES_PORTS = (443, 6443)
 """Of a cluster's API server, which the activator alone reaches: managed ones, and kubeadm's."""
 EVERYWHERE = ("0.0.0.0/0", "::/0")
 """Every address, for a network policy: a block of one family lets nothing of the other through."""
-SCRAPED = {
-    API_SERVER: API_METRICS_PORT,
-    MODEL_SERVER: PORTS[MODEL_SERVER],
-    METRICS_EXPORTER: PORTS[METRICS_EXPORTER],
-    OLLAMA: AGENT_PORT,
-}
-"""Component to the port that Prometheus reads."""
-
 READER_LABEL = "modelfleet.dev/read-by"
 """Of a ConfigMap that no pod of ours mounts: the program that finds it by its labels."""
 DATA_LABEL = "modelfleet.dev/data"

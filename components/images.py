@@ -22,6 +22,7 @@ CONTEXTS: Mapping[str, Sequence[str]] = {
     "api-server": ("images/api-server", "api_server"),
     "metrics-exporter": ("images/metrics-exporter", "metrics_exporter"),
     "ollama-agent": ("images/ollama-agent", "ollama_agent"),
+    "prometheus": ("images/prometheus",),
     "image-verifier": ("images/image-verifier", "image_verifier"),
 }
 """Image name to the paths below RuntimeImagesArgs.source that its Dockerfile copies from; their content names the tag."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, cast
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -10,7 +10,7 @@ import yaml
 
 from . import alerts, containers, dashboard, objects, pods
 from .cache import access
-from .contract import GPU_NODES, METRICS_EXPORTER, PORTS, READER_LABEL, labels, selector, type_token
+from .contract import GPU_NODES, METRICS_EXPORTER, PORT_NAMES, PORTS, READER_LABEL, SCRAPED, labels, selector, type_token
 from .workload import ORDINARY, WorkloadArgs, tolerations
 
 core = k8s.core.v1
@@ -36,6 +36,10 @@ class MonitoringArgs:
     runtime_class: pulumi.Input[str] | None = None
     alert_rules: Literal["config-map", "prometheus-rule"] = "config-map"
     """A rule file that your Prometheus mounts or a sidecar finds, or an object of the Prometheus operator."""
+    monitors: Literal["pod-monitor", "pod-monitoring"] | None = None
+    """Objects by which a Prometheus of yours finds the pods: those of the Prometheus operator, or of Google's managed one."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Further labels of monitors and rules, which your Prometheus selects them by."""
     workload: WorkloadArgs = ORDINARY
     """On GPU nodes the exporter goes wherever there are GPUs."""
 
@@ -65,6 +69,8 @@ class Monitoring(pulumi.ComponentResource):
         if args.gpu_nodes:
             self._on_gpu_nodes(name, args, runs)
         self._rules(name, args, child)
+        for component, port in SCRAPED.items() if args.monitors else ():
+            _monitor(f"{name}-{component}", args, component, port, child)
         _config_map(f"{name}-dashboard", args, "grafana", {"modelfleet.json": dashboard.text()}, {"grafana_dashboard": "1"}, child)
         self.register_outputs({})
 
@@ -89,16 +95,43 @@ class Monitoring(pulumi.ComponentResource):
         groups = alerts.rule_groups()
         if args.alert_rules == "config-map":
             rules = yaml.safe_dump({"groups": groups}, sort_keys=False, width=200)
-            _config_map(f"{name}-rules", args, "prometheus", {"modelfleet.rules.yaml": rules}, {"prometheus_rules": "1"}, child)
+            marks = {"prometheus_rules": "1", **args.labels}
+            _config_map(f"{name}-rules", args, "prometheus", {"modelfleet.rules.yaml": rules}, marks, child)
             return
         k8s.apiextensions.CustomResource(
             f"{name}-rules",
             api_version="monitoring.coreos.com/v1",
             kind="PrometheusRule",
-            metadata=k8s.meta.v1.ObjectMetaArgs(name="modelfleet", namespace=args.namespace, labels=labels(METRICS_EXPORTER)),
+            metadata=k8s.meta.v1.ObjectMetaArgs(
+                name="modelfleet", namespace=args.namespace, labels={**labels(METRICS_EXPORTER), **args.labels}
+            ),
             spec={"groups": groups},
             opts=child,
         )
+
+
+def _monitor(name: str, args: MonitoringArgs, component: str, port: int, opts: pulumi.ResourceOptions) -> None:
+    """One for each component: their ports have other names."""
+    pods_of_it = {"matchLabels": selector(component)}
+    operator: dict[str, Any] = {"selector": pods_of_it, "podMetricsEndpoints": [{"port": PORT_NAMES[component]}]}
+    google: dict[str, Any] = {"selector": pods_of_it, "endpoints": [{"port": port, "interval": "15s"}]}
+    group, kind, spec = {
+        "pod-monitor": ("monitoring.coreos.com", "PodMonitor", operator),
+        "pod-monitoring": ("monitoring.googleapis.com", "PodMonitoring", google),
+    }[args.monitors or "pod-monitor"]
+    metadata = k8s.meta.v1.ObjectMetaArgs(name=component, namespace=args.namespace, labels={**labels(component), **args.labels})
+    k8s.apiextensions.CustomResource(name, api_version=f"{group}/v1", kind=kind, metadata=metadata, spec=spec, opts=opts)
+
+
+def scraped(args: pulumi.ResourceTransformationArgs) -> None:
+    """Annotate every pod below a component that has metrics, for a Prometheus that goes by these annotations:
+    `ResourceOptions(transformations=[scraped])`."""
+    template = getattr(args.props.get("spec"), "template", None)
+    if isinstance(template, core.PodTemplateSpecArgs) and isinstance(template.metadata, k8s.meta.v1.ObjectMetaArgs):
+        component = cast("dict[str, str]", template.metadata.labels or {}).get("app.kubernetes.io/name", "")
+        if component in SCRAPED:
+            own = {"prometheus.io/scrape": "true", "prometheus.io/port": str(SCRAPED[component]), "prometheus.io/path": "/metrics"}
+            template.metadata.annotations = {**own, **cast("dict[str, str]", template.metadata.annotations or {})}
 
 
 def _config_map(

@@ -16,6 +16,7 @@ from .contract import (
     KUBERNETES_PORTS,
     MODEL_WRITER,
     PORTS,
+    PROMETHEUS,
     SCRAPED,
     labels,
     selector,
@@ -71,6 +72,10 @@ class NetworkArgs:
     """The writer looks names up."""
     kubernetes_cidrs: Sequence[str] = ()
     """Addresses of the cluster's API server, for the activator; without them there is none."""
+    prometheus: bool = False
+    """The stack has a Prometheus of its own."""
+    prometheus_clients: Sequence[PodsArgs] = ()
+    """Pods that may ask that Prometheus."""
     contexts_are_probed: bool = True
     """False where an autoscaler owns the fleet's replicas: no probe runs, and a policy for it would select nothing."""
 
@@ -87,8 +92,12 @@ class Network(pulumi.ComponentResource):
         super().__init__(type_token("Network"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
         default_deny(f"{name}-default-deny", args.namespace, child)
-        absent = {name for name, there in ((ACTIVATOR, args.kubernetes_cidrs), (CONTEXT_PROBE, args.contexts_are_probed)) if not there}
-        deployed = [component for component in (*COMPONENTS, ACTIVATOR) if component not in absent]
+        optional = {
+            ACTIVATOR: args.kubernetes_cidrs,
+            PROMETHEUS: args.prometheus,
+            CONTEXT_PROBE: args.contexts_are_probed,
+        }
+        deployed = [component for component in (*COMPONENTS, ACTIVATOR, PROMETHEUS) if optional.get(component, True)]
         for component in deployed:
             net.NetworkPolicy(
                 f"{name}-{component}",
@@ -109,6 +118,9 @@ def _policy(component: str, args: NetworkArgs, deployed: Sequence[str]) -> net.N
     if component == API_SERVER:
         clients = [*addresses(args.client_cidrs), *(_namespace(each.namespace, each.labels) for each in args.client_pods)]
         ingress.append(net.NetworkPolicyIngressRuleArgs(from_=clients, ports=[_port(PORTS[API_SERVER])]))
+    if component == PROMETHEUS and args.prometheus_clients:
+        clients = [_namespace(each.namespace, each.labels) for each in args.prometheus_clients]
+        ingress.append(net.NetworkPolicyIngressRuleArgs(from_=clients, ports=[_port(PORTS[PROMETHEUS])]))
     if component in SCRAPED:
         ingress.append(net.NetworkPolicyIngressRuleArgs(from_=[_namespace(args.prometheus_namespace)], ports=[_port(SCRAPED[component])]))
     egress = [

@@ -82,6 +82,21 @@ def service(
     )
 
 
+def every_pod(name: str, service_name: str, component: str, namespace: pulumi.Input[str], port: int, opts: pulumi.ResourceOptions) -> None:
+    """A headless Service with the address of every pod of a component, also of those that are not ready, or drain, for its metrics."""
+    core.Service(
+        name,
+        metadata=k8s.meta.v1.ObjectMetaArgs(name=service_name, namespace=namespace, labels=labels(component), annotations=SKIP_AWAIT),
+        spec=core.ServiceSpecArgs(
+            cluster_ip="None",
+            selector=selector(component),
+            publish_not_ready_addresses=True,
+            ports=[core.ServicePortArgs(name="metrics", port=port, target_port=port)],
+        ),
+        opts=opts,
+    )
+
+
 def account(
     name: str, component: str, namespace: pulumi.Input[str], opts: pulumi.ResourceOptions, workload: WorkloadArgs = ORDINARY
 ) -> pulumi.ResourceOptions:

@@ -42,7 +42,7 @@ def _tools() -> list[Tool]:
 
 def _layers() -> list[str]:
     """Names of the layers that this commit wants."""
-    return sorted((system_images.base_layer_name(), system_images.pause_layer_name()))
+    return sorted((system_images.base_layer_name(), system_images.prometheus_layer_name(), system_images.pause_layer_name()))
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def _facts(path: Path) -> dict[str, Any]:
 def write(directory: Path = BUILD) -> tuple[Path, str]:
     """The archive of this commit in `directory`, and its SHA-256. Makes what is not made yet. Raises ToolchainError, ClusterError."""
     toolchain.ensure([tool.name for tool in _tools()])
-    layers = [layer.path for layer in (system_images.base_layer(), *system_images.pause().layers)]
+    layers = [layer.path for layer in (system_images.base_layer(), system_images.prometheus_layer(), *system_images.pause().layers)]
     members = {f"tools/{tool.name}/{name}": toolchain.entry(tool) / name for tool in _tools() for name in sorted(tool.files)}
     members |= {f"images/{path.name}": path for path in layers}
     index = {

@@ -102,8 +102,13 @@ def registry_binary() -> Path:
 
 
 def promtool() -> Path:
-    """Prometheus' tool for testing alert rules."""
+    """Prometheus' tool for testing alert rules and configurations."""
     return _unpacked("prometheus", "promtool")
+
+
+def prometheus() -> Path:
+    """The server itself, for tests."""
+    return _unpacked("prometheus", "prometheus")
 
 
 def nginx() -> Path:

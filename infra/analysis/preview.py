@@ -33,11 +33,14 @@ from infra.engine.operation import Told
 from infra.program.settings import Settings, keys, parse
 from infra.program.settings.capacity import capacities
 from infra.program.settings.committed import stack_config
-from infra.program.settings.images import IMAGE_NAMES
+from infra.program.settings.images import IMAGE_NAMES, PROMETHEUS_IMAGE
 
 STACKS = ("dev", "prod")
 OUTPUT = ROOT / "build" / "preview"
-_PLACEHOLDER_IMAGES = {"builder": "prebuilt", "refs": {name: f"modelfleet/{name}@sha256:{'0' * 64}" for name in IMAGE_NAMES}}
+_PLACEHOLDER_IMAGES = {
+    "builder": "prebuilt",
+    "refs": {name: f"modelfleet/{name}@sha256:{'0' * 64}" for name in (*IMAGE_NAMES, PROMETHEUS_IMAGE)},
+}
 """With a digest that no image has, for the rendering of a stack whose images are named at deployment."""
 
 _MASKS: dict[str, Any] = {

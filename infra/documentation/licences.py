@@ -21,6 +21,7 @@ Made by `python -m infra.documentation`; a test compares the two. The owner has 
 | Kubernetes, etcd, containerd, CoreDNS, kube-router, local-path-provisioner, Pulumi and its Kubernetes provider | compiled from `tools/` \
 for the embedded cluster; in no image | Apache-2.0 |
 | Ollama, with llama.cpp | image `ollama` | MIT |
+| Prometheus, from Debian | image `prometheus` | Apache-2.0 |
 | BuildKit, cosign, syft, grype, NVIDIA's container toolkit | compiled from `tools/` for tests alone | Apache-2.0 |
 | Valkey | image `cache-server` | BSD-3-Clause |
 | Debian's packages, Python (PSF-2.0) among them | the images' base layer | each its own, in `/usr/share/doc/*/copyright` of the image |

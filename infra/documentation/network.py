@@ -1,6 +1,17 @@
 """docs/network.md, drawn from the table of allowed connections."""
 
-from components.contract import ACTIVATOR, API_SERVER, COMPONENTS, DNS_CLIENTS, EDGES, KUBERNETES_PORTS, MODEL_WRITER, PORTS, SCRAPED
+from components.contract import (
+    ACTIVATOR,
+    API_SERVER,
+    COMPONENTS,
+    DNS_CLIENTS,
+    EDGES,
+    KUBERNETES_PORTS,
+    MODEL_WRITER,
+    PORTS,
+    PROMETHEUS,
+    SCRAPED,
+)
 
 _INTRODUCTION = """# Who may talk to whom
 
@@ -22,16 +33,18 @@ def connections() -> list[tuple[str, str, str]]:
     """(source, target, port) of everything that is allowed, as a reader calls them."""
     rows = [("clients (`apiServer.clientCidrs`)", API_SERVER, str(PORTS[API_SERVER]))]
     rows += [(_title(edge.source), edge.target, str(edge.port)) for edge in EDGES]
-    rows += [("Prometheus (`monitoring.prometheusNamespace`)", component, str(port)) for component, port in SCRAPED.items()]
+    rows += [("another Prometheus (`monitoring.prometheusNamespace`)", component, str(port)) for component, port in SCRAPED.items()]
     rows += [(_title(component), "DNS (kube-system)", "53 UDP and TCP") for component in DNS_CLIENTS]
     rows += [(MODEL_WRITER, "sources (`models`, or `delivery.proxy`; and DNS if one has a name)", "theirs")]
+    rows += [("clients of Prometheus (`monitoring.prometheus.clients`)", PROMETHEUS, str(PORTS[PROMETHEUS]))]
     ports = " and ".join(map(str, KUBERNETES_PORTS))
     rows += [(_title(ACTIVATOR), "the cluster's API server (`fleet.scaleToZero.kubernetesCidrs`)", ports)]
     return rows
 
 
 def _title(component: str) -> str:
-    return f"{component} (with `fleet.scaleToZero`)" if component == ACTIVATOR else component
+    settings = {ACTIVATOR: "fleet.scaleToZero", PROMETHEUS: "monitoring.prometheus"}
+    return f"{component} (with `{settings[component]}`)" if component in settings else component
 
 
 def _node(name: str) -> str:

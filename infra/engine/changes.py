@@ -6,7 +6,7 @@ from typing import Any
 
 from pulumi.automation.events import OpType, StepEventMetadata
 
-from components.contract import DATA_LABEL
+from components.contract import DATA_LABEL, PROMETHEUS
 from infra.engine.operation import Told
 from infra.program.settings.section import quantity
 
@@ -147,7 +147,7 @@ def _loss(step: Step) -> str | None:
     if step.retained:
         return None
     if step.kind == "PersistentVolumeClaim":
-        return "the models on its volume"
+        return "the metrics on its volume" if step.object == f"PersistentVolumeClaim/{PROMETHEUS}" else "the models on its volume"
     if step.kind == "Namespace":
         labels = (step.inputs.get("metadata") or {}).get("labels") or {}
         return None if labels.get(DATA_LABEL) == "none" else "everything in it"

@@ -1,4 +1,4 @@
-"""`make up`, `make down`, `make status`, `make check`, `make key` and `make preview CONTEXT=…`: from nothing to a chat answer, and back."""
+"""The commands of the Makefile that are about a stack on a cluster: from nothing to a chat answer, and back."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ import httpx
 
 from infra.engine.changes import RefusedError
 from infra.engine.errors import CliError, CommandError
-from infra.lifecycle import keys, own_cluster
+from infra.lifecycle import keys, own_cluster, usage
 from infra.lifecycle.bring_up import say
 from infra.lifecycle.target import Target, target
 from infra.program.settings.section import SettingsError
@@ -25,21 +25,20 @@ def _run(command: str, cluster: Target, options: argparse.Namespace) -> int:
             raise CommandError("preview: got no CONTEXT, want a cluster to compare with; run make preview CONTEXT=name")
         deployment = own_cluster.on_context(options.context, options.stack)
         print("\n".join(deployment.preview() or ["nothing would change"]))
-        return 0
-    if command == "check":
+    elif command == "check":
         if not options.context:
             raise CommandError("check: got no CONTEXT, want a cluster of your own to try; run make check CONTEXT=name")
         own_cluster.OwnCluster(options.stack, options.context).check(options)
-        return 0
-    if command == "key":
+    elif command == "key":
         keys.change(cluster.deployment(), options.name, revoke=options.revoke)
-        return 0
-    if command == "down":
+    elif command == "usage":
+        usage.show(cluster, options)
+    elif command == "down":
         cluster.down(options)
-        return 0
-    started = time.monotonic()
-    cluster.up(options)
-    say(f"up: done in {time.monotonic() - started:.0f} s")
+    else:
+        started = time.monotonic()
+        cluster.up(options)
+        say(f"up: done in {time.monotonic() - started:.0f} s")
     return 0
 
 
@@ -53,7 +52,7 @@ def _explain(cluster: Target) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.lifecycle", description=__doc__)
-    parser.add_argument("command", choices=["up", "down", "status", "preview", "check", "key"])
+    parser.add_argument("command", choices=["up", "down", "status", "preview", "check", "key", "usage"])
     parser.add_argument("--stack", default="dev")
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--context", default="", help="default: the embedded cluster")
@@ -64,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--image", default="", help="with check: an image with Python; default: the stack's API server")
     parser.add_argument("--name", default="", help="with key: whose it is")
     parser.add_argument("--revoke", action="store_true", help="with key: take it back")
+    parser.add_argument("--days", default="7", help="with usage: how many, today with them")
+    parser.add_argument("--csv", default="", help="with usage: a file for the rows; 1: print them in place of the table")
+    parser.add_argument("--prometheus", default="", help="with usage: address of another Prometheus; default: the stack's own")
     parser.add_argument("--forget", action="store_true", help="with down: the cluster behind the context is another one now")
     parser.add_argument("--yes", action="store_true", help="ask nothing: install missing packages, delete what down shows")
     options = parser.parse_args(arguments)

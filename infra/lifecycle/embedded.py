@@ -5,11 +5,12 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.contract import PORTS, PROMETHEUS
 from devcluster import archive, host, toolchain
 from devcluster import cluster as embedded
 from devcluster.layout import Cluster, ClusterError, default_name, load
@@ -21,6 +22,7 @@ from infra.engine.errors import CommandError
 from infra.engine.own_tools import TOOLS
 from infra.lifecycle.bring_up import bring_up, say
 from infra.lifecycle.deployment import Deployment
+from infra.lifecycle.forwarding import forwarded
 
 
 @contextmanager
@@ -76,6 +78,12 @@ class EmbeddedCluster:
             state, name = Path(other).parents[2], Path(other).name
             remove = f"sudo env XDG_STATE_HOME={state} {sys.executable} -m devcluster --name {name} down"
             say(f"down: there is a cluster in {other}, of another user or HOME; it goes with: {remove}")
+
+    @_errors_of_a_command()
+    def prometheus(self, deployment: Deployment) -> AbstractContextManager[str]:
+        """The address of the stack's own Prometheus. Raises CommandError."""
+        kubectl = str(embedded.binaries() / "kubectl")
+        return forwarded(kubectl, deployment, deployment.namespace, PROMETHEUS, PORTS[PROMETHEUS])
 
     @_errors_of_a_command()
     def status(self) -> int:

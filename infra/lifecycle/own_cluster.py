@@ -3,17 +3,17 @@
 import argparse
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from components.contract import PORTS, PROMETHEUS
 from infra.engine.errors import CommandError
 from infra.engine.shared import backend
 from infra.lifecycle import cluster_check, removal
 from infra.lifecycle.bring_up import bring_up, say
 from infra.lifecycle.deployment import Deployment
+from infra.lifecycle.forwarding import forwarded
 from infra.program.settings.committed import stack_config
 from modelfleet_outputs import FleetOutputs
 
@@ -66,10 +66,26 @@ class OwnCluster:
         else:
             removal.down(self.deployment(), agreed=options.yes)
 
+    def prometheus(self, deployment: Deployment) -> AbstractContextManager[str]:
+        """The address of the stack's own Prometheus. Raises CommandError."""
+        return forwarded(_kubectl(), deployment, deployment.namespace, PROMETHEUS, PORTS[PROMETHEUS])
+
     def status(self) -> int:
         """Print the stack's outputs. Returns the exit status."""
         print(self.deployment().outputs().model_dump_json(indent=1))
         return 0
+
+
+def _kubectl() -> str:
+    found = shutil.which("kubectl")
+    if found is None:
+        raise CommandError("PATH: got no kubectl, want it to reach a cluster of your own; install it")
+    return found
+
+
+def port_forward(deployment: Deployment, outputs: FleetOutputs) -> AbstractContextManager[str]:
+    """A loopback port to the API server through the cluster's own API. Raises CommandError."""
+    return forwarded(_kubectl(), deployment, outputs.namespace, outputs.service, outputs.port)
 
 
 def on_context(context: str, stack: str) -> Deployment:
@@ -81,22 +97,3 @@ def on_context(context: str, stack: str) -> Deployment:
     return Deployment(
         stack=stack, context=context, kubeconfig=kubeconfig, state_dir=directory, builder=builder, shared=bool(backend())
     )  # fmt: skip
-
-
-@contextmanager
-def port_forward(deployment: Deployment, outputs: FleetOutputs) -> Iterator[str]:
-    """A loopback port to the API server through the cluster's own API."""
-    argv = ["kubectl", "--kubeconfig", deployment.kubeconfig, "--context", deployment.context, "-n", outputs.namespace]
-    argv += ["port-forward", f"service/{outputs.service}", f":{outputs.port}"]
-    if shutil.which("kubectl") is None:
-        raise CommandError("PATH: got no kubectl, want it to reach a cluster of your own; install it")
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    try:
-        line = process.stdout.readline() if process.stdout else ""
-        port = line.partition("127.0.0.1:")[2].partition(" ")[0]
-        if not port:
-            raise CommandError("kubectl port-forward: got no port, want one; look at kubectl get pods")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.communicate()

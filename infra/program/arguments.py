@@ -3,12 +3,13 @@
 import pulumi
 
 import components as c
-from components.contract import API_SERVER, METRICS_EXPORTER, MODEL_SERVER, OLLAMA, PORTS
+from components.contract import API_SERVER, METRICS_EXPORTER, MODEL_SERVER, OLLAMA, PORTS, PROMETHEUS
 from infra.program import delivery
 from infra.program.foundations import Images
 from infra.program.settings import Settings, inputs
 from infra.program.settings.capacity import capacities, of_model_server
 from infra.program.settings.section import quantity
+from infra.program.settings.services import PrometheusSettings
 from infra.program.workload import resources, workload
 
 _HOLD_S = 600
@@ -184,5 +185,23 @@ def monitoring(
         gpu_node_labels=settings.gpu.nodes,
         runtime_class=runtime.runtime_class,
         alert_rules=settings.monitoring.alert_rules,
+        monitors=settings.monitoring.scrape if settings.monitoring.scrape in ("pod-monitor", "pod-monitoring") else None,
+        labels=settings.monitoring.labels,
         workload=workload(settings, "metrics-exporter"),
+    )
+
+
+def prometheus(
+    settings: Settings, wanted: PrometheusSettings, namespace: pulumi.Input[str], images: Images, store: c.Storage
+) -> c.PrometheusArgs:
+    return c.PrometheusArgs(
+        namespace=namespace,
+        image=images[PROMETHEUS],
+        storage_class=wanted.class_name or store.hot_class,
+        size=wanted.size,
+        retention_bytes=wanted.retention_bytes,
+        retention_days=wanted.retention_days,
+        retain=settings.storage.retain,
+        resources=resources(wanted.resources),
+        workload=workload(settings, "prometheus"),
     )

@@ -11,7 +11,8 @@ from infra import ROOT
 from infra.program import delivery
 from infra.program.settings import Settings, inputs
 from infra.program.settings.cluster import verifier_namespace
-from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, VERIFIER_IMAGE, TrustSettings
+from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE, TrustSettings
+from infra.program.settings.network import PodsSettings
 from infra.program.settings.section import SettingsError
 from infra.program.settings.storage import Tier
 from infra.program.workload import resources, workload
@@ -50,7 +51,8 @@ def built(settings: Settings) -> list[str]:
 
     A verifier is not among them: what it wants signed is built and signed before the update.
     """
-    return [*IMAGE_NAMES, *(BASE_NAMES if settings.gpu.enabled else ())]
+    prometheus = [PROMETHEUS_IMAGE] if settings.monitoring.prometheus else []
+    return [*IMAGE_NAMES, *prometheus, *(BASE_NAMES if settings.gpu.enabled else ())]
 
 
 def images(settings: Settings) -> c.RuntimeImagesArgs:
@@ -116,17 +118,23 @@ def _dns(settings: Settings) -> c.DnsArgs:
     return c.DnsArgs(pods=c.PodsArgs(namespace=found.namespace, labels=found.pod_labels), port=found.port, cidrs=found.cidrs)
 
 
+def _pods(wanted: Sequence[PodsSettings]) -> list[c.PodsArgs]:
+    return [c.PodsArgs(namespace=each.namespace, labels=each.labels) for each in wanted]
+
+
 def network(settings: Settings, namespace: pulumi.Input[str]) -> c.NetworkArgs:
-    scale = settings.fleet.scale_to_zero
+    scale, prometheus = settings.fleet.scale_to_zero, settings.monitoring.prometheus
     return c.NetworkArgs(
         namespace=namespace,
         client_cidrs=settings.api_server.client_cidrs,
-        client_pods=[c.PodsArgs(namespace=each.namespace, labels=each.labels) for each in settings.network.clients],
+        client_pods=_pods(settings.network.clients),
         dns=_dns(settings),
         prometheus_namespace=settings.monitoring.prometheus_namespace,
         origins=delivery.origins(settings),
         origins_have_names=delivery.has_names(settings),
         kubernetes_cidrs=scale.kubernetes_cidrs if scale else (),
+        prometheus=prometheus is not None,
+        prometheus_clients=_pods(prometheus.clients) if prometheus else (),
         contexts_are_probed=settings.fleet.fixed_replicas is not None,
     )
 

@@ -8,6 +8,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 import components as c
+from components.monitoring import scraped
 from components.registry_auth import pulls
 from infra.program import arguments, delivery, foundations, ownership
 from infra.program.outputs import outputs
@@ -105,8 +106,9 @@ class _Ground:
 
 
 def _place(settings: Settings, guards: Sequence[Transformation]) -> _Place:
-    logins = [pulls] if inputs.registry_auth() is not None else []
-    return _Place(_provider(settings.cluster), (ownership.marks(settings.cluster), *guards, *logins))
+    on_pods = [pulls] if inputs.registry_auth() is not None else []
+    on_pods += [scraped] if settings.monitoring.scrape == "annotations" else []
+    return _Place(_provider(settings.cluster), (ownership.marks(settings.cluster), *guards, *on_pods))
 
 
 def _ground(settings: Settings, guards: Sequence[Transformation]) -> _Ground:
@@ -140,6 +142,9 @@ def build(settings: Settings, guards: Sequence[Transformation] = ()) -> None:
         idle_minutes = settings.fleet.scale_to_zero.idle_minutes
         c.Activator("activator", arguments.activator(settings, idle_minutes, namespace, images, runtime), ground.after())
     c.Monitoring("monitoring", arguments.monitoring(settings, namespace, images, runtime, cache), ground.after())
+    if settings.monitoring.prometheus is not None:
+        wanted = settings.monitoring.prometheus
+        c.Prometheus("prometheus", arguments.prometheus(settings, wanted, namespace, images, store), ground.after(store))
     pulumi.export("fleet", outputs(settings, api, fleet, images))
     by_name = inputs.api_keys().apply(lambda keys: {name: str(each["key"]) for name, each in keys.items()})
     # For programs that were written before keys had names.

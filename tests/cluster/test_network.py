@@ -21,6 +21,7 @@ from components.contract import (
     DNS_CLIENTS,
     EDGES,
     PORTS,
+    PROMETHEUS,
     SCRAPED,
 )
 from devcluster.layout import REGISTRY
@@ -30,7 +31,9 @@ from tests.cluster.kube import eventually
 pytestmark = pytest.mark.cluster
 UNUSED_PORT = 9999
 ALL_PORTS = (*sorted(PORTS.values()), API_METRICS_PORT, AGENT_PORT, AGENT_CONTROL_PORT, UNUSED_PORT)
-STRANGER, OUTSIDER, PROMETHEUS = "stranger", "outsider", "prometheus"
+STRANGER, OUTSIDER, OTHER_PROMETHEUS = "stranger", "outsider", "other-prometheus"
+DEPLOYED = (*COMPONENTS, PROMETHEUS)
+"""Components of the dev stack."""
 LISTEN = """
 import asyncio, sys
 async def main():
@@ -91,7 +94,7 @@ def _pod(name: str, namespace: str, component: str | None) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def probes(stack: Stack) -> Iterator[dict[str, Probe]]:
-    with standing(stack, COMPONENTS) as found:
+    with standing(stack, DEPLOYED) as found:
         yield found
 
 
@@ -100,7 +103,7 @@ def standing(stack: Stack, components: Sequence[str]) -> Iterator[dict[str, Prob
     """A stand-in for each component, one without a component, and two in other namespaces."""
     own = stack.outputs.namespace
     places: dict[str, tuple[str, str | None]] = {component: (own, component) for component in components}
-    places |= {STRANGER: (own, None), OUTSIDER: ("default", None), PROMETHEUS: ("monitoring", None)}
+    places |= {STRANGER: (own, None), OUTSIDER: ("default", None), OTHER_PROMETHEUS: ("monitoring", None)}
     stack.kube.run("create", "namespace", "monitoring")
     documents = [_pod(name, namespace, component) for name, (namespace, component) in places.items()]
     stack.kube.run("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}))
@@ -127,17 +130,18 @@ def expected(kube_dns: str, components: Sequence[str]) -> set[Connection]:
     """What the table allows. Pods of other namespaces are under no policy of ours, so they get as far as our ingress lets them."""
     allowed = {(edge.source, edge.target, edge.port) for edge in EDGES}
     allowed |= {(ACTIVATOR, "kube-apiserver", 6443)}
-    allowed |= {(PROMETHEUS, component, port) for component, port in SCRAPED.items()}
+    allowed |= {(OTHER_PROMETHEUS, component, port) for component, port in SCRAPED.items()}
     # The dev stack lets any address reach the API server; who may connect is decided there by key.
-    allowed |= {(source, API_SERVER, PORTS[API_SERVER]) for source in (OUTSIDER, PROMETHEUS)}
-    allowed |= {(source, kube_dns, 53) for source in (*DNS_CLIENTS, OUTSIDER, PROMETHEUS)}
-    allowed |= {(source, target, port) for source in (OUTSIDER, PROMETHEUS) for target in (OUTSIDER, PROMETHEUS) for port in ALL_PORTS}
-    absent = {*COMPONENTS, ACTIVATOR} - {*components}
+    allowed |= {(source, API_SERVER, PORTS[API_SERVER]) for source in (OUTSIDER, OTHER_PROMETHEUS)}
+    allowed |= {(source, kube_dns, 53) for source in (*DNS_CLIENTS, OUTSIDER, OTHER_PROMETHEUS)}
+    outside = (OUTSIDER, OTHER_PROMETHEUS)
+    allowed |= {(source, target, port) for source in outside for target in outside for port in ALL_PORTS}
+    absent = {*COMPONENTS, ACTIVATOR, PROMETHEUS} - {*components}
     return {each for each in allowed if each[0] != each[1] and not absent & {*each}}
 
 
 def test_defect_38_every_pair_of_pods_on_every_port_is_as_the_table_says(stack: Stack, probes: dict[str, Probe]) -> None:
-    made = agrees_with_the_table(stack, probes, COMPONENTS)
+    made = agrees_with_the_table(stack, probes, DEPLOYED)
     nodes = {(probes[source].node == probes[target].node) for source, target, _ in made if target in probes}
     assert nodes == {True, False}, "pairs on one node and across nodes were both tried"
 
@@ -187,6 +191,6 @@ def test_prometheus_reads_the_cache_and_the_loaded_model(stack: Stack, probes: d
     for url, sample in urls.items():
 
         def read(url: str = url) -> str:
-            return stack.kube.exec("monitoring", probes[PROMETHEUS].name, "python3", "-c", READ, url).stdout
+            return stack.kube.exec("monitoring", probes[OTHER_PROMETHEUS].name, "python3", "-c", READ, url).stdout
 
         eventually(read, lambda found, sample=sample: sample in found, 40, f"{sample} at {url}")

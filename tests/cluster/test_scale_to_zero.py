@@ -6,10 +6,10 @@ import time
 import httpx
 import pytest
 
-from components.contract import ACTIVATOR, API_METRICS_PORT, API_SERVER, COMPONENTS, CONTEXT_PROBE
+from components.contract import ACTIVATOR, API_METRICS_PORT, API_SERVER, CONTEXT_PROBE
 from tests.cluster.conftest import MODEL, SCRIPT, Stack
 from tests.cluster.kube import eventually
-from tests.cluster.test_network import agrees_with_the_table, standing
+from tests.cluster.test_network import DEPLOYED, agrees_with_the_table, standing
 
 pytestmark = pytest.mark.cluster
 DEPLOYS_FIRST = True
@@ -35,7 +35,7 @@ def test_an_idle_fleet_goes_to_zero_and_a_streamed_request_brings_it_back(scaled
     eventually(gone, lambda items: items == [], 90, "pods of an idle fleet")
     # As when its node has gone: the copy was one, and the next start makes another, wherever there is room.
     copies = lambda: [each["metadata"]["name"] for each in scaled.kube.get("pvc", "-n", scaled.outputs.namespace)["items"]]  # noqa: E731
-    eventually(copies, lambda names: names == ["shared-models"], 60, "no copy of an idle fleet")
+    eventually(copies, lambda names: names == ["prometheus", "shared-models"], 60, "no copy of an idle fleet")
     assert scaled.deployment.findings() == [], "at zero all is well"
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Say it."}], "stream": True, "max_tokens": 64}
     started = time.monotonic()
@@ -56,7 +56,7 @@ def test_the_stack_leaves_the_number_to_the_activator(scaled: Stack) -> None:
 
 def test_every_pair_of_pods_is_as_the_table_says_with_an_activator_too(scaled: Stack) -> None:
     # Nobody probes contexts where the activator may have taken the replicas away.
-    components = tuple(component for component in (*COMPONENTS, ACTIVATOR) if component != CONTEXT_PROBE)
+    components = tuple(component for component in (*DEPLOYED, ACTIVATOR) if component != CONTEXT_PROBE)
     with standing(scaled, components) as probes:
         made = agrees_with_the_table(scaled, probes, components)
     assert {each for each in made if ACTIVATOR in each} == {

@@ -51,6 +51,7 @@ def objects(namespace: str = "team-b") -> list[dict[str, Any]]:
     config["workloads"] = {name: ASKED | {"accountAnnotations": {"example.com/role": name}} for name in WORKLOADS}
     config["fleet"] |= {"scaleToZero": {"kubernetesCidrs": ["10.0.0.1/32"]}} if namespace == "from-zero" else {}
     config["gpu"] |= {"sharing": {"strategy": "mps", "replicas": 2}, "memory": "192Gi"}
+    config["monitoring"] |= {"prometheus": {"resources": {"cpu": "100m", "memory": "512Mi"}}}
     secrets = GOOD | {"verifierTls": json.dumps({"certificate": "c", "privateKey": "k"})}
     found: list[dict[str, Any]] = []
 

@@ -39,6 +39,7 @@ def before() -> dict[str, set[str]]:
     trust: dict[str, Any] = {"publicKeys": "-----BEGIN PUBLIC KEY-----", "caBundle": CERTIFICATE}
     config = document("prod") | {"images": {"refs": {**REFS, VERIFIER_IMAGE: REFS["ollama"]}, "trust": trust}}
     config["fleet"]["scaleToZero"] = {"kubernetesCidrs": ["10.0.0.1/32"]}
+    config["monitoring"] |= {"prometheus": {"resources": {"cpu": "100m", "memory": "512Mi"}}}
     secrets = GOOD | {"verifierTls": json.dumps({"certificate": "c", "privateKey": "k"}), "registryAuth": AUTH}
     monitors: list[Monitor] = []
 

@@ -10,13 +10,13 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from components.contract import ACTIVATOR, AGENT_PORT, API_METRICS_PORT, API_SERVER, COMPONENTS, EDGES, OLLAMA, PORTS, SCRAPED
+from components.contract import ACTIVATOR, AGENT_PORT, API_METRICS_PORT, API_SERVER, COMPONENTS, EDGES, OLLAMA, PORTS, PROMETHEUS, SCRAPED
 from components.images import CONTEXTS
 from images import embedded
 from infra.documentation import configuration
 from infra.documentation.__main__ import PAGES
 from infra.engine.binaries import PROVIDERS
-from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, VERIFIER_IMAGE
+from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -125,7 +125,7 @@ class TestEveryPod:
 
     def test_has_a_policy_and_the_port_of_the_contract(self, stack: str, name: str, template: dict[str, Any]) -> None:
         component = template["metadata"]["labels"]["app.kubernetes.io/name"]
-        assert component in COMPONENTS
+        assert component in {*COMPONENTS, PROMETHEUS}
         containers = [*template["spec"]["containers"], *template["spec"].get("initContainers", [])]
         ports = {port["containerPort"] for container in containers for port in container.get("ports", [])}
         assert not ports or PORTS[component] in ports
@@ -169,7 +169,7 @@ def test_every_namespaced_object_is_in_the_namespace(stack: str) -> None:
 
 def test_edges_name_components_and_their_ports() -> None:
     for edge in EDGES:
-        assert {edge.source, edge.target} <= {*COMPONENTS, ACTIVATOR}
+        assert {edge.source, edge.target} <= {*COMPONENTS, ACTIVATOR, PROMETHEUS}
         assert edge.port == PORTS[edge.target] or (edge.target, edge.port) in {(OLLAMA, AGENT_PORT), (API_SERVER, API_METRICS_PORT)}
 
 
@@ -220,7 +220,7 @@ def test_services_are_built_alike() -> None:
 
 
 def test_every_image_of_the_settings_has_a_dockerfile() -> None:
-    assert {*IMAGE_NAMES, *BASE_NAMES, VERIFIER_IMAGE} == {path.parent.name for path in DOCKERFILES}
+    assert {*IMAGE_NAMES, *BASE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE} == {path.parent.name for path in DOCKERFILES}
 
 
 def test_no_dockerfile_can_be_taken_for_another() -> None:

@@ -112,8 +112,10 @@ def test_another_namespace_is_refused(engine: Engine) -> None:
     assert [line.partition(":")[0] for line in lines] == [
         "Namespace/modelfleet",
         "PersistentVolumeClaim/shared-models",
+        "PersistentVolumeClaim/prometheus",
         "StatefulSet/ollama",
     ]
+    assert "deletes it and the metrics on its volume" in lines[2]
 
 
 PROGRAM = """

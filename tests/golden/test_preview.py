@@ -12,7 +12,7 @@ import yaml
 
 from infra import ROOT
 from infra.analysis import preview
-from infra.program.settings.images import IMAGE_NAMES, VERIFIER_IMAGE
+from infra.program.settings.images import IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE
 
 
 def run(cwd: Path, **env: str) -> "subprocess.CompletedProcess[str]":
@@ -91,9 +91,11 @@ def test_what_a_stack_may_add_is_valid_and_masked_too(monkeypatch: pytest.Monkey
 
     def with_options(stack: str) -> dict[str, Any]:
         config = yaml.safe_load((ROOT / f"Pulumi.{stack}.yaml").read_text())["config"]
-        refs = {name: f"registry.example.com/{name}@sha256:{'0' * 64}" for name in (*IMAGE_NAMES, VERIFIER_IMAGE)}
+        refs = {name: f"registry.example.com/{name}@sha256:{'0' * 64}" for name in (*IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE)}
         config["modelfleet:images"] = {"refs": refs, "trust": {"publicKeys": "-----BEGIN PUBLIC KEY-----"}}
         config["modelfleet:monitoring"]["alertRules"] = "prometheus-rule"
+        config["modelfleet:monitoring"] |= {"scrape": "pod-monitor", "labels": {"release": "kube-prometheus-stack"}}
+        config["modelfleet:monitoring"]["prometheus"] = {"resources": {"cpu": "100m", "memory": "512Mi"}}
         config["modelfleet:fleet"]["scaleToZero"] = {"kubernetesCidrs": ["10.0.0.1/32"]}
         return config | {f"modelfleet:{name}": {"secure": "v1:for-another-key"} for name in _SECRETS}
 
@@ -101,7 +103,7 @@ def test_what_a_stack_may_add_is_valid_and_masked_too(monkeypatch: pytest.Monkey
     text, errors = preview._preview("prod", tmp_path / "out", None)
     assert errors == [], text
     objects = [document for _, document in preview.manifests(tmp_path / "out")]
-    assert {"PrometheusRule", "ValidatingWebhookConfiguration", "Role"} <= {item["kind"] for item in objects}
+    assert {"PodMonitor", "PrometheusRule", "ValidatingWebhookConfiguration", "Role"} <= {item["kind"] for item in objects}
     logins = [item for item in objects if item.get("type") == "kubernetes.io/dockerconfigjson"]
     assert len(logins) == 2, "one for each namespace, under one name"
     assert all(set(item["data"].values()) == {"REDACTED"} for item in logins)

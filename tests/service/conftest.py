@@ -134,7 +134,7 @@ def start_api_server(
     keys = work / "keys"
     if not keys.exists():
         keys.write_text(f"{KEY}\n\n")
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port = (int(env.get(name) or free_port()) for name in ("PORT", "METRICS_PORT"))
     settings = {
         "HOST": "127.0.0.1",
         "PORT": str(port),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from devcluster import archive, pinned, system_images, toolchain
-from tests.archives import BASE, PAUSE, TOOL, machine
+from tests.archives import BASE, PAUSE, PROMETHEUS, TOOL, machine
 
 
 @pytest.fixture
@@ -39,7 +39,10 @@ def test_the_same_content_gives_the_same_bytes(tmp_path: Path, writer: Path, mon
     second, again = archive.write(tmp_path / "elsewhere")
     assert (second.name, again) == (first.name, digest)
     with tarfile.open(first) as file:
-        assert [member.name for member in file] == ["index.json", *sorted([f"images/{BASE}", f"images/{PAUSE}", "tools/hello/hello"])]
+        assert [member.name for member in file] == [
+            "index.json",
+            *sorted([f"images/{BASE}", f"images/{PAUSE}", f"images/{PROMETHEUS}", "tools/hello/hello"]),
+        ]
 
 
 def test_an_empty_machine_has_all_of_it_afterwards_and_compiles_nothing(
@@ -125,8 +128,8 @@ def index(**changed: Any) -> tuple[tarfile.TarInfo, bytes]:
     facts = {"sha256": hashlib.sha256(b"hello").hexdigest(), "bytes": 5}
     whole: dict[str, Any] = {
         "tools": {"hello": {"key": toolchain.key(TOOL), "files": ["hello"]}},
-        "layers": [BASE, PAUSE],
-        "members": dict.fromkeys(("tools/hello/hello", f"images/{BASE}", f"images/{PAUSE}"), facts),
+        "layers": [BASE, PAUSE, PROMETHEUS],
+        "members": dict.fromkeys(("tools/hello/hello", f"images/{BASE}", f"images/{PAUSE}", f"images/{PROMETHEUS}"), facts),
     }
     whole["members"] |= changed.pop("members", {})
     whole |= changed
@@ -154,11 +157,11 @@ MALICE: dict[str, Any] = {
         r"differs in tools/hello/../../x, want this commit's files",
     ),
     "a layer above": (
-        lambda: [index(layers=[BASE, PAUSE, "../x.tar"], members={"images/../x.tar": {}})],
+        lambda: [index(layers=[BASE, PAUSE, PROMETHEUS, "../x.tar"], members={"images/../x.tar": {}})],
         r"differs in images/../x.tar",
     ),
     "the layer of another commit": (
-        lambda: [index(layers=["base-000000000000.tar", PAUSE])],
+        lambda: [index(layers=["base-000000000000.tar", PAUSE, PROMETHEUS])],
         rf"without this commit's {BASE}, want all of them; run make tools on this commit",
     ),
 }

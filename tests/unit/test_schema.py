@@ -128,3 +128,12 @@ def test_a_kind_of_another_operator_does_not_pass_unread() -> None:
         "ServiceMonitor/x: got monitoring.coreos.com/v1/ServiceMonitor, want a kind with a schema; "
         "add it to KINDS or CUSTOM of infra/analysis/manifests/schema.py"
     ]
+
+
+@pytest.mark.parametrize(("monitors", "kind"), [("pod-monitor", "PodMonitor"), ("pod-monitoring", "PodMonitoring")])
+def test_monitors_of_operators_are_checked_too(monitors: Any, kind: str) -> None:
+    args = c.MonitoringArgs(namespace="n", image="i", cache_secret="s", resources=c.ResourceArgs(cpu="1m", memory="1Mi"), monitors=monitors)
+    for made in render(lambda: c.Monitoring("m", args)).kind(kind):
+        assert schema.problems(made) == []
+        assert schema.problems({**made, "spec": {**made["spec"], "endpoint": []}})
+        assert schema.problems({**made, "spec": {**made["spec"], "selector": {}}})

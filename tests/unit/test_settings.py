@@ -12,12 +12,12 @@ from infra.program import foundations
 from infra.program.settings import Settings, constraints, parse
 from infra.program.settings.committed import stack_config
 from infra.program.settings.gpu import GpuSettings
-from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, VERIFIER_IMAGE
+from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE
 from infra.program.settings.section import SettingsError, quantity
 from model_sync.catalog import is_held_by
 
 SMALL = {"name": "smollm2:135m", "size": "100M", "kvBytesPerToken": 23040}
-REFS = {name: f"modelfleet/{name}@sha256:{'a' * 64}" for name in IMAGE_NAMES}
+REFS = {name: f"modelfleet/{name}@sha256:{'a' * 64}" for name in (*IMAGE_NAMES, PROMETHEUS_IMAGE)}
 
 
 def document(stack: str = "dev") -> dict[str, Any]:
@@ -108,7 +108,16 @@ def test_prod_has_the_sizes_of_the_design() -> None:
             {"modelServer": {"promptCache": "2Gi"}},
             "modelfleet:modelServer.resources.memory: got 1Gi, want at least 2.3Gi (weights 0.1Gi, promptCache 2.0Gi, KV cache 0.2Gi)",
         ),
-        ({"governance": {"storage": "1Gi"}}, "modelfleet:governance.storage: got 1Gi, want at least 3.0Gi, the sum of all claims"),
+        (
+            {"governance": {"claims": 2}},
+            "modelfleet:governance.claims: got 2, want at least 3, one a replica, the shared one and Prometheus'",
+        ),
+        (
+            {"images": {"refs": {name: ref for name, ref in REFS.items() if name != PROMETHEUS_IMAGE}}},
+            "modelfleet:images.refs.prometheus: got nothing, want a reference with monitoring.prometheus; add it, or remove",
+        ),
+        ({"monitoring": {"prometheus": {"retentionDays": 0}}}, "modelfleet:monitoring.prometheus.retentionDays: got 0, want greater than"),
+        ({"governance": {"storage": "1Gi"}}, "modelfleet:governance.storage: got 1Gi, want at least 4.0Gi, the sum of all claims"),
         ({"stack": "prod", "governance": {"pods": 10}}, "modelfleet:governance.pods: got 10, want at least 14, all replicas and six more"),
         (
             {"stack": "prod", "governance": {"ephemeralStorage": "100Mi"}},

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from components.contract import API_SERVER, CACHE_SERVER, CONTEXT_PROBE, METRICS_EXPORTER, MODEL_SERVER, MODEL_WRITER, OLLAMA
+from components.contract import API_SERVER, CACHE_SERVER, CONTEXT_PROBE, METRICS_EXPORTER, MODEL_SERVER, MODEL_WRITER, OLLAMA, PROMETHEUS
 from infra.analysis.explain.snapshot import Object, Snapshot
 
 _SECTIONS = {
@@ -15,6 +15,7 @@ _SECTIONS = {
     CACHE_SERVER: "cache",
     API_SERVER: "apiServer",
     METRICS_EXPORTER: "monitoring",
+    PROMETHEUS: "monitoring.prometheus",
 }
 _CONTAINER_IMAGES = {MODEL_WRITER: "model-sync", "ollama-agent": "ollama-agent", CONTEXT_PROBE: "ollama-agent"}
 """Containers with another image than that of their pod's component."""

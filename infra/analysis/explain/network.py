@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from components.contract import ACTIVATOR, API_SERVER, CONTEXT_PROBE, DNS_CLIENTS, EDGES, OLLAMA, PART_OF, SCRAPED
+from components.contract import ACTIVATOR, API_SERVER, CONTEXT_PROBE, DNS_CLIENTS, EDGES, OLLAMA, PART_OF, PROMETHEUS, SCRAPED
 from infra.analysis.explain.facts import Facts, Finding, key, labels, selects
 from infra.analysis.explain.snapshot import Object
 
@@ -177,7 +177,7 @@ def missing(facts: Facts) -> Iterator[Finding]:
     there = {facts.component(item) for kind in _SCALED for item in facts.all(kind)}
     # The context probe is a Job, and may be deleted once it has ended.
     for component in sorted(
-        ({each.target for each in EDGES} | {each.source for each in EDGES} | set(SCRAPED)) - {CONTEXT_PROBE, ACTIVATOR}
+        ({each.target for each in EDGES} | {each.source for each in EDGES} | set(SCRAPED)) - {CONTEXT_PROBE, ACTIVATOR, PROMETHEUS}
     ):
         if component not in there:
             kind = "StatefulSet" if component == "ollama" else "Deployment"

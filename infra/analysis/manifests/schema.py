@@ -52,20 +52,31 @@ _RULE = _fields(
     annotations=_TEXTS,
     **{"for": {"type": "string", "pattern": r"^(0|([0-9]+(ms|[ywdhms]))+)$"}},
 )
+
+
+def _kind(**spec: Any) -> dict[str, Any]:
+    """An object of a kind whose spec has these fields, all of them."""
+    texts = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"$ref": f"#/$defs/{_META}"}}
+    return _fields("apiVersion kind metadata spec", **texts, spec=_fields(" ".join(spec), **spec))
+
+
+def _list(item: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "minItems": 1, "items": item}
+
+
+_PODS = _fields("matchLabels", matchLabels=_TEXTS)
+_TEXT = {"type": "string", "minLength": 1}
 CUSTOM: Mapping[str, dict[str, Any]] = {
-    "monitoring.coreos.com/v1/PrometheusRule": _fields(
-        "apiVersion kind metadata spec",
-        apiVersion={"type": "string"},
-        kind={"type": "string"},
-        metadata={"$ref": f"#/$defs/{_META}"},
-        spec=_fields(
-            "groups",
-            groups={"type": "array", "items": _fields("name rules", name={"type": "string"}, rules={"type": "array", "items": _RULE})},
-        ),
+    "monitoring.coreos.com/v1/PrometheusRule": _kind(groups=_list(_fields("name rules", name=_TEXT, rules=_list(_RULE)))),
+    "monitoring.coreos.com/v1/PodMonitor": _kind(selector=_PODS, podMetricsEndpoints=_list(_fields("port", port=_TEXT))),
+    "monitoring.googleapis.com/v1/PodMonitoring": _kind(
+        selector=_PODS,
+        endpoints=_list(_fields("port interval", port={"type": ["integer", "string"]}, interval=_TEXT)),
     ),
 }
 """Kinds of operators, which the embedded API server does not know: of their fields only those that we render.
-Source: API reference of the Prometheus operator; durations as Prometheus' documentation has them."""
+Sources: API references of the Prometheus operator and of Google's managed service for Prometheus; durations as Prometheus'
+documentation has them."""
 
 
 @functools.cache

@@ -6,7 +6,7 @@ Policies add up, so one that allows too much opens what the others deny.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from components.contract import ACTIVATOR, API_SERVER, EDGES, IMAGE_VERIFIER, MODEL_WRITER, PORTS, SCRAPED, labels
+from components.contract import ACTIVATOR, API_SERVER, EDGES, IMAGE_VERIFIER, MODEL_WRITER, PORTS, PROMETHEUS, SCRAPED, labels
 from infra.analysis.policy.objects import Object, of, title
 
 _NAME = "app.kubernetes.io/name"
@@ -107,7 +107,7 @@ def _ports(rule: Object) -> set[Any]:
 
 
 def _port_for_clients(component: str) -> int | None:
-    return PORTS[API_SERVER] if component == API_SERVER else None
+    return PORTS[component] if component in (API_SERVER, PROMETHEUS) else None
 
 
 def _name(selector: Object | None) -> str:

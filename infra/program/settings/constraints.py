@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from components.models import FOLLOWER_RESOURCES
 from components.ollama_agent import AGENT_RESOURCES, PROBE_RESOURCES
 from infra.program.settings import capacity
+from infra.program.settings.images import PROMETHEUS_IMAGE
 from infra.program.settings.models import ModelSettings, is_address
 from infra.program.settings.section import GIB, MIB, in_gib, quantity
 from infra.program.settings.sections import Sections
@@ -39,7 +40,21 @@ Source: server/sched.go (mllama, qwen3vl, qwen35, qwen3next, lfm2, nemotron_h)."
 
 def problems(settings: Sections) -> list[str]:
     """Every rule that the sections break together."""
-    checks = (_models, _aliases, _delivery, _contexts, _scale, _gpus, _gpu_memory, _host_memory, _server_memory, _storage, _cache, _quota)
+    checks = (
+        _images,
+        _models,
+        _aliases,
+        _delivery,
+        _contexts,
+        _scale,
+        _gpus,
+        _gpu_memory,
+        _host_memory,
+        _server_memory,
+        _storage,
+        _cache,
+        _quota,
+    )
     found = [line for check in checks for line in check(settings)]
     return found + list(_production(settings)) if settings.governance.production else found
 
@@ -47,6 +62,13 @@ def problems(settings: Sections) -> list[str]:
 def gpu_bytes(model: ModelSettings, settings: Sections) -> float:
     """GPU memory that one server needs for `model`, by the formula above."""
     return quantity(model.size) + capacity.of_fleet(model, settings).kv_bytes + GPU_WORKSPACE * settings.fleet.gpus_per_pod
+
+
+def _images(settings: Sections) -> Iterator[str]:
+    images = settings.images
+    if settings.monitoring.prometheus is not None and images.builder == "prebuilt" and PROMETHEUS_IMAGE not in images.refs:
+        want = "want a reference with monitoring.prometheus; add it, or remove monitoring.prometheus"
+        yield f"images.refs.{PROMETHEUS_IMAGE}: got nothing, {want}"
 
 
 def _scale(settings: Sections) -> Iterator[str]:
@@ -211,6 +233,7 @@ def _cache(settings: Sections) -> Iterator[str]:
 def _quota(settings: Sections) -> Iterator[str]:
     """What the workloads ask for together fits into the namespace's quota."""
     fleet, limits, storage = settings.fleet, settings.governance, settings.storage
+    prometheus = [settings.monitoring.prometheus] if settings.monitoring.prometheus else []
     parts = [
         (fleet.replicas, fleet.resources),
         *((fleet.replicas, each) for each in SIDECARS),
@@ -220,18 +243,20 @@ def _quota(settings: Sections) -> Iterator[str]:
         (1, settings.cache.resources),
         (settings.api_server.replicas, settings.api_server.resources),
         (1, settings.monitoring.resources),
+        *((1, each.resources) for each in prometheus),
     ]
     # A rollout makes one pod more of a Deployment before an old one goes, and may do so for all of them at once.
     surge = (settings.model_server.resources, settings.cache.resources, settings.api_server.resources, settings.monitoring.resources)
     cpu = sum(count * quantity(each.cpu) for count, each in parts) + sum(quantity(each.cpu) for each in surge)
     memory = sum(count * quantity(each.memory) for count, each in parts) + sum(quantity(each.memory) for each in surge)
-    claimed = fleet.replicas * quantity(storage.hot.size) + quantity(storage.shared.size)
+    claimed = fleet.replicas * quantity(storage.hot.size) + quantity(storage.shared.size) + sum(quantity(each.size) for each in prometheus)
     if cpu > quantity(limits.cpu):
         yield f"governance.cpu: got {limits.cpu}, want at least {cpu:.1f}, all requests and a rollout; raise it"
     if memory > quantity(limits.memory):
         yield f"governance.memory: got {limits.memory}, want at least {in_gib(memory)}, all requests and a rollout; raise it"
     # The gateway, model server and fleet, and one each of cache, exporter, writer, cleaner, context probe, and what a rollout adds.
-    count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 6 + int(fleet.scale_to_zero is not None)
+    count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 6 + len(prometheus)
+    count += int(fleet.scale_to_zero is not None)
     if count > limits.pods:
         yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and six more; raise it or lower replicas"
     containers = count + fleet.replicas * len(SIDECARS)
@@ -240,8 +265,9 @@ def _quota(settings: Sections) -> Iterator[str]:
             f"governance.ephemeralStorage: got {limits.ephemeral_storage}, want at least {in_gib(containers * EPHEMERAL_DEFAULT)}, "
             f"{EPHEMERAL_DEFAULT // MIB}Mi for each of {containers} containers; raise it"
         )
-    if fleet.replicas + 1 > limits.claims:
-        yield f"governance.claims: got {limits.claims}, want at least {fleet.replicas + 1}, one a replica and the shared one; raise it"
+    own = " and Prometheus'" if prometheus else ""
+    if (claims := fleet.replicas + 1 + len(prometheus)) > limits.claims:
+        yield f"governance.claims: got {limits.claims}, want at least {claims}, one a replica, the shared one{own}; raise it"
     if claimed > quantity(limits.storage):
         yield f"governance.storage: got {limits.storage}, want at least {in_gib(claimed)}, the sum of all claims; raise it"
 

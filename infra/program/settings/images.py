@@ -9,6 +9,8 @@ from infra.program.settings import refusals
 from infra.program.settings.section import Resources, Section
 
 IMAGE_NAMES = ("ollama", "ollama-agent", "model-sync", "models", "model-server", "cache-server", "api-server", "metrics-exporter")
+PROMETHEUS_IMAGE = "prometheus"
+"""The stack needs this image with monitoring.prometheus alone."""
 VERIFIER_IMAGE = "image-verifier"
 """The stack needs this image with images.trust alone."""
 BASE_NAMES = ("cuda-base", "python-base")
@@ -63,8 +65,8 @@ class ImagesSettings(Section):
     def _refs_fit_builder(self) -> Self:
         problems: list[str] = []
         for name, ref in self.refs.items():
-            if name not in (*IMAGE_NAMES, *BASE_NAMES, VERIFIER_IMAGE):
-                known = ", ".join((*IMAGE_NAMES, *BASE_NAMES, VERIFIER_IMAGE))
+            if name not in (*IMAGE_NAMES, *BASE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE):
+                known = ", ".join((*IMAGE_NAMES, *BASE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE))
                 problems.append(f"refs.{refusals.key(name)}: got an unknown image, want one of {known}; correct the name")
             elif not re.fullmatch(r"[^\s@]+@sha256:[0-9a-f]{64}", ref):
                 problems.append(f"refs.{name}: got {ref!r}, want repository@sha256:<64 hex digits>; pin the digest")

@@ -42,7 +42,7 @@ class Sections(Section):
     monitoring: MonitoringSettings
     workloads: dict[WorkloadName, WorkloadSettings] = Field(default={})
     """Which nodes take the pods of each workload, and who the pods are there. The workloads are `ollama`, `model-server`, `api-server`,
-    `cache-server`, `metrics-exporter`, `model-sync`, `context-probe`, `activator` and `image-verifier`."""
+    `cache-server`, `metrics-exporter`, `prometheus`, `model-sync`, `context-probe`, `activator` and `image-verifier`."""
 
     @property
     def hot_class(self) -> str:

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from components.contract import EVERYWHERE
-from infra.program.settings.section import Annotations, Bytes, Cidr, DnsLabel, ModelName, Resources, Section
+from infra.program.settings.network import PodsSettings
+from infra.program.settings.section import Annotations, Bytes, Cidr, DnsLabel, Labels, ModelName, Resources, Section, quantity
 
 _ORIGIN = r"^https?://[A-Za-z0-9.\-\[\]:]{1,253}$"
 
@@ -87,9 +88,34 @@ class ApiServerSettings(Section):
         return not any(cidr.endswith("/0") for cidr in self.client_cidrs)
 
 
+class PrometheusSettings(Section):
+    size: Bytes = "8Gi"
+    """Size of its claim; samples may take four fifths of it, and the oldest go first."""
+    class_name: str | None = Field(default=None, pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
+    """StorageClass of its claim, one that is there; unset, that of storage.hot."""
+    retention_days: int = Field(default=40, ge=1, le=3650)
+    """Days that samples are kept, where there is room: 40 are enough to count the usage of a month that has ended."""
+    clients: list[PodsSettings] = Field(default=[])
+    """Pods that may ask it, such as Grafana's; nobody else can but who may forward a port of its pod. It shows the names of keys."""
+    resources: Resources
+
+    @property
+    def retention_bytes(self) -> int:
+        """Source: Prometheus' page on storage, which wants at most 80 to 85 % of the disk: what is written while blocks are merged does not
+        count."""
+        return int(quantity(self.size) * 0.8)
+
+
 class MonitoringSettings(Section):
     prometheus_namespace: DnsLabel = "monitoring"
     """Only pods of this namespace may scrape."""
     alert_rules: Literal["config-map", "prometheus-rule"] = "config-map"
     """Alert rules as a file in a ConfigMap, or as an object of the Prometheus operator, whose CRDs must then be there."""
+    scrape: Literal["none", "pod-monitor", "pod-monitoring", "annotations"] = "none"
+    """How a Prometheus of yours is told of the pods: by PodMonitors of the Prometheus operator, PodMonitorings of Google's managed one, or
+    annotations (`prometheus.io/scrape`, `port` and `path`). The CRDs must be there; prometheusNamespace is where it runs."""
+    labels: Labels = Field(default={})
+    """Further labels of monitors and rules, which your Prometheus selects them by, such as `release: kube-prometheus-stack`."""
+    prometheus: PrometheusSettings | None = None
+    """A Prometheus of the stack's own, beside any other: it keeps the metrics, judges the alert rules, and is what make usage reads."""
     resources: Resources

@@ -12,6 +12,7 @@ WorkloadName = Literal[
     "api-server",
     "cache-server",
     "metrics-exporter",
+    "prometheus",
     "model-sync",
     "context-probe",
     "activator",

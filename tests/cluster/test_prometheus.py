@@ -1,0 +1,104 @@
+"""The stack's own Prometheus on a real cluster: it reads every pod, nobody else reads it, and `make usage` says what a key has used."""
+
+import argparse
+import csv
+import io
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from components.contract import PROMETHEUS, SCRAPED
+from components.prometheus import SCRAPE_S
+from infra.lifecycle import embedded as lifecycle
+from infra.lifecycle import usage
+from infra.lifecycle.deployment import Deployment
+from tests.cluster.conftest import MODEL, SERVER_ID, Stack
+from tests.cluster.kube import eventually
+
+pytestmark = pytest.mark.cluster
+
+
+def asked(stack: Stack, path: str) -> Any:
+    """What Prometheus answers, by a port of ours that leads to it."""
+    target = lifecycle.EmbeddedCluster("dev")
+    with target.prometheus(stack.deployment) as url:
+        return httpx.get(f"{url}/api/v1/{path}", timeout=30, trust_env=False).raise_for_status().json()["data"]
+
+
+def targets(stack: Stack) -> dict[tuple[str, str], str]:
+    """Component and address to whether it is up."""
+    return {(each["labels"]["job"], each["labels"]["instance"]): each["health"] for each in asked(stack, "targets")["activeTargets"]}
+
+
+def pods(stack: Stack) -> set[tuple[str, str]]:
+    """Component and address of what should be read."""
+    items = stack.kube.get("pods", "-n", stack.outputs.namespace, "-l", "app.kubernetes.io/part-of=modelfleet")["items"]
+    found = [(each["metadata"]["labels"]["app.kubernetes.io/name"], each["status"].get("podIP")) for each in items]
+    return {(component, f"{address}:{SCRAPED[component]}") for component, address in found if component in SCRAPED}
+
+
+def test_it_is_up_and_reads_every_pod_that_has_metrics(stack: Stack) -> None:
+    read = lambda: targets(stack)  # noqa: E731
+    found = eventually(read, lambda now: now == dict.fromkeys(pods(stack), "up"), 120, "every target is up, and there is no other")
+    assert {component for component, _ in found} == set(SCRAPED)
+    rules = [rule for group in asked(stack, "rules")["groups"] for rule in group["rules"]]
+    assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
+    assert len(rules) == 13
+
+
+def test_usage_has_the_chats_of_a_key(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the command's own forwarded port, and exactly."""
+    # What tests before this one asked has been read by then.
+    time.sleep(2 * SCRAPE_S)
+    body = {"messages": [{"role": "user", "content": "Say it."}], "max_tokens": 64, "temperature": 0}
+    before = {MODEL: (0, 0), SERVER_ID: (0, 0)} | counted(stack, capsys)
+    wanted = {MODEL: 3, SERVER_ID: 2}
+    tokens = dict.fromkeys(wanted, 0)
+    for model, times in wanted.items():
+        for _ in range(times):
+            headers = {"Authorization": f"Bearer {stack.key}"}
+            response = httpx.post(f"{stack.url}/v1/chat/completions", json={**body, "model": model}, headers=headers, timeout=60)
+            assert response.status_code == 200, response.text
+            tokens[model] += response.json()["usage"]["completion_tokens"]
+    expected = {model: (before[model][0] + times, before[model][1] + tokens[model]) for model, times in wanted.items()}
+    eventually(lambda: counted(stack, capsys), lambda found: found | expected == found, 90, f"usage is {expected}")
+
+
+class Ours(lifecycle.EmbeddedCluster):
+    """The cluster of the tests, where the command looks for the one of `make up`."""
+
+    made: Deployment
+
+    def deployment(self) -> Deployment:
+        return self.made
+
+
+def counted(stack: Stack, capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[int, int]]:
+    """Requests and completion tokens of the key `first`, by model, as the command prints them."""
+    target = Ours("dev")
+    object.__setattr__(target, "made", stack.deployment)
+    usage.show(target, argparse.Namespace(days="2", csv="1", prometheus="", stack="dev"))
+    found: dict[str, tuple[int, int]] = {}
+    for row in csv.DictReader(io.StringIO(capsys.readouterr().out)):
+        if row["key"] == "first":
+            requests, tokens = found.get(row["model"], (0, 0))
+            found[row["model"]] = requests + int(row["requests"]), tokens + int(row["completion_tokens"])
+    return found
+
+
+def test_the_account_of_prometheus_may_do_nothing(stack: Stack) -> None:
+    namespace = stack.outputs.namespace
+    account = f"--as=system:serviceaccount:{namespace}:{PROMETHEUS}"
+    for verb, what in (("list", "pods"), ("get", "secrets"), ("get", "configmaps"), ("create", "pods")):
+        assert stack.kube.run("auth", "can-i", verb, what, "-n", namespace, account, check=False).strip() == "no", f"{verb} {what}"
+
+
+def test_samples_outlive_the_pod(stack: Stack) -> None:
+    namespace, oldest = stack.outputs.namespace, "query?query=min(min_over_time(timestamp(api_server_reserved_bytes)[1h:15s]))"
+    read = lambda: asked(stack, oldest)["result"]  # noqa: E731
+    before = float(eventually(read, bool, 60, "a sample")[0]["value"][1])
+    stack.kube.run("delete", "pod", "-n", namespace, "-l", f"app.kubernetes.io/name={PROMETHEUS}")
+    stack.kube.run("rollout", "status", f"deployment/{PROMETHEUS}", "-n", namespace, "--timeout=120s")
+    assert float(asked(stack, oldest)["result"][0]["value"][1]) == before
