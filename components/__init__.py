@@ -16,6 +16,8 @@ from .objects import ExposureArgs
 from .ollama import OllamaFleet, OllamaFleetArgs
 from .ollama_agent import AgentArgs
 from .storage import Storage, StorageArgs, TierArgs
+from .tls import IssuerArgs, PairArgs, TlsArgs
+from .way_in import HttpRouteArgs, IngressArgs
 from .workload import TolerationArgs, WorkloadArgs
 
 __all__ = [
@@ -33,8 +35,11 @@ __all__ = [
     "GovernanceArgs",
     "GpuRuntime",
     "GpuRuntimeArgs",
+    "HttpRouteArgs",
     "ImageTrust",
     "ImageTrustArgs",
+    "IngressArgs",
+    "IssuerArgs",
     "ModelServer",
     "ModelServerArgs",
     "ModelStore",
@@ -46,6 +51,7 @@ __all__ = [
     "OllamaFleet",
     "OllamaFleetArgs",
     "OriginArgs",
+    "PairArgs",
     "PodsArgs",
     "PriorityClassesArgs",
     "ResourceArgs",
@@ -55,6 +61,7 @@ __all__ = [
     "Storage",
     "StorageArgs",
     "TierArgs",
+    "TlsArgs",
     "TolerationArgs",
     "WorkloadArgs",
 ]

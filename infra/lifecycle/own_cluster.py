@@ -96,7 +96,7 @@ def port_forward(deployment: Deployment, outputs: FleetOutputs) -> Iterator[str]
         port = line.partition("127.0.0.1:")[2].partition(" ")[0]
         if not port:
             raise CommandError("kubectl port-forward: got no port, want one; look at kubectl get pods")
-        yield f"http://127.0.0.1:{port}"
+        yield f"{outputs.scheme}://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.communicate()

@@ -117,11 +117,12 @@ def _dns(settings: Settings) -> c.DnsArgs:
 
 
 def network(settings: Settings, namespace: pulumi.Input[str]) -> c.NetworkArgs:
-    scale = settings.fleet.scale_to_zero
+    scale, way_in = settings.fleet.scale_to_zero, settings.api_server.way_in
+    clients = [*settings.network.clients, *(way_in.proxies if way_in else [])]
     return c.NetworkArgs(
         namespace=namespace,
-        client_cidrs=settings.api_server.client_cidrs,
-        client_pods=[c.PodsArgs(namespace=each.namespace, labels=each.labels) for each in settings.network.clients],
+        client_cidrs=settings.api_server.admitted_cidrs,
+        client_pods=[c.PodsArgs(namespace=each.namespace, labels=each.labels) for each in clients],
         dns=_dns(settings),
         prometheus_namespace=settings.monitoring.prometheus_namespace,
         origins=delivery.origins(settings),

@@ -27,7 +27,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "apps/v1": ("DaemonSet", "Deployment", "StatefulSet"),
     "autoscaling/v2": ("HorizontalPodAutoscaler",),
     "batch/v1": ("CronJob", "Job"),
-    "networking.k8s.io/v1": ("NetworkPolicy",),
+    "networking.k8s.io/v1": ("Ingress", "NetworkPolicy"),
     "node.k8s.io/v1": ("RuntimeClass",),
     "policy/v1": ("PodDisruptionBudget",),
     "rbac.authorization.k8s.io/v1": ("Role", "RoleBinding"),
@@ -52,7 +52,52 @@ _RULE = _fields(
     annotations=_TEXTS,
     **{"for": {"type": "string", "pattern": r"^(0|([0-9]+(ms|[ywdhms]))+)$"}},
 )
+_TEXT = {"type": "string"}
+_NAMED = _fields("name", group=_TEXT, kind=_TEXT, name=_TEXT)
+
+
+def _custom(**spec: Any) -> dict[str, Any]:
+    """An object whose spec has these fields."""
+    return _fields(
+        "apiVersion kind metadata spec", apiVersion=_TEXT, kind=_TEXT, metadata={"$ref": f"#/$defs/{_META}"}, spec=_fields(**spec)
+    )
+
+
+def _many(item: Any) -> dict[str, Any]:
+    return {"type": "array", "items": item, "minItems": 1}
+
+
 CUSTOM: Mapping[str, dict[str, Any]] = {
+    "cert-manager.io/v1/Certificate": _custom(
+        required="secretName issuerRef dnsNames",
+        secretName=_TEXT,
+        dnsNames=_many(_TEXT),
+        issuerRef=_NAMED,
+        privateKey=_fields(
+            "algorithm size", algorithm={"enum": ["RSA", "ECDSA", "Ed25519"]}, size={"type": "integer"}, rotationPolicy={"enum": ["Always"]}
+        ),
+        usages=_many({"enum": ["digital signature", "server auth"]}),
+    ),
+    "gateway.networking.k8s.io/v1/HTTPRoute": _custom(
+        required="parentRefs hostnames rules",
+        parentRefs=_many(_fields("name", name=_TEXT, namespace=_TEXT, sectionName=_TEXT)),
+        hostnames=_many(_TEXT),
+        rules=_many(
+            _fields(
+                "backendRefs",
+                backendRefs=_many(_fields("name port", name=_TEXT, port={"type": "integer"})),
+                timeouts=_fields("request", request={"type": "string", "pattern": r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"}),
+            )
+        ),
+    ),
+    "gateway.networking.k8s.io/v1/BackendTLSPolicy": _custom(
+        required="targetRefs validation",
+        targetRefs=_many(_NAMED),
+        validation={
+            **_fields("hostname", hostname=_TEXT, caCertificateRefs=_many(_NAMED), wellKnownCACertificates={"enum": ["System"]}),
+            "oneOf": [{"required": ["caCertificateRefs"]}, {"required": ["wellKnownCACertificates"]}],
+        },
+    ),
     "monitoring.coreos.com/v1/PrometheusRule": _fields(
         "apiVersion kind metadata spec",
         apiVersion={"type": "string"},
@@ -65,7 +110,8 @@ CUSTOM: Mapping[str, dict[str, Any]] = {
     ),
 }
 """Kinds of operators, which the embedded API server does not know: of their fields only those that we render.
-Source: API reference of the Prometheus operator; durations as Prometheus' documentation has them."""
+Sources: API references of the Prometheus operator, cert-manager and the Gateway API (1.6); durations as Prometheus' documentation has
+them, and GEP-2257."""
 
 
 @functools.cache

@@ -51,5 +51,16 @@ class TlsSettings(Section):
             got = " and ".join(given) or "none of them"
             raise ValueError(f"secret: got {got}, want one of secret, issuer and own; {'remove the others' if given else 'set one'}")
         if self.own and self.ca is not None:
-            raise ValueError("ca: got one with own, whose authority is the stack's; remove it")
+            raise ValueError("ca: got one with own, want the authority of the stack's own; remove it")
         return self
+
+
+def names_of(tls: TlsSettings, host: str | None, namespace: str) -> list[str]:
+    """Names that the certificate must be valid for. The first one is that which a proxy in front asks for."""
+    inside, outside = service_names(namespace), [host] if host else []
+    if tls.own:
+        return [inside[0], *outside]
+    if tls.issuer is not None:
+        return [*(inside if tls.issuer.service_names else []), *outside]
+    # Who makes it by hand may not be able to have names of Services in it.
+    return outside or [inside[0]]
