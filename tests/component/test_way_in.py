@@ -136,6 +136,8 @@ def test_whoever_is_behind_a_proxy_admits_the_proxy_alone() -> None:
     proxy = namespace | {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "ingress-nginx"}}}
     assert admitted(objects(host=HOST, wayIn=INGRESS)) == [proxy]
     assert admitted(objects(host=HOST, wayIn=INGRESS, clientCidrs=["10.0.0.0/8"])) == [{"ipBlock": {"cidr": "10.0.0.0/8"}}, proxy]
+    elsewhere = {**INGRESS, "proxies": []}
+    assert admitted(objects(host=HOST, wayIn=elsewhere, clientCidrs=["10.0.0.0/8"])) == [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,10 @@ def test_addresses_have_the_name_of_the_certificate(api_server: dict[str, Any], 
         ({"wayIn": INGRESS}, "host: got nothing with wayIn, want the name that clients use; set it"),
         ({"wayIn": {"proxies": NGINX}, "host": HOST}, "wayIn.ingress: got none of them, want one of ingress and httpRoute; set one"),
         ({"wayIn": {**INGRESS, **ROUTE}, "host": HOST}, "wayIn.ingress: got both, want one of ingress and httpRoute; remove one"),
-        ({"wayIn": {**INGRESS, "proxies": []}, "host": HOST}, "wayIn.proxies: got [], want"),
+        (
+            {"wayIn": {**INGRESS, "proxies": []}, "host": HOST},
+            "wayIn.proxies: got none, want the proxy's pods, or its networks in clientCidrs; name them",
+        ),
         ({"wayIn": INGRESS, "host": HOST, "serviceType": "LoadBalancer"}, "serviceType: got LoadBalancer with wayIn, want one way in"),
         (
             {"wayIn": {"ingress": {"className": "a", "passthrough": True}, "proxies": NGINX}, "host": HOST},

@@ -20,7 +20,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from api_server.connections import SECURED_BYTES
+from infra.lifecycle.bring_up import Certified, chat
 from infra.preparation.certificates import api_server_tls, general_name
+from tests.service.conftest import KEY
 from tests.service.hostile import Level
 from tests.service.mounted import NAMES, MountedSecret
 from tests.service.neighbours import HEADERS, Fleet, Request, answers, ask
@@ -149,6 +151,19 @@ def test_a_certificate_is_renewed_under_open_streams(fleet: Fleet, secret: Mount
         assert metric(api, "api_server_certificate_reload_failures_total") == 0
         not_after = x509.load_pem_x509_certificate(renewed["certificate"].encode()).not_valid_after_utc
         assert metric(api, "api_server_certificate_expiry_timestamp_seconds") == not_after.timestamp()
+
+
+def test_make_up_asks_by_a_name_of_the_certificate(fleet: Fleet, secret: MountedSecret) -> None:
+    """Whatever address leads there: a forwarded port is on loopback, which no certificate of others has in it."""
+    fleet.add(answers)
+    with fleet.gateway(**tls(secret, TLS_NAMES=NAMES[0])) as api:
+        named = api_server_tls(NAMES[:1], {**secret.pair, "certificate": api_server_tls(["other.example.com"])["certificate"]})
+        secret.put(named)
+        until(lambda: serial(api) == serial_of(named))
+        with pytest.raises(httpx.ConnectError, match="IP address mismatch"):
+            ask(api)
+        assert isinstance(api.verify, ssl.SSLContext)
+        assert chat(api.url, KEY, "a", "Say it.", certified=Certified(NAMES[0], api.verify)) == "Hello."
 
 
 def of_another_time(start_days: int, end_days: int) -> dict[str, str]:

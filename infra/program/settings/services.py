@@ -96,6 +96,8 @@ class ApiServerSettings(Section):
                 raise ValueError("host: got nothing with wayIn, want the name that clients use; set it")
             if self.service_type != "ClusterIP":
                 raise ValueError(f"serviceType: got {self.service_type} with wayIn, want one way in; remove one of them")
+            if not self.way_in.proxies and "client_cidrs" not in self.model_fields_set:
+                raise ValueError("wayIn.proxies: got none, want the proxy's pods, or its networks in clientCidrs; name them")
             way = self.way_in.ingress
             if way is not None and way.passthrough and (self.tls is None or way.tls_secret is not None):
                 got = "no apiServer.tls" if self.tls is None else "a certificate for the controller too"

@@ -40,9 +40,9 @@ class WayInSettings(Section):
     """An Ingress."""
     http_route: HttpRouteSettings | None = None
     """An HTTPRoute of the Gateway API."""
-    proxies: list[PodsSettings] = Field(min_length=1)
+    proxies: list[PodsSettings] = Field(default=[])
     """The pods that connections come from: the ingress controller's, or the Gateway's. Where apiServer.clientCidrs is not set, nobody else
-    may connect but them and network.clients."""
+    may connect but them and network.clients. A proxy without pods in the cluster, or on the nodes' network, goes into clientCidrs."""
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
