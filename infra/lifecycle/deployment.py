@@ -16,7 +16,6 @@ from infra.engine.errors import CommandError
 from infra.engine.progress import Watched
 from infra.engine.recorded import Recorded, objects
 from infra.engine.shared import SharedStack
-from infra.preparation.certificates import api_server_tls
 from infra.program.cluster import identity as cluster_identity
 from infra.program.settings import keys
 from infra.program.settings.committed import stack_config
@@ -142,6 +141,8 @@ class Deployment:
         wanted = config.get("modelfleet:apiServer") or {}
         if not (wanted.get("tls") or {}).get("own"):
             return
+        from infra.preparation.certificates import api_server_tls  # noqa: PLC0415 (half a second to import, and few stacks need it)
+
         before = json.loads(self.cli.run("config", "get", _TLS)) if _TLS in self.cli.read_config() else None
         inside = service_names(str(config["modelfleet:cluster"].get("namespace", "modelfleet")))
         names = [*inside, *LOCAL_NAMES, *filter(None, [self.address, wanted.get("host")])]

@@ -109,7 +109,7 @@ def test_the_stacks_own_certificate_is_a_secret_that_changes_in_place() -> None:
 def test_cert_manager_is_asked_for_the_names_that_clients_use(signs: bool) -> None:
     issuer = {"name": "internal", "kind": "Issuer", "serviceNames": signs}
     spec = objects(tls={"issuer": issuer}, host=HOST)["Certificate/api-server"]["spec"]
-    inside = ["api-server.modelfleet.svc", "api-server.modelfleet.svc.cluster.local", "api-server.modelfleet", "api-server"]
+    inside = ["api-server.modelfleet.svc", "api-server.modelfleet.svc.cluster.local"]
     assert spec["dnsNames"] == [*(inside if signs else []), HOST]
     assert spec["issuerRef"] == {"name": "internal", "kind": "Issuer", "group": "cert-manager.io"}
     assert spec["secretName"] == "api-server-tls"
@@ -227,7 +227,19 @@ def test_addresses_have_the_name_of_the_certificate(api_server: dict[str, Any], 
         ({"tls": {}}, "tls.secret: got none of them, want one of secret, issuer and own; set one"),
         ({"tls": {"own": False}}, "tls.own: got False, want true; correct it"),
         ({"tls": {"own": True, "ca": PAIR["authority"]}}, "tls.ca: got one with own, want the authority of the stack's own; remove it"),
-        ({"tls": {"secret": "a", "ca": "no PEM"}}, "tls.ca: got 'no PEM', want"),
+        (
+            {"tls": {"secret": "a", "ca": "no PEM"}},
+            "tls.ca: got something else, want the authority's certificate in PEM; take it from who signs",
+        ),
+        (
+            {"tls": {"secret": "a", "ca": PAIR["authorityKey"]}},
+            "tls.ca: got something else, want the authority's certificate in PEM; take it",
+        ),
+        (
+            {"tls": {"secret": "a", "ca": "é"}},
+            "tls.ca: got something else, want the authority's certificate in PEM; take it from who signs",
+        ),
+        ({"tls": {"secret": "a", "ca": ""}}, "tls.ca: got something else, want the authority's certificate in PEM; take it from who signs"),
         ({"tls": ISSUER}, "host: got nothing with an issuer that signs no names of Services, want a name for the certificate; set it"),
         ({"wayIn": INGRESS}, "host: got nothing with wayIn, want the name that clients use; set it"),
         ({"wayIn": {"proxies": NGINX}, "host": HOST}, "wayIn.ingress: got none of them, want one of ingress and httpRoute; set one"),
@@ -260,6 +272,7 @@ def test_wrong_settings_are_one_line(api_server: dict[str, Any], line: str) -> N
         parse(config)
     assert str(error.value).startswith(f"modelfleet:apiServer.{line}")
     assert "\n" not in str(error.value)
+    assert "PRIVATE" not in str(error.value)
 
 
 def test_a_certificate_of_ones_own_that_is_not_there_is_said_with_the_command() -> None:

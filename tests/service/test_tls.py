@@ -25,7 +25,7 @@ from infra.preparation.certificates import api_server_tls, general_name
 from tests.service.conftest import KEY
 from tests.service.hostile import Level
 from tests.service.mounted import NAMES, MountedSecret
-from tests.service.neighbours import HEADERS, Fleet, Request, answers, ask
+from tests.service.neighbours import HEADERS, Asking, Behaviour, Fleet, Request, answers, ask
 from tests.service.processes import Service, refused
 from tests.service.test_neighbours import until
 
@@ -107,9 +107,8 @@ def test_no_older_tls(fleet: Fleet, secret: MountedSecret) -> None:
             greeted(api, old)
 
 
-def test_a_certificate_is_renewed_under_open_streams(fleet: Fleet, secret: MountedSecret) -> None:
-    """Forty streams begin before the first of three renewals, and end after the last: all of them whole."""
-    go_on = threading.Event()
+def ticks_until(go_on: threading.Event) -> Behaviour:
+    """Streams that end when they may."""
 
     async def ticks(request: Request) -> None:
         await request.head("200 OK", "text/event-stream")
@@ -119,7 +118,13 @@ def test_a_certificate_is_renewed_under_open_streams(fleet: Fleet, secret: Mount
             await request.say(EVENT)
         await request.say(b"data: [DONE]\n\n")
 
-    fleet.add(ticks)
+    return ticks
+
+
+def test_a_certificate_is_renewed_under_open_streams(fleet: Fleet, secret: MountedSecret) -> None:
+    """Forty streams begin before the first of three renewals, and end after the last: all of them whole."""
+    go_on = threading.Event()
+    fleet.add(ticks_until(go_on))
     texts: list[str] = []
 
     def one(client: httpx.Client, started: threading.Barrier) -> None:
@@ -242,6 +247,22 @@ def test_names_without_a_certificate_are_refused(tmp_path: Path) -> None:
     assert "API_SERVER_TLS_NAMES: got 'a.example', want none without API_SERVER_TLS_DIR" in errors
 
 
+def test_a_stream_is_finished_before_the_process_ends(fleet: Fleet, secret: MountedSecret) -> None:
+    go_on = threading.Event()
+    fleet.add(ticks_until(go_on))
+    with fleet.gateway(**tls(secret, DRAIN_S="30")) as api, httpx.Client(verify=api.verify, headers=HEADERS, timeout=30) as client:
+        body = {"model": "a", "messages": [{"role": "user", "content": "a"}], "stream": True}
+        with client.stream("POST", f"{api.url}/v1/chat/completions", json=body) as answer, greeted(api), closing(connected(api)):
+            parts = answer.iter_text()
+            text = next(parts)
+            api.process.terminate()
+            until(lambda: "draining" in api.log.read_text())
+            go_on.set()
+            assert (text + "".join(parts)).endswith("data: [DONE]\n\n")
+            assert api.ended(15) == 0, "who idles, and who never shook hands, holds nothing up"
+        assert "Traceback" not in api.log.read_text()
+
+
 class TestHandshakes:
     """Who opens a connection and never ends its handshake costs a place for a while, and nobody else theirs."""
 
@@ -274,6 +295,21 @@ class TestHandshakes:
             # Also of those whose client says nothing at the end.
             until(lambda: Level.of(api).sockets <= 8 + others, timeout_s=10)
             assert ask(api).status_code == 200
+
+    def test_a_new_one_is_closed_when_all_work(self, fleet: Fleet, secret: MountedSecret) -> None:
+        async def waits(request: Request) -> None:
+            await asyncio.sleep(4)
+            await request.answer()
+
+        fleet.add(waits)
+        with fleet.gateway(**tls(secret, MAX_CONNECTIONS="1")) as api:
+            asking = Asking(api)
+            asking.one("a")
+            time.sleep(1.5)
+            with closing(connected(api)) as connection, suppress(ConnectionResetError):
+                assert connection.recv(10) == b""
+            assert asking.all()["a"].status_code == 200
+            until(lambda: ask(api).status_code == 200)
 
     def test_nonsense_is_no_fault_of_ours(self, fleet: Fleet, secret: MountedSecret) -> None:
         fleet.add(answers)

@@ -1,5 +1,6 @@
 """TLS of the API server: where its certificate comes from."""
 
+import ssl
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -41,7 +42,7 @@ class TlsSettings(Section):
     """cert-manager makes the certificate, and renews it."""
     own: Literal[True] | None = None
     """An authority of the stack's own signs it: its secret `apiServerTls`, which `make up` makes and renews."""
-    ca: str | None = Field(default=None, pattern=r"-----BEGIN CERTIFICATE-----")
+    ca: str | None = None
     """The authority that signed it, in PEM, where it is none of the public ones. It is in the outputs for clients."""
 
     @model_validator(mode="after")
@@ -54,6 +55,18 @@ class TlsSettings(Section):
             raise ValueError("ca: got one with own, want the authority of the stack's own; remove it")
         return self
 
+    @model_validator(mode="after")
+    def _authority_is_a_certificate(self) -> Self:
+        """A rule of the section: a message about the key would show its value, which may be a private key."""
+        try:
+            if self.ca is not None and "PRIVATE KEY" in self.ca:
+                raise ValueError
+            if self.ca is not None:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=self.ca)
+        except (ssl.SSLError, ValueError, TypeError):
+            raise ValueError("ca: got something else, want the authority's certificate in PEM; take it from who signs") from None
+        return self
+
 
 def names_of(tls: TlsSettings, host: str | None, namespace: str) -> list[str]:
     """Names that the certificate must be valid for. The first one is that which a proxy in front asks for."""
@@ -61,6 +74,7 @@ def names_of(tls: TlsSettings, host: str | None, namespace: str) -> list[str]:
     if tls.own:
         return [inside[0], *outside]
     if tls.issuer is not None:
-        return [*(inside if tls.issuer.service_names else []), *outside]
+        # Authorities often refuse names without a domain.
+        return [*(inside[:2] if tls.issuer.service_names else []), *outside]
     # Who makes it by hand may not be able to have names of Services in it.
     return outside or [inside[0]]
