@@ -72,7 +72,7 @@ wheel: .venv/.stamp ## build dist/modelfleet-*.whl, for: uvx --from dist/modelfl
 lock: .venv/.stamp ## resolve the dependencies again into the committed lock files
 	@$(LOCK) pyproject.toml --group pyproject.toml:dev -o requirements.lock
 	@for service in api_server model_server metrics_exporter ollama_agent image_verifier modelfleet; do $(LOCK) -c requirements.lock $$service/requirements.in -o $$service/requirements.lock; done
-	@$(LOCK) tests/service/clients.in -o tests/service/clients.lock
+	@for only in clients envoy; do $(LOCK) tests/service/$$only.in -o tests/service/$$only.lock; done
 	@for peer in vllm-router litellm; do $(LOCK) bench/peers/$$peer.in -o bench/peers/$$peer.lock; done
 	@$(subst 3.11,3.12,$(LOCK)) tests/proofs/openhands.in -o tests/proofs/openhands.lock
 	@$(LOCK) -c requirements.lock images/ollama/engine.in -o images/ollama/engine.lock

@@ -5,6 +5,7 @@ import functools
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -14,23 +15,25 @@ from aiohttp.http_exceptions import HttpProcessingError
 from api_server.aliases import Aliases, AliasesError
 from api_server.app import ApiServer
 from api_server.connections import Connection
+from api_server.handshake import Handshake, save_memory
 from api_server.keys import Keys, KeysError
 from api_server.sending import CONNECT_S
 from api_server.settings import Settings, SettingsError
+from api_server.tls import Certificate, TlsError
 
 log = logging.getLogger("api_server")
 _LONGEST_HEADER = 64 * 2**10
 """Bytes; a longer one is no HTTP to us. Up to here a key that is far too long gets the same 401 as every other wrong one."""
 
 
-async def serve(settings: Settings, keys: Keys, aliases: Aliases) -> int:
+async def serve(settings: Settings, keys: Keys, aliases: Aliases, certificate: Certificate | None) -> int:
     """Exit status: 0 after a drain, 1 when something that must run for ever has ended."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=settings.request_timeout_s)
     # An idle connection holds up the drain of a server: it cannot be told from a request that is being thought about.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
     options: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "auto_decompress": False, "cookie_jar": aiohttp.DummyCookieJar()}
     async with aiohttp.ClientSession(timeout=timeout, connector=connector, **options) as session:
-        server = ApiServer(settings, keys, aliases, session)
+        server = ApiServer(settings, keys, aliases, session, certificate)
         await _serve(server, settings)
     return int(server.failed)
 
@@ -46,8 +49,12 @@ async def _serve(server: ApiServer, settings: Settings) -> None:
     await runner.setup()
     assert runner.server is not None  # noqa: S101 (it was set up)
     connection = functools.partial(Connection, server.connections, runner.server, access_log=None, max_field_size=_LONGEST_HEADER)
-    listener = await asyncio.get_running_loop().create_server(connection, settings.host, settings.port, reuse_address=True)
-    log.info("serving %s on port %d", ", ".join(settings.routes), settings.port)
+    first: Callable[[], asyncio.Protocol] = connection
+    if server.certificate is not None:
+        save_memory()
+        first = functools.partial(Handshake, server.certificate, server.connections, connection)
+    listener = await asyncio.get_running_loop().create_server(first, settings.host, settings.port, reuse_address=True)
+    log.info("serving %s on port %d%s", ", ".join(settings.routes), settings.port, " with TLS" if server.certificate else "")
     await server.stop.wait()
     log.info("draining: unready for %g s, then up to %g s for requests in flight", settings.drain_delay_s, settings.drain_s)
     server.draining = True
@@ -98,10 +105,11 @@ def main() -> int:
         settings = Settings.read()
         keys = Keys(settings.keys_file)
         aliases = Aliases(settings.aliases_file, settings.routes)
-    except (SettingsError, KeysError, AliasesError) as error:
+        certificate = Certificate(settings.tls_dir, settings.tls_names) if settings.tls_dir is not None else None
+    except (SettingsError, KeysError, AliasesError, TlsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return asyncio.run(serve(settings, keys, aliases))
+    return asyncio.run(serve(settings, keys, aliases, certificate))
 
 
 if __name__ == "__main__":

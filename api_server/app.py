@@ -28,6 +28,7 @@ from api_server.sending import Sender
 from api_server.sessions import Sessions
 from api_server.settings import Settings
 from api_server.settling import Settler
+from api_server.tls import Certificate
 from api_server.upstreams import Upstream
 
 _MIN_VALUES = 50_000
@@ -55,8 +56,11 @@ async def _shape(_: web.Request, response: web.StreamResponse) -> None:
 class ApiServer:
     """State of one process."""
 
-    def __init__(self, settings: Settings, keys: Keys, aliases: Aliases, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, settings: Settings, keys: Keys, aliases: Aliases, session: aiohttp.ClientSession, certificate: Certificate | None = None
+    ) -> None:
         self.settings = settings
+        self.certificate = certificate
         self.keys = keys
         self._routing = Routing(settings.routes, aliases)
         self.draining = False
@@ -73,11 +77,12 @@ class ApiServer:
             upstream.max_in_flight = min(upstream.max_in_flight, route.max_in_flight)
         memory_bytes = settings.memory_bytes or memory()
         budget = Budget(memory_bytes)
-        self.connections = Connections(most_connections(memory_bytes, settings.max_connections), settings.head_s)
+        most = most_connections(memory_bytes, settings.max_connections, secured=certificate is not None)
+        self.connections = Connections(most, settings.head_s)
         peers = Peers(secrets.token_bytes(8), settings.gateways)
         self._limits = Limits(max(1, self.connections.most // 2), peers)
         self._settler = Settler(settings, self.upstreams, self._limits, peers, lambda: self.draining) if settings.cache_url else None
-        self.metrics = Metrics(list(self.upstreams.values()), settings.routes, lambda: budget.used, peers)
+        self.metrics = Metrics(list(self.upstreams.values()), settings.routes, lambda: budget.used, peers, certificate)
         self._session = session
         sessions = Sessions(settings.session_headers, (settings.cache_password or "").encode())
         self._sender = Sender(self.metrics, session, sessions.headers)

@@ -10,7 +10,7 @@ import logging
 import resource
 import socket
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 
@@ -23,11 +23,13 @@ _LONGEST_HEAD = 128 * 2**10
 """Bytes. A single header may have half of it."""
 _A_CONNECTION = 64 * 2**10
 """Memory for one, which mostly idles; a head, or a body that is not read yet, may take twice as much."""
+SECURED_BYTES = 128 * 2**10
+"""The same with TLS."""
 _FEWEST, _MOST = 256, 10_000
 _OTHER_FILES = 64
 
 
-def most_connections(memory_bytes: int, wanted: int = 0) -> int:
+def most_connections(memory_bytes: int, wanted: int = 0, *, secured: bool = False) -> int:
     """How many connections a process may have: `wanted`, or as many as an eighth of this memory has room for, and never more than it may
     open files for. A container's processes often start with 1024, and may have half a million."""
     files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -35,7 +37,7 @@ def most_connections(memory_bytes: int, wanted: int = 0) -> int:
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         files = hard
-    most = wanted or min(_MOST, max(_FEWEST, memory_bytes // 8 // _A_CONNECTION))
+    most = wanted or min(_MOST, max(_FEWEST, memory_bytes // 8 // (SECURED_BYTES if secured else _A_CONNECTION)))
     # A client's, its server's, and one of a server that idles since the request before.
     room = max(1, (files - _OTHER_FILES) // 3)
     if files == resource.RLIM_INFINITY or most <= room:
@@ -44,36 +46,43 @@ def most_connections(memory_bytes: int, wanted: int = 0) -> int:
     return room
 
 
+class Held(Protocol):
+    """A connection that counts: a client's, or one whose handshake has not ended."""
+
+    def make_room(self) -> None:
+        """End at once: another one takes its place."""
+
+
 class Connections:
     """All connections of one process. At the limit, the one that idles longest makes room; when all work, a new one is refused."""
 
     def __init__(self, most: int, head_s: float) -> None:
         self.most = most
         self.head_s = head_s
-        self.every: set[Connection] = set()
-        self._idle: dict[Connection, None] = {}
+        self.every: set[Held] = set()
+        self._idle: dict[Held, None] = {}
         """In the order in which they became idle."""
 
-    def opened(self, connection: "Connection") -> bool:
+    def opened(self, connection: Held) -> bool:
         """False when there is no room for it."""
         if len(self.every) >= self.most:
             oldest = next(iter(self._idle), None)
             if oldest is None:
                 return False
             self.closed(oldest)
-            oldest.force_close()
+            oldest.make_room()
         self.every.add(connection)
         self._idle[connection] = None
         return True
 
-    def works(self, connection: "Connection") -> None:
+    def works(self, connection: Held) -> None:
         self._idle.pop(connection, None)
 
-    def idles(self, connection: "Connection") -> None:
+    def idles(self, connection: Held) -> None:
         if connection in self.every:
             self._idle[connection] = None
 
-    def closed(self, connection: "Connection") -> None:
+    def closed(self, connection: Held) -> None:
         self.every.discard(connection)
         self._idle.pop(connection, None)
 
@@ -87,6 +96,13 @@ class Connection(web.RequestHandler):
         self._head_bytes = 0
         self._head_end: asyncio.TimerHandle | None = None
         self._working = False
+        self._secured: asyncio.Transport | None = None
+
+    def make_room(self) -> None:
+        self.force_close()
+        if self._secured is not None:
+            # Closing waits for the client to say that it has heard of it, half a minute if it says nothing.
+            self._secured.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 (a server of asyncio's makes no other)
@@ -97,6 +113,7 @@ class Connection(web.RequestHandler):
             self._manager = None
             return
         super().connection_made(transport)
+        self._secured = transport if transport.get_extra_info("ssl_object") is not None else None
         # A client that reads nothing of its answer would hold a server's place for ever.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
         self._await_head()

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
@@ -18,6 +18,7 @@ from api_server.place import Place
 from api_server.readers import Readers
 from api_server.settings import Route
 from api_server.spending import Spent, Usage
+from api_server.tls import Certificate
 from api_server.upstreams import Upstream
 from api_server.usage import Reader
 
@@ -33,12 +34,20 @@ def _series(metric: T, *labels: str) -> T:
 
 
 class Metrics(Collector):
-    def __init__(self, upstreams: list[Upstream], routes: Mapping[str, Route], reserved: Callable[[], int], peers: Peers) -> None:
+    def __init__(
+        self,
+        upstreams: list[Upstream],
+        routes: Mapping[str, Route],
+        reserved: Callable[[], int],
+        peers: Peers,
+        certificate: Certificate | None = None,
+    ) -> None:
         self.registry = CollectorRegistry()
         self._peers = peers
         self._upstreams = upstreams
         self._reserved = reserved
         self.readers = Readers()
+        self._certificate = certificate
         self._fleet_models = [model for model, route in routes.items() if route.engine == "ollama"]
         self.waiting = Tally(dict.fromkeys(routes, 0))
         """Requests, by model, that wait for a place."""
@@ -166,7 +175,20 @@ class Metrics(Collector):
                 held.add_metric([model], sum(conversations.held.values()) / conversations.bytes_per_token)
         for model, count in self.waiting.items():
             waiting.add_metric([model], count)
-        return [in_flight, up, out, waiting, held, reserved, gateways, agrees]
+        return [in_flight, up, out, waiting, held, reserved, gateways, agrees, *self._of_certificate()]
+
+    def _of_certificate(self) -> list[Metric]:
+        """Without values where there is none."""
+        start = GaugeMetricFamily("api_server_certificate_start_timestamp_seconds", "When the certificate became valid")
+        expiry = GaugeMetricFamily("api_server_certificate_expiry_timestamp_seconds", "When the certificate ends")
+        failures = CounterMetricFamily("api_server_certificate_reload_failures", "Looks at a certificate that could not be taken")
+        if self._certificate is not None:
+            # Also where no client comes.
+            self._certificate.now()
+            start.add_metric([], self._certificate.served.not_before)
+            expiry.add_metric([], self._certificate.served.not_after)
+            failures.add_metric([], self._certificate.failures)
+        return [start, expiry, failures]
 
     def demand(self) -> dict[str, float]:
         """What an autoscaler of the Ollama fleet has to know: requests that wait, requests in work, seconds without any."""

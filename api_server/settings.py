@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*")
 SERVER = r"([^/:\s\[\]]+|\[[0-9A-Fa-f:.]+\]):\d+"
 """HOST:PORT; an IPv6 address is in brackets."""
 _NAME = re.compile(r"[a-z0-9-_]{1,64}")
+_TLS_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?|::1?")
 _ORIGIN = re.compile(r"https?://[^/\s,*]+")
 
 
@@ -110,6 +111,11 @@ class Settings(Environment):
     routes: Json[Annotated[dict[str, Route], Field(min_length=1)]]
     aliases_file: Path | None = None
     """JSON: name to `{"model", "next", "share"}`; read again when it changes. None: no model has another name."""
+    tls_dir: Path | None = None
+    """Directory with `tls.crt` and `tls.key` in PEM, as a Secret of the type kubernetes.io/tls is mounted; read again when they change.
+    None: HTTP without TLS."""
+    tls_names: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names and addresses, separated by commas, that the certificate must be valid for."""
     request_timeout_s: float = Field(default=900, gt=0)
     """Longest silence of an upstream: agents wait for long answers without a stream."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024)
@@ -165,6 +171,16 @@ class Settings(Environment):
         if isinstance(origins, list) and not all(_ORIGIN.fullmatch(str(each)) for each in origins):
             raise ValueError("origins such as https://ui.example, separated by commas")
         return origins
+
+    @field_validator("tls_names", mode="before")
+    @classmethod
+    def _hosts(cls, value: object, info: ValidationInfo) -> object:
+        names = [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+        if isinstance(names, list) and not all(_TLS_NAME.fullmatch(str(each)) for each in names):
+            raise ValueError("names of hosts such as models.example.com, separated by commas")
+        if names and info.data.get("tls_dir") is None:
+            raise ValueError("none without API_SERVER_TLS_DIR, or keys would come in plain text")
+        return names
 
     @field_validator("session_headers", mode="before")
     @classmethod

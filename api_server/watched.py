@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 RECHECK_S = 1.0
+_NO_FILE = (0, 0)
 
 
 class Watched:
@@ -22,6 +23,10 @@ class Watched:
         self._looked = now
         before, self._stamp = self._stamp, self._current()
         return self._stamp != before
+
+    def forget(self) -> None:
+        """The next look finds a change."""
+        self._stamp = _NO_FILE
 
     def _current(self) -> tuple[int, int] | None:
         try:

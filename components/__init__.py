@@ -17,6 +17,8 @@ from .ollama import OllamaFleet, OllamaFleetArgs
 from .ollama_agent import AgentArgs
 from .prometheus import Prometheus, PrometheusArgs
 from .storage import Storage, StorageArgs, TierArgs
+from .tls import IssuerArgs, PairArgs, TlsArgs
+from .way_in import HttpRouteArgs, IngressArgs
 from .workload import TolerationArgs, WorkloadArgs
 
 __all__ = [
@@ -34,8 +36,11 @@ __all__ = [
     "GovernanceArgs",
     "GpuRuntime",
     "GpuRuntimeArgs",
+    "HttpRouteArgs",
     "ImageTrust",
     "ImageTrustArgs",
+    "IngressArgs",
+    "IssuerArgs",
     "ModelServer",
     "ModelServerArgs",
     "ModelStore",
@@ -47,6 +52,7 @@ __all__ = [
     "OllamaFleet",
     "OllamaFleetArgs",
     "OriginArgs",
+    "PairArgs",
     "PodsArgs",
     "PriorityClassesArgs",
     "Prometheus",
@@ -58,6 +64,7 @@ __all__ = [
     "Storage",
     "StorageArgs",
     "TierArgs",
+    "TlsArgs",
     "TolerationArgs",
     "WorkloadArgs",
 ]

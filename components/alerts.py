@@ -64,6 +64,23 @@ _RULES = (
         "Raise fleet.contextLength, or have clients shorten their conversations.",
     ),
     (
+        "CertificateEndsSoon",
+        "critical",
+        "(api_server_certificate_expiry_timestamp_seconds - time())"
+        " / (api_server_certificate_expiry_timestamp_seconds - api_server_certificate_start_timestamp_seconds) < 0.1",
+        "10m",
+        "The API server's certificate has {{ $value | humanizePercentage }} of its time left.",
+        "Renew its Secret: look at cert-manager's Certificate, or run make up where the authority is the stack's own.",
+    ),
+    (
+        "CertificateIsNotTaken",
+        "warning",
+        "increase(api_server_certificate_reload_failures_total[10m]) > 0",
+        "10m",
+        "An API server serves an old certificate, because the new one is not usable.",
+        "Its log says what is wrong with the Secret.",
+    ),
+    (
         "ModelServerEngineDown",
         "warning",
         "model_server_engine_up == 0",

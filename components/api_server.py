@@ -12,13 +12,23 @@ import pulumi_kubernetes as k8s
 from . import containers, objects, pods
 from .cache import access
 from .contract import API_METRICS_PORT, API_SERVER, PORTS, labels, type_token
+from .tls import TlsArgs
+from .tls import secret as tls_secret
+from .way_in import HttpRouteArgs, IngressArgs, LimitsArgs, http_route, ingress
 from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
 _DRAIN_S = 600
 """Longest answer that a rollout waits for: agents ask for minutes of generation."""
+_BODY_BYTES = 32 * 2**20
+"""Of the largest request. The process has the same default; with a proxy in front it is told, so that both have one figure."""
+_SERVER_SILENCE_S = 900
+"""Longest silence of a server. The same holds for it."""
+_SLACK_S = 30
+"""That a proxy waits longer than the API server, whose own refusal is better."""
 _ALIASES, _KEYS = "api-server-aliases", "api-server-keys"
 """Constants: the pods that mount them must not roll when they change."""
+_TLS_DIR = "/etc/tls"
 _NEVER_FEWER = k8s.apps.v1.DeploymentStrategyArgs(rolling_update=k8s.apps.v1.RollingUpdateDeploymentArgs(max_unavailable=0, max_surge=1))
 """A rollout makes a new pod before an old one goes."""
 
@@ -61,6 +71,10 @@ class ApiServerArgs:
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
     node_port: int | None = None
     exposure: objects.ExposureArgs | None = None
+    tls: TlsArgs | None = None
+    """None: HTTP without it."""
+    way_in: IngressArgs | HttpRouteArgs | None = None
+    """By which clients from outside come, beside the Service."""
     priority_class: pulumi.Input[str] | None = None
     workload: WorkloadArgs = ORDINARY
 
@@ -101,7 +115,10 @@ class ApiServer(pulumi.ComponentResource):
         service = objects.service(
             f"{name}-service", API_SERVER, args.namespace, ports, child, kind=kind, node_port=args.node_port, exposure=args.exposure
         )
-        pod, space = _pod(args, secret.metadata.name, aliases.metadata.name), args.namespace
+        space = args.namespace
+        certificate = tls_secret(f"{name}-tls", args.tls, space, child) if args.tls is not None else None
+        _way_in(name, args, certificate, child)
+        pod = _pod(args, secret.metadata.name, aliases.metadata.name, certificate)
         runs = objects.account(f"{name}-account", API_SERVER, space, child, args.workload)
         runs = pods.scaled_by_others(runs) if args.autoscaled else runs
         pods.deployment(f"{name}-servers", API_SERVER, space, pod, runs, replicas=args.replicas, strategy=_NEVER_FEWER)
@@ -125,6 +142,24 @@ def _hashed(keys: Sequence[str], named: Mapping[str, Mapping[str, Any]]) -> str:
     return json.dumps(entries, sort_keys=True, indent=1)
 
 
+def _way_in(name: str, args: ApiServerArgs, certificate: pulumi.Input[str] | None, opts: pulumi.ResourceOptions) -> None:
+    match args.way_in:
+        case IngressArgs():
+            limits = LimitsArgs(body_bytes=_BODY_BYTES, silent_s=args.hold_s + args.queue_s + _SERVER_SILENCE_S + _SLACK_S)
+            ingress(f"{name}-ingress", args.way_in, limits, certificate, args.namespace, opts)
+        case HttpRouteArgs():
+            http_route(f"{name}-route", args.way_in, args.tls, args.namespace, opts)
+        case None:
+            pass
+
+
+def _limits(args: ApiServerArgs) -> dict[str, str]:
+    """What a proxy in front was told."""
+    if args.way_in is None:
+        return {}
+    return {"API_SERVER_MAX_BODY_BYTES": str(_BODY_BYTES), "API_SERVER_REQUEST_TIMEOUT_S": str(_SERVER_SILENCE_S)}
+
+
 def _address(status: core.outputs.ServiceStatus | None) -> str | None:
     """A rendering has no status, and a new Service has no address."""
     ingress = status.load_balancer.ingress if status and status.load_balancer else None
@@ -135,11 +170,19 @@ def _listed(name: str, values: Sequence[str]) -> dict[str, str]:
     return {name: ",".join(values)} if values else {}
 
 
-def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str], aliases_config: pulumi.Input[str]) -> core.PodSpecArgs:
+def _pod(
+    args: ApiServerArgs, keys_secret: pulumi.Input[str], aliases_config: pulumi.Input[str], certificate: pulumi.Input[str] | None
+) -> core.PodSpecArgs:
     tmp, tmp_mount = containers.scratch()
     keys, keys_mount = containers.secret_file("keys", keys_secret, "/etc/api-keys")
     aliases, aliases_mount = containers.config_file("aliases", aliases_config, "/etc/aliases")
+    volumes, mounts, secured = [tmp, keys, aliases], [tmp_mount, keys_mount, aliases_mount], certificate is not None
     cache = access(args.cache_secret, args.cache_user) if args.cache_secret is not None else None
+    if cache is not None:
+        volumes, mounts = [*volumes, cache.volume], [*mounts, cache.mount]
+    if certificate is not None:
+        volume, mount = containers.secret_file("tls", certificate, _TLS_DIR)
+        volumes, mounts = [*volumes, volume], [*mounts, mount]
     port = PORTS[API_SERVER]
     container = core.ContainerArgs(
         name=API_SERVER,
@@ -159,6 +202,8 @@ def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str], aliases_config: pu
                 **({"API_SERVER_GATEWAYS": str(args.replicas)} if (args.replicas or 1) > 1 else {}),
                 **_listed("API_SERVER_CORS_ORIGINS", args.cors_origins),
                 **_listed("API_SERVER_SESSION_HEADERS", args.session_headers),
+                **_limits(args),
+                **({"API_SERVER_TLS_DIR": _TLS_DIR, **_listed("API_SERVER_TLS_NAMES", args.tls.names)} if args.tls else {}),
             }
         ),
         ports=[
@@ -167,10 +212,10 @@ def _pod(args: ApiServerArgs, keys_secret: pulumi.Input[str], aliases_config: pu
         ],
         resources=containers.resources(args.resources),
         security_context=containers.security(),
-        volume_mounts=[tmp_mount, keys_mount, aliases_mount, *([cache.mount] if cache else [])],
-        readiness_probe=containers.http_probe("/ready", port, period_s=2),
-        startup_probe=containers.http_probe("/health", port, period_s=1, failures=60),
-        liveness_probe=containers.liveness(port),
+        volume_mounts=mounts,
+        readiness_probe=containers.http_probe("/ready", port, period_s=2, tls=secured),
+        startup_probe=containers.http_probe("/health", port, period_s=1, failures=60, tls=secured),
+        liveness_probe=containers.liveness(port, tls=secured),
     )
     placement = pods.Placement(workload=args.workload, priority_class=args.priority_class)
-    return pods.spec(API_SERVER, [container], [tmp, keys, aliases, *([cache.volume] if cache else [])], placement, grace_s=_DRAIN_S + 15)
+    return pods.spec(API_SERVER, [container], volumes, placement, grace_s=_DRAIN_S + 15)

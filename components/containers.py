@@ -48,11 +48,12 @@ def security() -> core.SecurityContextArgs:
 
 
 def http_probe(
-    path: str, port: int, *, period_s: int = 5, failures: int = 3, timeout_s: int = 3, grace_s: int | None = None
+    path: str, port: int, *, period_s: int = 5, failures: int = 3, timeout_s: int = 3, grace_s: int | None = None, tls: bool = False
 ) -> core.ProbeArgs:
-    """`grace_s`: what a container that failed has until it is killed, instead of the pod's own time for that."""
+    """`grace_s`: what a container that failed has until it is killed, instead of the pod's own time for that. `tls`: a kubelet looks at no
+    certificate."""
     return core.ProbeArgs(
-        http_get=core.HTTPGetActionArgs(path=path, port=port),
+        http_get=core.HTTPGetActionArgs(path=path, port=port, scheme="HTTPS" if tls else None),
         period_seconds=period_s,
         failure_threshold=failures,
         timeout_seconds=timeout_s,
@@ -60,9 +61,9 @@ def http_probe(
     )
 
 
-def liveness(port: int) -> core.ProbeArgs:
+def liveness(port: int, *, tls: bool = False) -> core.ProbeArgs:
     """A minute without an answer to /health restarts the container."""
-    return http_probe("/health", port, period_s=10, failures=6, timeout_s=5)
+    return http_probe("/health", port, period_s=10, failures=6, timeout_s=5, tls=tls)
 
 
 def env(values: Mapping[str, pulumi.Input[str]]) -> list[core.EnvVarArgs]:

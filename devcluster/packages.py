@@ -112,7 +112,7 @@ def prometheus() -> Path:
 
 
 def nginx() -> Path:
-    """A peer of our API server, for measurements."""
+    """Before our API server in tests, and beside it in measurements."""
     return _unpacked("nginx", "nginx", "sbin")
 
 

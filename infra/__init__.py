@@ -3,8 +3,8 @@
 `program`        what `pulumi up` runs: settings, then components, then outputs
 `engine`         runs Pulumi's command line on that program, and reads what an update would do before it runs
 `analysis`       looks at renderings and at running clusters: `preview`, `manifests`, `policy`, `explain`
+`preparation`    what is made before a deployment: certificates, files for GPU nodes, signed images' digests
 `lifecycle`      `make up`, `make down`, `make status` and `make explain`
-`preparation`    what is made before a deployment: a certificate, files for GPU nodes, signed images' digests
 `documentation`  the pages of docs/ that are made from code
 
 Each package imports from those above it alone; `preparation` from `program` and `engine`, `documentation` from `program` alone.

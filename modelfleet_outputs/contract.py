@@ -61,6 +61,10 @@ class FleetOutputs(_Contract):
     """Where the OpenAI API starts, below the Service's address."""
     url: str
     """Base URL of the OpenAI API for clients inside the cluster, `base_path` included."""
+    public_url: str | None = None
+    """Base URL of the OpenAI API for clients outside of the cluster; null where the fleet names no host."""
+    authority: str | None = None
+    """Certificate in PEM of the authority that signed the API server's; null without TLS, and where it is a public one."""
     models: list[ModelOutput]
     """The fleet's models first, in the order of the configuration."""
     aliases: dict[str, str] = {}
@@ -73,6 +77,11 @@ class FleetOutputs(_Contract):
     """RuntimeClass of GPU pods; null where the fleet uses no GPU."""
     metrics: dict[str, str]
     """Component to the URL of its Prometheus metrics, inside the cluster."""
+
+    @property
+    def scheme(self) -> str:
+        """`https` with TLS at the API server, else `http`: of `url`, of ports of nodes, and of forwarded ports."""
+        return self.url.partition(":")[0]
 
 
 def parse(document: Any) -> FleetOutputs:

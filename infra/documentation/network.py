@@ -31,7 +31,7 @@ a network of one lets nothing of the other through: `0.0.0.0/0` alone keeps out 
 
 def connections() -> list[tuple[str, str, str]]:
     """(source, target, port) of everything that is allowed, as a reader calls them."""
-    rows = [("clients (`apiServer.clientCidrs`)", API_SERVER, str(PORTS[API_SERVER]))]
+    rows = [("clients (`apiServer.clientCidrs`, `network.clients`, `apiServer.wayIn.proxies`)", API_SERVER, str(PORTS[API_SERVER]))]
     rows += [(_title(edge.source), edge.target, str(edge.port)) for edge in EDGES]
     rows += [("another Prometheus (`monitoring.prometheusNamespace`)", component, str(port)) for component, port in SCRAPED.items()]
     rows += [(_title(component), "DNS (kube-system)", "53 UDP and TCP") for component in DNS_CLIENTS]

@@ -2,11 +2,15 @@
 
 import argparse
 import json
+import ssl
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -44,36 +48,67 @@ def bring_up(
 
 
 def _show(deployment: Deployment, outputs: FleetOutputs, url: str, *, forwarded: bool) -> None:
-    key = deployment.key()
+    key, authority = deployment.key(), deployment.keep_authority(outputs)
     for model in outputs.models:
         say(f"chat: asking {model.id}: {QUESTION}")
-        print(f"\n{model.id}: {chat(url, key, model.id, QUESTION)}")
+        print(f"\n{model.id}: {chat(url, key, model.id, QUESTION, certified=Certified.of(outputs, authority))}")
     print()
     example = json.dumps({"model": outputs.models[0].id, "messages": [{"role": "user", "content": "Hello"}]})
+    curl = "curl"
     if forwarded:
         kubectl = f"kubectl --context {deployment.context} -n {outputs.namespace}"
         print(f"forward:   {kubectl} port-forward service/{outputs.service} 8000:{outputs.port}")
-        url = "http://127.0.0.1:8000"
+        url = f"{outputs.scheme}://127.0.0.1:8000"
+        if outputs.scheme == "https" and not deployment.signs_itself:
+            # Only a certificate of our own has loopback in it.
+            name = urlsplit(outputs.url).hostname
+            url, curl = f"https://{name}:8000", f"curl --resolve {name}:8000:127.0.0.1"
     print(f"endpoint:  {url}{outputs.base_path}")
     print(f"page:      {url}/")
+    if outputs.public_url is not None:
+        print(f"public:    {outputs.public_url}")
     print(f"models:    {', '.join(model.id for model in outputs.models)}")
     place = f"$(cat {deployment.key_file})"
     if deployment.shared:
         place = f"$(pulumi stack output apiKeys --show-secrets --json --stack {deployment.stack} | cut -d'\"' -f2)"
     print(f"key:       {place}")
-    print(f'try:       curl {url}/v1/chat/completions -H "Authorization: Bearer {place}" \\')
+    if authority is not None:
+        curl = f"{curl} --cacert {authority}"
+        print(f"trust:     {authority}, the authority of its certificate (docs/tls.md)")
+        print(f"             Python and OpenHands: SSL_CERT_FILE={authority}; Node: NODE_EXTRA_CA_CERTS={authority}")
+    print(f'try:       {curl} {url}/v1/chat/completions -H "Authorization: Bearer {place}" \\')
     print(f"             -H 'Content-Type: application/json' -d '{example}'")
     stack = f" STACK={deployment.stack}" if deployment.stack != "dev" else ""
     print("stop:      make down" + (f" CONTEXT={deployment.context}{stack}" if forwarded else ""))
 
 
-def chat(url: str, key: str, model: str, question: str, timeout_s: float = 120.0) -> str:
+@dataclass(frozen=True)
+class Certified:
+    """By what a client knows the API server, whatever address leads there."""
+
+    name: str
+    """That its certificate has."""
+    trusts: ssl.SSLContext
+
+    @classmethod
+    def of(cls, outputs: FleetOutputs, authority: Path | None) -> "Certified | None":
+        """None without TLS. The public authorities are trusted too."""
+        if outputs.scheme != "https":
+            return None
+        context = ssl.create_default_context()
+        if authority is not None:
+            context.load_verify_locations(authority)
+        return cls(urlsplit(outputs.url).hostname or "", context)
+
+
+def chat(url: str, key: str, model: str, question: str, timeout_s: float = 120.0, certified: Certified | None = None) -> str:
     """One answer of the fleet; asks again while it says 503 or 429 with Retry-After. Raises httpx.HTTPError."""
+    verify, named = (certified.trusts, {"sni_hostname": certified.name}) if certified is not None else (True, {})
     body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": 64, "temperature": 0}
     deadline = time.monotonic() + timeout_s
-    with httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=timeout_s, trust_env=False) as client:
+    with httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=timeout_s, trust_env=False, verify=verify) as client:
         while True:
-            response = client.post(f"{url}/v1/chat/completions", json=body)
+            response = client.post(f"{url}/v1/chat/completions", json=body, extensions=named)
             wait_s = float(response.headers.get("retry-after", 0))
             if response.status_code not in (429, 503) or not wait_s or time.monotonic() + wait_s > deadline:
                 break

@@ -18,10 +18,11 @@ from pydantic import ValidationError
 
 from components.contract import USER_ID
 from infra.engine.errors import CommandError
-from infra.program.cluster import Objects
+from infra.program.cluster import Objects, missing_apis
 from infra.program.settings import refusals
 from infra.program.settings.governance import GovernanceSettings
 from infra.program.settings.section import Section, SettingsError
+from infra.program.settings.services import ApiServerSettings
 from infra.program.settings.storage import SharedTier, StorageSettings, Tier
 
 POLICY_S = 20
@@ -65,6 +66,8 @@ class Asked:
     """Without network policies nothing is deployed."""
     registry_auth: str | None = None
     """dockerconfigjson for the image."""
+    api_server: ApiServerSettings | None = None
+    """What of others' it may use; None: nothing."""
 
     @property
     def tiers(self) -> Mapping[str, Tier]:
@@ -85,6 +88,7 @@ class _Sections(Section):
 
     storage: StorageSettings
     governance: GovernanceSettings = GovernanceSettings()
+    api_server: ApiServerSettings | None = None
 
 
 def image_of(config: Mapping[str, Any]) -> str:
@@ -94,7 +98,8 @@ def image_of(config: Mapping[str, Any]) -> str:
 
 def asked_of(config: Mapping[str, Any], image: str, registry_auth: str | None) -> Asked:
     """What a stack of that configuration needs. `image` takes the place of its own. Raises SettingsError."""
-    sections = {name: config[f"modelfleet:{name}"] for name in _Sections.model_fields if f"modelfleet:{name}" in config}
+    names = [str(field.alias) for field in _Sections.model_fields.values()]
+    sections = {name: config[f"modelfleet:{name}"] for name in names if f"modelfleet:{name}" in config}
     try:
         found = _Sections.model_validate(sections)
     except ValidationError as error:
@@ -104,13 +109,18 @@ def asked_of(config: Mapping[str, Any], image: str, registry_auth: str | None) -
         raise SettingsError("IMAGE: got nothing, and a stack that builds its images, want one with Python to try the cluster with; name it")
     assigned = config.get("modelfleet:cluster", {}).get("userIds") == "assigned"
     user_id = None if assigned else USER_ID
-    return Asked(image, found.storage, user_id, production=found.governance.production, registry_auth=registry_auth)
+    production = found.governance.production
+    return Asked(image, found.storage, user_id, production=production, registry_auth=registry_auth, api_server=found.api_server)
 
 
 def check(context: str, kubeconfig: str, asked: Asked) -> list[Answer]:
     """Try it, which takes a minute where volumes come quickly. Raises SettingsError for a cluster that does not answer, and CommandError
     when it does not let us try."""
-    Objects(context, kubeconfig).identity()
+    objects = Objects(context, kubeconfig)
+    objects.identity()
+    if asked.api_server is not None and (missing := missing_apis(asked.api_server, objects)):
+        # Nothing has to be tried for that.
+        return [Answer("", line) for line in missing]
     try:
         cluster = _Cluster(kubernetes.config.new_client_from_config(config_file=kubeconfig, context=context))
         cluster.remove()

@@ -20,7 +20,10 @@ from infra.program.cluster import identity as cluster_identity
 from infra.program.settings import keys
 from infra.program.settings.committed import stack_config
 from infra.program.settings.section import SettingsError
+from infra.program.settings.tls import LOCAL_NAMES, service_names
 from modelfleet_outputs import FleetOutputs, parse
+
+_TLS = "modelfleet:apiServerTls"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ class Deployment:
     builder: str = "prebuilt"
     """`images.builder` of the stack."""
 
+    address: str = ""
+    """Of the cluster, for a certificate; empty where only a forwarded port is sure to lead there."""
     shared: bool = False
     """The state is in a backend of the user's, and the committed file is the configuration."""
 
@@ -51,6 +56,20 @@ class Deployment:
         if not self.shared:
             return self.key_file.read_text()
         return keys.widest(json.loads(self.cli.run("config", "get", "modelfleet:apiKeys")))
+
+    @property
+    def signs_itself(self) -> bool:
+        """Whether the API server's certificate is of an authority of the stack's own."""
+        wanted = self.cli.read_config().get("modelfleet:apiServer") or {}
+        return bool((wanted.get("tls") or {}).get("own"))
+
+    def keep_authority(self, outputs: FleetOutputs) -> Path | None:
+        """A file with the authority that clients have to trust; None where it is a public one, or there is no TLS."""
+        if outputs.authority is None:
+            return None
+        file = self.state_dir / "authority.pem"
+        file.write_text(outputs.authority)
+        return file
 
     @property
     def namespace(self) -> str:
@@ -113,8 +132,23 @@ class Deployment:
             with os.fdopen(os.open(self.key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 file.write(key)
             cli.run("config", "set", "--secret", "modelfleet:apiKeys", stdin=json.dumps({"first": {"key": key}}))
+        self._certify(config)
         if "modelfleet:cachePassword" not in kept:
             cli.run("config", "set", "--secret", "modelfleet:cachePassword", stdin=secrets.token_hex(16))
+
+    def _certify(self, config: Mapping[str, Any]) -> None:
+        """Have a certificate for the API server, where an authority of the stack's own is to sign it. It stays while it is good."""
+        wanted = config.get("modelfleet:apiServer") or {}
+        if not (wanted.get("tls") or {}).get("own"):
+            return
+        from infra.preparation.certificates import api_server_tls  # noqa: PLC0415 (half a second to import, and few stacks need it)
+
+        before = json.loads(self.cli.run("config", "get", _TLS)) if _TLS in self.cli.read_config() else None
+        inside = service_names(str(config["modelfleet:cluster"].get("namespace", "modelfleet")))
+        names = [*inside, *LOCAL_NAMES, *filter(None, [self.address, wanted.get("host")])]
+        made = api_server_tls(names, before)
+        if made != before:
+            self.cli.run("config", "set", "--secret", _TLS, stdin=json.dumps(made))
 
     def _require_configured(self, overrides: Mapping[str, Any]) -> None:
         """The committed file says all of it: other operators have no other one. Raises CommandError."""

@@ -23,6 +23,7 @@ from infra.engine.own_tools import TOOLS
 from infra.lifecycle.bring_up import bring_up, say
 from infra.lifecycle.deployment import Deployment
 from infra.lifecycle.forwarding import forwarded
+from modelfleet_outputs import FleetOutputs
 
 
 @contextmanager
@@ -53,12 +54,11 @@ class EmbeddedCluster:
             host.check()
             archive.take(options.tools)
         cluster, built = start_embedded(default_name(), options.nodes, agreed=options.yes)
-        address = cluster.control_plane.address
         bring_up(
             on_embedded(cluster, self.stack),
             image_overrides(built),
             options,
-            lambda outputs: nullcontext(f"http://{address}:{outputs.node_port}"),
+            lambda outputs: nullcontext(_endpoint(cluster, outputs)),
             forwarded=False,
         )
 
@@ -96,14 +96,17 @@ class EmbeddedCluster:
         for name, state in rows:
             print(f"{name:28} {state}")
         outputs = on_embedded(cluster, self.stack).outputs()
-        print(f"{'endpoint':28} http://{cluster.control_plane.address}:{outputs.node_port}{outputs.base_path}")
+        print(f"{'endpoint':28} {_endpoint(cluster, outputs)}{outputs.base_path}")
         return 0 if rows[-1][1] == "ready" else 1
 
 
 def on_embedded(cluster: Cluster, stack: str) -> Deployment:
-    return Deployment(
-        stack=stack, context=cluster.context, kubeconfig=str(cluster.kubeconfig), state_dir=cluster.state_dir / "pulumi" / stack
-    )  # fmt: skip
+    directory, address = cluster.state_dir / "pulumi" / stack, cluster.control_plane.address
+    return Deployment(stack=stack, context=cluster.context, kubeconfig=str(cluster.kubeconfig), state_dir=directory, address=address)
+
+
+def _endpoint(cluster: Cluster, outputs: FleetOutputs) -> str:
+    return f"{outputs.scheme}://{cluster.control_plane.address}:{outputs.node_port}"
 
 
 def image_overrides(built: Mapping[str, Image]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from infra.lifecycle.deployment import Deployment
 
 
 @contextmanager
-def forwarded(kubectl: str, deployment: Deployment, namespace: str, service: str, port: int) -> Iterator[str]:
+def forwarded(kubectl: str, deployment: Deployment, namespace: str, service: str, port: int, scheme: str = "http") -> Iterator[str]:
     """The address on loopback. Raises CommandError with what kubectl said."""
     argv = [kubectl, "--kubeconfig", deployment.kubeconfig, "--context", deployment.context, "-n", namespace]
     argv += ["port-forward", f"service/{service}", f":{port}"]
@@ -23,7 +23,7 @@ def forwarded(kubectl: str, deployment: Deployment, namespace: str, service: str
             raise CommandError(
                 f"kubectl port-forward: got {said!r}, want a port of service/{service}; look at kubectl get pods -n {namespace}"
             )
-        yield f"http://127.0.0.1:{number}"
+        yield f"{scheme}://127.0.0.1:{number}"
     finally:
         process.terminate()
         process.communicate()

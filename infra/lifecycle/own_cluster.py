@@ -85,7 +85,7 @@ def _kubectl() -> str:
 
 def port_forward(deployment: Deployment, outputs: FleetOutputs) -> AbstractContextManager[str]:
     """A loopback port to the API server through the cluster's own API. Raises CommandError."""
-    return forwarded(_kubectl(), deployment, outputs.namespace, outputs.service, outputs.port)
+    return forwarded(_kubectl(), deployment, outputs.namespace, outputs.service, outputs.port, outputs.scheme)
 
 
 def on_context(context: str, stack: str) -> Deployment:

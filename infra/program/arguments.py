@@ -4,7 +4,7 @@ import pulumi
 
 import components as c
 from components.contract import API_SERVER, METRICS_EXPORTER, MODEL_SERVER, OLLAMA, PORTS, PROMETHEUS
-from infra.program import delivery
+from infra.program import delivery, tls
 from infra.program.foundations import Images
 from infra.program.settings import Settings, inputs
 from infra.program.settings.capacity import capacities, of_model_server
@@ -153,6 +153,8 @@ def api_server(
         service_type=wanted.service_type,
         node_port=wanted.node_port,
         exposure=_exposure(settings),
+        tls=tls.tls(settings),
+        way_in=tls.way_in(settings),
         priority_class=runtime.gateway_priority_class,
         workload=workload(settings, "api-server"),
     )

@@ -15,6 +15,7 @@ from kubernetes.config.config_exception import ConfigException
 from components.contract import SHARED_CLAIM, SHARED_CLASS
 from infra.program.settings.cluster import ClusterSettings
 from infra.program.settings.section import SettingsError
+from infra.program.settings.services import ApiServerSettings
 from infra.program.settings.storage import StorageSettings
 
 TIMEOUT_S = 5
@@ -22,6 +23,7 @@ OLDEST = (1, 32)
 """Kubernetes with everything that every stack uses: what keeps the claims of a StatefulSet is the last of it, stable since 1.32."""
 CLAIMS_OF_DEVICES = (1, 34)
 """resource.k8s.io/v1, for gpu.allocation: dra."""
+_GATEWAY_API = "gateway.networking.k8s.io/v1"
 
 
 Kubeconfig = str | Mapping[str, Any] | None
@@ -86,6 +88,10 @@ class Objects:
             return None
         where = f"/namespaces/{metadata.get('namespace', 'default')}" if kind["namespaced"] else ""
         return self._get(f"{_api(wanted['apiVersion'])}{where}/{kind['name']}/{metadata['name']}")
+
+    def knows(self, version: str, kind: str) -> bool:
+        """Whether the cluster has objects of that kind. Raises SettingsError."""
+        return self._kind(version, kind) is not None
 
     def identity(self) -> str:
         """The UID of the kube-system namespace. Raises SettingsError."""
@@ -159,6 +165,29 @@ def check(settings: ClusterSettings, objects: Objects, oldest: tuple[int, int] =
     if got < oldest:
         shown, wanted = (".".join(map(str, each)) for each in (got, oldest))
         raise SettingsError(f"modelfleet:cluster.context: got Kubernetes {shown} behind it, want {wanted} or newer; upgrade the cluster")
+
+
+def missing_apis(api_server: ApiServerSettings, objects: Objects) -> list[str]:
+    """A line for each kind of others' that the API server's settings need and the cluster does not know. Raises SettingsError."""
+    wanted: list[tuple[str, str, str, str]] = []
+    if api_server.tls is not None and api_server.tls.issuer is not None:
+        wanted.append(("apiServer.tls.issuer", "cert-manager.io/v1", "Certificate", "install cert-manager, or use tls.secret"))
+    if api_server.way_in is not None and api_server.way_in.http_route is not None:
+        path, install = "apiServer.wayIn.httpRoute", "install the Gateway API, or use wayIn.ingress"
+        wanted.append((path, _GATEWAY_API, "HTTPRoute", install))
+        if api_server.tls is not None:
+            wanted.append((path, _GATEWAY_API, "BackendTLSPolicy", "install the Gateway API 1.4 or newer, or remove apiServer.tls"))
+    return [
+        f"modelfleet:{path}: got a cluster without {kind} of {version}, want it; {install}"
+        for path, version, kind, install in wanted
+        if not objects.knows(version, kind)
+    ]
+
+
+def check_apis(api_server: ApiServerSettings, objects: Objects) -> None:
+    """Raise SettingsError unless the cluster has the kinds of others that the API server's settings need."""
+    if found := missing_apis(api_server, objects):
+        raise SettingsError("\n".join(found))
 
 
 def check_classes(storage: StorageSettings, objects: Objects) -> None:

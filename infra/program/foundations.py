@@ -124,10 +124,11 @@ def _pods(wanted: Sequence[PodsSettings]) -> list[c.PodsArgs]:
 
 def network(settings: Settings, namespace: pulumi.Input[str]) -> c.NetworkArgs:
     scale, prometheus = settings.fleet.scale_to_zero, settings.monitoring.prometheus
+    way_in = settings.api_server.way_in
     return c.NetworkArgs(
         namespace=namespace,
-        client_cidrs=settings.api_server.client_cidrs,
-        client_pods=_pods(settings.network.clients),
+        client_cidrs=settings.api_server.admitted_cidrs,
+        client_pods=_pods([*settings.network.clients, *(way_in.proxies if way_in else [])]),
         dns=_dns(settings),
         prometheus_namespace=settings.monitoring.prometheus_namespace,
         origins=delivery.origins(settings),

@@ -7,12 +7,11 @@ import pulumi
 
 import components as c
 from components.contract import METRICS_EXPORTER, MODEL_SERVER, PORTS
+from infra.program import tls
 from infra.program.effective_context import effective_contexts
 from infra.program.settings import Settings
 from infra.program.settings.capacity import capacities
 from modelfleet_outputs import VERSION, FleetOutputs, ModelOutput, StorageClasses
-
-BASE_PATH = "/v1"
 
 
 def models(settings: Settings, effective: Mapping[str, int] | None = None) -> list[ModelOutput]:
@@ -53,8 +52,10 @@ def _document(
         port=port,
         node_port=settings.api_server.node_port,
         load_balancer=load_balancer,
-        base_path=BASE_PATH,
-        url=f"http://{service}.{namespace}.svc:{port}{BASE_PATH}",
+        base_path=tls.BASE_PATH,
+        url=tls.url(settings, service),
+        public_url=tls.public_url(settings),
+        authority=tls.authority(settings) or None,
         models=models(settings, effective),
         aliases={name: alias.mostly for name, alias in settings.aliases.items()},
         images=images,

@@ -43,6 +43,7 @@ def _of_its_cluster(settings: Settings) -> tuple[Settings, ownership.Guard]:
     objects = cluster.Objects(settings.cluster.context or "", inputs.kubeconfig())
     cluster.check(settings.cluster, objects, cluster.CLAIMS_OF_DEVICES if settings.gpu.allocation == "dra" else cluster.OLDEST)
     cluster.check_classes(settings.storage, objects)
+    cluster.check_apis(settings.api_server, objects)
     kept = settings.model_copy(update={"cluster": cluster.with_kept_names(settings.cluster, objects)})
     return kept, ownership.Guard(settings.cluster, objects)
 

@@ -83,11 +83,12 @@ def test_a_violation_fails_the_preview_and_stands_in_the_summary(
     assert f"- {line}" in (tmp_path / "summary.md").read_text()
 
 
-_SECRETS = ("apiKeys", "registryAuth", "sourceTokens", "verifierTls")
+_SECRETS = ("apiKeys", "apiServerTls", "registryAuth", "sourceTokens", "verifierTls")
 
 
 def test_what_a_stack_may_add_is_valid_and_masked_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Objects that neither committed stack has: signatures, a private registry, an operator's rules, an activator; secrets of another key."""
+    """Objects that neither committed stack has: signatures, a private registry, an operator's rules, an activator, TLS and a Gateway's route;
+    secrets of another key."""
 
     def with_options(stack: str) -> dict[str, Any]:
         config = yaml.safe_load((ROOT / f"Pulumi.{stack}.yaml").read_text())["config"]
@@ -97,13 +98,18 @@ def test_what_a_stack_may_add_is_valid_and_masked_too(monkeypatch: pytest.Monkey
         config["modelfleet:monitoring"] |= {"scrape": "pod-monitor", "labels": {"release": "kube-prometheus-stack"}}
         config["modelfleet:monitoring"]["prometheus"] = {"resources": {"cpu": "100m", "memory": "512Mi"}}
         config["modelfleet:fleet"]["scaleToZero"] = {"kubernetesCidrs": ["10.0.0.1/32"]}
+        route = {"httpRoute": {"gateway": "public", "namespace": "gateways"}, "proxies": [{"namespace": "gateways"}]}
+        config["modelfleet:apiServer"] |= {"tls": {"own": True}, "host": "models.example.com", "wayIn": route}
         return config | {f"modelfleet:{name}": {"secure": "v1:for-another-key"} for name in _SECRETS}
 
     monkeypatch.setattr(preview, "stack_config", with_options)
     text, errors = preview._preview("prod", tmp_path / "out", None)
     assert errors == [], text
     objects = [document for _, document in preview.manifests(tmp_path / "out")]
-    assert {"PodMonitor", "PrometheusRule", "ValidatingWebhookConfiguration", "Role"} <= {item["kind"] for item in objects}
+    kinds = {item["kind"] for item in objects}
+    assert {"PodMonitor", "PrometheusRule", "ValidatingWebhookConfiguration", "Role", "HTTPRoute", "BackendTLSPolicy"} <= kinds
+    [certificate] = [item for item in objects if item.get("type") == "kubernetes.io/tls"]
+    assert set(certificate["data"].values()) == {"REDACTED"}
     logins = [item for item in objects if item.get("type") == "kubernetes.io/dockerconfigjson"]
     assert len(logins) == 2, "one for each namespace, under one name"
     assert all(set(item["data"].values()) == {"REDACTED"} for item in logins)

@@ -104,3 +104,28 @@ def test_make_key_writes_the_encrypted_configuration(
     assert not [key for key in (made, deployment.key()) if key in cli.config_file.read_text()]
     keys.change(deployment, name, revoke=True)
     assert json.loads(cli.run("config", "get", "modelfleet:apiKeys")) == first
+
+
+def test_a_certificate_of_ones_own_is_kept_encrypted_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `make up` makes it. It is another one for another address, of the same authority, which clients trust already."""
+    committed = stack_config("dev")
+    committed["modelfleet:apiServer"] = {**committed["modelfleet:apiServer"], "tls": {"own": True}}
+    monkeypatch.setattr(lifecycle, "stack_config", lambda _: dict(committed))
+    monkeypatch.setattr(lifecycle, "cluster_identity", lambda *_: "3f1c")
+
+    def configured(address: str) -> dict[str, str]:
+        deployment = lifecycle.Deployment(
+            stack="dev", context="elsewhere", kubeconfig=str(tmp_path / "none"), state_dir=tmp_path / "state", address=address
+        )
+        deployment.configure({})
+        assert deployment.signs_itself
+        assert "secure" in deployment.cli.read_config()["modelfleet:apiServerTls"]
+        return dict(json.loads(deployment.cli.run("config", "get", "modelfleet:apiServerTls")))
+
+    first = configured("198.18.10.11")
+    assert configured("198.18.10.11") == first
+    other = configured("198.18.10.12")
+    assert other["authority"] == first["authority"]
+    assert other["certificate"] != first["certificate"]
+    kept = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [text for text in kept if "PRIVATE KEY" in text]

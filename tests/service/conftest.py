@@ -145,7 +145,8 @@ def start_api_server(
         **env,
     }
     variables = {f"API_SERVER_{key}": value for key, value in settings.items()} | dict(process or {})
-    service = stack.enter_context(running("api_server", port, variables, work / "api-server.log", ready, files=files))
+    ca = Path(env["TLS_DIR"]) / "ca.crt" if "TLS_DIR" in env else None
+    service = stack.enter_context(running("api_server", port, variables, work / "api-server.log", ready, files=files, ca=ca))
     service.metrics_url = f"http://127.0.0.1:{metrics_port}"
     return service
 

@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ class Service:
     process: "subprocess.Popen[bytes]"
     url: str
     log: Path
+    verify: ssl.SSLContext | bool = True
+    """What a client of ours trusts."""
     metrics_url: str = ""
     """Where its metrics are, if they have a port of their own."""
 
@@ -37,7 +40,7 @@ class Service:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                if httpx.get(self.url + path, timeout=5, trust_env=False).status_code == status:
+                if httpx.get(self.url + path, timeout=5, trust_env=False, verify=self.verify).status_code == status:
                     return
             except httpx.HTTPError:
                 pass
@@ -51,10 +54,17 @@ class Service:
 
 @contextmanager
 def running(
-    module: str, port: int, env: Mapping[str, str], log: Path, ready: str = "/ready", at: str = "127.0.0.1", files: int = 0
+    module: str,
+    port: int,
+    env: Mapping[str, str],
+    log: Path,
+    ready: str = "/ready",
+    at: str = "127.0.0.1",
+    files: int = 0,
+    ca: Path | None = None,
 ) -> Iterator[Service]:
     """`python -m module` until the block ends; it must answer on `ready`, at an address, first (empty: do not wait). `files`: how many it
-    may open; 0, as many as this process."""
+    may open; 0, as many as this process. `ca`: it has TLS, with a certificate of this authority."""
     argv = [sys.executable, "-m", module]
     if files:
         argv = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *argv]
@@ -63,7 +73,8 @@ def running(
         log.open("ab") as handle,
         subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=handle, stderr=handle) as process,
     ):
-        service = Service(process, f"http://{at}:{port}", log)
+        verify = ssl.create_default_context(cafile=ca) if ca is not None else True
+        service = Service(process, f"http{'s' if ca is not None else ''}://{at}:{port}", log, verify)
         try:
             if ready:
                 service.wait_for(ready)

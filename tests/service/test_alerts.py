@@ -17,6 +17,12 @@ def series(name: str, values: str, **labels: str) -> dict[str, str]:
     return {"series": name + "{" + ",".join(f'{key}="{value}"' for key, value in labels.items()) + "}", "values": values}
 
 
+def certificate(start: int, expiry: int) -> list[dict[str, str]]:
+    """Valid from one time to another, in seconds of the test's clock, which begins at 0."""
+    times = {"start": start, "expiry": expiry}
+    return [series(f"api_server_certificate_{name}_timestamp_seconds", f"{at}x60") for name, at in times.items()]
+
+
 REQUESTS = "api_server_requests_total"
 SLOW = [
     series("api_server_time_to_first_token_seconds_bucket", f"0+{step}x60", model="m", le=bound)
@@ -51,6 +57,12 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]], dict[str, str
         [series(REQUESTS, "0+100x60", model="m", status="400"), series("api_server_context_refusals_total", "0+10x60", model="m")],
         [series(REQUESTS, "0+100x60", model="m", status="200"), series("api_server_context_refusals_total", "0+1x60", model="m")],
         {"model": "m"},
+    ),
+    "CertificateEndsSoon": (certificate(-7200, 3900), certificate(-7200, 5000), {}),
+    "CertificateIsNotTaken": (
+        [series("api_server_certificate_reload_failures_total", "0x30 0+60x30")],
+        [series("api_server_certificate_reload_failures_total", "0x45 1x15")],
+        {},
     ),
     "ModelServerEngineDown": ([series("model_server_engine_up", "0x60")], [series("model_server_engine_up", "1x60")], {}),
     "CacheDown": ([series("cache_up", "0x60")], [series("cache_up", "1x60")], {}),
@@ -100,6 +112,7 @@ SUMMARIES = {
     "FleetIsFull": "20% of the requests for m are refused, because all servers are busy.",
     "FirstTokenIsSlow": "One in twenty streams of m waits more than 58.33s for its first token.",
     "PromptsDoNotFit": "10% of the requests for m are longer than its context.",
+    "CertificateEndsSoon": "The API server's certificate has 2.703% of its time left.",
     "ModelHasProblem": "m cannot answer on a replica of the fleet: load.",
     "GpuIsLost": "GPU 1 of n does not answer.",
     "GpuHasErrors": "GPU 0 of n had memory errors that could not be corrected.",

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from infra.lifecycle import cluster_check
 from infra.program import cluster
 from infra.program.settings.cluster import ClusterSettings
 from infra.program.settings.section import SettingsError
+from infra.program.settings.services import ApiServerSettings
 from infra.program.settings.storage import StorageSettings
 
 SETTINGS = ClusterSettings(context="theirs", identity="3f1c", namespace="team-b")
@@ -51,6 +53,44 @@ def test_a_class_that_is_named_and_not_there_is_refused(answers: dict[str, Mappi
     cluster.check_classes(storage(claim="theirs"), theirs())
     with pytest.raises(SettingsError, match=r"^modelfleet:storage.shared.className: got 'standrad', which the cluster does not have, want"):
         cluster.check_classes(storage(className="standrad"), theirs())
+
+
+GATEWAY = "/apis/gateway.networking.k8s.io/v1"
+
+
+def kinds(*names: str) -> dict[str, Any]:
+    return {"resources": [{"name": f"{name.lower()}s", "kind": name, "namespaced": True, "verbs": ["get"]} for name in names]}
+
+
+@pytest.mark.parametrize(
+    ("there", "lines"),
+    [
+        ({}, ["apiServer.tls.issuer: got a cluster without Certificate of cert-manager.io/v1, want it; install cert-manager, or use tls.secret",
+              "apiServer.wayIn.httpRoute: got a cluster without HTTPRoute of gateway.networking.k8s.io/v1, want it; install the Gateway API, or",
+              "apiServer.wayIn.httpRoute: got a cluster without BackendTLSPolicy of gateway.networking.k8s.io/v1, want it; install the Gateway API 1.4"]),
+        ({"/apis/cert-manager.io/v1": kinds("Certificate"), GATEWAY: kinds("HTTPRoute")}, ["apiServer.wayIn.httpRoute: got a cluster without BackendTLSPolicy"]),
+        ({"/apis/cert-manager.io/v1": kinds("Certificate"), GATEWAY: kinds("HTTPRoute", "BackendTLSPolicy")}, []),
+    ],
+)  # fmt: skip
+def test_kinds_of_others_are_looked_for_before_anything(
+    answers: dict[str, Mapping[str, Any]], there: dict[str, Any], lines: list[str]
+) -> None:
+    answers |= there
+    route = {"httpRoute": {"gateway": "public", "namespace": "gateways"}, "proxies": [{"namespace": "gateways"}]}
+    asked = {"host": "models.example.com", "tls": {"issuer": {"name": "a"}}, "wayIn": route, "resources": {"cpu": "1", "memory": "1Gi"}}
+    settings = ApiServerSettings.model_validate(asked)
+    found = cluster.missing_apis(settings, theirs())
+    assert len(found) == len(lines)
+    assert all(got.startswith(f"modelfleet:{want}") for got, want in zip(found, lines, strict=True))
+    if lines:
+        with pytest.raises(SettingsError) as error:
+            cluster.check_apis(settings, theirs())
+        assert str(error.value).splitlines() == found
+        storage = StorageSettings.model_validate(
+            {"hot": {"className": "fast", "size": "1Gi"}, "shared": {"className": "fast", "size": "1Gi"}}
+        )
+        check = cluster_check.Asked("image", storage, None, production=False, api_server=settings)
+        assert [each.error for each in cluster_check.check("theirs", "", check)] == found, "and nothing else is tried"
 
 
 CORE = {"resources": [{"name": "persistentvolumeclaims", "kind": "PersistentVolumeClaim", "namespaced": True, "verbs": ["get"]}]}

@@ -148,6 +148,22 @@ def test_a_replica_that_waits_for_its_models_is_unready_by_the_word_of_its_follo
     assert "got a:1: /models with 5 bytes free, want 9 for a:1; enlarge storage.hot.size" in str(explain(taken)[0])
 
 
+@pytest.mark.parametrize(
+    ("volume", "do"), [("tls", "create it, or look at the Certificate api-server"), ("keys", "run make up, which makes it")]
+)
+def test_a_certificate_that_is_not_there_is_not_for_make_up_to_make(volume: str, do: str) -> None:
+    waits = {
+        "phase": "Pending",
+        "containerStatuses": [{"name": "main", "ready": False, "state": {"waiting": {"reason": "ContainerCreating"}}}],
+    }
+    server = pod("api-server-1", "api-server", status=waits)
+    server["spec"]["volumes"] = [{"name": volume, "secret": {"secretName": "team"}}]
+    server["spec"]["containers"][0]["volumeMounts"] = [{"name": volume, "mountPath": "/a"}]
+    taken = snapshot(Node=[node("n1")], Pod=[server])
+    assert named(taken) == [("secret-missing", "Secret/team")]
+    assert do in str(explain(taken)[0])
+
+
 def test_two_replicas_with_one_cause_are_one_finding() -> None:
     owner = [{"kind": "StatefulSet", "name": "ollama", "controller": True}]
     taken = snapshot(Pod=[pod(f"ollama-{number}", "ollama", status=unready(3), ownerReferences=owner) for number in range(2)])

@@ -19,6 +19,7 @@ from api_server.address import Address
 from api_server.bindings import Bindings
 from api_server.keys import Grant, Key
 from api_server.metrics import Metrics
+from api_server.peers import Peers
 from api_server.sessions import Turn
 from api_server.settings import Route
 from api_server.spending import Spent, Usage
@@ -139,7 +140,7 @@ def test_the_stacks_outputs_count_them_alike(servers: int, slots: int, length: i
 
 
 def test_the_use_of_a_key_has_nothing_of_another() -> None:
-    metrics = Metrics([], {}, lambda: 0)
+    metrics = Metrics([], {}, lambda: 0, Peers(b"me", 1))
     for key, model, status in (("alice", "m", 200), ("alice", "m", 499), ("alice", "unknown", 429), ("bob", "n", 200)):
         metrics.asked(key, model, status)
     metrics.spent("alice", "m", Spent(100, 70, 9))

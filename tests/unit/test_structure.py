@@ -19,7 +19,7 @@ PACKAGES = {
     "program": set(),
     "engine": {"program"},
     "analysis": {"program", "engine"},
-    "lifecycle": {"program", "engine", "analysis"},
+    "lifecycle": {"program", "engine", "analysis", "preparation"},
     "preparation": {"program", "engine"},
     "documentation": {"program"},
 }

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from components.contract import MODEL_WRITER, OLLAMA
+from components.contract import API_SERVER, MODEL_WRITER, OLLAMA
 from components.ollama_agent import AGENT
 from infra.analysis.explain.facts import Container, Facts, Finding, key, one_line
 from infra.analysis.explain.snapshot import Object
@@ -88,8 +88,15 @@ def _references(pod: Object) -> Iterator[tuple[str, str, bool]]:
 def _reference(facts: Facts, pod: Object, kind: str, name: str, got: str) -> Finding:
     workload = facts.workload(pod)
     do = "run make up, which makes it again" if facts.component(pod) else f"create it, or correct its name in {workload}"
+    if facts.component(pod) == API_SERVER and name in _certificates(pod):
+        do = "create it, or look at the Certificate api-server; with apiServer.tls.own run make up"
     cause = f"{kind.lower()}-missing" if got == "none" else f"{kind.lower()}-key-missing"
     return Finding(cause=cause, subject=f"{kind}/{name}", got=got, want=f"it for {workload}", do=do, about=_pod(pod))
+
+
+def _certificates(pod: Object) -> list[str]:
+    """Secrets with a certificate of the pod's, which others may have to make."""
+    return [each["secret"]["secretName"] for each in pod["spec"].get("volumes", []) if each["name"] == "tls" and "secret" in each]
 
 
 def images(facts: Facts) -> Iterator[Finding]:

@@ -27,7 +27,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "apps/v1": ("DaemonSet", "Deployment", "StatefulSet"),
     "autoscaling/v2": ("HorizontalPodAutoscaler",),
     "batch/v1": ("CronJob", "Job"),
-    "networking.k8s.io/v1": ("NetworkPolicy",),
+    "networking.k8s.io/v1": ("Ingress", "NetworkPolicy"),
     "node.k8s.io/v1": ("RuntimeClass",),
     "policy/v1": ("PodDisruptionBudget",),
     "rbac.authorization.k8s.io/v1": ("Role", "RoleBinding"),
@@ -52,31 +52,68 @@ _RULE = _fields(
     annotations=_TEXTS,
     **{"for": {"type": "string", "pattern": r"^(0|([0-9]+(ms|[ywdhms]))+)$"}},
 )
-
-
-def _kind(**spec: Any) -> dict[str, Any]:
-    """An object of a kind whose spec has these fields, all of them."""
-    texts = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"$ref": f"#/$defs/{_META}"}}
-    return _fields("apiVersion kind metadata spec", **texts, spec=_fields(" ".join(spec), **spec))
-
-
-def _list(item: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "minItems": 1, "items": item}
-
-
-_PODS = _fields("matchLabels", matchLabels=_TEXTS)
 _TEXT = {"type": "string", "minLength": 1}
+_PODS = _fields("matchLabels", matchLabels=_TEXTS)
+_NAMED = _fields("name", group=_TEXT, kind=_TEXT, name=_TEXT)
+
+
+def _custom(**spec: Any) -> dict[str, Any]:
+    """An object whose spec has these fields."""
+    return _fields(
+        "apiVersion kind metadata spec", apiVersion=_TEXT, kind=_TEXT, metadata={"$ref": f"#/$defs/{_META}"}, spec=_fields(**spec)
+    )
+
+
+def _many(item: Any) -> dict[str, Any]:
+    return {"type": "array", "items": item, "minItems": 1}
+
+
 CUSTOM: Mapping[str, dict[str, Any]] = {
-    "monitoring.coreos.com/v1/PrometheusRule": _kind(groups=_list(_fields("name rules", name=_TEXT, rules=_list(_RULE)))),
-    "monitoring.coreos.com/v1/PodMonitor": _kind(selector=_PODS, podMetricsEndpoints=_list(_fields("port", port=_TEXT))),
-    "monitoring.googleapis.com/v1/PodMonitoring": _kind(
+    "cert-manager.io/v1/Certificate": _custom(
+        required="secretName issuerRef dnsNames",
+        secretName=_TEXT,
+        dnsNames=_many(_TEXT),
+        issuerRef=_NAMED,
+        privateKey=_fields(
+            "algorithm size", algorithm={"enum": ["RSA", "ECDSA", "Ed25519"]}, size={"type": "integer"}, rotationPolicy={"enum": ["Always"]}
+        ),
+        usages=_many({"enum": ["digital signature", "server auth"]}),
+    ),
+    "gateway.networking.k8s.io/v1/HTTPRoute": _custom(
+        required="parentRefs hostnames rules",
+        parentRefs=_many(_fields("name", name=_TEXT, namespace=_TEXT, sectionName=_TEXT)),
+        hostnames=_many(_TEXT),
+        rules=_many(
+            _fields(
+                "backendRefs",
+                backendRefs=_many(_fields("name port", name=_TEXT, port={"type": "integer"})),
+                timeouts=_fields("request", request={"type": "string", "pattern": r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"}),
+            )
+        ),
+    ),
+    "gateway.networking.k8s.io/v1/BackendTLSPolicy": _custom(
+        required="targetRefs validation",
+        targetRefs=_many(_NAMED),
+        validation={
+            **_fields("hostname", hostname=_TEXT, caCertificateRefs=_many(_NAMED), wellKnownCACertificates={"enum": ["System"]}),
+            "oneOf": [{"required": ["caCertificateRefs"]}, {"required": ["wellKnownCACertificates"]}],
+        },
+    ),
+    "monitoring.coreos.com/v1/PrometheusRule": _custom(
+        required="groups", groups=_many(_fields("name rules", name=_TEXT, rules=_many(_RULE)))
+    ),
+    "monitoring.coreos.com/v1/PodMonitor": _custom(
+        required="selector podMetricsEndpoints", selector=_PODS, podMetricsEndpoints=_many(_fields("port", port=_TEXT))
+    ),
+    "monitoring.googleapis.com/v1/PodMonitoring": _custom(
+        required="selector endpoints",
         selector=_PODS,
-        endpoints=_list(_fields("port interval", port={"type": ["integer", "string"]}, interval=_TEXT)),
+        endpoints=_many(_fields("port interval", port={"type": ["integer", "string"]}, interval=_TEXT)),
     ),
 }
 """Kinds of operators, which the embedded API server does not know: of their fields only those that we render.
-Sources: API references of the Prometheus operator and of Google's managed service for Prometheus; durations as Prometheus'
-documentation has them."""
+Sources: API references of the Prometheus operator, Google's managed service for Prometheus, cert-manager and the Gateway API (1.6); durations
+as Prometheus' documentation has them, and GEP-2257."""
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from infra.program.settings import Settings, keys, parse
 from infra.program.settings.section import PROJECT, SettingsError
 
 _VERIFIER_TLS = "verifierTls"
+_API_SERVER_TLS = "apiServerTls"
 _REGISTRY_AUTH = "registryAuth"
 _SOURCE_TOKENS = "sourceTokens"
 _KUBECONFIG = "kubeconfig"
@@ -31,7 +32,7 @@ def load() -> Settings:
     document: dict[str, Any] = {}
     hidden: set[str] = set()
     for name in _configured_keys():
-        if name not in (*_SECRETS, _VERIFIER_TLS, _REGISTRY_AUTH, _SOURCE_TOKENS, _KUBECONFIG):
+        if name not in (*_SECRETS, _VERIFIER_TLS, _API_SERVER_TLS, _REGISTRY_AUTH, _SOURCE_TOKENS, _KUBECONFIG):
             document[name] = _decoded(pulumi.Config(PROJECT).get(name) or "")
             if _is_secret(name):
                 hidden.add(name)
@@ -54,6 +55,7 @@ def load() -> Settings:
             f"{PROJECT}:{_VERIFIER_TLS}: got nothing, want certificate and key of the image verifier; "
             f"run python -m infra.preparation.certificates {settings.cluster.namespace} | pulumi config set --secret {_VERIFIER_TLS}"
         )
+    problems += _own_certificate_problems(settings, encrypted=encrypted)
     if problems or settings is None:
         raise SettingsError("\n".join(problems))
     if keys.is_old(found := _decoded(pulumi.Config(PROJECT).require(keys.SETTING))):
@@ -65,6 +67,28 @@ def verifier_tls() -> dict[str, str]:
     """Certificate and private key of the image verifier in PEM. Empty when they are missing or have another form."""
     pair = _decoded(pulumi.Config(PROJECT).get(_VERIFIER_TLS) or "")
     return pair if isinstance(pair, dict) and set(pair) == {"certificate", "privateKey"} else {}
+
+
+def api_server_tls() -> dict[str, str]:
+    """The API server's certificate and private key, and the authority which signed it, in PEM. Empty when they are missing or have another
+    form. The authority's own key goes no further than here."""
+    found = _decoded(pulumi.Config(PROJECT).get(_API_SERVER_TLS) or "")
+    parts = ("certificate", "privateKey", "authority")
+    good = isinstance(found, dict) and all(isinstance(found.get(part), str) for part in parts)
+    return {part: found[part] for part in parts} if good else {}
+
+
+def _own_certificate_problems(settings: Settings | None, *, encrypted: bool) -> Iterator[str]:
+    if settings is None or settings.api_server.tls is None or not settings.api_server.tls.own:
+        return
+    if not api_server_tls():
+        made = f"infra.preparation.certificates {settings.cluster.namespace} --api-server {settings.api_server.host or ''}".strip()
+        yield (
+            f"{PROJECT}:{_API_SERVER_TLS}: got nothing with apiServer.tls.own, want its certificate and authority; "
+            f"run python -m {made} | pulumi config set --secret {_API_SERVER_TLS}"
+        )
+    elif encrypted and not _is_secret(_API_SERVER_TLS):
+        yield _plain_text(_API_SERVER_TLS)
 
 
 def kubeconfig() -> dict[str, Any] | None:

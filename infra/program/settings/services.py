@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from components.contract import EVERYWHERE
 from infra.program.settings.network import PodsSettings
 from infra.program.settings.section import Annotations, Bytes, Cidr, DnsLabel, Labels, ModelName, Resources, Section, quantity
+from infra.program.settings.tls import HOST, TlsSettings
+from infra.program.settings.way_in import WayInSettings
 
 _ORIGIN = r"^https?://[A-Za-z0-9.\-\[\]:]{1,253}$"
 
@@ -63,7 +65,13 @@ class ApiServerSettings(Section):
     max_in_flight: int = Field(default=4, ge=1, le=1024)
     """Requests at once to one upstream address; more wait for queueSeconds."""
     client_cidrs: list[Cidr] = Field(default=[*EVERYWHERE], min_length=1)
-    """Networks that may connect, IPv4 and IPv6; clients still need a key."""
+    """Networks that may connect, IPv4 and IPv6; clients still need a key. Unset with wayIn: none, but its proxies."""
+    host: str | None = Field(default=None, pattern=HOST)
+    """The name that clients outside of the cluster use, such as models.example.com. Its DNS is yours."""
+    tls: TlsSettings | None = None
+    """TLS at the API server itself; unset, it speaks HTTP, and a proxy in front of it has to have TLS."""
+    way_in: WayInSettings | None = None
+    """An Ingress or a route of the Gateway API, by which clients come under the name of `host`."""
     cors_origins: list[Annotated[str, Field(pattern=_ORIGIN)]] = Field(default=[], max_length=32)
     """Origins whose pages may use the API from a browser, such as https://ui.example. A key in a page is a key in many hands."""
     session_headers: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]] = Field(default=[], max_length=16)
@@ -81,6 +89,28 @@ class ApiServerSettings(Section):
             got = f"got {self.external_traffic_policy} with serviceType ClusterIP"
             raise ValueError(f"externalTrafficPolicy: {got}, want it with NodePort or LoadBalancer; remove it")
         return self
+
+    @model_validator(mode="after")
+    def _tls_and_way_in_fit(self) -> Self:
+        if self.way_in is not None:
+            if self.host is None:
+                raise ValueError("host: got nothing with wayIn, want the name that clients use; set it")
+            if self.service_type != "ClusterIP":
+                raise ValueError(f"serviceType: got {self.service_type} with wayIn, want one way in; remove one of them")
+            if not self.way_in.proxies and "client_cidrs" not in self.model_fields_set:
+                raise ValueError("wayIn.proxies: got none, want the proxy's pods, or its networks in clientCidrs; name them")
+            way = self.way_in.ingress
+            if way is not None and way.passthrough and (self.tls is None or way.tls_secret is not None):
+                got = "no apiServer.tls" if self.tls is None else "a certificate for the controller too"
+                raise ValueError(f"wayIn.ingress.passthrough: got {got}, want TLS at the API server alone; set tls, and no tlsSecret")
+        if self.tls is not None and self.tls.issuer is not None and not self.tls.issuer.service_names and self.host is None:
+            raise ValueError("host: got nothing with an issuer that signs no names of Services, want a name for the certificate; set it")
+        return self
+
+    @property
+    def admitted_cidrs(self) -> list[str]:
+        """Networks whose addresses may connect: behind a proxy that clients come through, those that were named alone."""
+        return [] if self.way_in is not None and "client_cidrs" not in self.model_fields_set else self.client_cidrs
 
     @property
     def knows_its_clients(self) -> bool:

@@ -1,0 +1,85 @@
+"""The stack with a certificate of its own authority, on the embedded cluster: asked by its address, renewed without a restart."""
+
+import json
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+from cryptography import x509
+
+from infra.lifecycle.bring_up import Certified, chat
+from infra.preparation.certificates import api_server_tls
+from modelfleet_outputs import FleetOutputs
+from tests.cluster.conftest import MODEL, SCRIPT, Stack
+from tests.cluster.kube import eventually
+from tests.cluster.test_changes_in_place import KUBELET_S, pods
+
+pytestmark = pytest.mark.cluster
+DEPLOYS_FIRST = True
+TLS = "modelfleet:apiServerTls"
+
+
+@pytest.fixture(scope="module")
+def secured(stack: Stack) -> Iterator[FleetOutputs]:
+    """Its outputs."""
+    stack.changed = True
+    yield stack.deployment.deploy(overrides(stack))
+    stack.deployment.cli.run("config", "rm", TLS)
+
+
+def overrides(stack: Stack) -> dict[str, object]:
+    return {**stack.overrides, "apiServer": {"tls": {"own": True}}}
+
+
+def address(stack: Stack) -> tuple[str, int]:
+    parts = urlsplit(stack.url)
+    return str(parts.hostname), int(parts.port or 0)
+
+
+@contextmanager
+def connected(stack: Stack, outputs: FleetOutputs) -> Iterator[ssl.SSLSocket]:
+    """As a client that knows the authority and the cluster's address alone."""
+    trusts = ssl.create_default_context(cadata=outputs.authority)
+    host, port = address(stack)
+    with socket.create_connection((host, port), timeout=10) as plain, trusts.wrap_socket(plain, server_hostname=host) as connection:
+        yield connection
+
+
+def serial(stack: Stack, outputs: FleetOutputs) -> int:
+    with connected(stack, outputs) as connection:
+        return x509.load_der_x509_certificate(connection.getpeercert(binary_form=True) or b"").serial_number
+
+
+def test_it_answers_by_its_address_and_the_outputs_say_how(stack: Stack, secured: FleetOutputs) -> None:
+    assert secured.url == f"https://api-server.{secured.namespace}.svc:8000/v1"
+    certified = Certified.of(secured, stack.deployment.keep_authority(secured))
+    host, port = address(stack)
+    assert chat(f"https://{host}:{port}", stack.key, MODEL, "Say it.", certified=certified) == SCRIPT
+    with connected(stack, secured) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+    before = serial(stack, secured)
+    again = stack.deployment.deploy(overrides(stack))
+    assert (serial(stack, again), again.authority) == (before, secured.authority), "it stays what it is"
+
+
+def test_a_renewed_certificate_restarts_no_pod_and_ends_no_connection(stack: Stack, secured: FleetOutputs) -> None:
+    before, first = pods(stack), serial(stack, secured)
+    made = json.loads(stack.deployment.cli.run("config", "get", TLS))
+    names = x509.load_pem_x509_certificate(made["certificate"].encode()).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    wanted = [*map(str, (each.value for each in names.value)), "renewed.example.com"]
+    stack.deployment.cli.run("config", "set", "--secret", TLS, stdin=json.dumps(api_server_tls(wanted, made)))
+    with connected(stack, secured) as connection:
+        outputs = stack.deployment.deploy(overrides(stack))
+        assert outputs.authority == secured.authority
+
+        def look() -> int:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200 "), "the connection of before goes on"
+            return serial(stack, outputs)
+
+        eventually(look, lambda found: found != first, KUBELET_S, "the new certificate")
+    assert pods(stack) == before
