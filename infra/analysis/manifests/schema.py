@@ -112,8 +112,8 @@ CUSTOM: Mapping[str, dict[str, Any]] = {
     ),
 }
 """Kinds of operators, which the embedded API server does not know: of their fields only those that we render.
-Sources: API references of the Prometheus operator, Google's managed service for Prometheus, cert-manager and the Gateway API (1.6); durations
-as Prometheus' documentation has them, and GEP-2257."""
+Sources: API references of the Prometheus operator, Google's managed service for Prometheus, cert-manager and the Gateway API (1.6);
+durations as Prometheus' documentation has them, and GEP-2257."""
 
 
 @functools.cache
