@@ -54,7 +54,8 @@ _RULE = _fields(
 )
 _TEXT = {"type": "string", "minLength": 1}
 _PODS = _fields("matchLabels", matchLabels=_TEXTS)
-_NAMED = _fields("name", group=_TEXT, kind=_TEXT, name=_TEXT)
+_NAMED = _fields("name", group={"type": "string"}, kind=_TEXT, name=_TEXT)
+"""The group of Kubernetes' own kinds is empty."""
 
 
 def _custom(**spec: Any) -> dict[str, Any]:
