@@ -19,7 +19,6 @@ from tests.cluster.kube import eventually
 
 pytestmark = pytest.mark.cluster
 DEPLOYS_FIRST = True
-AGENTS = "agents:scripted"
 SYSTEM = "A rule of the house. " * 500
 """About 10,000 bytes, which are as many tokens of the scripted model."""
 
@@ -29,11 +28,9 @@ def fleet(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     """Two replicas with a slot each and next to no memory beside it, and two API servers."""
     work = tmp_path_factory.mktemp("models")
     overrides = json.loads(json.dumps(stack.overrides))
-    overrides["models"].append({"name": AGENTS, "size": "2Mi", "kvBytesPerToken": 1024})
     overrides["fleet"] = {"replicas": 2, "contextLength": 16384, "promptCache": "1Mi"}
     overrides["apiServer"] = {"replicas": 2}
-    made = {name: tiny_gguf.make(work / f"{name[:4]}.gguf", SCRIPT, context=32_768) for name in (MODEL, AGENTS)}
-    image = images.models(made)
+    image = images.models({MODEL: tiny_gguf.make(work / "tiny.gguf", SCRIPT, context=32_768)})
     embedded.push(stack.cluster, [image])
     overrides["images"]["refs"]["models"] = image.reference
     stack.deployment.deploy(overrides)
@@ -66,7 +63,7 @@ def turn(fleet: Stack, agent: str, number: int) -> httpx.Response:
     """On a connection of its own, so that either API server may get it. Whoever is told to come again does so, as agents do."""
     history = [{"role": "assistant", "content": SCRIPT}, {"role": "user", "content": "And again."}] * number
     messages = [{"role": "system", "content": f"{agent} {SYSTEM}"}, {"role": "user", "content": "Say it."}, *history]
-    body: dict[str, Any] = {"model": AGENTS, "messages": messages, "max_tokens": 16, "temperature": 0}
+    body: dict[str, Any] = {"model": MODEL, "messages": messages, "max_tokens": 16, "temperature": 0}
     while True:
         headers = {"Authorization": f"Bearer {fleet.key}"}
         response = httpx.post(f"{fleet.url}/v1/chat/completions", json=body, headers=headers, timeout=120)

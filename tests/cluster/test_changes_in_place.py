@@ -25,8 +25,9 @@ def answered(stack: Stack) -> tuple[str, str]:
 
 
 def pods(stack: Stack) -> dict[str, int]:
-    """UID of each running pod to how often its containers were restarted."""
+    """UID of each running pod to how often its containers were restarted; without those that are about to end."""
     items = stack.kube.get("pods", "-n", stack.outputs.namespace, "--field-selector=status.phase=Running")["items"]
+    items = [item for item in items if "deletionTimestamp" not in item["metadata"]]
     return {item["metadata"]["uid"]: sum(each["restartCount"] for each in item["status"]["containerStatuses"]) for item in items}
 
 

@@ -40,7 +40,7 @@ def real_model_server(stack: Stack) -> Fault:
     ]
     secret = next(volume["secret"]["secretName"] for volume in spec["volumes"] if "secret" in volume)
     objects: list[Object] = [
-        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": secret}, "stringData": {"password": "unused-here"}},
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": secret}, "stringData": {"model-server": "unused-here"}},
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": spec["serviceAccountName"]}},
         {
             "apiVersion": "apps/v1",
