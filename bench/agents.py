@@ -311,10 +311,7 @@ def main(arguments: Sequence[str]) -> int:
         "results": results,
         "turns_by_those_of_the_best_other": ratios(results),
     }
-    if sizes is FULL:
-        keep("agents", record)
-    else:
-        print(json.dumps(record, indent=1))
+    keep("agents", record, whole=sizes is FULL)
     return 0
 
 

@@ -37,8 +37,9 @@ def beside(command: str, load_before: float, versions: Mapping[str, str]) -> dic
     return said | {"machine": machine, "versions": {"python": said["versions"]["python"], **versions}}
 
 
-def keep(name: str, record: Mapping[str, Any]) -> None:
-    """Write a result to bench/results/NAME.json, and print it."""
+def keep(name: str, record: Mapping[str, Any], *, whole: bool = True) -> None:
+    """Write a result to bench/results/NAME.json, and print it. One that is not `whole`, as of a small run, is printed alone."""
     text = json.dumps(record, indent=1) + "\n"
-    (Path(__file__).parent / "results" / f"{name}.json").write_text(text)
+    if whole:
+        (Path(__file__).parent / "results" / f"{name}.json").write_text(text)
     print(text)

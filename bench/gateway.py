@@ -8,7 +8,6 @@ A run with few requests, to see that it works, prints its figures and writes not
 """
 
 import asyncio
-import json
 import math
 import os
 import statistics
@@ -177,10 +176,7 @@ def main(arguments: Sequence[str]) -> int:
         "results": results,
         "ratio_to_vllm_router": ratios(results),
     }
-    if sizes is FULL:
-        keep("gateway", record)
-    else:
-        print(json.dumps(record, indent=1))
+    keep("gateway", record, whole=sizes is FULL)
     return 0 if not sum(each["failed"] for each in results["api_server"]["cpu"].values()) else 1
 
 

@@ -190,10 +190,7 @@ def main(arguments: Sequence[str]) -> int:
         "handshake_as_a_multiple_of_nginx": ratio,
         "aim": {"connections_a_second_and_core": AIM, "met": reached >= AIM},
     }
-    if sizes is FULL:
-        keep("tls", record)
-    else:
-        print(json.dumps(record, indent=1))
+    keep("tls", record, whole=sizes is FULL)
     return 0
 
 
