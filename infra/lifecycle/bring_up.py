@@ -18,6 +18,8 @@ from infra.lifecycle.deployment import Deployment
 from modelfleet_outputs import FleetOutputs
 
 QUESTION = "What is the capital of France? Answer in one short sentence."
+_TURNS_S = 30.0
+"""How long a node may lead a connection to a pod of before the update, which may be gone or speak HTTP where its successor speaks TLS."""
 
 
 def say(text: str) -> None:
@@ -102,13 +104,24 @@ class Certified:
 
 
 def chat(url: str, key: str, model: str, question: str, timeout_s: float = 120.0, certified: Certified | None = None) -> str:
-    """One answer of the fleet; asks again while it says 503 or 429 with Retry-After. Raises httpx.HTTPError."""
+    """One answer of the fleet. Raises httpx.HTTPError.
+
+    Asks again while it says 503 or 429 with Retry-After, and for half a minute after a failed connection.
+    """
     verify, named = (certified.trusts, {"sni_hostname": certified.name}) if certified is not None else (True, {})
     body = {"model": model, "messages": [{"role": "user", "content": question}], "max_tokens": 64, "temperature": 0}
-    deadline = time.monotonic() + timeout_s
+    started = time.monotonic()
+    deadline = started + timeout_s
     with httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=timeout_s, trust_env=False, verify=verify) as client:
         while True:
-            response = client.post(f"{url}/v1/chat/completions", json=body, extensions=named)
+            try:
+                response = client.post(f"{url}/v1/chat/completions", json=body, extensions=named)
+            except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError) as error:
+                if time.monotonic() > started + min(_TURNS_S, timeout_s):
+                    raise
+                say(f"chat: {error}; asking again")
+                time.sleep(1)
+                continue
             wait_s = float(response.headers.get("retry-after", 0))
             if response.status_code not in (429, 503) or not wait_s or time.monotonic() + wait_s > deadline:
                 break

@@ -15,7 +15,7 @@ from infra.lifecycle import embedded as lifecycle
 from infra.lifecycle.deployment import Deployment
 from modelfleet_outputs import FleetOutputs
 from tests import tiny_gguf
-from tests.cluster.kube import Kube
+from tests.cluster.kube import Kube, eventually
 
 NAME = f"test-{os.getpid()}"
 """Of this run alone: another one may be on the same machine."""
@@ -46,6 +46,15 @@ class Stack:
     @property
     def key(self) -> str:
         return self.deployment.key_file.read_text()
+
+    def wait_for_ends(self) -> None:
+        """Until the pods of before are gone: nodes may lead a new connection to one that is about to end."""
+
+        def ending() -> list[str]:
+            items = self.kube.get("pods", "-n", self.outputs.namespace)["items"]
+            return [item["metadata"]["name"] for item in items if "deletionTimestamp" in item["metadata"]]
+
+        eventually(ending, lambda found: not found, 90, "pods that end")
 
 
 @pytest.fixture(scope="session")
@@ -86,5 +95,6 @@ def stack(request: pytest.FixtureRequest, first: Stack) -> Stack:
     """The dev stack as it was deployed first. A module that deploys another one before its first test says so with `DEPLOYS_FIRST`."""
     if first.changed and not getattr(request.module, "DEPLOYS_FIRST", False):
         first.deployment.deploy(first.overrides)
+        first.wait_for_ends()
         first.changed = False
     return first

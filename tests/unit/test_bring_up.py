@@ -1,9 +1,12 @@
 """What `make up` prints at its end, for a stack with TLS and without."""
 
 import json
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from infra.lifecycle import bring_up
@@ -57,3 +60,23 @@ def test_a_forwarded_port_is_asked_by_a_name_of_the_certificate(
     assert "public:    https://models.example.com/v1" in text
     assert "trust" not in text
     assert "curl --cacert" in shown(tmp_path, monkeypatch, capsys, own=True, forwarded=True, **SECURED)
+
+
+def test_the_first_chat_is_asked_again_when_its_connection_ends_at_a_pod_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = json.dumps({"choices": [{"message": {"content": "Paris."}}]}).encode()
+    monkeypatch.setattr(bring_up, "_TURNS_S", 5.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+        def serve() -> None:
+            with listener.accept()[0] as ended:
+                ended.recv(1 << 16)
+            with listener.accept()[0] as connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
+
+        threading.Thread(target=serve, daemon=True).start()
+        assert bring_up.chat(url, "k", "m", "?") == "Paris."
+    monkeypatch.setattr(bring_up, "_TURNS_S", 0.0)
+    with pytest.raises(httpx.ConnectError):
+        bring_up.chat(url, "k", "m", "?")
