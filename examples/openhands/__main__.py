@@ -1,7 +1,7 @@
 """What OpenHands needs to use a fleet: a ConfigMap and a Secret to be read as its environment (`envFrom`).
 
 Configuration (`pulumi config set openhands:<key>`):
-  fleet      the fleet's stack, for example organization/modelfleet/prod
+  fleet      the stack of the team (examples/team), for example organization/modelfleet-team/search-team; or the fleet's own
   namespace  where OpenHands runs; it exists already
   model      one of the fleet's model ids; its first when unset
   context    context of the kubeconfig; or

@@ -15,11 +15,14 @@ The stack exports `fleet`, the object below, and two secrets: `keysByName`, a ma
 `modelfleet-outputs` (directory `modelfleet_outputs/`, which imports nothing else of this repository); any other program reads the JSON of
 `pulumi stack output fleet --json`. A complete consumer is [examples/openhands](../examples/openhands).
 
+A stack reference brings all outputs of a stack into the state of the one that refers, every key among them. A team gets a stack of its own
+with the same outputs and its own key alone: [examples/team](../examples/team).
+
 ```python
 import pulumi
 from modelfleet_outputs.stack import Fleet
 
-fleet = Fleet(pulumi.StackReference("organization/modelfleet/prod"))
+fleet = Fleet(pulumi.StackReference("organization/modelfleet-team/search-team"))
 pulumi.export("base_url", fleet.outputs.apply(lambda outputs: outputs.url))
 ```
 

@@ -1,7 +1,8 @@
-"""examples/openhands against the real state of both stacks: the contract, through the engine, with the published package."""
+"""examples/openhands and examples/team against real states: the contract, through the engine, with the published package."""
 
 import base64
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from infra.engine.cli import PulumiCli
 from infra.engine.errors import CliError
 from modelfleet_outputs import parse
 
+OPENHANDS, TEAM = ROOT / "examples" / "openhands", ROOT / "examples" / "team"
+EXPORTED = json.loads((ROOT / "tests" / "contract" / "outputs-v1.json").read_text())
 KEY = "masked-in-the-rendering"
 """What preview.render gives the stack as its API key."""
 
@@ -26,22 +29,21 @@ def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return request.param, work / request.param
 
 
-def consumer(fleet: tuple[str, Path], target: Path) -> PulumiCli:
-    """The example's stack in the fleet's backend; PYTHONPATH stands for an installed modelfleet-outputs."""
-    stack, state = fleet
+def program(directory: Path, stack: str, state: Path, target: Path, config: Mapping[str, str]) -> PulumiCli:
+    """A stack of that program in a backend; PYTHONPATH stands for an installed modelfleet-outputs."""
     package = target / "package"
-    package.mkdir()
-    (package / "modelfleet_outputs").symlink_to(ROOT / "modelfleet_outputs")
-    cli = PulumiCli(
-        stack=f"openhands-{stack}",
-        state_dir=state,
-        program=ROOT / "examples" / "openhands",
-        env={"HOME": str(target), "PYTHONPATH": str(package)},
-    )
+    package.mkdir(exist_ok=True)
+    if not (package / "modelfleet_outputs").exists():
+        (package / "modelfleet_outputs").symlink_to(ROOT / "modelfleet_outputs")
+    cli = PulumiCli(stack=stack, state_dir=state, program=directory, env={"HOME": str(target), "PYTHONPATH": str(package)})
     cli.ensure_stack()
-    config = {"fleet": f"organization/modelfleet/{stack}", "namespace": "openhands", "renderTo": str(target)}
-    cli.write_config({f"openhands:{key}": value for key, value in config.items()})
+    cli.write_config(config)
     return cli
+
+
+def consumer(stack: str, of: str, state: Path, target: Path) -> PulumiCli:
+    config = {"fleet": of, "namespace": "openhands", "renderTo": str(target)}
+    return program(OPENHANDS, stack, state, target, {f"openhands:{key}": value for key, value in config.items()})
 
 
 def test_the_outputs_of_both_stacks_are_of_the_contract_and_keys_are_secret(fleet: tuple[str, Path], tmp_path: Path) -> None:
@@ -59,7 +61,7 @@ def test_the_outputs_of_both_stacks_are_of_the_contract_and_keys_are_secret(flee
 
 def test_openhands_is_configured_from_the_fleet_or_told_why_not(fleet: tuple[str, Path], tmp_path: Path) -> None:
     stack, state = fleet
-    cli = consumer(fleet, tmp_path)
+    cli = consumer(f"openhands-{stack}", f"organization/modelfleet/{stack}", state, tmp_path)
     if stack == "dev":
         with pytest.raises(CliError) as refusal:
             cli.up()
@@ -77,3 +79,34 @@ def test_openhands_is_configured_from_the_fleet_or_told_why_not(fleet: tuple[str
     keys = secret.get("stringData") or {name: base64.b64decode(value).decode() for name, value in secret["data"].items()}
     assert keys == {"LLM_API_KEY": KEY}
     assert KEY not in (state / "state" / ".pulumi" / "stacks" / "openhands" / f"{cli.stack}.json").read_text()
+
+
+EVERY_KEY = f"""
+import pulumi
+
+pulumi.export("fleet", {EXPORTED!r})
+pulumi.export("apiKeys", pulumi.Output.secret(["{KEY}", "the-key-of-another-team"]))
+pulumi.export("keysByName", pulumi.Output.secret({{"search-team": "{KEY}", "other-team": "the-key-of-another-team"}}))
+"""
+
+
+def test_a_program_that_refers_to_its_teams_stack_has_no_other_key_not_even_in_its_state(tmp_path: Path) -> None:
+    every, state = tmp_path / "every", tmp_path / "backend"
+    every.mkdir()
+    (every / "__main__.py").write_text(EVERY_KEY)
+    (every / "Pulumi.yaml").write_text((OPENHANDS / "Pulumi.yaml").read_text().replace("../../.venv", str(ROOT / ".venv")))
+    program(every, "every", state, tmp_path, {}).up()
+    config = {"modelfleet-team:fleet": "organization/openhands/every", "modelfleet-team:key": "nobody"}
+    with pytest.raises(CliError, match="modelfleet-team:key: got nobody, want one of other-team, search-team; correct it") as refusal:
+        program(TEAM, "search", state, tmp_path, config).up()
+    assert "Traceback" not in str(refusal.value)
+    team = program(TEAM, "search", state, tmp_path, {**config, "modelfleet-team:key": "search-team"})
+    team.up()
+    assert parse(json.loads(team.run("stack", "output", "fleet", "--json"))) == parse(EXPORTED)
+    assert json.loads(team.run("stack", "output", "keysByName", "--show-secrets", "--json")) == {"search-team": KEY}
+    assert json.loads(team.run("stack", "output", "--json"))["apiKeys"] == "[secret]"
+    used = consumer("openhands", "organization/modelfleet-team/search", state, tmp_path)
+    used.up()
+    exported = used.run("stack", "export", "--show-secrets")
+    assert KEY in exported
+    assert "the-key-of-another-team" not in exported
