@@ -21,10 +21,13 @@ from infra.preparation.images import build
 from tests import machine
 from tests.component.harness import render
 from tests.proofs import ways
-from tests.proofs.docker_daemon import docker
+from tests.proofs.docker_daemon import Docker, docker
 from tests.proofs.empty_debian import bootstrap
 from tests.proofs.records import Proof
 from tests.service import buildkit, registries
+from tests.service.conftest import await_valkey, valkey_conf
+from tests.service.processes import free_port
+from tests.service.test_cache_users import DONE, a_role_does_its_own_and_nothing_else
 from tests.service.test_image_builds import starts_as_its_dockerfile_says
 
 PROOF = Proof(
@@ -86,6 +89,22 @@ def asked_of_pulumi_docker(registry: str) -> dict[str, dict[str, Any]]:
     return {name.rpartition("/")[2].partition(":")[0]: item for name, item in found.items()}
 
 
+def users_hold_in(client: Docker, repository: str, work: Path) -> str:
+    """The cache server's users, as the image has the server: Debian's, which is older than the embedded cluster's. Returns its version."""
+    work.mkdir()
+    port = free_port()
+    conf = valkey_conf(work, port)
+    image = client.run("images", "--quiet", repository).split()[0]
+    name = client.run("run", "--detach", "--network", "host", "--volume", f"{work}:{work}:ro", image, str(conf)).strip()
+    try:
+        await_valkey(port)
+        for role in DONE:
+            a_role_does_its_own_and_nothing_else(f"redis://127.0.0.1:{port}/0", role)
+        return client.run("exec", name, "valkey-server", "--version").split()[2]
+    finally:
+        client.run("rm", "--force", name)
+
+
 @pytest.mark.timeout(2400)
 def test_a_docker_daemon_builds_and_pushes_what_pulumi_docker_is_told(bases: list[Image], tmp_path: Path, figures: dict[str, Any]) -> None:
     before = machine.snapshot()
@@ -109,5 +128,6 @@ def test_a_docker_daemon_builds_and_pushes_what_pulumi_docker_is_told(bases: lis
                 starts_as_its_dockerfile_says(name, {key: value or [] for key, value in image["Config"].items()})
                 [reference] = image["RepoDigests"]
                 assert reference.startswith(f"{registry}/test/{name}@sha256:")
+            figures["valkey"] = users_hold_in(client, f"{registry}/test/cache-server", tmp_path / "valkey")
     changed = machine.difference(before, machine.snapshot())
     assert [line for lines in changed.values() for line in lines if "docker" in line] == []

@@ -58,11 +58,8 @@ def as_user(url: str, role: str, work: Path) -> dict[str, str]:
     return {"CACHE_URL": url.replace("redis://", f"redis://{role}@"), "CACHE_PASSWORD_FILE": str(secret)}
 
 
-@contextmanager
-def running_valkey(
-    work: Path, port: int, max_memory_bytes: int = 2**26, policy: str = "allkeys-lru"
-) -> "Iterator[subprocess.Popen[bytes]]":
-    """The cache server at a port of loopback, until the block ends."""
+def valkey_conf(work: Path, port: int, max_memory_bytes: int = 2**26, policy: str = "allkeys-lru") -> Path:
+    """What the component gives the cache server, for a port of loopback."""
     conf = work / "cache.conf"
     (work / "auth.conf").write_text(f"requirepass {PASSWORD}\n")
     (work / "users.conf").write_text(users_conf(PASSWORD))
@@ -70,18 +67,29 @@ def running_valkey(
     conf.write_text(
         lines.replace("bind * -::*", "bind 127.0.0.1").replace("/etc/cache-auth", str(work)).replace("/etc/cache-users", str(work))
     )
-    with (
-        subprocess.Popen([embedded.valkey(), conf], stdout=subprocess.DEVNULL) as process,
-        redis.Redis(port=port, password=PASSWORD) as client,
-    ):
-        deadline = time.monotonic() + 10
+    return conf
+
+
+def await_valkey(port: int) -> None:
+    deadline = time.monotonic() + 10
+    with redis.Redis(port=port, password=PASSWORD) as client:
         while True:
             try:
                 client.ping()
-                break
+                return
             except NotReached:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
+
+
+@contextmanager
+def running_valkey(
+    work: Path, port: int, max_memory_bytes: int = 2**26, policy: str = "allkeys-lru"
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """The cache server at a port of loopback, until the block ends."""
+    conf = valkey_conf(work, port, max_memory_bytes, policy)
+    with subprocess.Popen([embedded.valkey(), conf], stdout=subprocess.DEVNULL) as process:
+        await_valkey(port)
         try:
             yield process
         finally:
