@@ -3,7 +3,7 @@
 Clients ask every model alike. OpenHands sends `reasoning_effort` by default, and Ollama refuses it for a model that cannot think.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import aiohttp
@@ -25,6 +25,8 @@ class Abilities:
     """`thinking`, `tools`, `vision`, `audio`, … in Ollama's words."""
     context_length: int = 0
     """Tokens of one request; 0: not said."""
+    version: str = ""
+    """Of the weights and of what runs them; empty: not said."""
 
     def lacks(self, name: str) -> bool:
         """Whether the server said what the model can do, and this is not part of it."""
@@ -34,14 +36,23 @@ class Abilities:
 UNKNOWN = Abilities()
 
 
-async def ask(session: aiohttp.ClientSession, url: str, engine: Literal["openai", "ollama"], name: str) -> Abilities:
-    """Ollama says it at /api/show; our model server says it in its list of models. Raises one of reading.LATE_OR_STRANGE."""
+async def ask(session: aiohttp.ClientSession, url: str, engine: Literal["openai", "ollama"], name: str, digest: str = "") -> Abilities:
+    """Ollama says it at /api/show; our model server says it in its list of models. Raises one of reading.LATE_OR_STRANGE.
+
+    `digest`: the model's in the store of an Ollama.
+    """
     if engine == "ollama":
         async with session.post(f"{url}/api/show", json={"model": name}, timeout=_TIMEOUT, allow_redirects=False) as response:
-            return _abilities(await document(response))
+            found = _abilities(await document(response))
+        return replace(found, version=f"{await _ollama(session, url)} {digest}" if digest else "")
     async with session.get(f"{url}/v1/models", timeout=_TIMEOUT, allow_redirects=False) as response:
         entries = (await document(response))["data"]
     return _abilities(next((entry for entry in entries if entry["id"] == name), {}))
+
+
+async def _ollama(session: aiohttp.ClientSession, url: str) -> str:
+    async with session.get(f"{url}/api/version", timeout=_TIMEOUT, allow_redirects=False) as response:
+        return f"ollama {(await document(response))['version']}"
 
 
 def _abilities(entry: dict[str, Any]) -> Abilities:

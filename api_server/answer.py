@@ -32,6 +32,10 @@ class Answer:
         self._kind = STREAMS.get(reader.stream)
         self._api = ENDPOINTS[request.path].api
         self._silence_s = silence_s
+        self.finish: Callable[[bytes], bytes] | None = None
+        """What a server's document becomes before a client gets it; raises ValueError on one that is none."""
+        self.in_parts = True
+        """Whether a document that is too long for that may go on as it comes."""
         self._target: web.StreamResponse | None = None
         self._starting = asyncio.Lock()
         self._beating: asyncio.Task[None] | None = None
@@ -117,12 +121,19 @@ class Answer:
         while chunk := await source.content.readany():
             heard()
             if kept := self.reader.feed(chunk):
+                if not self.in_parts:
+                    raise errors.upstream_failed(self.model, "a longer answer than its question asks for")
                 patience.since = None
                 await self._write(source, kept)
             patience.wait()
         rest = self.reader.rest()
         if rest is None:
             raise errors.upstream_failed(self.model, "an answer that is not whole")
+        if self.finish is not None:
+            try:
+                rest = self.finish(rest)
+            except ValueError as error:
+                raise errors.upstream_failed(self.model, str(error)) from None
         with _CLIENTS_SIDE:
             if self._target is None and not self.is_stream:
                 return await self._whole(source.headers, rest)

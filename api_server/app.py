@@ -14,6 +14,7 @@ from aiohttp import web
 from api_server import cors, errors, openapi, page
 from api_server.aliases import Aliases
 from api_server.connections import Connection, Connections, most_connections
+from api_server.embeddings import Embeddings
 from api_server.fleet import View
 from api_server.intake import Budget, Intake, memory
 from api_server.keys import Keys
@@ -89,7 +90,8 @@ class ApiServer:
         longest = max(route.context_length for route in settings.routes.values())
         # Each value of a prompt is at least one token, and a request has a few values beside.
         self._intake = Intake(budget, settings.max_body_bytes, max(_MIN_VALUES, 2 * longest), settings.body_s)
-        self._proxy = Proxy(settings, self._routing, self.upstreams, self.metrics, self._sender, self._intake, sessions)
+        embeddings = Embeddings(settings) if settings.cache_url else None
+        self._proxy = Proxy(settings, self._routing, self.upstreams, self.metrics, self._sender, self._intake, sessions, embeddings)
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._middleware])

@@ -81,6 +81,9 @@ class Metrics(Collector):
         self.upstream_errors = Counter(
             "api_server_upstream_errors", "Failed attempts by reason", ["upstream", "reason"], registry=self.registry
         )  # fmt: skip
+        self.embeddings = Counter(
+            "api_server_embeddings", "Texts to embed, by whether it was done before", ["model", "outcome"], registry=self.registry
+        )  # fmt: skip
         self.turns = self._of_turns("api_server_turns", "Requests by why their server was chosen")
         self.reusable = self._of_turns(
             "api_server_reusable_tokens", "Tokens of prompts that a server had read before, where servers say what they used"
@@ -105,6 +108,11 @@ class Metrics(Collector):
         if says and reader.cached_tokens is not None:
             self.of(self.reusable, model, place.reason).inc(min(place.reusable, reader.prompt_tokens))
             self.of(self.cached, model, place.reason).inc(reader.cached_tokens)
+
+    def embedded(self, model: str, found: int, count: int) -> None:
+        """Count texts of which so many were embedded before."""
+        for outcome, amount in (("found", found), ("made", count - found)):
+            self.of(self.embeddings, model, outcome).inc(amount)
 
     def left_out(self, model: str, names: Iterable[str]) -> None:
         """Count fields that were dropped from a request."""

@@ -13,6 +13,8 @@ from aiohttp import web
 from api_server import errors, requests
 from api_server.address import Address
 from api_server.answer import Answer
+from api_server.embeddings import PATHS as EMBEDDING_PATHS
+from api_server.embeddings import Embeddings, Found, left
 from api_server.intake import Claim, Intake
 from api_server.limits import ACCOUNT
 from api_server.metrics import Metrics
@@ -50,6 +52,7 @@ class Proxy:
         sender: Sender,
         intake: Intake,
         sessions: Sessions,
+        embeddings: Embeddings | None = None,
     ) -> None:
         self._settings = settings
         self._routing = routing
@@ -58,6 +61,7 @@ class Proxy:
         self._sender = sender
         self._intake = intake
         self._sessions = sessions
+        self._embeddings = embeddings
 
     async def infer(self, request: web.Request) -> web.StreamResponse:
         """A POST of requests.INFERENCE."""
@@ -74,8 +78,9 @@ class Proxy:
             reader = Reader(asked.stream, drop_usage=asked.drops_usage)
             answer = Answer(request, request_id, model, reader, self._settings.silence_s)
             try:
-                with answer:
-                    response = await self._answer(request, answer, asked, claim)
+                with answer, self._intake.claim() as memory:
+                    found = await self._found(key, asked, memory)
+                    response = await self._completed(request, answer, asked, claim, found)
                 status = response.status
             except errors.ApiError as error:
                 status = error.status
@@ -103,6 +108,26 @@ class Proxy:
             self._metrics.asked(key, model, status)
             self._metrics.of(self._metrics.duration, model).observe(elapsed)
             log.info("request %s key %s model %s status %s %.3f s", request_id, key, model, status, elapsed)
+
+    async def _found(self, key: str, asked: Asked, memory: Claim) -> Found | None:
+        """What of the answer was made before. None: nothing is kept of such answers."""
+        if self._embeddings is None or asked.path not in EMBEDDING_PATHS:
+            return None
+        version = await self._sender.version(self._upstreams[asked.route.url].addresses.values(), asked.model, asked.route)
+        return await self._embeddings.find(key, version, asked, memory) if version else None
+
+    async def _completed(self, request: web.Request, answer: Answer, asked: Asked, claim: Claim, found: Found | None) -> web.StreamResponse:
+        """An answer of which a part may be there. Raises ApiError."""
+        if found is None or self._embeddings is None:
+            return await self._answer(request, answer, asked, claim)
+        self._metrics.embedded(asked.model, found.count, len(found.had))
+        if found.is_all:
+            return await answer.own(found.whole(asked.model))
+        asked.body = left(asked, found)
+        answer.finish, answer.in_parts, answer.reader.longest_document = found.merged, not found.count, found.limit
+        response = await self._answer(request, answer, asked, claim)
+        await self._embeddings.keep(found)
+        return response
 
     async def _understood(self, request: web.Request, claim: Claim, routing: Routing) -> Asked:
         body = await self._intake.read(request, claim)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import aiohttp
 from aiohttp import web
@@ -78,10 +78,16 @@ class Sender:
         if time.monotonic() < address.silent_until:
             return abilities.UNKNOWN
         try:
-            found = await abilities.ask(self._session, address.url, route.engine, name)
+            found = await abilities.ask(self._session, address.url, route.engine, *key)
         except LATE_OR_STRANGE as error:
             log.warning("%s: %s when asked what %s can do", address.url, type(error).__name__, name)
             address.silent_until = time.monotonic() + _UNKNOWN_S
             return abilities.UNKNOWN
         address.abilities[key] = found
         return found
+
+    async def version(self, servers: Iterable[Address], model: str, route: Route) -> str:
+        """Of the model, where all of its servers have the same; empty, where not or where one does not say."""
+        having = [each for each in servers if each.answers and each.has(route.model or model, route.digest)]
+        found = {(await self.abilities(each, model, route)).version for each in having}
+        return found.pop() if len(found) == 1 else ""

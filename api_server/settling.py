@@ -32,7 +32,7 @@ _LONGEST = 2 * 2**20
 """Bytes of a word; a longer one is none of ours."""
 _MOST_TURNS = 2000
 """That are told at once, of each model; the newest count."""
-_STRANGE = (
+STRANGE = (
     *(redis.exceptions.RedisError, OSError, TimeoutError, msgspec.MsgspecError),
     *(ValueError, TypeError, LookupError, AttributeError, RecursionError, NotImplementedError),
 )
@@ -68,9 +68,9 @@ class Settler:
             try:
                 await self._round()
                 self._is_up(None)
-            except _STRANGE as error:
+            except STRANGE as error:
                 self._is_up(error)
-                with contextlib.suppress(*_STRANGE):
+                with contextlib.suppress(*STRANGE):
                     await self._client.connection_pool.disconnect()
             self.divide()
             await asyncio.sleep(PERIOD_S)

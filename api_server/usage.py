@@ -13,7 +13,7 @@ from api_server.streams import STREAMS
 _LONGEST_EVENT = 8 * 2**20
 """Bytes; beyond it an answer is passed on unseen. Ollama's own limit for an event."""
 _LONGEST_DOCUMENT = 2 * 2**20
-"""The same for an answer that is one document: up to here it is passed on when it is whole."""
+"""The same for an answer that is one document, where nobody has to see all of it."""
 _MOST = 2**53
 """Tokens; from here on a float is no exact number."""
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
@@ -43,6 +43,8 @@ class Reader:
     """One of streams.STREAMS, or empty for one JSON document."""
     drop_usage: bool = False
     """The client did not ask for the usage chunk of the stream."""
+    longest_document: int = _LONGEST_DOCUMENT
+    """Bytes of an answer that is one document, up to which it is passed on when it is whole."""
     prompt_tokens: int = 0
     cached_tokens: int | None = None
     """Of the prompt, as its server says; None when it does not."""
@@ -78,7 +80,7 @@ class Reader:
             if self._keep(event):
                 kept += event
             self._last = event
-        if len(self._buffer) > (_LONGEST_EVENT if self.stream else _LONGEST_DOCUMENT):
+        if len(self._buffer) > (_LONGEST_EVENT if self.stream else self.longest_document):
             self._blind = True
             kept += self._buffer
             self._buffer = bytearray()

@@ -1,4 +1,4 @@
-"""The cache server: exact answers and what API servers tell each other, never model weights or KV blocks."""
+"""The cache server: exact answers, embeddings, and what API servers tell each other; never model weights or KV blocks."""
 
 import hashlib
 import hmac
@@ -15,8 +15,8 @@ core = k8s.core.v1
 _ROLES = {
     # Answers of model_server/cache.py.
     MODEL_SERVER: "~answer:* +get +set",
-    # The stream of api_server/settling.py.
-    API_SERVER: "~gateways:* +xadd +xread +xrange",
+    # The stream of api_server/settling.py, and what api_server/embeddings.py keeps.
+    API_SERVER: "~gateways:* ~embedding:* +xadd +xread +xrange +mget +set",
     METRICS_EXPORTER: "+info",
 }
 """Who connects, with which keys and commands. Source of the words: valkey.io/topics/acl."""

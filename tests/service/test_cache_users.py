@@ -12,7 +12,10 @@ from tests.service.conftest import PASSWORD
 
 DONE: dict[str, list[tuple[Any, ...]]] = {
     "model-server": [("SET", "answer:1:a", "x", "EX", 60), ("GET", "answer:1:a")],
-    "api-server": [("XADD", "gateways:1", "*", "w", "x"), ("XRANGE", "gateways:1", "-", "+"), ("XREAD", "STREAMS", "gateways:1", "0")],
+    "api-server": [
+        *(("XADD", "gateways:1", "*", "w", "x"), ("XRANGE", "gateways:1", "-", "+"), ("XREAD", "STREAMS", "gateways:1", "0")),
+        *(("SET", "embedding:1:a", "x", "EX", 60), ("MGET", "embedding:1:a", "embedding:1:b")),
+    ],
     "metrics-exporter": [("INFO",)],
 }
 """What each does."""

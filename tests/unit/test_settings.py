@@ -44,7 +44,7 @@ def test_the_committed_stacks_are_valid(stack: str) -> None:
 def test_prod_has_the_sizes_of_the_design() -> None:
     settings = parse(document("prod"))
     assert (settings.fleet.replicas, settings.fleet.gpus_per_pod, settings.governance.gpu_quota) == (3, 1, 8)
-    assert (settings.storage.shared.size, settings.storage.hot.size, settings.cache.max_memory) == ("1Ti", "100Gi", "50Gi")
+    assert (settings.storage.shared.size, settings.storage.hot.size, settings.cache.max_memory) == ("1Ti", "100Gi", "4Gi")
 
 
 @pytest.mark.parametrize(
