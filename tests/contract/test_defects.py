@@ -326,7 +326,7 @@ def test_defect_32_objects_in_no_namespace() -> None:
 def test_defect_33_a_configuration_that_no_program_reads() -> None:
     finds(rules.config_maps_are_used, "ConfigMap/cache-config: got a ConfigMap that nothing mounts")
     conf = next(item["data"]["cache.conf"] for item in OURS["prod"] if item["kind"] == "ConfigMap" and "cache.conf" in item["data"])
-    assert f"maxmemory {50 * 2**30}\nmaxmemory-policy allkeys-lru" in conf
+    assert f"maxmemory {4 * 2**30}\nmaxmemory-policy allkeys-lru" in conf
 
 
 def test_defect_34_policies_for_servers_that_do_not_exist() -> None:
