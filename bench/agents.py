@@ -1,11 +1,12 @@
 """Coding agents before four real servers of a model: which gateway ends most turns. Writes bench/results/agents.json.
 
-Each agent sends its whole history with each turn, waits for its tools, and begins a new conversation after some turns. The servers are
-llama.cpp with a made-up model that costs real time, each with memory for a few conversations. Ours, nginx, vllm-router and LiteLLM stand
-before the same servers, started anew for each, in the setting that keeps conversations together. A turn that is told to come again does so
-after the time that it is told, as clients do.
+Each agent sends its whole history with each turn and waits for its tools. All share the beginning of their system prompt. On the way an
+agent has a sub-agent do a part, and later replaces its history by a summary; after some turns it begins anew. The servers are llama.cpp
+with a made-up model that costs real time, each with memory for a few conversations. Ours, nginx, vllm-router and LiteLLM stand before the
+same servers, started anew for each, in the setting that keeps conversations together; nginx also with its least busy server for each
+request. A turn that is told to come again does so after the time that it is told, as clients do.
 
-Loopback only, about twelve minutes, beside nothing else:
+Loopback only, about twenty minutes, beside nothing else:
     python -m bench.agents
 A run of seconds, to see that it works, prints its figures and writes nothing:
     python -m bench.agents small
@@ -46,6 +47,9 @@ LAYERS, FEED_FORWARD = 8, 2048
 """Of the model: what a token costs."""
 PROMPT, GROWTH, TURNS, ANSWER, TOOLS_S = 4000, 300, 10, 16, 1.0
 """Tokens that a conversation begins with, tokens that each turn adds, turns, tokens of an answer, and mean seconds between two turns."""
+SHARED, HELP_AFTER, HELP_TURNS, SUMMARY_AFTER, SUMMARY = 1000, 4, 3, 7, 1000
+"""Of the prompt, the tokens that all have; the turn after which a sub-agent works, and its turns; the turn after which a summary takes the
+place of the history, and its tokens."""
 _LETTER = "é"
 """Two tokens of the model, and six bytes as clients send it."""
 _KV_BYTES = 2 * 2 * LAYERS * 64
@@ -64,7 +68,7 @@ class Sizes:
     measured_s: float
 
 
-FULL = Sizes((8, 24, 48), 20, 40)
+FULL = Sizes((8, 24, 96), 20, 40)
 SMALL = Sizes((4,), 2, 6)
 
 
@@ -92,12 +96,17 @@ class Agent:
         while True:
             await self._conversation(f"{self._numbers.getrandbits(64):x}")
 
-    async def _conversation(self, name: str) -> None:
-        messages = [{"role": "system", "content": name + self._text(PROMPT)}, {"role": "user", "content": "Mend it."}]
-        for _ in range(TURNS):
+    async def _conversation(self, name: str, turns: int = TURNS) -> None:
+        system = {"role": "system", "content": self._text(SHARED) + name + self._text(PROMPT - SHARED)}
+        messages = [system, {"role": "user", "content": "Mend it."}]
+        for turn in range(turns):
             said = await self._turn(name, messages)
             messages += [{"role": "assistant", "content": said}, {"role": "user", "content": self._text(GROWTH)}]
             await asyncio.sleep(self._numbers.expovariate(1 / TOOLS_S))
+            if turn == HELP_AFTER:
+                await self._conversation(f"{name}-helper", HELP_TURNS)
+            if turn == SUMMARY_AFTER:
+                messages = [system, {"role": "user", "content": self._text(SUMMARY)}]
 
     @staticmethod
     def _text(tokens: int) -> str:
@@ -189,6 +198,7 @@ def summary(found: Found, tokens: Sequence[Tokens], sizes: Sizes) -> dict[str, A
     }
 
 
+LEAST_BUSY = "nginx-least-busy"
 Change = Callable[[list[str], Path], list[str]]
 
 
@@ -203,14 +213,16 @@ def before_all(installed: Installed, change: Change) -> Installed:
 
 
 def peers(work: Path, servers: Sequence[str]) -> list[Installed]:
-    """Each in its own setting that keeps a conversation at one server."""
+    """Each in its own setting that keeps a conversation at one server; and nginx in that which looks at their load alone."""
 
-    def hashed(argv: list[str], directory: Path) -> list[str]:
-        file = directory / "nginx.conf"
-        lines = "".join(f"server {url.removeprefix('http://')}; " for url in servers)
-        old = f"server {servers[0].removeprefix('http://')}; "
-        file.write_text(file.read_text().replace(old, f"hash $http_{_SESSION.replace('-', '_')} consistent; {lines}"))
-        return argv
+    def by(rule: str) -> Change:
+        def change(argv: list[str], directory: Path) -> list[str]:
+            file = directory / "nginx.conf"
+            lines = "".join(f"server {url.removeprefix('http://')}; " for url in servers)
+            file.write_text(file.read_text().replace(f"server {servers[0].removeprefix('http://')}; ", f"{rule}; {lines}"))
+            return argv
+
+        return change
 
     def consistent(argv: list[str], _: Path) -> list[str]:
         at = argv.index(servers[0])
@@ -228,7 +240,8 @@ def peers(work: Path, servers: Sequence[str]) -> list[Installed]:
         return argv
 
     return [
-        before_all(proxies.nginx(work), hashed),
+        before_all(proxies.nginx(work), by(f"hash $http_{_SESSION.replace('-', '_')} consistent")),
+        dataclasses.replace(before_all(proxies.nginx(work), by("least_conn")), name=LEAST_BUSY),
         before_all(proxies.vllm_router(work), consistent),
         before_all(proxies.litellm(work), affine),
     ]
@@ -287,11 +300,11 @@ def measured(sizes: Sizes, work: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return results, {gateway.name: gateway.version for gateway in gateways}
 
 
-def ratios(results: Mapping[str, Any]) -> dict[str, float]:
-    """Turns of ours, as a multiple of those of the best of the others."""
+def ratios(results: Mapping[str, Any], than: str = "") -> dict[str, float]:
+    """Turns of ours, as a multiple of those of another; without a name, of the best of the others."""
     found: dict[str, float] = {}
     for agents, each in results.items():
-        others = [figures["turns_a_minute"] for name, figures in each.items() if not name.startswith("ours")]
+        others = [figures["turns_a_minute"] for name, figures in each.items() if name == than or not (than or name.startswith("ours"))]
         found[agents] = round(each["ours"]["turns_a_minute"] / max(others), 2) if any(others) else 0.0
     return found
 
@@ -305,11 +318,13 @@ def main(arguments: Sequence[str]) -> int:
         work.chmod(0o755)
         results, versions = measured(sizes, work)
     shape = {"servers": SERVERS, "slots": SLOTS, "cache_mib": CACHE_MIB, "context": CONTEXT, "layers": LAYERS, "feed_forward": FEED_FORWARD}
+    shape |= {"shared": SHARED, "helped_after": HELP_AFTER, "helper_turns": HELP_TURNS, "summary_after": SUMMARY_AFTER, "summary": SUMMARY}
     shape |= {"prompt": PROMPT, "growth": GROWTH, "turns": TURNS, "answer": ANSWER, "tools_s": TOOLS_S}
     record = beside("python -m bench.agents", load_before, {"xllamacpp": metadata.version("xllamacpp"), **versions}) | {
         "sizes": {**dataclasses.asdict(sizes), **shape},
         "results": results,
         "turns_by_those_of_the_best_other": ratios(results),
+        "turns_by_those_of_the_least_busy": ratios(results, LEAST_BUSY),
     }
     keep("agents", record, whole=sizes is FULL)
     return 0
