@@ -36,6 +36,8 @@ GATEWAYS: dict[str, Callable[[], simulator.Gateway]] = {
     "bounded hash (KubeAI)": simulator.BoundedHash,
     "random (LiteLLM)": simulator.Random,
 }
+DIES_S, AFTER_S = 1800.0, 300.0
+"""When one of two gateways dies, and the seconds before and after it that are compared."""
 REPLICAS, CONVERSATIONS, TURNS = 1000, 100_000, 40_000
 AT_WORK = 500
 """Turns at once."""
@@ -57,6 +59,18 @@ def fleets() -> dict[str, Any]:
                 }
                 for name, found in outcomes.items()
             }
+    return results
+
+
+def death() -> dict[str, Any]:
+    """What a fleet loses when one of two gateways dies, with what they tell each other and without."""
+    results: dict[str, Any] = {}
+    for name, agree in (("they agree", True), ("each alone", False)):
+        for when, counted in (("before", (DIES_S - AFTER_S, DIES_S)), ("after", (DIES_S, DIES_S + AFTER_S))):
+            gateway = simulator.Pair(agree=agree, dies_s=DIES_S)
+            found = simulator.Hour(gateway, SERVERS, AGENTS[1], MEMORY["ample"], counted=counted).run()
+            figures = {"turns_a_minute": round(found.turns_a_minute, 1), "warm": round(found.warm, 3)}
+            results[f"{name}, {when}"] = figures | {"first_word_p99_s": round(percentile(found.first_s, 0.99), 1)}
     return results
 
 
@@ -106,10 +120,18 @@ def table() -> dict[str, Any]:
 
 def main() -> int:
     load_before = os.getloadavg()[0]
-    results = {"simulated fleets": fleets(), "decisions": decisions(), "table": table()}
+    results = {"simulated fleets": fleets(), "one of two gateways dies": death(), "decisions": decisions(), "table": table()}
     shape = {name.lower(): getattr(simulator, name) for name in ("READ", "ANSWER_S", "SLOTS", "SYSTEM", "TURNS", "GROWTH", "TOOLS_S")}
     record = beside("python -m bench.picking", load_before, {}) | {
-        "sizes": {"servers": SERVERS, "memory": MEMORY, "replicas": REPLICAS, "at_work": AT_WORK, **shape},
+        "sizes": {
+            "servers": SERVERS,
+            "memory": MEMORY,
+            "replicas": REPLICAS,
+            "at_work": AT_WORK,
+            "dies_s": DIES_S,
+            "after_s": AFTER_S,
+            **shape,
+        },
         "results": results,
     }
     keep("picking", record)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from api_server.bindings import Binding, Bindings
+from api_server.peers import Told
 from api_server.picking import ANSWER, choose, rendezvous, stays
 from api_server.room import Room
 from api_server.sessions import Turn
@@ -148,6 +149,8 @@ class Ours(Gateway):
         self._bindings = Bindings(lease_s=float("inf"), clock=lambda: self.now)
         self._turns: dict[Asked, Binding | None] = {}
         self._short = False
+        self.told: list[Told] = []
+        """Turns that other gateways have still to hear of."""
 
     def order(self, waiting: Sequence[Asked]) -> Sequence[Asked]:
         self._short = False
@@ -176,7 +179,10 @@ class Ours(Gateway):
         if not free:
             return self._join(asked, home, binding)
         choice = choose(turn, binding, free, self._bindings.held)
+        before = binding.name if binding is not None else b""
         bound = self._bindings.bind(turn, choice.server.host, binding, Room(0, choice.server.memory) if self._knows_memory else None)
+        if bound is not None:
+            self.told.append(Told(before, bound.name, bound.host, bound.size, bound.owner, bound.tokens))
         self._bindings.works(bound, 1)
         self._turns[asked] = bound
         asked.unread = choice.unread
@@ -204,6 +210,51 @@ class Ours(Gateway):
             asked.waits_for = None
             self._bindings.works(self._turns.pop(asked), -1)
 
+    def hear(self, other: "Ours", told: Sequence[Told], memory: int) -> None:
+        """What another gateway says of its conversations."""
+        self._bindings.hear(other._bindings.talk(told), Room(0, memory), 0.0)
+        self._bindings.coming_elsewhere = other._bindings.talk([]).coming
+
+
+class Pair(Gateway):
+    """Two of ours, of which clients get one at random for each turn. After `dies_s` seconds the first is gone, and what it knew."""
+
+    def __init__(self, *, agree: bool, dies_s: float) -> None:
+        self._agree, self._dies_s = agree, dies_s
+        self._members = [Ours(), Ours()]
+        self._where: dict[Asked, Ours] = {}
+        self._settled = 0.0
+
+    def pick(self, asked: Asked, fleet: Sequence[Server]) -> Server | None:
+        if self._agree and self.now >= self._settled + 1:
+            self._settle(fleet[0].memory)
+        return self._where[asked].pick(asked, fleet)
+
+    def order(self, waiting: Sequence[Asked]) -> Sequence[Asked]:
+        living = self._living()
+        for asked in waiting:
+            if self._where.get(asked) not in living:
+                self._where[asked] = living[_digest(asked.number + TURNS * asked.conversation) % len(living)]
+        lines = [member.order([asked for asked in waiting if self._where[asked] is member]) for member in living]
+        return [asked for each in itertools.zip_longest(*lines) for asked in each if asked is not None]
+
+    def ended(self, asked: Asked) -> None:
+        self._where.pop(asked).ended(asked)
+
+    def _living(self) -> Sequence[Ours]:
+        for member in self._members:
+            member.now = self.now
+        return self._members if self.now < self._dies_s else self._members[1:]
+
+    def _settle(self, memory: int) -> None:
+        self._settled, living = self.now, self._living()
+        words = [(member, member.told) for member in living]
+        for member in living:
+            member.told = []
+        for member, (other, told) in itertools.product(living, words):
+            if other is not member:
+                member.hear(other, told, memory)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -221,8 +272,11 @@ class Outcome:
 class Hour:
     """Agents before a gateway and its fleet. The same seed makes the same agents for every gateway."""
 
-    def __init__(self, gateway: Gateway, servers: int, agents: int, memory: int, seed: int = 1) -> None:
-        """`memory`: bytes of prompts that each server keeps."""
+    def __init__(
+        self, gateway: Gateway, servers: int, agents: int, memory: int, seed: int = 1, counted: tuple[float, float] = (0, 3600)
+    ) -> None:
+        """`memory`: bytes of prompts that each server keeps. `counted`: the seconds in which turns count, by when they are read and end."""
+        self._counted = counted
         self._gateway = gateway
         self._fleet = [Server(f"10.0.0.{number}", memory) for number in range(servers)]
         self._numbers = [random.Random(f"{seed} {agent}") for agent in range(agents)]  # noqa: S311
@@ -241,7 +295,11 @@ class Hour:
             happens(now)
         busy = [server.busy_s for server in self._fleet]
         warm = self._found["warm"] / max(1, self._found["reusable"])
-        return Outcome(self._found["turns"] / 60, warm, sorted(self._firsts), max(busy) * len(busy) / sum(busy))
+        minutes = (self._counted[1] - self._counted[0]) / 60
+        return Outcome(self._found["turns"] / minutes, warm, sorted(self._firsts), max(busy) * len(busy) / sum(busy))
+
+    def _counts(self, now: float) -> bool:
+        return self._counted[0] <= now < self._counted[1]
 
     def _at(self, when: float, happens: Callable[[float], None]) -> None:
         heapq.heappush(self._events, (when, next(self._order), happens))
@@ -273,20 +331,22 @@ class Hour:
             asked = server.line.popleft()
             server.running += 1
             read, there = server.read(asked, now)
-            self._found["reusable"] += asked.reusable
-            self._found["warm"] += min(there, asked.reusable)
+            if self._counts(now):
+                self._found["reusable"] += asked.reusable
+                self._found["warm"] += min(there, asked.reusable)
             self._at(read, lambda then, asked=asked: self._answers(asked, server, then))
 
     def _answers(self, asked: Asked, server: Server, now: float) -> None:
         server.load -= asked.unread
-        self._firsts.append(now - asked.at)
+        if self._counts(now):
+            self._firsts.append(now - asked.at)
         self._at(now + ANSWER_S, lambda then: self._ends(asked, server, then))
 
     def _ends(self, asked: Asked, server: Server, now: float) -> None:
         server.in_flight -= 1
         server.running -= 1
         server.load -= ANSWER
-        self._found["turns"] += 1
+        self._found["turns"] += self._counts(now)
         self._gateway.ended(asked)
         agent, pause = asked.agent, self._numbers[asked.agent].expovariate(1 / TOOLS_S)
         if asked.number + 1 < TURNS:
