@@ -24,6 +24,7 @@ from bench.conditions import beside, keep
 from bench.load import Server
 from bench.processes import allow_descriptors, cpu_s, end_with_us, memory_bytes, started
 from bench.proxies import Proxy
+from tests.service.conftest import as_user, running_valkey
 from tests.service.processes import ROOT, free_port
 
 AIM = 2.5
@@ -169,8 +170,12 @@ def main(arguments: Sequence[str]) -> int:
         work = Path(directory)
         # So that nginx, which runs as nobody, finds its own directory within.
         work.chmod(0o755)
-        installed = [proxies.ours(), proxies.nginx(work), proxies.vllm_router(work), proxies.litellm(work)]
-        results = measured(installed, sizes, work)
+        (cache := work / "cache").mkdir()
+        port = free_port()
+        agreement = as_user(f"redis://127.0.0.1:{port}/0", "api-server", cache)
+        installed = [proxies.ours(agreement), proxies.nginx(work), proxies.vllm_router(work), proxies.litellm(work)]
+        with running_valkey(cache, port):
+            results = measured(installed, sizes, work)
     record = beside("python -m bench.gateway", load_before, {each.name: each.version for each in installed}) | {
         "sizes": {**vars(sizes), "at_once": AT_ONCE, "chunks": CHUNKS, "pause_ms": PAUSE_MS},
         "results": results,

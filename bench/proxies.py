@@ -4,6 +4,7 @@ The peers come from hashed locks (bench/peers) and from Debian, into a directory
 with what the measurement needs: many connections, no buffering. Only our own and LiteLLM's look at keys.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -87,20 +88,23 @@ def wait_for(url: str, process: "subprocess.Popen[Any]", log: Path) -> None:
         time.sleep(0.1)
 
 
-def _ours(upstream: str, directory: Path, port: int) -> tuple[list[str], Mapping[str, str]]:
-    """As in its pod (components/api_server.py): an Ollama's model, so that prompts are measured against the context too. The memory of a
-    pod has room for a thousand connections; here it must be 12 000, of which one key may have half."""
-    keys = directory / "keys"
-    keys.write_text(KEY)
-    route = {"url": upstream, "engine": "ollama", "context_length": CONTEXT, "max_in_flight": 10_000}
-    settings = {"HOST": "127.0.0.1", "PORT": port, "METRICS_PORT": free_port(), "KEYS_FILE": keys, "ROUTES": json.dumps({MODEL: route})}
-    settings |= {"MAX_CONNECTIONS": CONNECTIONS, "DRAIN_DELAY_S": 0, "DRAIN_S": 0}
-    return [sys.executable, "-m", "api_server"], {f"API_SERVER_{name}": str(value) for name, value in settings.items()}
+def ours(agreement: Mapping[str, str]) -> Installed:
+    """Our API server, in this Python, as in its pod (components/api_server.py): an Ollama's model, so that prompts are measured against the
+    context too, a key with limits, lines before servers, admission by memory, and `agreement`, which is how the cache server is reached.
 
+    The memory of a pod has room for a thousand connections; here it must be 12 000, of which one key may have half.
+    """
 
-def ours() -> Installed:
-    """Our API server, in this Python."""
-    return Installed("api_server", metadata.version("aiohttp"), _ours, "/ready")
+    def start(upstream: str, directory: Path, port: int) -> tuple[list[str], Mapping[str, str]]:
+        keys = directory / "keys"
+        limits = dict.fromkeys(("requestsPerMinute", "tokensPerMinute"), 10**9) | {"concurrency": 10**6}
+        keys.write_text(json.dumps({"bench": {"hash": hashlib.blake2b(KEY.encode(), digest_size=32).hexdigest(), **limits}}))
+        route = {"url": upstream, "engine": "ollama", "context_length": CONTEXT, "max_in_flight": 10_000, "slots": 10_000}
+        settings = {"HOST": "127.0.0.1", "PORT": port, "METRICS_PORT": free_port(), "KEYS_FILE": keys, "ROUTES": json.dumps({MODEL: route})}
+        settings |= {"MAX_CONNECTIONS": CONNECTIONS, "QUEUE_S": 60, "DRAIN_DELAY_S": 0, "DRAIN_S": 0, **agreement}
+        return [sys.executable, "-m", "api_server"], {f"API_SERVER_{name}": str(value) for name, value in settings.items()}
+
+    return Installed("api_server", metadata.version("aiohttp"), start, "/ready")
 
 
 def nginx(work: Path) -> Installed:
