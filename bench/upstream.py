@@ -1,6 +1,6 @@
 """A made-up model server for measurements: it answers OpenAI's chat, at once and always the same, at little cost.
 
-    python -m bench.upstream PORT
+    python -m bench.upstream PORT [ADDRESS …]
 
 The user's message decides about a stream: `Say chunks=64 pause_ms=5` makes so many chunks with such pauses, and with ` stays` after it, the
 stream then stays open and says nothing more. A request that is no stream gets one document. It has Ollama's own endpoints too, as far as a
@@ -11,6 +11,7 @@ import asyncio
 import json
 import re
 import sys
+from collections.abc import Sequence
 
 MODEL = "a"
 _HEAD_END = b"\r\n\r\n"
@@ -106,11 +107,11 @@ class Connection(asyncio.Protocol):
             self._transport.write(_WORD + self._end)
 
 
-async def serve(port: int) -> None:
-    """On loopback, for ever."""
-    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port, backlog=4096)
+async def serve(port: int, hosts: Sequence[str]) -> None:
+    """On addresses of loopback, for ever."""
+    server = await asyncio.get_running_loop().create_server(Connection, hosts, port, backlog=4096)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1])))
+    asyncio.run(serve(int(sys.argv[1]), sys.argv[2:] or ["127.0.0.1"]))

@@ -229,6 +229,16 @@ def test_gpus_that_are_all_taken_are_told_from_none_at_all() -> None:
     assert named(snapshot(Node=[busy], Pod=[waiting])) == [("gpus-taken", "Pod/a")]
 
 
+def test_many_nodes_are_not_all_named() -> None:
+    many = [node(f"n{number}") for number in range(300)]
+    for each in many:
+        each["status"]["allocatable"] = {"nvidia.com/gpu": "8"}
+    message = "0/300 nodes are available: 300 Insufficient nvidia.com/gpu."
+    pending = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": message}]}
+    [finding] = explain(snapshot(Node=many, Pod=[pod("a", status=pending)]))
+    assert "n0: 8, n1: 8, n2: 8, n3: 8, n4: 8, n5: 8, n6: 8, n7: 8 and 292 more" in str(finding)
+
+
 def test_a_refused_pull_is_told_from_a_missing_image() -> None:
     waiting = {"reason": "ImagePullBackOff", "message": "failed to authorize: 401 Unauthorized"}
     status = {"phase": "Pending", "containerStatuses": [{"name": "main", "ready": False, "state": {"waiting": waiting}}]}

@@ -1,9 +1,12 @@
 """Which name is asked for: that of a Service is made whole in a pod."""
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from api_server import servers
 from api_server.lookup import full_name
 
 POD = "search team-a.svc.cluster.local svc.cluster.local cluster.local corp.example\nnameserver 10.96.0.10\noptions ndots:5\n"
@@ -28,3 +31,25 @@ def test_a_service_is_asked_for_by_its_whole_name(tmp_path: Path, host: str, res
 
 def test_without_the_file_a_name_stays(tmp_path: Path) -> None:
     assert full_name("ollama", tmp_path / "none") == "ollama"
+
+
+def test_a_large_fleet_is_looked_at_in_parts_and_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand connections at once would hold up the requests of that moment."""
+    hosts, looking, most = [f"10.0.0.{number}" for number in range(200)], 0, 0
+    nobody: Any = None
+
+    async def addresses(*_: object) -> list[str]:
+        return hosts
+
+    async def probe(*_: object) -> None:
+        nonlocal looking, most
+        looking, most = looking + 1, max(most, looking + 1)
+        await asyncio.sleep(0.001)
+        looking -= 1
+
+    monkeypatch.setattr(servers, "addresses", addresses)
+    monkeypatch.setattr(servers.Servers, "_probe", probe)
+    fleet = servers.Servers("http://fleet:1", 1)
+    asyncio.run(fleet.refresh(nobody))
+    assert list(fleet.addresses) == hosts
+    assert 1 < most <= 32

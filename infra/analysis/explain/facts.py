@@ -105,13 +105,18 @@ class Facts:
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self.now = datetime.fromisoformat(snapshot.taken)
-        self._events = sorted(snapshot.objects.get("Event", []), key=_event_time)
+        self._named = {(kind, item["metadata"]["name"]): item for kind, items in snapshot.objects.items() for item in items}
+        self._events: dict[tuple[Any, ...], list[Object]] = {}
+        """By kind, name and uid of the object, the oldest first."""
+        for event in sorted(snapshot.objects.get("Event", []), key=_event_time):
+            about = event["involvedObject"]
+            self._events.setdefault((about.get("kind"), about.get("name"), about.get("uid")), []).append(event)
 
     def all(self, kind: str) -> list[Object]:
         return self.snapshot.objects.get(kind, [])
 
     def find(self, kind: str, name: str) -> Object | None:
-        return next((item for item in self.all(kind) if item["metadata"]["name"] == name), None)
+        return self._named.get((kind, name))
 
     def age_s(self, stamp: str | None) -> float:
         """Seconds since an RFC 3339 time; 0 without one."""
@@ -119,14 +124,8 @@ class Facts:
 
     def events(self, kind: str, item: Object, reason: str | None = None) -> list[str]:
         """Messages about one object, latest first."""
-        found = [
-            event
-            for event in self._events
-            if (event["involvedObject"].get("kind"), event["involvedObject"].get("name")) == (kind, item["metadata"]["name"])
-            and event["involvedObject"].get("uid") == item["metadata"]["uid"]
-            and reason in (None, event.get("reason"))
-        ]
-        return [event.get("message", "") for event in reversed(found)]
+        found = self._events.get((kind, item["metadata"]["name"], item["metadata"]["uid"]), [])
+        return [event.get("message", "") for event in reversed(found) if reason in (None, event.get("reason"))]
 
     def live_pods(self) -> Iterator[Object]:
         """Pods that should run: neither finished nor being deleted."""

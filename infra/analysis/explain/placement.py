@@ -1,7 +1,7 @@
 """Where pods and volumes go: nodes, GPUs, labels, taints, room, claims and their provisioners."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from components.contract import SHARED_CLASS
 from infra.analysis.explain.facts import Facts, Finding, key, labels, one_line
@@ -10,17 +10,22 @@ from infra.program.settings.section import quantity
 
 _GRACE_S = 10
 """Seconds. A claim or a pod that is younger may still become ready by itself."""
+_SHOWN = 8
+"""Nodes that a sentence names."""
 _SELF_INFLICTED = "node.kubernetes.io/"
 """Taints that Kubernetes sets when a node has a problem. The problem is a finding of its own."""
 
 
 def nodes(facts: Facts) -> Iterator[Finding]:
     """Nodes that are not ready or under pressure."""
+    pods: dict[str, list[str]] = {}
+    for pod in facts.all("Pod"):
+        pods.setdefault(pod["spec"].get("nodeName", ""), []).append(key(pod, "Pod"))
     for node in facts.all("Node"):
         conditions = {each["type"]: each for each in node["status"].get("conditions", [])}
         ready = conditions.get("Ready", {"status": "Unknown", "reason": "no condition"})
         name = node["metadata"]["name"]
-        on_it = frozenset(key(pod, "Pod") for pod in facts.all("Pod") if pod["spec"].get("nodeName") == name)
+        on_it = frozenset(pods.get(name, ()))
         if ready["status"] != "True":
             reason = one_line(": ".join(part for part in (ready.get("reason"), ready.get("message")) if part))
             yield Finding(
@@ -47,10 +52,11 @@ def nodes(facts: Facts) -> Iterator[Finding]:
 def claims(facts: Facts) -> Iterator[Finding]:
     """Claims that are not bound, and why; and claims that are marked for deletion while pods use them."""
     classes = {item["metadata"]["name"]: item for item in facts.all("StorageClass")}
+    every, live = _by_claim(facts.all("Pod")), _by_claim(facts.live_pods())
     for claim in facts.all("PersistentVolumeClaim"):
-        users = [pod for pod in facts.live_pods() if claim["metadata"]["name"] in _claims_of(pod)]
+        users = live.get(claim["metadata"]["name"], [])
         if claim["metadata"].get("deletionTimestamp"):
-            ending = [pod for pod in facts.all("Pod") if claim["metadata"]["name"] in _claims_of(pod)]
+            ending = every.get(claim["metadata"]["name"], [])
             yield _leaving(claim, users) if users or _held_by_others(claim) else _ending(claim, ending)
             continue
         if claim["status"].get("phase") == "Bound":
@@ -60,10 +66,15 @@ def claims(facts: Facts) -> Iterator[Finding]:
             yield finding
 
 
-def _claims_of(pod: Object) -> list[str]:
-    return [
-        each["persistentVolumeClaim"]["claimName"] for each in pod["spec"].get("volumes", []) if "persistentVolumeClaim" in each
-    ]  # fmt: skip
+def _by_claim(pods: Iterable[Object]) -> dict[str, list[Object]]:
+    found: dict[str, list[Object]] = {}
+    for pod in pods:
+        names = {
+            volume["persistentVolumeClaim"]["claimName"] for volume in pod["spec"].get("volumes", []) if "persistentVolumeClaim" in volume
+        }
+        for name in names:
+            found.setdefault(name, []).append(pod)
+    return found
 
 
 def _leaving(claim: Object, users: list[Object]) -> Finding:
@@ -160,14 +171,17 @@ def _unused(facts: Facts, subject: str, about: frozenset[str]) -> Finding:
 
 def unschedulable(facts: Facts) -> Iterator[Finding]:
     """Pods that fit no node. The reason is the scheduler's; the advice comes from a look at the nodes."""
+    known: dict[tuple[str, str], _Why] = {}
     for pod in facts.live_pods():
         conditions = [each for each in pod["status"].get("conditions", []) if each["type"] == "PodScheduled" and each["status"] == "False"]
         if not conditions:
             continue
         message = conditions[0].get("message", "")
         reasons = one_line(re.sub(r"^\d+/\d+ nodes are available: |[.,] (?:no new claims to deallocate|preemption:).*$", "", message))
-        cause, got, want, do = _why_unplaced(facts, pod, reasons)
         subject = facts.workload(pod)
+        if (subject, reasons) not in known:
+            known[subject, reasons] = _why_unplaced(facts, pod, reasons)
+        cause, got, want, do = known[subject, reasons]
         about = frozenset({key(pod, "Pod")} | ({"soft:nodes"} if cause == "node-taints" else set()))
         yield Finding(cause=cause, subject=subject, got=got, want=want, do=do, about=about)
 
@@ -213,7 +227,9 @@ def _device(facts: Facts, pod: Object, _: str, match: re.Match[str]) -> _Why:
         got = f"no {resource} on any of {len(have)} nodes"
         do = "install the GPU operator or device plugin on the GPU nodes, or set modelfleet:fleet.gpusPerPod to 0"
         return "no-gpu", got, f"{wanted} on one node", do
-    shown = ", ".join(f"{name}: {count}" for name, count in have.items() if count)
+    having = [f"{name}: {count}" for name, count in have.items() if count]
+    more = f" and {len(having) - _SHOWN} more" if len(having) > _SHOWN else ""
+    shown = ", ".join(having[:_SHOWN]) + more
     do = "add GPU nodes, or lower modelfleet:fleet.replicas or gpusPerPod"
     return "gpus-taken", f"no free {resource} (nodes have {shown})", f"{wanted} free on one node", do
 
