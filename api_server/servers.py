@@ -111,8 +111,12 @@ class Servers:
         """Requests at once that this process may have there."""
         return min(self.max_in_flight, address.part)
 
+    def allowed(self, address: Address) -> int:
+        """The same, of one that may still have to show that it is well again."""
+        return int(min(self.places(address), address.places))
+
     def is_full(self, address: Address) -> bool:
-        return address.in_flight >= min(self.places(address), address.places)
+        return address.in_flight >= self.allowed(address)
 
     def failed(self, address: Address, reason: str) -> None:
         """It broke a request off, or failed on it."""

@@ -6,6 +6,7 @@ import math
 import socket
 from collections.abc import Coroutine
 from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,8 @@ from api_server.aliases import Aliases
 from api_server.place import Place, Wanted
 from api_server.routing import Routing
 from api_server.sessions import Turn
-from api_server.settings import Route
+from api_server.settings import Route, SettingsError
+from api_server.settings import Settings as ApiSettings
 from api_server.upstreams import Upstream
 from api_server.usage import Reader
 
@@ -54,6 +56,43 @@ WAITING = Demand(waiting=1, in_flight=0, idle_s=0)
 )
 def test_the_fleet_comes_up_for_one_and_goes_down_for_all(demands: list[Demand | Unreachable], current: int, replicas: int) -> None:
     assert wanted(demands, current, ACTIVATOR) == replicas
+
+
+LISTS = [
+    ("CORS_ORIGINS", "https://a.example , http://b:3000,", frozenset({"https://a.example", "http://b:3000"})),
+    ("TLS_NAMES", "models.example.com,::1", ("models.example.com", "::1")),
+    ("SESSION_HEADERS", "X-My-Session, x-other", ("x-my-session", "x-other")),
+]
+
+
+def api_settings(monkeypatch: pytest.MonkeyPatch, **env: str) -> ApiSettings:
+    given = {"KEYS_FILE": "keys", "TLS_DIR": "tls", "ROUTES": '{"a": {"url": "http://a:1"}}', **env}
+    for name, value in given.items():
+        monkeypatch.setenv(f"API_SERVER_{name}", value)
+    return ApiSettings.read()
+
+
+@pytest.mark.parametrize(("name", "text", "value"), LISTS)
+def test_lists_are_read(monkeypatch: pytest.MonkeyPatch, name: str, text: str, value: object) -> None:
+    assert getattr(api_settings(monkeypatch, **{name: text}), name.lower()) == value
+    assert not getattr(api_settings(monkeypatch, **{name: ""}), name.lower())
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, f"{text},a b") for name, text, _ in LISTS])
+def test_a_list_with_something_else_in_it_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^API_SERVER_{name}: got .*a b', want (origins|names) .*, separated by commas; correct"):
+        api_settings(monkeypatch, **{name: text})
+
+
+def test_the_password_of_the_cache_is_read_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("first\n")
+    settings = api_settings(monkeypatch, CACHE_PASSWORD_FILE=str(file))
+    assert settings.cache_password == "first"
+    file.write_text("second")
+    assert settings.cache_password == "first"
+    with pytest.raises(SettingsError, match=r"^API_SERVER_CACHE_PASSWORD_FILE: got No such file"):
+        api_settings(monkeypatch, CACHE_PASSWORD_FILE=str(tmp_path / "none")).cache_password  # noqa: B018
 
 
 def test_only_options_of_one_answer_reach_ollama() -> None:
