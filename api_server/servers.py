@@ -118,6 +118,15 @@ class Servers:
     def is_full(self, address: Address) -> bool:
         return address.in_flight >= self.allowed(address)
 
+    def leave(self, host: str, for_s: float) -> None:
+        """A server is to go: for so long it gets no new conversation."""
+        if host in self.addresses:
+            self.addresses[host].leaving_until = time.monotonic() + for_s
+
+    def idle(self) -> dict[str, float]:
+        """By host, seconds without a request of this process; those of old that still work, too."""
+        return {host: round(address.idle_s(), 1) for host, address in (self._gone | self.addresses).items()}
+
     def failed(self, address: Address, reason: str) -> None:
         """It broke a request off, or failed on it."""
         if address.failed():

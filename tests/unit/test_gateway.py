@@ -1,4 +1,4 @@
-"""Decisions of the API server and the activator that need no server."""
+"""Decisions of the API server that need no server."""
 
 import asyncio
 import json
@@ -7,7 +7,6 @@ import socket
 from collections.abc import Coroutine
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -15,7 +14,6 @@ import pytest
 from pydantic import ValidationError
 
 from api_server import errors, fields, history, models, requests, size, translation
-from api_server.activator import Activator, Demand, Settings, Unreachable, wanted
 from api_server.address import Address
 from api_server.aliases import Aliases
 from api_server.place import Place, Wanted
@@ -27,35 +25,6 @@ from api_server.upstreams import Upstream
 from api_server.usage import Reader
 
 ROUTE = Route(url="http://ollama:11434", model="m:1", engine="ollama", context_length=2048)
-ACTIVATOR = Settings(gateways="api:9464", scale_url="https://k/scale", replicas=3, idle_s=900)
-BUSY, IDLE, FRESH = (
-    Demand(waiting=0, in_flight=1, idle_s=0),
-    Demand(waiting=0, in_flight=0, idle_s=901),
-    Demand(waiting=0, in_flight=0, idle_s=10),
-)
-WAITING = Demand(waiting=1, in_flight=0, idle_s=0)
-
-
-@pytest.mark.parametrize(
-    ("demands", "current", "replicas"),
-    [
-        ([IDLE, WAITING], 0, 3),
-        ([WAITING, Unreachable("a")], 0, 3),
-        ([IDLE], 0, 0),
-        ([], 0, 0),
-        ([IDLE, IDLE], 3, 0),
-        ([IDLE, IDLE], 1, 0),
-        ([IDLE, BUSY], 3, 3),
-        ([IDLE, FRESH], 3, 3),
-        ([IDLE, WAITING], 1, 3),
-        ([IDLE, WAITING], 4, 4),
-        ([IDLE, BUSY], 2, 2),
-        ([IDLE, Unreachable("a")], 3, 3),
-        ([], 3, 3),
-    ],
-)
-def test_the_fleet_comes_up_for_one_and_goes_down_for_all(demands: list[Demand | Unreachable], current: int, replicas: int) -> None:
-    assert wanted(demands, current, ACTIVATOR) == replicas
 
 
 LISTS = [
@@ -390,43 +359,6 @@ class TestReader:
             reader.feed(b"x" * 1000)
             assert reader._searched == len(reader._buffer)
         assert reader.feed(b"\n") + reader.feed(b"\n") == b"x" * 100_000 + b"\n\n", "an end in two pieces is found"
-
-
-class Scaled(Activator):
-    """Idle gateways, and a fleet whose scale is a number here."""
-
-    def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
-        super().__init__(settings, session)
-        self.current = 0
-
-    async def _demands(self) -> list[Demand | Unreachable]:
-        return [Demand(waiting=0, in_flight=0, idle_s=10_000)]
-
-    async def _scale(self, replicas: int | None = None) -> int:
-        self.current = self.current if replicas is None else replicas
-        return self.current
-
-
-def test_a_fleet_that_somebody_else_brings_up_stays_for_the_whole_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`up` would wait for it, and never see it, if it went at once because nobody had asked for it before."""
-    now = 1000.0
-    monkeypatch.setattr("api_server.activator.time", SimpleNamespace(monotonic=lambda: now))
-
-    async def rounds() -> None:
-        nonlocal now
-        async with aiohttp.ClientSession() as session:
-            scaled = Scaled(Settings(gateways="g:1", scale_url="http://k/scale", replicas=2, idle_s=900), session)
-            now += 10_000
-            await scaled.round()
-            assert scaled.current == 0
-            scaled.current = 2
-            for pause_s, left in ((0, 2), (899, 2), (2, 0)):
-                now += pause_s
-                await scaled.round()
-                assert scaled.current == left
-
-    # Not asyncio.run, which leaves the thread without a loop for Pulumi's mocks.
-    to_the_end(rounds())
 
 
 def test_a_failed_look_up_keeps_the_last_good_addresses_and_their_counts(monkeypatch: pytest.MonkeyPatch) -> None:
