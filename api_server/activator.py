@@ -1,8 +1,8 @@
-"""`python -m api_server.activator`: scale the Ollama fleet from zero when requests wait, and to zero when none come.
+"""`python -m api_server.activator`: scale the Ollama fleet by what its conversations and requests need (scaling.py).
 
-Each API server says at /demand of its metrics port how many requests wait, how many are in work, and for how long there were none.
-One that waits brings the fleet up; only when every API server answers and all are idle, it goes to zero. Requests that
-come in between are held by the API server, so a wrong moment costs time and no request.
+Each API server says at /demand of its metrics port what it needs (demand.py), and hears there which server is to go. A server goes only
+when every API server answers. Requests that come in between are held by the API server, and a server that goes ends its requests first,
+so a wrong moment costs time and no request.
 """
 
 import asyncio
@@ -12,17 +12,18 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import web
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import SettingsConfigDict
 
 from api_server.address import base_url
+from api_server.demand import Demand
+from api_server.lookup import addresses, full_name
+from api_server.scaling import Scaling
 from api_server.settings import SERVER, Environment, SettingsError
 
 log = logging.getLogger("activator")
@@ -44,38 +45,16 @@ class Settings(Environment):
     token_file: Path = Path("/var/run/secrets/activator/token")
     ca_file: Path = Path("/var/run/secrets/activator/ca.crt")
     replicas: int = Field(ge=1)
-    """Servers of a fleet that is up."""
+    """Servers at most."""
+    min_replicas: int = Field(default=0, ge=0)
+    """Servers at least."""
     idle_s: float = Field(gt=0)
-    """Without requests for so long, the fleet goes to zero."""
+    """A server goes when it was not needed, and had no request, for so long."""
+    servers: str = Field(default="ollama", pattern=r"^[A-Za-z0-9._-]+$")
+    """Host of the fleet's headless Service: its StatefulSet, of the same name, names the servers NAME-0, NAME-1, …"""
     host: str = ""
     """Where it listens; empty is every address, of each family that the kernel has."""
     port: int = Field(default=9467, ge=0, le=65535)
-
-
-class Demand(BaseModel):
-    """What one API server says."""
-
-    waiting: int
-    in_flight: int
-    idle_s: float
-
-
-@dataclass(frozen=True)
-class Unreachable:
-    """An API server that did not answer: nothing is known of its requests."""
-
-    host: str
-
-
-def wanted(demands: Sequence[Demand | Unreachable], current: int, settings: Settings) -> int:
-    """Replicas that the fleet should have now."""
-    known = [demand for demand in demands if isinstance(demand, Demand)]
-    if current < settings.replicas and any(demand.waiting for demand in known):
-        return settings.replicas
-    if current == 0:
-        return 0
-    idle = bool(demands) and len(known) == len(demands) and all(demand.idle_s >= settings.idle_s for demand in known)
-    return 0 if idle and not any(demand.waiting or demand.in_flight for demand in known) else current
 
 
 class Activator:
@@ -84,9 +63,10 @@ class Activator:
     def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
         self._settings = settings
         self._session = session
-        # A process that has just started knows of no idle time before it.
-        self._up_since = self._last_round = time.monotonic()
-        self._seen = 0
+        self._scaling = Scaling(settings.min_replicas, settings.replicas, settings.idle_s)
+        self._last: str | None = None
+        """Address of the last server, empty when it has none; None: not known."""
+        self._last_round = time.monotonic()
 
     async def run(self) -> None:
         while True:
@@ -99,19 +79,24 @@ class Activator:
 
     async def round(self) -> None:
         """Look once, and scale if that is wanted."""
+        current, there = await self._scale()
+        self._last = await self._address(current - 1)
         demands = await self._demands()
-        current = await self._scale()
-        if current > self._seen:
-            # Whoever brings the fleet up, a person or a deployment, gets it for the whole of the idle time.
-            self._up_since = time.monotonic()
-        self._seen = current
-        replicas = wanted(demands, current, self._settings)
-        if replicas == current or (replicas == 0 and time.monotonic() - self._up_since < self._settings.idle_s):
-            return
-        log.info("replicas %d to %d: %s", current, replicas, demands)
-        await self._scale(replicas)
+        left = self._scaling.leaving
+        replicas = self._scaling.wanted(demands, current, there, self._last, time.monotonic())
+        if self._scaling.leaving and not left:
+            log.info("replica %d gets no new conversation: fewer are needed", current - 1)
+        if replicas != current:
+            log.info("replicas %d to %d: %s", current, replicas, [demand and demand.model_dump() for demand in demands])
+            await self._scale(replicas)
 
-    async def _demands(self) -> list[Demand | Unreachable]:
+    async def _address(self, ordinal: int) -> str | None:
+        host = full_name(self._settings.servers)
+        found = await addresses(f"{self._settings.servers}-{ordinal}.{host}", 0)
+        return None if found is None else next(iter(found), "")
+
+    async def _demands(self) -> list[Demand | None]:
+        """Of each API server; None of one that does not answer."""
         gateways = urlsplit(f"//{self._settings.gateways}")
         host, port = gateways.hostname or "", gateways.port or 0
         try:
@@ -120,15 +105,17 @@ class Activator:
             return []
         return list(await asyncio.gather(*(self._demand(str(info[4][0]), port) for info in found)))
 
-    async def _demand(self, host: str, port: int) -> Demand | Unreachable:
+    async def _demand(self, host: str, port: int) -> Demand | None:
+        leaving = {"leaving": self._last} if self._scaling.leaving and self._last else {}
         try:
-            async with self._session.get(f"{base_url(host, port)}/demand", timeout=_TIMEOUT) as response:
-                return TypeAdapter(Demand).validate_json(await response.read())
+            async with self._session.get(f"{base_url(host, port)}/demand", params=leaving, timeout=_TIMEOUT) as response:
+                return Demand.model_validate_json(await response.read())
         except (aiohttp.ClientError, TimeoutError, ValidationError):
-            return Unreachable(host)
+            return None
 
-    async def _scale(self, replicas: int | None = None) -> int:
-        """Read the scale, or set it. Raises aiohttp.ClientError. The token is read each time: Kubernetes renews it."""
+    async def _scale(self, replicas: int | None = None) -> tuple[int, int]:
+        """Read the scale, or set it: the number that is wanted, and that of pods that are there. Raises aiohttp.ClientError. The token is
+        read each time: Kubernetes renews it."""
         settings = self._settings
         context = ssl.create_default_context(cafile=settings.ca_file) if settings.scale_url.startswith("https:") else False
         headers = {"Authorization": f"Bearer {settings.token_file.read_text().strip()}"}
@@ -137,7 +124,9 @@ class Activator:
             headers["Content-Type"] = "application/merge-patch+json"
         async with self._session.request(method, settings.scale_url, json=body, headers=headers, ssl=context, timeout=_TIMEOUT) as response:
             response.raise_for_status()
-            return int((await response.json())["spec"].get("replicas", 0))
+            found = await response.json()
+            wanted = int(found["spec"].get("replicas", 0))
+            return wanted, int(found.get("status", {}).get("replicas", wanted))
 
     def app(self) -> web.Application:
         async def health(_: web.Request) -> web.Response:

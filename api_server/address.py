@@ -56,6 +56,10 @@ class Address:
     ejections: int = 0
     """Since it last had all of its places."""
     out_until: float = 0.0
+    used: float = field(default_factory=time.monotonic)
+    """When a request for it came or ended last."""
+    leaving_until: float = 0.0
+    """It is to go, and gets no new conversation before, where another one will do."""
     places: float = math.inf
     """Requests that it gets at once: one after it was out, twice as many after each answer."""
 
@@ -79,6 +83,13 @@ class Address:
     def is_out(self) -> bool:
         """Whether it gets no requests, because it failed or was silent."""
         return self.out_until > time.monotonic()
+
+    def is_leaving(self) -> bool:
+        return self.leaving_until > time.monotonic()
+
+    def idle_s(self) -> float:
+        """Seconds without a request of this process."""
+        return 0.0 if self.in_flight else time.monotonic() - self.used
 
     def spoke(self) -> None:
         """A byte of an answer came."""

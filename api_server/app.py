@@ -85,7 +85,7 @@ class ApiServer:
         self._settler = Settler(settings, self.upstreams, self._limits, peers, lambda: self.draining) if settings.cache_url else None
         self.metrics = Metrics(list(self.upstreams.values()), settings.routes, lambda: budget.used, peers, certificate)
         self._session = session
-        sessions = Sessions(settings.session_headers, (settings.cache_password or "").encode())
+        sessions = Sessions(settings.session_headers, settings.cache_password.encode())
         self._sender = Sender(self.metrics, session, sessions.headers)
         longest = max(route.context_length for route in settings.routes.values())
         # Each value of a prompt is at least one token, and a request has a few values beside.

@@ -141,8 +141,8 @@ class Bindings:
     def has_room(self, host: str, size: int, room: Room, known: Binding | None = None) -> bool:
         """Whether a server can hold a conversation of `size` bytes, beside those that are at work or were just now. `known`: the
         conversation; when it has waited for too long, only those count whose time is not over."""
-        count, coming = map(sum, zip(self._coming.get(host, (0, 0)), self.coming_elsewhere.get(host, (0, 0)), strict=True))
-        count, size = count + len(self._on.get(host, ())) + 1, size + self._kept.get(host, 0) + coming
+        taken = self._taken(host)
+        count, size = taken[0] + 1, taken[1] + size
         if known is not None and known in self._on.get(host, ()):
             count, size = count - 1, size - known.size
         if room.fits(count, size):
@@ -157,6 +157,21 @@ class Bindings:
             if room.fits(count, size):
                 return True
         return False
+
+    def needing(self, hosts: Iterable[str]) -> tuple[int, int]:
+        """How many conversations have memory of these servers that nobody else may have now, and their bytes: what is at work or was just
+        now, and what the servers have still to read."""
+        oldest, count, size = self._clock() - PAUSE_S, 0, 0
+        for host in hosts:
+            silent = [binding.size for binding in self._on.get(host, ()) if not binding.at_work and binding.seen <= oldest]
+            taken = self._taken(host)
+            count, size = count + taken[0] - len(silent), size + taken[1] - sum(silent)
+        return count, size
+
+    def _taken(self, host: str) -> tuple[int, int]:
+        """Conversations that a server holds or has still to read, and their bytes."""
+        coming, elsewhere = self._coming.get(host, (0, 0)), self.coming_elsewhere.get(host, (0, 0))
+        return len(self._on.get(host, ())) + coming[0] + elsewhere[0], self._kept.get(host, 0) + coming[1] + elsewhere[1]
 
     def expect(self, host: str, count: int, size: int) -> None:
         """A server will read so many new conversations and bytes, or, below 0, has read them or will not."""

@@ -36,7 +36,7 @@ class Replica(msgspec.Struct, kw_only=True):
     in_flight: int
     """Requests of this gateway that it works on, with any model."""
     places: int
-    """Such requests at once, at most."""
+    """Such requests at once, at most: less than the server takes while other gateways use some of it, or it was out just now."""
     conversations: int
     """Whose prompts it holds, with this model."""
     tokens: int
@@ -186,7 +186,7 @@ def replica(address: Address, upstream: Upstream, model: str, route: Route, conv
         ready=not reason,
         reason=reason or _remark(address, upstream, route.model or model),
         in_flight=address.in_flight,
-        places=int(min(upstream.max_in_flight, address.places)),
+        places=upstream.allowed(address),
         conversations=conversations.bound.get(address.host, 0),
         tokens=round(held / conversations.bytes_per_token),
     )

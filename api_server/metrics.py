@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from api_server import fields
+from api_server.demand import LEAVING_S, Demand, demand_of, needed
 from api_server.peers import Peers
 from api_server.place import Place
 from api_server.readers import Readers
@@ -48,7 +49,7 @@ class Metrics(Collector):
         self._reserved = reserved
         self.readers = Readers()
         self._certificate = certificate
-        self._fleet_models = [model for model, route in routes.items() if route.engine == "ollama"]
+        self._fleet = {model: route for model, route in routes.items() if route.engine == "ollama"}
         self.waiting = Tally(dict.fromkeys(routes, 0))
         """Requests, by model, that wait for a place."""
         self.requests = Counter("api_server_requests", "Answered requests", ["model", "status"], registry=self.registry)
@@ -181,9 +182,14 @@ class Metrics(Collector):
                 out.add_metric([upstream.url, address.host], float(address.is_out()))
             for model, conversations in upstream.conversations.items():
                 held.add_metric([model], sum(conversations.held.values()) / conversations.bytes_per_token)
+        needs = GaugeMetricFamily(
+            "api_server_needed_servers", "Servers of the fleet that conversations and requests need, by what it knows"
+        )
+        if self._fleet:
+            needs.add_metric([], needed([self.demand()]))
         for model, count in self.waiting.items():
             waiting.add_metric([model], count)
-        return [in_flight, up, out, waiting, held, reserved, gateways, agrees, *self._of_certificate()]
+        return [in_flight, up, out, waiting, held, needs, reserved, gateways, agrees, *self._of_certificate()]
 
     def _of_certificate(self) -> list[Metric]:
         """Without values where there is none."""
@@ -198,13 +204,10 @@ class Metrics(Collector):
             failures.add_metric([], self._certificate.failures)
         return [start, expiry, failures]
 
-    def demand(self) -> dict[str, float]:
-        """What an autoscaler of the Ollama fleet has to know: requests that wait, requests in work, seconds without any."""
-        fleet = [upstream for upstream in self._upstreams if upstream.engine == "ollama"]
-        in_flight = sum(address.in_flight for upstream in fleet for address in upstream.addresses.values())
-        idle = min((time.monotonic() - upstream.last_used for upstream in fleet), default=0.0)
-        waiting = sum(self.waiting[model] for model in self._fleet_models)
-        return {"waiting": waiting, "in_flight": in_flight, "idle_s": 0.0 if waiting or in_flight else round(idle, 1)}
+    def demand(self) -> Demand:
+        """What whoever scales the Ollama fleet has to know."""
+        waiting = sum(self.waiting[model] for model in self._fleet)
+        return demand_of(waiting, [upstream for upstream in self._upstreams if upstream.engine == "ollama"], self._fleet)
 
     def app(self) -> web.Application:
         async def show(request: web.Request) -> web.Response:
@@ -212,8 +215,11 @@ class Metrics(Collector):
             self.readers.read(request.remote or "")
             return web.Response(body=numbers, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
-        async def demand(_: web.Request) -> web.Response:
-            return web.json_response(self.demand())
+        async def demand(request: web.Request) -> web.Response:
+            if host := request.query.get("leaving"):
+                for upstream in self._upstreams:
+                    upstream.leave(host, LEAVING_S)
+            return web.Response(text=self.demand().model_dump_json(), content_type="application/json")
 
         app = web.Application()
         app.router.add_get("/metrics", show)

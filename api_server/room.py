@@ -13,3 +13,8 @@ class Room:
     def fits(self, count: int, size: int) -> bool:
         """Whether so many conversations of `size` bytes together fit. Those in slots count as long as the mean."""
         return count <= max(1, self.slots) or size * (count - self.slots) <= self.size * count
+
+    def servers(self, count: int, size: int) -> int:
+        """The fewest servers of which all together would fit so many conversations: the formula of `fits` for n times the slots and bytes,
+        solved for n."""
+        return -(-size * count // (self.size * count + size * max(1, self.slots))) if size else 0

@@ -120,8 +120,21 @@ class Servers:
         """Requests at once that this process may have there."""
         return min(self.max_in_flight, address.part)
 
+    def allowed(self, address: Address) -> int:
+        """The same, of one that may still have to show that it is well again."""
+        return int(min(self.places(address), address.places))
+
     def is_full(self, address: Address) -> bool:
-        return address.in_flight >= min(self.places(address), address.places)
+        return address.in_flight >= self.allowed(address)
+
+    def leave(self, host: str, for_s: float) -> None:
+        """A server is to go: for so long it gets no new conversation."""
+        if host in self.addresses:
+            self.addresses[host].leaving_until = time.monotonic() + for_s
+
+    def idle(self) -> dict[str, float]:
+        """By host, seconds without a request of this process; those of old that still work, too."""
+        return {host: round(address.idle_s(), 1) for host, address in (self._gone | self.addresses).items()}
 
     def failed(self, address: Address, reason: str) -> None:
         """It broke a request off, or failed on it."""

@@ -1,5 +1,6 @@
 """Settings from the environment."""
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -12,9 +13,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*")
 SERVER = r"([^/:\s\[\]]+|\[[0-9A-Fa-f:.]+\]):\d+"
 """HOST:PORT; an IPv6 address is in brackets."""
-_NAME = re.compile(r"[a-z0-9-_]{1,64}")
-_TLS_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?|::1?")
-_ORIGIN = re.compile(r"https?://[^/\s,*]+")
+_LISTS = {
+    "cors_origins": (re.compile(r"https?://[^/\s,*]+"), "origins such as https://ui.example"),
+    "tls_names": (re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?|::1?"), "names of hosts such as models.example.com"),
+    "session_headers": (re.compile(r"[A-Za-z0-9-_]{1,64}"), "names of headers such as x-my-session"),
+}
+"""Variables that are lists with commas: the form of a part, and how it is called."""
 
 
 class SettingsError(Exception):
@@ -151,11 +155,11 @@ class Settings(Environment):
     drain_delay_s: float = Field(default=2, ge=0)
     """Between going unready and refusing connections: what the endpoints' propagation takes."""
 
-    @property
-    def cache_password(self) -> str | None:
-        """Raises SettingsError."""
+    @functools.cached_property
+    def cache_password(self) -> str:
+        """Empty: none. Read once. Raises SettingsError."""
         if self.cache_password_file is None:
-            return None
+            return ""
         try:
             return self.cache_password_file.read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
@@ -164,28 +168,23 @@ class Settings(Environment):
                 f"API_SERVER_CACHE_PASSWORD_FILE: got {why} for {path}, want a readable file; mount the Secret there"
             ) from None
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator(*_LISTS, mode="before")
     @classmethod
-    def _origins(cls, value: object) -> object:
-        origins = [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
-        if isinstance(origins, list) and not all(_ORIGIN.fullmatch(str(each)) for each in origins):
-            raise ValueError("origins such as https://ui.example, separated by commas")
-        return origins
+    def _listed(cls, value: object, info: ValidationInfo) -> object:
+        form, want = _LISTS[info.field_name or ""]
+        parts = [part for each in value.split(",") if (part := each.strip())] if isinstance(value, str) else value
+        if isinstance(parts, list) and not all(form.fullmatch(str(each)) for each in parts):
+            raise ValueError(f"{want}, separated by commas")
+        return parts
 
-    @field_validator("tls_names", mode="before")
+    @field_validator("tls_names")
     @classmethod
-    def _hosts(cls, value: object, info: ValidationInfo) -> object:
-        names = [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
-        if isinstance(names, list) and not all(_TLS_NAME.fullmatch(str(each)) for each in names):
-            raise ValueError("names of hosts such as models.example.com, separated by commas")
+    def _only_with_tls(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if names and info.data.get("tls_dir") is None:
             raise ValueError("none without API_SERVER_TLS_DIR, or keys would come in plain text")
         return names
 
-    @field_validator("session_headers", mode="before")
+    @field_validator("session_headers")
     @classmethod
-    def _names(cls, value: object) -> object:
-        names = [each.strip().lower() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
-        if isinstance(names, list) and not all(_NAME.fullmatch(str(each)) for each in names):
-            raise ValueError("names of headers such as x-my-session, separated by commas")
-        return names
+    def _in_small_letters(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name.lower() for name in names)

@@ -65,8 +65,11 @@ class Settler:
     async def run(self) -> None:
         """Never ends."""
         while True:
+            # Outside: a fault of ours is none of the cache server's.
+            untold = self._limits.untold()
+            word = _ENCODER.encode(self._word(untold))
             try:
-                await self._round()
+                await self._round(word, untold)
                 self._is_up(None)
             except STRANGE as error:
                 self._is_up(error)
@@ -83,11 +86,10 @@ class Settler:
                 log.warning("the cache server does not: %s; this API server keeps to its share", type(error).__name__)
         self._up = error is None
 
-    async def _round(self) -> None:
-        untold = self._limits.untold()
+    async def _round(self, word: bytes, untold: Mapping[str, tuple[int, int]]) -> None:
         oldest = max(0, self._last[0] - int(1000 * LEASE_S))
         async with asyncio.timeout(_ROUND_S):
-            added: Any = await self._client.xadd(STREAM, {"w": _ENCODER.encode(self._word(untold))}, minid=oldest, approximate=True)
+            added: Any = await self._client.xadd(STREAM, {"w": word}, minid=oldest, approximate=True)
         self._limits.told(untold)
         now = _id(added)
         if now < self._last:

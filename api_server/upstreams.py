@@ -48,6 +48,10 @@ class Upstream(Servers):
         """Whether a request waits for a place with this model."""
         return any(waiter.wanted.model == model for waiter in self._queue)
 
+    def short(self) -> list[Wanted]:
+        """What waits and another server could take: what is in no server's line."""
+        return [waiter.wanted for waiter in self._queue if waiter.home is None]
+
     async def refresh(self, session: aiohttp.ClientSession) -> None:
         await super().refresh(session)
         self.admit()
@@ -145,7 +149,7 @@ class Upstream(Servers):
         elif place.prompt_tokens:
             conversations.learn(place.turn.size, place.prompt_tokens)
             self._tell(place, place.known.name if place.known else b"")
-        self.last_used = time.monotonic()
+        self.last_used = place.address.used = time.monotonic()
         self.admit()
 
     @contextlib.contextmanager
@@ -176,7 +180,8 @@ class Upstream(Servers):
             free = [each for each in free if each is home or conversations.has_room(each.host, size, room, binding)]
             if not free:
                 return None
-        choice = choose(wanted.turn, binding, free, conversations.held)
+        staying = [each for each in free if each is home or not each.is_leaving()]
+        choice = choose(wanted.turn, binding, staying or free, conversations.held)
         reason = "spilled" if full else choice.reason
         coming = int(bool(wanted.turn.own) and choice.server is not home), choice.unread
         place = Place(choice.server, wanted.turn, reason, choice.unread, wanted.model, binding, coming, room)
@@ -185,7 +190,7 @@ class Upstream(Servers):
         place.address.load += place.unread + ANSWER
         conversations.works(binding, 1)
         conversations.expect(place.address.host, *place.coming)
-        self.last_used = time.monotonic()
+        self.last_used = place.address.used = time.monotonic()
         return place
 
     def admit(self) -> None:

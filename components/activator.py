@@ -1,4 +1,4 @@
-"""Scaling the Ollama fleet from and to zero."""
+"""Scaling the Ollama fleet."""
 
 from dataclasses import dataclass
 
@@ -23,9 +23,11 @@ class ActivatorArgs:
     image: pulumi.Input[str]
     """The API server's: the activator is a module of it."""
     replicas: int
-    """Ollama servers of a fleet that is up."""
+    """Ollama servers at most."""
+    min_replicas: int = 0
+    """Ollama servers at least."""
     idle_s: int
-    """Seconds without a request after which the fleet goes to zero."""
+    """Seconds after which a server goes, in which fewer would have done and it had no request."""
     resources: containers.ResourceArgs
     priority_class: pulumi.Input[str] | None = None
     workload: WorkloadArgs = ORDINARY
@@ -34,8 +36,8 @@ class ActivatorArgs:
 class Activator(pulumi.ComponentResource):
     """A Deployment that may read and set the scale of one StatefulSet, and nothing else.
 
-    It asks every API server for its demand through a headless Service. Network opens the way to both, where it is told the addresses of
-    the cluster's API server.
+    It asks every API server for its demand through a headless Service, and tells them which server is to go. Network opens the way to both,
+    where it is told the addresses of the cluster's API server.
 
         Activator("activator", ActivatorArgs(namespace="fleet", image="registry.example.com/api-server@sha256:" + 64 * "0", replicas=3,
                                              idle_s=900, resources=ResourceArgs(cpu="20m", memory="64Mi")))
@@ -90,6 +92,8 @@ def _pod(args: ActivatorArgs) -> core.PodSpecArgs:
                 "ACTIVATOR_GATEWAYS": f"{_DEMAND}:{API_METRICS_PORT}",
                 "ACTIVATOR_SCALE_URL": scale,
                 "ACTIVATOR_REPLICAS": str(args.replicas),
+                "ACTIVATOR_MIN_REPLICAS": str(args.min_replicas),
+                "ACTIVATOR_SERVERS": OLLAMA,
                 "ACTIVATOR_IDLE_S": str(args.idle_s),
                 "ACTIVATOR_TOKEN_FILE": f"{_TOKEN_PATH}/token",
                 "ACTIVATOR_CA_FILE": f"{_TOKEN_PATH}/ca.crt",

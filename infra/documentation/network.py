@@ -38,12 +38,12 @@ def connections() -> list[tuple[str, str, str]]:
     rows += [(MODEL_WRITER, "sources (`models`, or `delivery.proxy`; and DNS if one has a name)", "theirs")]
     rows += [("clients of Prometheus (`monitoring.prometheus.clients`)", PROMETHEUS, str(PORTS[PROMETHEUS]))]
     ports = " and ".join(map(str, KUBERNETES_PORTS))
-    rows += [(_title(ACTIVATOR), "the cluster's API server (`fleet.scaleToZero.kubernetesCidrs`)", ports)]
+    rows += [(_title(ACTIVATOR), "the cluster's API server (`fleet.scale.kubernetesCidrs`)", ports)]
     return rows
 
 
 def _title(component: str) -> str:
-    settings = {ACTIVATOR: "fleet.scaleToZero", PROMETHEUS: "monitoring.prometheus"}
+    settings = {ACTIVATOR: "fleet.scale", PROMETHEUS: "monitoring.prometheus"}
     return f"{component} (with `{settings[component]}`)" if component in settings else component
 
 

@@ -8,6 +8,7 @@ from infra.program import delivery, tls
 from infra.program.foundations import Images
 from infra.program.settings import Settings, inputs
 from infra.program.settings.capacity import capacities, of_model_server
+from infra.program.settings.fleet import ScaleSettings
 from infra.program.settings.section import quantity
 from infra.program.settings.services import PrometheusSettings
 from infra.program.workload import resources, workload
@@ -134,7 +135,7 @@ def _exposure(settings: Settings) -> c.ExposureArgs:
 def api_server(
     settings: Settings, namespace: pulumi.Input[str], images: Images, runtime: c.GpuRuntime, shared: c.CacheServer
 ) -> c.ApiServerArgs:
-    wanted = settings.api_server
+    wanted, scaling = settings.api_server, settings.fleet.scaling
     return c.ApiServerArgs(
         namespace=namespace,
         image=images["api-server"],
@@ -143,7 +144,7 @@ def api_server(
         aliases={name: alias.model_dump(exclude_none=True) for name, alias in settings.aliases.items()},
         replicas=wanted.replicas,
         autoscaled=wanted.autoscaled,
-        hold_s=wanted.hold_seconds or (_HOLD_S if settings.fleet.scale_to_zero else 0),
+        hold_s=wanted.hold_seconds or (_HOLD_S if scaling is not None and scaling.min == 0 else 0),
         queue_s=wanted.queue_seconds,
         cors_origins=wanted.cors_origins,
         session_headers=wanted.session_headers,
@@ -161,13 +162,14 @@ def api_server(
 
 
 def activator(
-    settings: Settings, idle_minutes: int, namespace: pulumi.Input[str], images: Images, runtime: c.GpuRuntime
+    settings: Settings, scaling: ScaleSettings, namespace: pulumi.Input[str], images: Images, runtime: c.GpuRuntime
 ) -> c.ActivatorArgs:
     return c.ActivatorArgs(
         namespace=namespace,
         image=images["api-server"],
         replicas=settings.fleet.replicas,
-        idle_s=60 * idle_minutes,
+        min_replicas=scaling.min,
+        idle_s=60 * scaling.idle_minutes,
         resources=_ACTIVATOR,
         priority_class=runtime.gateway_priority_class,
         workload=workload(settings, "activator"),

@@ -123,7 +123,7 @@ def _pods(wanted: Sequence[PodsSettings]) -> list[c.PodsArgs]:
 
 
 def network(settings: Settings, namespace: pulumi.Input[str]) -> c.NetworkArgs:
-    scale, prometheus = settings.fleet.scale_to_zero, settings.monitoring.prometheus
+    scale, prometheus = settings.fleet.scaling, settings.monitoring.prometheus
     way_in = settings.api_server.way_in
     return c.NetworkArgs(
         namespace=namespace,

@@ -1,9 +1,12 @@
-"""Three agents at a fleet that has the memory for two, before two API servers: they agree, and the third one waits for its turn."""
+"""Agents at a fleet that has the memory for two, before two API servers: they agree, a third one waits for its turn, and a fleet that may
+grow gets a server for it."""
 
 import json
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
@@ -16,6 +19,7 @@ from images import embedded as images
 from tests import tiny_gguf
 from tests.cluster.conftest import MODEL, SCRIPT, Stack
 from tests.cluster.kube import eventually
+from tests.cluster.test_scale_to_zero import replicas
 
 pytestmark = pytest.mark.cluster
 DEPLOYS_FIRST = True
@@ -26,9 +30,12 @@ SYSTEM = "A rule of the house. " * 500
 @pytest.fixture(scope="module")
 def fleet(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     """Two replicas with a slot each and next to no memory beside it, and two API servers."""
-    work = tmp_path_factory.mktemp("models")
+    return small(stack, tmp_path_factory.mktemp("models"))
+
+
+def small(stack: Stack, work: Path, **fleet: Any) -> Stack:
     overrides = json.loads(json.dumps(stack.overrides))
-    overrides["fleet"] = {"replicas": 2, "contextLength": 16384, "promptCache": "1Mi"}
+    overrides["fleet"] = {"replicas": 2, "contextLength": 16384, "promptCache": "1Mi", **fleet}
     overrides["apiServer"] = {"replicas": 2}
     image = images.models({MODEL: tiny_gguf.make(work / "tiny.gguf", SCRIPT, context=32_768)})
     embedded.push(stack.cluster, [image])
@@ -105,3 +112,39 @@ def test_a_new_api_server_agrees_with_those_that_are_there(fleet: Stack) -> None
     eventually(lambda: set(metrics(fleet)) - old, bool, 90, "a new API server")
     agree(fleet)
     assert turn(fleet, "three", 1).status_code == 200
+
+
+def test_the_fleet_grows_for_a_third_agent_and_shrinks_when_it_has_gone(stack: Stack, tmp_path: Path) -> None:
+    """One replica has memory for two. Every turn of every agent is answered, while a replica comes and while it goes."""
+    api = f"{stack.cluster.control_plane.address}/32"
+    scale = {"min": 1, "idleMinutes": 1, "kubernetesCidrs": [api]}
+    fleet = small(stack, tmp_path, numParallel=2, scale=scale)
+    agree(fleet)
+    # It was made with two, which nobody needs.
+    eventually(lambda: replicas(fleet), lambda count: count == 1, 300, "one replica")
+    ended, began = Event(), time.monotonic()
+
+    def works(agent: str) -> list[int]:
+        """Turn after turn, as long as the others."""
+        found: list[int] = []
+        while not ended.is_set():
+            # After ten turns the history begins anew, within the context.
+            found.append(turn(fleet, agent, len(found) % 10).status_code)
+            time.sleep(2)
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        agents = [pool.submit(works, agent) for agent in ("four", "five")]
+        try:
+            time.sleep(5)
+            assert turn(fleet, "six", 0).status_code == 200
+            print(f"a replica more after {time.monotonic() - began:.0f} s")
+            assert replicas(fleet) == 2
+            # The third one's memory is kept for as long as a tool may take, then the replica is spare. It goes while both others work,
+            # unless one of them lives there.
+            time.sleep(PAUSE_S + 90)
+        finally:
+            ended.set()
+        assert [set(each.result(120)) for each in agents] == [{200}, {200}]
+    eventually(lambda: replicas(fleet), lambda count: count == 1, 300, "one replica again")
+    fleet.deployment.cli.preview(expect_no_changes=True)

@@ -79,6 +79,14 @@ def test_the_activator_reaches_the_cluster_and_the_gateways_alone() -> None:
     assert policies == without
 
 
+def test_the_activator_knows_its_bounds_and_the_names_of_the_servers(activator: Recorder) -> None:
+    container = activator.one("Deployment")["spec"]["template"]["spec"]["containers"][0]
+    env = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert (env["ACTIVATOR_MIN_REPLICAS"], env["ACTIVATOR_REPLICAS"], env["ACTIVATOR_SERVERS"]) == ("0", "3", "ollama")
+    fleet = render(lambda: c.OllamaFleet("ollama", OLLAMA))
+    assert fleet.one("StatefulSet")["spec"]["serviceName"] == fleet.one("StatefulSet")["metadata"]["name"] == env["ACTIVATOR_SERVERS"]
+
+
 def test_the_activator_is_hardened(activator: Recorder) -> None:
     deployment = {"kind": "Deployment", **activator.one("Deployment")}
     assert rules.pods_are_restricted([deployment]) == []

@@ -1,15 +1,19 @@
-"""A name with several addresses, for a process of a test. Only the look-up of the name is made up."""
+"""A name with several addresses, for a process of a test, and those of pods of a StatefulSet of that name. Only the look-up is made up."""
 
 from pathlib import Path
 
 FLEET = "fleet.test"
 _PROGRAM = """
+import re
 import socket
 real = socket.getaddrinfo
 def look_up(host, port, *args, **kwargs):
-    if host != HOST_:
+    pod = re.fullmatch(HOST_ + "-([0-9]+)." + HOST_, str(host))
+    if host != HOST_ and not pod:
         return real(host, port, *args, **kwargs)
     lines = open(FILE_).read().split()
+    if pod:
+        lines = lines[int(pod[1]):][:1]
     if lines == ["again"]:
         raise socket.gaierror(socket.EAI_AGAIN, "try again")
     if lines == ["fault"]:

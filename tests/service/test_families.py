@@ -208,12 +208,13 @@ def test_a_request_goes_through_a_fleet_that_has_ipv6_alone(alone: ExitStack, st
 
 
 class _Scale(BaseHTTPRequestHandler):
-    """An API server with one request that waits, and a fleet at zero."""
+    """An API server with requests that wait, and a fleet at zero."""
 
     wanted: list[int]
 
     def do_GET(self) -> None:
-        self._answer({"spec": {"replicas": 0}} if self.path == "/scale" else {"waiting": 1, "in_flight": 0, "idle_s": 0})
+        demand = {"waiting": 9, "in_flight": 0, "idle_s": 0, "short": 9, "places": 4}
+        self._answer({"spec": {"replicas": 0}} if self.path == "/scale" else demand)
 
     def do_PATCH(self) -> None:
         self.wanted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["spec"]["replicas"])

@@ -385,5 +385,5 @@ class TestHolding:
             assert time.monotonic() < deadline
 
 
-def demand(service: Service) -> dict[str, float]:
+def demand(service: Service) -> dict[str, Any]:
     return httpx.get(f"{service.metrics_url}/demand", timeout=10).json()

@@ -13,12 +13,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 import redis
+from aiohttp import web
 
-from api_server.peers import ALIVE_S
-from api_server.settling import PERIOD_S, STREAM
+from api_server.aliases import Aliases
+from api_server.app import ApiServer
+from api_server.keys import Keys
+from api_server.peers import ALIVE_S, Word
+from api_server.settings import Settings
+from api_server.settling import PERIOD_S, STREAM, Settler
 from components.cache import role_password
 from tests.service.conftest import KEY, PASSWORD, as_user, running_valkey
 from tests.service.neighbours import HEADERS, Asking, Fleet, Request, answers, ask, breaks_off
@@ -90,6 +96,34 @@ def let_in(service: Service, key: str, times: int) -> int:
     ]
     assert set(found) <= {200, 429}
     return found.count(200)
+
+
+def test_a_fault_of_ours_ends_the_process_and_is_none_of_the_cache_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "keys").write_text(KEY)
+
+    def fault(_: Settler, __: object) -> Word:
+        raise TypeError
+
+    async def ends() -> bool:
+        settings = Settings.read()
+        async with aiohttp.ClientSession() as session:
+            server = ApiServer(settings, Keys(settings.keys_file), Aliases(None, settings.routes), session)
+            runner = web.AppRunner(server.app())
+            await runner.setup()
+            async with asyncio.timeout(10):
+                await server.stop.wait()
+            await runner.cleanup()
+        return server.failed
+
+    routes = json.dumps({"a": {"url": "http://127.0.0.1:1"}})
+    for name, value in {"KEYS_FILE": tmp_path / "keys", "ROUTES": routes, "CACHE_URL": f"redis://127.0.0.1:{free_port()}/0"}.items():
+        monkeypatch.setenv(f"API_SERVER_{name}", str(value))
+    monkeypatch.setattr(Settler, "_word", fault)
+    assert asyncio.run(ends())
+    assert "agreement with other API servers: got its end (TypeError at " in caplog.text
+    assert "keeps to its share" not in caplog.text
 
 
 def test_a_limit_holds_over_all_and_without_word_of_each_other_each_has_its_share(gateways: Gateways, fleet: Fleet) -> None:

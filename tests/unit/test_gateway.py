@@ -1,4 +1,4 @@
-"""Decisions of the API server and the activator that need no server."""
+"""Decisions of the API server that need no server."""
 
 import asyncio
 import json
@@ -6,7 +6,7 @@ import math
 import socket
 from collections.abc import Coroutine
 from contextlib import closing
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,46 +14,54 @@ import pytest
 from pydantic import ValidationError
 
 from api_server import errors, fields, history, models, requests, size, translation
-from api_server.activator import Activator, Demand, Settings, Unreachable, wanted
 from api_server.address import Address
 from api_server.aliases import Aliases
 from api_server.place import Place, Wanted
 from api_server.routing import Routing
 from api_server.sessions import Turn
-from api_server.settings import Route
+from api_server.settings import Route, SettingsError
+from api_server.settings import Settings as ApiSettings
 from api_server.upstreams import Upstream
 from api_server.usage import Reader
 
 ROUTE = Route(url="http://ollama:11434", model="m:1", engine="ollama", context_length=2048)
-ACTIVATOR = Settings(gateways="api:9464", scale_url="https://k/scale", replicas=3, idle_s=900)
-BUSY, IDLE, FRESH = (
-    Demand(waiting=0, in_flight=1, idle_s=0),
-    Demand(waiting=0, in_flight=0, idle_s=901),
-    Demand(waiting=0, in_flight=0, idle_s=10),
-)
-WAITING = Demand(waiting=1, in_flight=0, idle_s=0)
 
 
-@pytest.mark.parametrize(
-    ("demands", "current", "replicas"),
-    [
-        ([IDLE, WAITING], 0, 3),
-        ([WAITING, Unreachable("a")], 0, 3),
-        ([IDLE], 0, 0),
-        ([], 0, 0),
-        ([IDLE, IDLE], 3, 0),
-        ([IDLE, IDLE], 1, 0),
-        ([IDLE, BUSY], 3, 3),
-        ([IDLE, FRESH], 3, 3),
-        ([IDLE, WAITING], 1, 3),
-        ([IDLE, WAITING], 4, 4),
-        ([IDLE, BUSY], 2, 2),
-        ([IDLE, Unreachable("a")], 3, 3),
-        ([], 3, 3),
-    ],
-)
-def test_the_fleet_comes_up_for_one_and_goes_down_for_all(demands: list[Demand | Unreachable], current: int, replicas: int) -> None:
-    assert wanted(demands, current, ACTIVATOR) == replicas
+LISTS = [
+    ("CORS_ORIGINS", "https://a.example , http://b:3000,", frozenset({"https://a.example", "http://b:3000"})),
+    ("TLS_NAMES", "models.example.com,::1", ("models.example.com", "::1")),
+    ("SESSION_HEADERS", "X-My-Session, x-other", ("x-my-session", "x-other")),
+]
+
+
+def api_settings(monkeypatch: pytest.MonkeyPatch, **env: str) -> ApiSettings:
+    given = {"KEYS_FILE": "keys", "TLS_DIR": "tls", "ROUTES": '{"a": {"url": "http://a:1"}}', **env}
+    for name, value in given.items():
+        monkeypatch.setenv(f"API_SERVER_{name}", value)
+    return ApiSettings.read()
+
+
+@pytest.mark.parametrize(("name", "text", "value"), LISTS)
+def test_lists_are_read(monkeypatch: pytest.MonkeyPatch, name: str, text: str, value: object) -> None:
+    assert getattr(api_settings(monkeypatch, **{name: text}), name.lower()) == value
+    assert not getattr(api_settings(monkeypatch, **{name: ""}), name.lower())
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, f"{text},a b") for name, text, _ in LISTS])
+def test_a_list_with_something_else_in_it_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^API_SERVER_{name}: got .*a b', want (origins|names) .*, separated by commas; correct"):
+        api_settings(monkeypatch, **{name: text})
+
+
+def test_the_password_of_the_cache_is_read_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("first\n")
+    settings = api_settings(monkeypatch, CACHE_PASSWORD_FILE=str(file))
+    assert settings.cache_password == "first"
+    file.write_text("second")
+    assert settings.cache_password == "first"
+    with pytest.raises(SettingsError, match=r"^API_SERVER_CACHE_PASSWORD_FILE: got No such file"):
+        api_settings(monkeypatch, CACHE_PASSWORD_FILE=str(tmp_path / "none")).cache_password  # noqa: B018
 
 
 def test_only_options_of_one_answer_reach_ollama() -> None:
@@ -351,43 +359,6 @@ class TestReader:
             reader.feed(b"x" * 1000)
             assert reader._searched == len(reader._buffer)
         assert reader.feed(b"\n") + reader.feed(b"\n") == b"x" * 100_000 + b"\n\n", "an end in two pieces is found"
-
-
-class Scaled(Activator):
-    """Idle gateways, and a fleet whose scale is a number here."""
-
-    def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
-        super().__init__(settings, session)
-        self.current = 0
-
-    async def _demands(self) -> list[Demand | Unreachable]:
-        return [Demand(waiting=0, in_flight=0, idle_s=10_000)]
-
-    async def _scale(self, replicas: int | None = None) -> int:
-        self.current = self.current if replicas is None else replicas
-        return self.current
-
-
-def test_a_fleet_that_somebody_else_brings_up_stays_for_the_whole_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`up` would wait for it, and never see it, if it went at once because nobody had asked for it before."""
-    now = 1000.0
-    monkeypatch.setattr("api_server.activator.time", SimpleNamespace(monotonic=lambda: now))
-
-    async def rounds() -> None:
-        nonlocal now
-        async with aiohttp.ClientSession() as session:
-            scaled = Scaled(Settings(gateways="g:1", scale_url="http://k/scale", replicas=2, idle_s=900), session)
-            now += 10_000
-            await scaled.round()
-            assert scaled.current == 0
-            scaled.current = 2
-            for pause_s, left in ((0, 2), (899, 2), (2, 0)):
-                now += pause_s
-                await scaled.round()
-                assert scaled.current == left
-
-    # Not asyncio.run, which leaves the thread without a loop for Pulumi's mocks.
-    to_the_end(rounds())
 
 
 def test_a_failed_look_up_keeps_the_last_good_addresses_and_their_counts(monkeypatch: pytest.MonkeyPatch) -> None:

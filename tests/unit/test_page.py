@@ -104,6 +104,19 @@ def test_a_replica_says_what_it_has(digest: str, loaded: bool, ready: bool, reas
     assert fleet.replica(address, upstream, "m", OLLAMA, Bindings()).reason == "it does not have the model"
 
 
+def test_a_replica_has_the_places_that_this_gateway_may_give() -> None:
+    upstream, address = one()
+    places = lambda: fleet.replica(address, upstream, "m", OLLAMA, Bindings()).places  # noqa: E731
+    assert places() == 4
+    address.part = 1
+    assert places() == 1, "another gateway uses the others"
+    address.part, address.places = 3, 2
+    assert places() == 2, "it was out, and is tried with few"
+    for at_work in (1, 2, 3):
+        address.in_flight = at_work
+        assert upstream.is_full(address) == (at_work >= places())
+
+
 def test_a_replica_says_how_many_conversations_it_holds_and_forgets_those_that_ended() -> None:
     now = [0.0]
     table = Bindings(lease_s=60, clock=lambda: now[0])

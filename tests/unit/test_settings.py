@@ -64,6 +64,19 @@ def test_prod_has_the_sizes_of_the_design() -> None:
             {"fleet": {"autoscaled": True, "scaleToZero": {"kubernetesCidrs": ["10.0.0.1/32"]}}},
             "modelfleet:fleet.autoscaled: got true with scaleToZero, want one owner of the number of servers; remove one of them",
         ),
+        (
+            {"fleet": {"scale": {"kubernetesCidrs": ["10.0.0.1/32"]}, "scaleToZero": {"kubernetesCidrs": ["10.0.0.1/32"]}}},
+            "modelfleet:fleet.scaleToZero: got a section with scale, want one owner of the number of servers; remove one of them",
+        ),
+        (
+            {"fleet": {"replicas": 2, "scale": {"min": 3, "kubernetesCidrs": ["10.0.0.1/32"]}}},
+            "modelfleet:fleet.scale.min: got 3, want at most fleet.replicas 2; lower it, or raise that",
+        ),
+        ({"fleet": {"scale": {"min": 1}}}, "modelfleet:fleet.scale.kubernetesCidrs: got nothing, want a value"),
+        (
+            {"models": [{**SMALL, "replicas": 1}], "fleet": {"scale": {"kubernetesCidrs": ["10.0.0.1/32"]}}},
+            "modelfleet:models.0.replicas: got 1 with fleet.scale, want every model on every replica",
+        ),
         ({"fleet": {"scaleToZero": {}}}, "modelfleet:fleet.scaleToZero.kubernetesCidrs: got nothing, want a value"),
         (
             {"fleet": {"minContext": 16384}},

@@ -72,9 +72,14 @@ def _images(settings: Sections) -> Iterator[str]:
 
 
 def _scale(settings: Sections) -> Iterator[str]:
-    if settings.fleet.autoscaled and settings.fleet.scale_to_zero is not None:
-        yield "fleet.autoscaled: got true with scaleToZero, want one owner of the number of servers; remove one of them"
-    owner = "autoscaled" if settings.fleet.autoscaled else "scaleToZero" if settings.fleet.scale_to_zero is not None else None
+    fleet = settings.fleet
+    wanted = {"autoscaled": fleet.autoscaled, "scaleToZero": fleet.scale_to_zero is not None, "scale": fleet.scale is not None}
+    owner, *others = [name for name, is_wanted in wanted.items() if is_wanted] or [None]
+    for other in others:
+        got = f"got {'true' if fleet.autoscaled else 'a section'} with {other}"
+        yield f"fleet.{owner}: {got}, want one owner of the number of servers; remove one of them"
+    if fleet.scale is not None and fleet.scale.min > fleet.replicas:
+        yield f"fleet.scale.min: got {fleet.scale.min}, want at most fleet.replicas {fleet.replicas}; lower it, or raise that"
     for index, model in enumerate(settings.models):
         if owner and model.replicas:
             # The catalog gives each model to numbered replicas. When replicas come and go, some models would be on no replica.
@@ -256,7 +261,7 @@ def _quota(settings: Sections) -> Iterator[str]:
         yield f"governance.memory: got {limits.memory}, want at least {in_gib(memory)}, all requests and a rollout; raise it"
     # The gateway, model server and fleet, and one each of cache, exporter, writer, cleaner, context probe, and what a rollout adds.
     count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 6 + len(prometheus)
-    count += int(fleet.scale_to_zero is not None)
+    count += int(fleet.scaling is not None)
     if count > limits.pods:
         yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and six more; raise it or lower replicas"
     containers = count + fleet.replicas * len(SIDECARS)

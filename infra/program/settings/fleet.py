@@ -8,21 +8,28 @@ from infra.program.settings.section import Bytes, Cidr, Resources, Section
 
 class ScaleToZeroSettings(Section):
     idle_minutes: int = Field(default=15, ge=1, le=1440)
-    """Without a request for so long, the fleet goes to zero servers; the next request waits for their start."""
+    """A server goes after so long, in which fewer would have done and it had no request."""
     keep_copies: bool = True
-    """Keep the replicas' copies of the models at zero: the next start copies nothing, and needs the same nodes. False where nodes go with
-    the fleet: it comes up on any node then, and copies the models from the shared tier."""
+    """Keep the copies of the models of servers that went: the next start copies nothing, and needs the same nodes. False where nodes go
+    with the servers: they come up on any node then, and copy the models from the shared tier."""
     kubernetes_cidrs: list[Cidr] = Field(min_length=1)
     """Addresses of the cluster's API server, where the activator scales the fleet: kubectl get endpoints kubernetes."""
 
 
+class ScaleSettings(ScaleToZeroSettings):
+    min: int = Field(default=1, ge=0, le=64)
+    """Servers at least. 0: an idle fleet goes to zero, and the next request waits for a start."""
+
+
 class FleetSettings(Section):
     replicas: int = Field(default=1, ge=1, le=64)
-    """Ollama servers; with an autoscaler, the most that it may make."""
+    """Ollama servers; with `scale` or an autoscaler, the most that there may be."""
     autoscaled: bool = False
     """An autoscaler of yours sets the number of servers: the stack leaves it alone. docs/gateway.md has the metric."""
+    scale: ScaleSettings | None = None
+    """An activator of ours scales between `min` and `replicas` by what conversations and requests need."""
     scale_to_zero: ScaleToZeroSettings | None = None
-    """An activator of ours scales between zero and `replicas`; requests wait at the API server meanwhile."""
+    """The older name of `scale` with `min: 0`."""
     gpus_per_pod: int = Field(default=0, ge=0, le=8)
     """GPUs of one server; at most one where GPUs are shared or partitioned."""
     context_length: int = Field(default=32768, ge=2048, le=1_048_576)
@@ -44,9 +51,15 @@ class FleetSettings(Section):
     @property
     def keeps_copies(self) -> bool:
         """Whether the volume of a replica that was scaled away stays."""
-        return self.scale_to_zero is None or self.scale_to_zero.keep_copies
+        return self.scaling is None or self.scaling.keep_copies
 
     @property
     def fixed_replicas(self) -> int | None:
         """None where an autoscaler, yours or ours, owns the number."""
-        return None if self.autoscaled or self.scale_to_zero else self.replicas
+        return None if self.autoscaled or self.scaling else self.replicas
+
+    @property
+    def scaling(self) -> ScaleSettings | None:
+        """How our activator scales, under either name; None without one."""
+        old = self.scale_to_zero
+        return self.scale if old is None else ScaleSettings.model_construct(min=0, **dict(old))

@@ -46,7 +46,7 @@ class ApiServerSettings(Section):
     autoscaled: bool = False
     """An autoscaler of yours sets the number of API servers: the stack leaves it alone."""
     hold_seconds: int = Field(default=0, ge=0, le=3600)
-    """Longest wait of a request while no server has its model; 0 refuses at once, except with fleet.scaleToZero: 600."""
+    """Longest wait of a request while no server has its model; 0 refuses at once, except where the fleet may scale to zero: 600."""
     queue_seconds: int = Field(default=60, ge=0, le=3600)
     """Longest wait of a request while all servers of its model are busy; 0 refuses at once."""
     service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
