@@ -20,6 +20,10 @@ EXPORTED = {
     "REVOKE": "1",
     "DAYS": "30",
     "CSV": "1",
+    "OF": "ollama-0",
+    "SINCE": "1h",
+    "FOLLOW": "1",
+    "CONTAINER": "c",
     "PROMETHEUS": "http://prometheus.example",
 }
 
@@ -32,7 +36,7 @@ def planned(*arguments: str, **exported: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("target", ["up", "down", "key", "usage", "status", "explain", "clean-cache", "try", "proof"])
+@pytest.mark.parametrize("target", ["up", "down", "key", "usage", "logs", "shell", "status", "explain", "clean-cache", "try", "proof"])
 def test_what_is_only_exported_decides_nothing(target: str) -> None:
     """A shell with `export CONTEXT=prod` must not turn `make down` into the end of production."""
     assert planned(target, **EXPORTED) == planned(target)
