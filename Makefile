@@ -12,7 +12,7 @@ WANT_PYTHON = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11
 WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help try up down check key usage logs shell status explain preview tools clean-cache test proof lint lock pins wheel
+.PHONY: help try up down check key usage logs shell status explain preview tools clean-cache test proof lint lock pins wheel release
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -75,6 +75,10 @@ lint: .venv/.stamp ## style and types
 
 wheel: .venv/.stamp ## build dist/modelfleet-*.whl, for: uvx --from dist/modelfleet-*.whl modelfleet try
 	@$(VENV)/python -m modelfleet.wheel
+
+release: .venv/.stamp ## collect wheel, tools and images of this commit in dist/, when every proof holds; STACK=whose images. Publishes nothing
+	@$(VENV)/python -m tests.proofs --check
+	@$(VENV)/python -m infra.preparation.release --stack "$(call typed,STACK)"
 
 lock: .venv/.stamp ## resolve the dependencies again into the committed lock files
 	@$(LOCK) pyproject.toml --group pyproject.toml:dev -o requirements.lock
