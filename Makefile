@@ -12,7 +12,7 @@ WANT_PYTHON = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11
 WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help try up down check key usage status explain preview tools clean-cache test proof lint lock pins wheel
+.PHONY: help try up down check key usage logs shell status explain preview tools clean-cache test proof lint lock pins wheel release
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,13 @@ key: .venv/.stamp ## make a key of the API server, and print it once; NAME=whose
 usage: .venv/.stamp ## say what each key has used, by day (UTC) and model; DAYS=7; CSV=file, or 1: print it; PROMETHEUS=address: another one
 	@$(VENV)/python -m infra.lifecycle usage $(TARGET) --days "$(or $(call typed,DAYS),7)" --csv "$(call typed,CSV)" \
 		--prometheus "$(call typed,PROMETHEUS)"
+
+logs: .venv/.stamp ## print what pods have written; OF=component or pod; SINCE=10m; FOLLOW=1: until Ctrl-C; CONTEXT=name
+	@$(VENV)/python -m infra.lifecycle logs $(TARGET) --of "$(call typed,OF)" --since "$(or $(call typed,SINCE),10m)" \
+		$(if $(call typed,FOLLOW),--follow)
+
+shell: .venv/.stamp ## a shell in a pod of a stack that is not for production; OF=component or pod; CONTAINER=name; CONTEXT=name
+	@$(VENV)/python -m infra.lifecycle shell $(TARGET) --of "$(call typed,OF)" --container "$(call typed,CONTAINER)"
 
 status: .venv/.stamp ## say what runs, and where to reach it
 	@$(VENV)/python -m infra.lifecycle status $(TARGET)
@@ -68,6 +75,10 @@ lint: .venv/.stamp ## style and types
 
 wheel: .venv/.stamp ## build dist/modelfleet-*.whl, for: uvx --from dist/modelfleet-*.whl modelfleet try
 	@$(VENV)/python -m modelfleet.wheel
+
+release: .venv/.stamp ## collect wheel, tools and images of this commit in dist/, when every proof holds; STACK=whose images. Publishes nothing
+	@$(VENV)/python -m tests.proofs --check
+	@$(VENV)/python -m infra.preparation.release --stack "$(call typed,STACK)"
 
 lock: .venv/.stamp ## resolve the dependencies again into the committed lock files
 	@$(LOCK) pyproject.toml --group pyproject.toml:dev -o requirements.lock

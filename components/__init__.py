@@ -12,6 +12,7 @@ from .model_server import ModelServer, ModelServerArgs
 from .models import ModelStore, ModelStoreArgs
 from .monitoring import Monitoring, MonitoringArgs
 from .network import DnsArgs, Network, NetworkArgs, OriginArgs, PodsArgs
+from .objectives import ObjectivesArgs
 from .objects import ExposureArgs
 from .ollama import OllamaFleet, OllamaFleetArgs
 from .ollama_agent import AgentArgs
@@ -49,6 +50,7 @@ __all__ = [
     "MonitoringArgs",
     "Network",
     "NetworkArgs",
+    "ObjectivesArgs",
     "OllamaFleet",
     "OllamaFleetArgs",
     "OriginArgs",

@@ -1,6 +1,9 @@
-"""Alert rules: what a person must know, by metrics of docs/metrics.md. tests/service/test_alerts.py fires each of them."""
+"""Alert rules: what a person must know, by metrics of docs/metrics.md. docs/alerts.md has a section for each;
+tests/service/test_alerts.py fires each of them."""
 
 from typing import Any
+
+from .objectives import RUNBOOK, ObjectivesArgs, burn_alerts, records
 
 _BY_MODEL = "sum by (model) (rate(api_server_requests_total{%s}[5m]))"
 _SHARE = f"{_BY_MODEL} / {_BY_MODEL} > %s"
@@ -46,14 +49,6 @@ _RULES = (
         "10m",
         "{{ $value | humanizePercentage }} of the requests for {{ $labels.model }} are refused, because all servers are busy.",
         "Raise fleet.replicas, or fleet.numParallel where memory allows it.",
-    ),
-    (
-        "FirstTokenIsSlow",
-        "warning",
-        "histogram_quantile(0.95, sum by (model, le) (rate(api_server_time_to_first_token_seconds_bucket[10m]))) > 30",
-        "15m",
-        "One in twenty streams of {{ $labels.model }} waits more than {{ $value | humanizeDuration }} for its first token.",
-        "Long prompts, or a full fleet: compare api_server_prompt_tokens_total and api_server_in_flight_requests.",
     ),
     (
         "PromptsDoNotFit",
@@ -121,6 +116,46 @@ _RULES = (
         "The log of the container ollama-agent says why; make explain repeats it.",
     ),
     (
+        "ModelsPushEachOtherOut",
+        "warning",
+        "sum by (model) (increase(ollama_model_evictions_total[1h])) > 6",
+        "15m",
+        "{{ $labels.model }} was unloaded {{ $value | humanize }} times in an hour before its time.",
+        "Models that do not fit in memory together take turns, and each load costs its clients. Raise memory, or declare fewer models.",
+    ),
+    (
+        "StoreHasNoRoom",
+        "warning",
+        "ollama_store_free_bytes / (ollama_store_free_bytes + ollama_store_bytes) < 0.05",
+        "30m",
+        "The volume of a replica has {{ $value | humanizePercentage }} of its room left.",
+        "Raise storage.hot.size, or declare fewer models: a model that does not fit is not delivered.",
+    ),
+    (
+        "CacheDropsEntries",
+        "info",
+        "rate(cache_evicted_keys_total[30m]) > 1",
+        "30m",
+        "The cache drops {{ $value | humanize }} entries a second to make room.",
+        "Raise cache.maxMemory, where the share of hits is worth it.",
+    ),
+    (
+        "GpuDriverDown",
+        "warning",
+        "nvml_up == 0",
+        "10m",
+        "The NVIDIA driver of {{ $labels.node }} does not answer, so nothing is known of its GPUs.",
+        "Look at the log of metrics-exporter-gpu on that node: a driver that is missing, a runtime that hides it, or one that hangs.",
+    ),
+    (
+        "GpuIsHeldBack",
+        "warning",
+        'max by (node, gpu, reason) (nvml_clocks_held_back{reason=~"heat|hardware"}) > 0',
+        "15m",
+        "GPU {{ $labels.gpu }} of {{ $labels.node }} runs slower than it could: {{ $labels.reason }}.",
+        "Look at its temperature, the fans and the power supply of the machine.",
+    ),
+    (
         "GpuIsLost",
         "critical",
         "nvml_gpu_up == 0",
@@ -139,16 +174,25 @@ _RULES = (
 )
 
 
-def rule_groups() -> list[dict[str, Any]]:
-    """Groups of a Prometheus rule file, which are also those of a PrometheusRule."""
-    rules = [
+def rule_groups(objectives: ObjectivesArgs | None = None) -> list[dict[str, Any]]:
+    """Groups of a Prometheus rule file, which are also those of a PrometheusRule. `objectives` None: the defaults."""
+    promised = objectives or ObjectivesArgs()
+    return [
+        {"name": "modelfleet", "rules": [_rule(*each) for each in _RULES]},
+        # Windows of days need no look every 15 s. The rules of a group see what those before them recorded.
         {
-            "alert": name,
-            "expr": expression,
-            "for": duration,
-            "labels": {"severity": severity},
-            "annotations": {"summary": summary, "description": action},
-        }
-        for name, severity, expression, duration, summary, action in _RULES
+            "name": "modelfleet-objectives",
+            "interval": "1m",
+            "rules": [*records(promised), *(_rule(*each) for each in burn_alerts(promised))],
+        },
     ]
-    return [{"name": "modelfleet", "rules": rules}]
+
+
+def _rule(name: str, severity: str, expression: str, duration: str, summary: str, action: str) -> dict[str, Any]:
+    return {
+        "alert": name,
+        "expr": expression,
+        "for": duration,
+        "labels": {"severity": severity},
+        "annotations": {"summary": summary, "description": action, "runbook": f"{RUNBOOK}#{name.lower()}"},
+    }

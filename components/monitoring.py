@@ -1,4 +1,4 @@
-"""Metrics of GPUs and the cache; alert rules and a dashboard over all metrics. Ollama's come from the agent in each of its pods."""
+"""Metrics of GPUs and the cache; alert rules and dashboards over all metrics. Ollama's come from the agent in each of its pods."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,9 +8,10 @@ import pulumi
 import pulumi_kubernetes as k8s
 import yaml
 
-from . import alerts, containers, dashboard, objects, pods
+from . import alerts, containers, dashboards, objects, pods
 from .cache import access
 from .contract import GPU_NODES, METRICS_EXPORTER, PORT_NAMES, PORTS, READER_LABEL, SCRAPED, labels, selector, type_token
+from .objectives import ObjectivesArgs
 from .workload import ORDINARY, WorkloadArgs, tolerations
 
 core = k8s.core.v1
@@ -40,6 +41,8 @@ class MonitoringArgs:
     """Objects by which a Prometheus of yours finds the pods: those of the Prometheus operator, or of Google's managed one."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Further labels of monitors and rules, which your Prometheus selects them by."""
+    objectives: ObjectivesArgs = field(default_factory=ObjectivesArgs)
+    """What the alert rules hold the fleet to."""
     workload: WorkloadArgs = ORDINARY
     """On GPU nodes the exporter goes wherever there are GPUs."""
 
@@ -71,7 +74,7 @@ class Monitoring(pulumi.ComponentResource):
         self._rules(name, args, child)
         for component, port in SCRAPED.items() if args.monitors else ():
             _monitor(f"{name}-{component}", args, component, port, child)
-        _config_map(f"{name}-dashboard", args, "grafana", {"modelfleet.json": dashboard.text()}, {"grafana_dashboard": "1"}, child)
+        _config_map(f"{name}-dashboard", args, "grafana", dashboards.files(), {"grafana_dashboard": "1"}, child)
         self.register_outputs({})
 
     @staticmethod
@@ -92,7 +95,7 @@ class Monitoring(pulumi.ComponentResource):
 
     @staticmethod
     def _rules(name: str, args: MonitoringArgs, child: pulumi.ResourceOptions) -> None:
-        groups = alerts.rule_groups()
+        groups = alerts.rule_groups(args.objectives)
         if args.alert_rules == "config-map":
             rules = yaml.safe_dump({"groups": groups}, sort_keys=False, width=200)
             marks = {"prometheus_rules": "1", **args.labels}

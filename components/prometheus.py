@@ -1,6 +1,6 @@
 """A Prometheus of the stack's own: it reads the metrics of every pod, keeps them on a volume, and judges the alert rules."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pulumi
@@ -9,6 +9,7 @@ import yaml
 
 from . import alerts, containers, objects, pods
 from .contract import PORTS, PROMETHEUS, PROTECTED_ANNOTATION, SCRAPED, type_token
+from .objectives import ObjectivesArgs
 from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
@@ -34,6 +35,8 @@ class PrometheusArgs:
     retain: bool
     """Refuse to delete the claim, and leave it when the stack is destroyed."""
     resources: containers.ResourceArgs
+    objectives: ObjectivesArgs = field(default_factory=ObjectivesArgs)
+    """What the alert rules hold the fleet to."""
     workload: WorkloadArgs = ORDINARY
 
 
@@ -56,7 +59,7 @@ class Prometheus(pulumi.ComponentResource):
             metadata=objects.metadata(PROMETHEUS, args.namespace, named=False),
             data={
                 "prometheus.yaml": pulumi.Output.from_input(args.namespace).apply(lambda space: _text(configuration(space))),
-                "rules.yaml": _text({"groups": alerts.rule_groups()}),
+                "rules.yaml": _text({"groups": alerts.rule_groups(args.objectives)}),
             },
             immutable=True,
             opts=child,

@@ -65,6 +65,12 @@ _MIG_READINGS: tuple[_Reading, ...] = (
     ("nvml_mig_memory_total_bytes", "Memory of the instance", GaugeMetricFamily, lambda mig: _memory(mig).total),
 )
 """Of a MIG instance NVML tells no more; DCGM measures the rest."""
+_HELD_BACK = {
+    "power": pynvml.nvmlClocksEventReasonSwPowerCap,
+    "heat": pynvml.nvmlClocksEventReasonSwThermalSlowdown | pynvml.nvmlClocksEventReasonHwThermalSlowdown,
+    "hardware": pynvml.nvmlClocksEventReasonHwSlowdown | pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
+}
+"""Why clocks are lower than they could be, to the bits that say so. `power` is normal under full load."""
 
 _Samples = list[tuple[str, list[str], float]]
 """Metric, labels, value."""
@@ -115,7 +121,7 @@ class Nvml:
         try:
             gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
             labels = self._names[index] = [self._node, str(index), *_identity(gpu)]
-            samples = [*_read(_READINGS, gpu, labels), *_instances(gpu, labels)]
+            samples = [*_read(_READINGS, gpu, labels), *_held_back(gpu, labels), *_instances(gpu, labels)]
         except pynvml.NVMLError as error:
             if self._lost.get(index) != str(error):
                 log.warning("NVML: GPU %d: got %s, want an answer; reporting nvml_gpu_up 0", index, error)
@@ -131,6 +137,7 @@ def _families(samples: _Samples) -> Iterator[Metric]:
         "nvml_up": GaugeMetricFamily("nvml_up", "Whether NVML answers", labels=["node"]),
         "nvml_gpu_up": GaugeMetricFamily("nvml_gpu_up", "Whether the GPU answers", labels=_LABELS),
         **{name: family(name, text, labels=_LABELS) for name, text, family, _ in _READINGS},
+        "nvml_clocks_held_back": GaugeMetricFamily("nvml_clocks_held_back", "Whether clocks are held back", labels=[*_LABELS, "reason"]),
         **{name: family(name, text, labels=_MIG_LABELS) for name, text, family, _ in _MIG_READINGS},
     }
     for name, labels, value in samples:
@@ -145,6 +152,15 @@ def _identity(device: Any) -> list[str]:
 def _read(readings: tuple[_Reading, ...], device: Any, labels: list[str]) -> _Samples:
     values = [(name, _optional(read, device)) for name, _, _, read in readings]
     return [(name, labels, float(value)) for name, value in values if value is not None]
+
+
+def _held_back(gpu: Any, labels: list[str]) -> Iterator[tuple[str, list[str], float]]:
+    bits = _optional(pynvml.nvmlDeviceGetCurrentClocksEventReasons, gpu)
+    if bits is None:  # Drivers before 535 have the other name alone.
+        bits = _optional(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, gpu)
+    if bits is not None:
+        for reason, mask in _HELD_BACK.items():
+            yield "nvml_clocks_held_back", [*labels, reason], float(bool(bits & mask))
 
 
 def _instances(gpu: Any, labels: list[str]) -> Iterator[tuple[str, list[str], float]]:

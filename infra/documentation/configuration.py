@@ -56,7 +56,7 @@ def _type(annotation: Any) -> str:
         return f"{'list' if origin is list else 'map'} of {_type(arguments[-1])}"
     if origin is not None:
         return _type(arguments[0])
-    return {str: "string", int: "integer", bool: "boolean", type(None): "null"}[annotation]
+    return {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}[annotation]
 
 
 def _constraints(field: FieldInfo) -> str:

@@ -9,7 +9,7 @@ import httpx
 
 from infra.engine.changes import RefusedError
 from infra.engine.errors import CliError, CommandError
-from infra.lifecycle import keys, own_cluster, usage
+from infra.lifecycle import keys, looking, own_cluster, usage
 from infra.lifecycle.bring_up import say
 from infra.lifecycle.target import Target, target
 from infra.program.settings.section import SettingsError
@@ -33,6 +33,10 @@ def _run(command: str, cluster: Target, options: argparse.Namespace) -> int:
         keys.change(cluster.deployment(), options.name, revoke=options.revoke)
     elif command == "usage":
         usage.show(cluster, options)
+    elif command == "logs":
+        looking.logs(cluster, options)
+    elif command == "shell":
+        looking.shell(cluster, options)
     elif command == "down":
         cluster.down(options)
     else:
@@ -52,7 +56,7 @@ def _explain(cluster: Target) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.lifecycle", description=__doc__)
-    parser.add_argument("command", choices=["up", "down", "status", "preview", "check", "key", "usage"])
+    parser.add_argument("command", choices=["up", "down", "status", "preview", "check", "key", "usage", "logs", "shell"])
     parser.add_argument("--stack", default="dev")
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--context", default="", help="default: the embedded cluster")
@@ -66,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--days", default="7", help="with usage: how many, today with them")
     parser.add_argument("--csv", default="", help="with usage: a file for the rows; 1: print them in place of the table")
     parser.add_argument("--prometheus", default="", help="with usage: address of another Prometheus; default: the stack's own")
+    parser.add_argument("--of", default="", help="with logs and shell: a component or a pod; logs of all without it")
+    parser.add_argument("--since", default="10m", help="with logs: how far back")
+    parser.add_argument("--follow", action="store_true", help="with logs: until Ctrl-C")
+    parser.add_argument("--container", default="", help="with shell: a container of the pod; default: its first")
     parser.add_argument("--forget", action="store_true", help="with down: the cluster behind the context is another one now")
     parser.add_argument("--yes", action="store_true", help="ask nothing: install missing packages, delete what down shows")
     options = parser.parse_args(arguments)
@@ -80,6 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except httpx.HTTPError as error:
         print(f"error: chat: got {error}, want an answer; see the causes below, or run make explain", file=sys.stderr)
         _explain(cluster)
+    except KeyboardInterrupt:
+        # How who follows logs ends that.
+        return 130
     except OSError as error:
         # A full disk, most of all: what was half made is finished by the next up, and removed by down.
         print(

@@ -82,8 +82,12 @@ class EmbeddedCluster:
     @_errors_of_a_command()
     def prometheus(self, deployment: Deployment) -> AbstractContextManager[str]:
         """The address of the stack's own Prometheus. Raises CommandError."""
-        kubectl = str(embedded.binaries() / "kubectl")
-        return forwarded(kubectl, deployment, deployment.namespace, PROMETHEUS, PORTS[PROMETHEUS])
+        return forwarded(self.kubectl(), deployment, deployment.namespace, PROMETHEUS, PORTS[PROMETHEUS])
+
+    @_errors_of_a_command()
+    def kubectl(self) -> str:
+        """The program that reaches the cluster. Raises CommandError."""
+        return str(embedded.binaries() / "kubectl")
 
     @_errors_of_a_command()
     def status(self) -> int:

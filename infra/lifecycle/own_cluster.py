@@ -66,6 +66,10 @@ class OwnCluster:
         else:
             removal.down(self.deployment(), agreed=options.yes)
 
+    def kubectl(self) -> str:
+        """The program that reaches the cluster. Raises CommandError."""
+        return _kubectl()
+
     def prometheus(self, deployment: Deployment) -> AbstractContextManager[str]:
         """The address of the stack's own Prometheus. Raises CommandError."""
         return forwarded(_kubectl(), deployment, deployment.namespace, PROMETHEUS, PORTS[PROMETHEUS])

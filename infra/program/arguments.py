@@ -176,6 +176,10 @@ def activator(
     )
 
 
+def _objectives(settings: Settings) -> c.ObjectivesArgs:
+    return c.ObjectivesArgs(**settings.monitoring.objectives.model_dump())
+
+
 def monitoring(
     settings: Settings, namespace: pulumi.Input[str], images: Images, runtime: c.GpuRuntime, answers: c.CacheServer
 ) -> c.MonitoringArgs:
@@ -191,6 +195,7 @@ def monitoring(
         alert_rules=settings.monitoring.alert_rules,
         monitors=settings.monitoring.scrape if settings.monitoring.scrape in ("pod-monitor", "pod-monitoring") else None,
         labels=settings.monitoring.labels,
+        objectives=_objectives(settings),
         workload=workload(settings, "metrics-exporter"),
     )
 
@@ -207,5 +212,6 @@ def prometheus(
         retention_days=wanted.retention_days,
         retain=settings.storage.retain,
         resources=resources(wanted.resources),
+        objectives=_objectives(settings),
         workload=workload(settings, "prometheus"),
     )

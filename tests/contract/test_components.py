@@ -141,7 +141,7 @@ def _modules(node: ast.AST) -> list[str]:
 
 def test_the_package_asks_for_what_it_imports_within_bounds_that_hold_here() -> None:
     extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
-    matches = [re.fullmatch(r"([a-z-]+)>=([\d.]+),<([\d.]+)", line) for line in (*PROJECT["dependencies"], *extras)]
+    matches = [re.fullmatch(r"([a-z-]+)>=([\d.!]+),<([\d.!]+)", line) for line in (*PROJECT["dependencies"], *extras)]
     bounds = {match[1]: (_numbers(match[2]), _numbers(match[3])) for match in matches if match}
     assert len(bounds) == len(matches), "every dependency has a lower and an upper bound"
     imported = {
@@ -153,10 +153,12 @@ def test_the_package_asks_for_what_it_imports_within_bounds_that_hold_here() -> 
     theirs = imported - set(sys.stdlib_module_names)
     distributions = {"yaml": "pyyaml"}
     assert {distributions.get(name, name.replace("_", "-")) for name in theirs} == set(bounds)
-    locked = dict(re.findall(r"^([a-z0-9-]+)==([\d.]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    locked = dict(re.findall(r"^([a-z0-9-]+)==([\d.!]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     for name, (least, most) in bounds.items():
         assert least <= _numbers(locked[name]) < most, name
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
+    """With what a version may have before a `!`, which orders it before all else."""
+    epoch, _, numbers = version.rpartition("!")
+    return int(epoch or 0), *(int(part) for part in numbers.split("."))

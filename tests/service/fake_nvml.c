@@ -1,6 +1,7 @@
 // Two GPUs with fixed readings behind NVML's own names: the real pynvml loads this as libnvidia-ml.so.1.
 // Signatures: nvml.h of CUDA 13. With -DWITHOUT_POWER a driver that lacks a function and refuses another. Files in the directory of
-// $FAKE_NVML change it while it runs: `lost` (GPU 1 is), `hung` (no reading comes), `gone` (the driver is), `mig` (GPU 0 is cut in two).
+// $FAKE_NVML change it while it runs: `lost` (GPU 1 is), `hung` (no reading comes), `gone` (the driver is), `mig` (GPU 0 is cut in two),
+// `hot` (GPU 1 is held back by heat).
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,6 +44,8 @@ nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(void *device, unsigned int *count) {
 nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(void *device, unsigned int slot, void **instance) { (void)device; *instance = (void *)(long)(slot + 11); return slot == 0 || slot == 2 ? SUCCESS : NOT_FOUND; }
 nvmlReturn_t nvmlDeviceGetTemperature(void *device, int sensor, unsigned int *celsius) { (void)sensor; *celsius = 40 + index_of(device); return SUCCESS; }
 nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *millijoules) { (void)device; *millijoules = 7000; return SUCCESS; }
+// 4: the cap of its power. 64: the hardware's own guard against heat.
+nvmlReturn_t nvmlDeviceGetCurrentClocksThrottleReasons(void *device, unsigned long long *reasons) { *reasons = index_of(device) == 1 && is("hot") ? 4 | 64 : 0; return SUCCESS; }
 #ifdef WITHOUT_POWER
 nvmlReturn_t nvmlDeviceGetPowerUsage(void *device, unsigned int *milliwatts) { (void)device; (void)milliwatts; return NOT_SUPPORTED; }
 #else
@@ -54,5 +57,6 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(void *device, nvmlMemory_v2_t *memory) {
     return SUCCESS;
 }
 nvmlReturn_t nvmlDeviceGetPowerUsage(void *device, unsigned int *milliwatts) { (void)device; *milliwatts = 350000; return SUCCESS; }
+nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(void *device, unsigned long long *reasons) { return nvmlDeviceGetCurrentClocksThrottleReasons(device, reasons); }
 nvmlReturn_t nvmlDeviceGetTotalEccErrors(void *device, int kind, int counter, unsigned long long *count) { (void)device; (void)kind; (void)counter; *count = 0; return SUCCESS; }
 #endif

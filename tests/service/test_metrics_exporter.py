@@ -111,6 +111,21 @@ def test_b2_a_driver_that_goes_away_ends_the_process_which_could_never_load_a_ne
     assert "ending, to load the driver's library anew" in (tmp_path / "exporter.log").read_text()
 
 
+@pytest.mark.parametrize("flags", [[], ["-DWITHOUT_POWER"]], ids=["today", "a driver before 535"])
+def test_a_gpu_that_is_held_back_says_why(exporter: Callable[..., Service], tmp_path: Path, flags: list[str]) -> None:
+    service = exporter(library(tmp_path, *flags), FAKE=str(tmp_path))
+
+    def reasons() -> dict[tuple[str, str], float]:
+        families = text_string_to_metric_families(httpx.get(f"{service.url}/metrics", timeout=20).text)
+        samples = [sample for family in families for sample in family.samples if sample.name == "nvml_clocks_held_back"]
+        return {(sample.labels["gpu"], sample.labels["reason"]): sample.value for sample in samples}
+
+    none = {(gpu, reason): 0.0 for gpu in ("0", "1") for reason in ("power", "heat", "hardware")}
+    assert reasons() == none
+    (tmp_path / "hot").touch()
+    assert reasons() == none | {("1", "power"): 1, ("1", "heat"): 1}
+
+
 def test_mig_instances_are_read(exporter: Callable[..., Service], tmp_path: Path) -> None:
     (tmp_path / "mig").touch()
     found = scrape(exporter(library(tmp_path), FAKE=str(tmp_path)))

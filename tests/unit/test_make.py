@@ -20,6 +20,10 @@ EXPORTED = {
     "REVOKE": "1",
     "DAYS": "30",
     "CSV": "1",
+    "OF": "ollama-0",
+    "SINCE": "1h",
+    "FOLLOW": "1",
+    "CONTAINER": "c",
     "PROMETHEUS": "http://prometheus.example",
 }
 
@@ -32,7 +36,9 @@ def planned(*arguments: str, **exported: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("target", ["up", "down", "key", "usage", "status", "explain", "clean-cache", "try", "proof"])
+@pytest.mark.parametrize(
+    "target", ["up", "down", "key", "usage", "logs", "shell", "status", "explain", "release", "clean-cache", "try", "proof"]
+)
 def test_what_is_only_exported_decides_nothing(target: str) -> None:
     """A shell with `export CONTEXT=prod` must not turn `make down` into the end of production."""
     assert planned(target, **EXPORTED) == planned(target)
@@ -43,6 +49,12 @@ def test_what_is_typed_decides() -> None:
     assert "--yes" not in planned("down", "CONTEXT=west")
     assert "--yes" in planned("up", "YES=1")
     assert "--nodes 1" in planned("up", "NODES=1")
+
+
+def test_a_release_asks_first_whether_every_proof_holds() -> None:
+    proofs, release = planned("release", "STACK=prod").splitlines()
+    assert "tests.proofs --check" in proofs
+    assert release.endswith('infra.preparation.release --stack "prod"')
 
 
 def test_every_target_that_a_message_or_a_page_names_exists() -> None:

@@ -113,6 +113,7 @@ def test_our_prometheus_rule_is_valid() -> None:
         (lambda rule: rule.update(exprr=rule.pop("expr")), "got the unknown field exprr in spec.groups.0.rules.0"),
         (lambda rule: rule.pop("alert"), "'alert' is a required property"),
         (lambda rule: rule.update({"for": "5 minutes"}), "got '5 minutes' at spec.groups.0.rules.0.for"),
+        (lambda rule: rule.update(record="x"), "got the unknown field alert"),
         (lambda rule: rule["labels"].update(severity=1), "got '1' at spec.groups.0.rules.0.labels.severity, want string"),
     ],
 )

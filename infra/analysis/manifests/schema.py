@@ -44,15 +44,13 @@ def _fields(required: str, **properties: Any) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": False, "required": required.split(), "properties": properties}
 
 
-_RULE = _fields(
-    "alert expr",
-    alert={"type": "string", "minLength": 1},
-    expr={"type": "string", "minLength": 1},
-    labels=_TEXTS,
-    annotations=_TEXTS,
-    **{"for": {"type": "string", "pattern": r"^(0|([0-9]+(ms|[ywdhms]))+)$"}},
-)
 _TEXT = {"type": "string", "minLength": 1}
+_DURATION = {"type": "string", "pattern": r"^(0|([0-9]+(ms|[ywdhms]))+)$"}
+_RULE = {
+    "if": {"required": ["record"]},
+    "then": _fields("record expr", record=_TEXT, expr=_TEXT, labels=_TEXTS),
+    "else": _fields("alert expr", alert=_TEXT, expr=_TEXT, labels=_TEXTS, annotations=_TEXTS, **{"for": _DURATION}),
+}
 _PODS = _fields("matchLabels", matchLabels=_TEXTS)
 _NAMED = _fields("name", group={"type": "string"}, kind=_TEXT, name=_TEXT)
 """The group of Kubernetes' own kinds is empty."""
@@ -101,7 +99,7 @@ CUSTOM: Mapping[str, dict[str, Any]] = {
         },
     ),
     "monitoring.coreos.com/v1/PrometheusRule": _custom(
-        required="groups", groups=_many(_fields("name rules", name=_TEXT, rules=_many(_RULE)))
+        required="groups", groups=_many(_fields("name rules", name=_TEXT, interval=_DURATION, rules=_many(_RULE)))
     ),
     "monitoring.coreos.com/v1/PodMonitor": _custom(
         required="selector podMetricsEndpoints", selector=_PODS, podMetricsEndpoints=_many(_fields("port", port=_TEXT))

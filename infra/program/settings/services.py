@@ -136,6 +136,15 @@ class PrometheusSettings(Section):
         return int(quantity(self.size) * 0.8)
 
 
+class ObjectivesSettings(Section):
+    answered: float = Field(default=0.99, ge=0.9, le=0.9999)
+    """Part of the turns that get an answer, and neither an error of the fleet nor a refusal because it is full."""
+    first_token: float = Field(default=0.95, ge=0.9, le=0.9999)
+    """Part of the streams whose first token comes in time."""
+    first_token_seconds: Literal[1, 5, 10, 30, 60, 120, 300] = 30
+    """What is in time, in seconds from the arrival of the request."""
+
+
 class MonitoringSettings(Section):
     prometheus_namespace: DnsLabel = "monitoring"
     """Only pods of this namespace may scrape."""
@@ -146,6 +155,8 @@ class MonitoringSettings(Section):
     annotations (`prometheus.io/scrape`, `port` and `path`). The CRDs must be there; prometheusNamespace is where it runs."""
     labels: Labels = Field(default={})
     """Further labels of monitors and rules, which your Prometheus selects them by, such as `release: kube-prometheus-stack`."""
+    objectives: ObjectivesSettings = ObjectivesSettings()
+    """What the fleet promises, by model, over 30 days. Alerts tell when it goes wrong faster than that allows."""
     prometheus: PrometheusSettings | None = None
     """A Prometheus of the stack's own, beside any other: it keeps the metrics, judges the alert rules, and is what make usage reads."""
     resources: Resources

@@ -1,0 +1,100 @@
+"""`make logs` and `make shell`: what kubectl is asked for, and what is refused before it is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from infra.lifecycle import __main__ as lifecycle
+from infra.lifecycle import looking
+
+KUBECTL = """#!/bin/sh
+for word; do printf '%s\\n' "$word"; done >> ASKED
+case "$*" in
+*' get pods '*) cat PODS ;;
+*unknown*) echo 'error: pod not found' >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a kubectl on the PATH is asked, a word a line; the file `pods` is what it lists."""
+    program = tmp_path / "bin" / "kubectl"
+    program.parent.mkdir()
+    program.write_text(KUBECTL.replace("ASKED", str(tmp_path / "asked")).replace("PODS", str(tmp_path / "pods")))
+    program.chmod(0o755)
+    (tmp_path / "pods").write_text("pod/api-server-1\npod/api-server-2\n")
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(looking, "_is_production", lambda deployment: deployment.stack == "prod")
+    monkeypatch.setattr("infra.lifecycle.deployment.Deployment.namespace", "fleet")
+    return tmp_path / "asked"
+
+
+def words(asked: Path) -> str:
+    return " ".join(asked.read_text().split())
+
+
+def test_logs_are_of_all_pods_of_one_component_or_of_one_pod(asked: Path) -> None:
+    for of, wanted in (
+        ("", "--tail=-1 --selector app.kubernetes.io/part-of=modelfleet"),
+        ("ollama", "--tail=-1 --selector app.kubernetes.io/name=ollama"),
+        ("ollama-0", "ollama-0"),
+    ):
+        asked.write_text("")
+        assert lifecycle.main(["logs", "--context", "west", "--of", of, "--since", "1h"]) == 0
+        assert "--context west --namespace fleet logs --all-containers --prefix --since=1h" in words(asked)
+        assert words(asked).endswith(wanted)
+        assert "--follow" not in words(asked)
+
+
+def test_logs_are_followed_when_asked(asked: Path) -> None:
+    assert lifecycle.main(["logs", "--context", "west", "--follow"]) == 0
+    assert "--follow" in words(asked)
+
+
+def test_a_shell_is_in_a_pod_of_the_component_that_runs(asked: Path) -> None:
+    assert lifecycle.main(["shell", "--context", "west", "--of", "api-server"]) == 0
+    assert "get pods --selector app.kubernetes.io/name=api-server --field-selector=status.phase=Running" in words(asked)
+    assert words(asked).endswith("exec --stdin pod/api-server-1 -- sh")
+
+
+def test_a_shell_is_in_the_container_that_is_named(asked: Path) -> None:
+    assert lifecycle.main(["shell", "--context", "west", "--of", "ollama-0", "--container", "ollama-agent"]) == 0
+    assert words(asked).endswith("exec --stdin ollama-0 --container ollama-agent -- sh")
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (["shell"], "error: OF: got nothing, want a pod, or one of api-server, "),
+        (
+            ["shell", "--of", "ollama", "--stack", "prod"],
+            "error: STACK: got stack prod with governance.production, want one for development",
+        ),
+        (["shell", "--of", "cache-server"], "error: OF: got cache-server, which has no pod that runs"),
+        (["logs", "--of", "unknown"], "error: kubectl logs: got exit status 1, want 0; its message is above"),
+    ],
+)
+def test_what_cannot_be_is_one_line(asked: Path, capfd: pytest.CaptureFixture[str], command: list[str], error: str) -> None:
+    (asked.parent / "pods").write_text("")
+    assert lifecycle.main([command[0], "--context", "west", *command[1:]]) == 1
+    assert error in capfd.readouterr().err
+
+
+class Configured:
+    """A stack of this configuration."""
+
+    def __init__(self, stack: str, config: str) -> None:
+        self.stack, self.cli, self._config = stack, self, config
+
+    def read_config(self) -> dict[str, object]:
+        return json.loads(self._config)
+
+
+def test_production_is_what_the_committed_or_the_private_configuration_says() -> None:
+    assert looking._is_production(Configured("prod", "{}"))  # pyright: ignore[reportArgumentType]
+    assert not looking._is_production(Configured("dev", "{}"))  # pyright: ignore[reportArgumentType]
+    assert looking._is_production(Configured("dev", '{"modelfleet:governance": {"production": true}}'))  # pyright: ignore[reportArgumentType]
