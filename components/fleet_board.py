@@ -85,6 +85,12 @@ FLEET = Board(
                 "short",
                 {"sum(ollama_up)": "answer", "sum(ollama_ready)": "take requests", "sum(ollama_draining)": "wait for their last requests"},
             ),
+            Panel(
+                "Servers that conversations and requests need",
+                "short",
+                {"max(api_server_needed_servers)": "needed, as one API server sees it", "sum(ollama_ready)": "there"},
+                "By what the activator, or an autoscaler of yours, goes.",
+            ),
             Panel("Connections of replicas", "short", {"ollama_connections": "{{instance}}"}),
             Panel(
                 "API servers",

@@ -100,6 +100,12 @@ STORAGE = Board(
         "Cache of answers": (
             Panel("Share of hits", "percentunit", {f"{_HITS} / ({_HITS} + {_MISSES})": "hits", "cache_up": "the cache answers"}),
             Panel("Look-ups of model servers", "reqps", {rate("model_server_cache_lookups_total", "outcome"): "{{outcome}}"}),
+            Panel(
+                "Texts to embed",
+                "reqps",
+                {rate("api_server_embeddings_total", "outcome"): "{{outcome}}"},
+                "Those that were found had been embedded before, for the same key.",
+            ),
             Panel("Memory in use", "percentunit", {"cache_used_memory_bytes / cache_max_memory_bytes": "cache-server"}),
             Panel("Entries dropped for room", "reqps", {f"rate(cache_evicted_keys_total{WINDOW})": "cache-server"}),
             Panel("Connections", "short", {"cache_connected_clients": "cache-server"}),
