@@ -81,7 +81,7 @@ OURS = {
         ("modelfleet", {"model_sync"}),
         ("modelfleet_outputs", set()),
         ("examples", {"modelfleet_outputs"}),
-        ("infra", {"components", "devcluster", "images", "modelfleet_outputs", "model_sync"}),
+        ("infra", {"components", "devcluster", "images", "modelfleet", "modelfleet_outputs", "model_sync"}),
     ],
 )
 def test_packages_import_only_what_is_below_them(package: str, allowed: set[str]) -> None:

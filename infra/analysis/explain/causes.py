@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from components.contract import EDGES, MODEL_SERVER, MODEL_WRITER, OLLAMA
-from infra.analysis.explain import admission, containers, models, network, placement
+from infra.analysis.explain import admission, containers, models, network, placement, volumes
 from infra.analysis.explain.facts import Facts, Finding, labels
 from infra.analysis.explain.snapshot import Snapshot
 
@@ -11,7 +11,7 @@ RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     admission.namespace,
     placement.nodes,
     admission.refused,
-    placement.claims,
+    volumes.claims,
     placement.unschedulable,
     containers.sandbox,
     containers.volumes,
