@@ -1,5 +1,6 @@
 """A Prometheus of the stack's own: it reads the metrics of every pod, keeps them on a volume, and judges the alert rules."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import pulumi_kubernetes as k8s
 import yaml
 
 from . import alerts, containers, objects, pods
-from .contract import PORTS, PROMETHEUS, PROTECTED_ANNOTATION, SCRAPED, type_token
+from .contract import MODEL_SERVER, PORTS, PROMETHEUS, PROTECTED_ANNOTATION, metric_ports, type_token
 from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
@@ -34,6 +35,8 @@ class PrometheusArgs:
     retain: bool
     """Refuse to delete the claim, and leave it when the stack is destroyed."""
     resources: containers.ResourceArgs
+    model_servers: Sequence[str] = (MODEL_SERVER,)
+    """Components of the model servers (`ModelServerArgs.component`)."""
     workload: WorkloadArgs = ORDINARY
 
 
@@ -55,7 +58,9 @@ class Prometheus(pulumi.ComponentResource):
             f"{name}-config",
             metadata=objects.metadata(PROMETHEUS, args.namespace, named=False),
             data={
-                "prometheus.yaml": pulumi.Output.from_input(args.namespace).apply(lambda space: _text(configuration(space))),
+                "prometheus.yaml": pulumi.Output.from_input(args.namespace).apply(
+                    lambda space: _text(configuration(space, args.model_servers))
+                ),
                 "rules.yaml": _text({"groups": alerts.rule_groups()}),
             },
             immutable=True,
@@ -63,7 +68,7 @@ class Prometheus(pulumi.ComponentResource):
         )
         claim = self._claim(name, args)
         runs = objects.account(f"{name}-account", PROMETHEUS, args.namespace, child, args.workload)
-        for component, port in SCRAPED.items():
+        for component, port in metric_ports(args.model_servers).items():
             objects.every_pod(f"{name}-{component}", _all(component), component, args.namespace, port, child)
         pod, once = _pod(args, config.metadata.name, claim.metadata.name), k8s.apps.v1.DeploymentStrategyArgs(type="Recreate")
         pods.deployment(f"{name}-server", PROMETHEUS, args.namespace, pod, runs, strategy=once)
@@ -90,7 +95,7 @@ def _all(component: str) -> str:
     return f"{component}-metrics"
 
 
-def configuration(namespace: str) -> dict[str, Any]:
+def configuration(namespace: str, model_servers: Sequence[str] = (MODEL_SERVER,)) -> dict[str, Any]:
     """The server's configuration file. A `job` is a component, an `instance` the address of a pod.
 
     Debian's Prometheus is built without the discovery of pods by Kubernetes' API, which would also need a right and a way to that API.
@@ -108,7 +113,7 @@ def configuration(namespace: str) -> dict[str, Any]:
                 # As others call it, so that one query will do for several fleets.
                 "relabel_configs": [{"target_label": "namespace", "replacement": namespace}],
             }
-            for component, port in SCRAPED.items()
+            for component, port in metric_ports(model_servers).items()
         ],
     }
 

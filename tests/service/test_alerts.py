@@ -64,7 +64,11 @@ CASES: dict[str, tuple[list[dict[str, str]], list[dict[str, str]], dict[str, str
         [series("api_server_certificate_reload_failures_total", "0x45 1x15")],
         {},
     ),
-    "ModelServerEngineDown": ([series("model_server_engine_up", "0x60")], [series("model_server_engine_up", "1x60")], {}),
+    "ModelServerEngineDown": (
+        [series("model_server_engine_up", "0x60", instance="10.0.0.2:8080"), series("model_server_engine_up", "1x60", instance="other")],
+        [series("model_server_engine_up", "1x60", instance="10.0.0.2:8080")],
+        {"instance": "10.0.0.2:8080"},
+    ),
     "CacheDown": ([series("cache_up", "0x60")], [series("cache_up", "1x60")], {}),
     "ApiServersDoNotAgree": (
         [
@@ -113,6 +117,7 @@ SUMMARIES = {
     "FirstTokenIsSlow": "One in twenty streams of m waits more than 58.33s for its first token.",
     "PromptsDoNotFit": "10% of the requests for m are longer than its context.",
     "CertificateEndsSoon": "The API server's certificate has 2.703% of its time left.",
+    "ModelServerEngineDown": "The model server at 10.0.0.2:8080 is up, but its engine is not.",
     "ModelHasProblem": "m cannot answer on a replica of the fleet: load.",
     "GpuIsLost": "GPU 1 of n does not answer.",
     "GpuHasErrors": "GPU 0 of n had memory errors that could not be corrected.",
