@@ -80,8 +80,8 @@ _RULES = (
         "warning",
         "model_server_engine_up == 0",
         "5m",
-        "A model server is up, but its engine is not.",
-        "Look at the log of model-server.",
+        "The model server at {{ $labels.instance }} is up, but its engine is not.",
+        "Look at the log of the pod with that address.",
     ),
     (
         "CacheDown",

@@ -1,11 +1,13 @@
 """The vocabulary that pods, Services, policies and tests share: names, labels, ports and who may talk to whom."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PART_OF = "modelfleet"
 
 API_SERVER = "api-server"
 MODEL_SERVER = "model-server"
+"""The first model server, and in the tables below every one: see `model_server` and `kind_of`."""
 CACHE_SERVER = "cache-server"
 OLLAMA = "ollama"
 METRICS_EXPORTER = "metrics-exporter"
@@ -58,6 +60,16 @@ def type_token(name: str) -> str:
     return f"{PART_OF}:index:{name}"
 
 
+def model_server(name: str) -> str:
+    """The component of the model server `name`: it has objects, pods and a policy of its own."""
+    return name if name == MODEL_SERVER else f"{MODEL_SERVER}-{name}"
+
+
+def kind_of(component: str) -> str:
+    """What a component is in the tables below, where one line is of every model server."""
+    return MODEL_SERVER if component.startswith(f"{MODEL_SERVER}-") else component
+
+
 def labels(component: str) -> dict[str, str]:
     """Labels of every object of a component."""
     return selector(component) | {"app.kubernetes.io/part-of": PART_OF, "app.kubernetes.io/managed-by": "pulumi"}
@@ -97,6 +109,28 @@ EDGES = (
     *(Edge(PROMETHEUS, component, port) for component, port in SCRAPED.items()),
 )
 """Of everything that may be there; an edge is open where both of its ends are deployed."""
+
+
+def every(component: str, servers: Sequence[str]) -> Sequence[str]:
+    """The components that a name in the tables stands for, where `servers` are the model servers that there are."""
+    return servers if component == MODEL_SERVER else (component,)
+
+
+def edges(servers: Sequence[str] = (MODEL_SERVER,)) -> list[Edge]:
+    """EDGES of a stack with these model servers."""
+    return [
+        Edge(source, target, edge.port)
+        for edge in EDGES
+        for source in every(edge.source, servers)
+        for target in every(edge.target, servers)
+    ]
+
+
+def metric_ports(servers: Sequence[str] = (MODEL_SERVER,)) -> dict[str, int]:
+    """SCRAPED of a stack with these model servers."""
+    return {component: port for name, port in SCRAPED.items() for component in every(name, servers)}
+
+
 DNS_CLIENTS = (API_SERVER, MODEL_SERVER, METRICS_EXPORTER, CONTEXT_PROBE, ACTIVATOR, PROMETHEUS)
 """Components that look names up; the others need no DNS."""
 KUBERNETES_PORTS = (443, 6443)

@@ -20,6 +20,8 @@ class ModelServerArgs:
     """Inputs of ModelServer."""
 
     namespace: pulumi.Input[str]
+    component: str = MODEL_SERVER
+    """Name of its objects, and label of its pods: `contract.model_server(NAME)` for each but the first."""
     image: pulumi.Input[str]
     shared_claim: pulumi.Input[str]
     cache_secret: pulumi.Input[str]
@@ -60,19 +62,19 @@ class ModelServer(pulumi.ComponentResource):
     def __init__(self, name: str, args: ModelServerArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("ModelServer"), name, {}, opts)
         child = pulumi.ResourceOptions(parent=self)
-        service = objects.service(f"{name}-service", MODEL_SERVER, args.namespace, {"http": PORTS[MODEL_SERVER]}, child, headless=True)
-        runs = objects.account(f"{name}-account", MODEL_SERVER, args.namespace, child, args.workload)
+        service = objects.service(f"{name}-service", args.component, args.namespace, {"http": PORTS[MODEL_SERVER]}, child, headless=True)
+        runs = objects.account(f"{name}-account", args.component, args.namespace, child, args.workload)
         slow = pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create="30m", update="30m"))
         pods.deployment(
             f"{name}-servers",
-            MODEL_SERVER,
+            args.component,
             args.namespace,
             _pod(args),
             pulumi.ResourceOptions.merge(runs, slow),
             replicas=args.replicas,
             annotations={MODEL_VERSION_ANNOTATION: args.model_version},
         )
-        objects.disruption_budget(f"{name}-budget", MODEL_SERVER, args.namespace, child)
+        objects.disruption_budget(f"{name}-budget", args.component, args.namespace, child)
         self.url = service.metadata.name.apply(lambda host: f"http://{host}:{PORTS[MODEL_SERVER]}")
         self.register_outputs({"url": self.url})
 
@@ -110,4 +112,4 @@ def _pod(args: ModelServerArgs) -> core.PodSpecArgs:
         liveness_probe=containers.liveness(port),
     )
     placement = pods.Placement(workload=args.workload, priority_class=args.priority_class)
-    return pods.spec(MODEL_SERVER, [container], [tmp, cache.volume, store], placement, grace_s=_DRAIN_S + 15)
+    return pods.spec(args.component, [container], [tmp, cache.volume, store], placement, grace_s=_DRAIN_S + 15)

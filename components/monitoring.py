@@ -1,6 +1,6 @@
 """Metrics of GPUs and the cache; alert rules and dashboards over all metrics. Ollama's come from the agent in each of its pods."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -10,7 +10,20 @@ import yaml
 
 from . import alerts, containers, dashboards, objects, pods
 from .cache import access
-from .contract import GPU_NODES, METRICS_EXPORTER, PORT_NAMES, PORTS, READER_LABEL, SCRAPED, labels, selector, type_token
+from .contract import (
+    GPU_NODES,
+    METRICS_EXPORTER,
+    MODEL_SERVER,
+    PORT_NAMES,
+    PORTS,
+    READER_LABEL,
+    SCRAPED,
+    kind_of,
+    labels,
+    metric_ports,
+    selector,
+    type_token,
+)
 from .objectives import ObjectivesArgs
 from .workload import ORDINARY, WorkloadArgs, tolerations
 
@@ -43,6 +56,8 @@ class MonitoringArgs:
     """Further labels of monitors and rules, which your Prometheus selects them by."""
     objectives: ObjectivesArgs = field(default_factory=ObjectivesArgs)
     """What the alert rules hold the fleet to."""
+    model_servers: Sequence[str] = (MODEL_SERVER,)
+    """Components of the model servers (`ModelServerArgs.component`)."""
     workload: WorkloadArgs = ORDINARY
     """On GPU nodes the exporter goes wherever there are GPUs."""
 
@@ -72,7 +87,7 @@ class Monitoring(pulumi.ComponentResource):
         if args.gpu_nodes:
             self._on_gpu_nodes(name, args, runs)
         self._rules(name, args, child)
-        for component, port in SCRAPED.items() if args.monitors else ():
+        for component, port in metric_ports(args.model_servers).items() if args.monitors else ():
             _monitor(f"{name}-{component}", args, component, port, child)
         _config_map(f"{name}-dashboard", args, "grafana", dashboards.files(), {"grafana_dashboard": "1"}, child)
         self.register_outputs({})
@@ -116,7 +131,7 @@ class Monitoring(pulumi.ComponentResource):
 def _monitor(name: str, args: MonitoringArgs, component: str, port: int, opts: pulumi.ResourceOptions) -> None:
     """One for each component: their ports have other names."""
     pods_of_it = {"matchLabels": selector(component)}
-    operator: dict[str, Any] = {"selector": pods_of_it, "podMetricsEndpoints": [{"port": PORT_NAMES[component]}]}
+    operator: dict[str, Any] = {"selector": pods_of_it, "podMetricsEndpoints": [{"port": PORT_NAMES[kind_of(component)]}]}
     google: dict[str, Any] = {"selector": pods_of_it, "endpoints": [{"port": port, "interval": "15s"}]}
     group, kind, spec = {
         "pod-monitor": ("monitoring.coreos.com", "PodMonitor", operator),
@@ -132,8 +147,8 @@ def scraped(args: pulumi.ResourceTransformationArgs) -> None:
     template = getattr(args.props.get("spec"), "template", None)
     if isinstance(template, core.PodTemplateSpecArgs) and isinstance(template.metadata, k8s.meta.v1.ObjectMetaArgs):
         component = cast("dict[str, str]", template.metadata.labels or {}).get("app.kubernetes.io/name", "")
-        if component in SCRAPED:
-            own = {"prometheus.io/scrape": "true", "prometheus.io/port": str(SCRAPED[component]), "prometheus.io/path": "/metrics"}
+        if (port := SCRAPED.get(kind_of(component))) is not None:
+            own = {"prometheus.io/scrape": "true", "prometheus.io/port": str(port), "prometheus.io/path": "/metrics"}
             template.metadata.annotations = {**own, **cast("dict[str, str]", template.metadata.annotations or {})}
 
 

@@ -12,12 +12,16 @@ from .contract import (
     COMPONENTS,
     CONTEXT_PROBE,
     DNS_CLIENTS,
-    EDGES,
     KUBERNETES_PORTS,
+    MODEL_SERVER,
     MODEL_WRITER,
     PORTS,
     PROMETHEUS,
     SCRAPED,
+    Edge,
+    edges,
+    every,
+    kind_of,
     labels,
     selector,
     type_token,
@@ -76,6 +80,8 @@ class NetworkArgs:
     """The stack has a Prometheus of its own."""
     prometheus_clients: Sequence[PodsArgs] = ()
     """Pods that may ask that Prometheus."""
+    model_servers: Sequence[str] = (MODEL_SERVER,)
+    """Components of the model servers (`ModelServerArgs.component`)."""
     contexts_are_probed: bool = True
     """False where an autoscaler owns the fleet's replicas: no probe runs, and a policy for it would select nothing."""
 
@@ -97,22 +103,23 @@ class Network(pulumi.ComponentResource):
             PROMETHEUS: args.prometheus,
             CONTEXT_PROBE: args.contexts_are_probed,
         }
-        deployed = [component for component in (*COMPONENTS, ACTIVATOR, PROMETHEUS) if optional.get(component, True)]
+        named = [component for component in (*COMPONENTS, ACTIVATOR, PROMETHEUS) if optional.get(component, True)]
+        deployed = [component for name in named for component in every(name, args.model_servers)]
+        open_ = [edge for edge in edges(args.model_servers) if edge.source in deployed and edge.target in deployed]
         for component in deployed:
             net.NetworkPolicy(
                 f"{name}-{component}",
                 metadata=k8s.meta.v1.ObjectMetaArgs(name=component, namespace=args.namespace, labels=labels("network")),
-                spec=_policy(component, args, deployed),
+                spec=_policy(component, args, open_),
                 opts=child,
             )
         self.register_outputs({})
 
 
-def _policy(component: str, args: NetworkArgs, deployed: Sequence[str]) -> net.NetworkPolicySpecArgs:
-    edges = [edge for edge in EDGES if edge.source in deployed and edge.target in deployed]
+def _policy(component: str, args: NetworkArgs, open_: Sequence[Edge]) -> net.NetworkPolicySpecArgs:
     ingress = [
         net.NetworkPolicyIngressRuleArgs(from_=[_pods(edge.source)], ports=[_port(edge.port)])
-        for edge in edges
+        for edge in open_
         if edge.target == component
     ]  # fmt: skip
     if component == API_SERVER:
@@ -121,11 +128,11 @@ def _policy(component: str, args: NetworkArgs, deployed: Sequence[str]) -> net.N
     if component == PROMETHEUS and args.prometheus_clients:
         clients = [_namespace(each.namespace, each.labels) for each in args.prometheus_clients]
         ingress.append(net.NetworkPolicyIngressRuleArgs(from_=clients, ports=[_port(PORTS[PROMETHEUS])]))
-    if component in SCRAPED:
-        ingress.append(net.NetworkPolicyIngressRuleArgs(from_=[_namespace(args.prometheus_namespace)], ports=[_port(SCRAPED[component])]))
+    if (port := SCRAPED.get(kind_of(component))) is not None:
+        ingress.append(net.NetworkPolicyIngressRuleArgs(from_=[_namespace(args.prometheus_namespace)], ports=[_port(port)]))
     egress = [
         net.NetworkPolicyEgressRuleArgs(to=[_pods(edge.target)], ports=[_port(edge.port)])
-        for edge in edges
+        for edge in open_
         if edge.source == component
     ]  # fmt: skip
     if component == MODEL_WRITER:
@@ -133,7 +140,7 @@ def _policy(component: str, args: NetworkArgs, deployed: Sequence[str]) -> net.N
     if component == ACTIVATOR:
         cluster = addresses(args.kubernetes_cidrs)
         egress.append(net.NetworkPolicyEgressRuleArgs(to=cluster, ports=[_port(number) for number in KUBERNETES_PORTS]))
-    if component in DNS_CLIENTS or (component == MODEL_WRITER and args.origins_have_names):
+    if kind_of(component) in DNS_CLIENTS or (component == MODEL_WRITER and args.origins_have_names):
         egress.append(dns_egress(args.dns))
     return net.NetworkPolicySpecArgs(
         pod_selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(component)),

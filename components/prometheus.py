@@ -1,5 +1,6 @@
 """A Prometheus of the stack's own: it reads the metrics of every pod, keeps them on a volume, and judges the alert rules."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +9,7 @@ import pulumi_kubernetes as k8s
 import yaml
 
 from . import alerts, containers, objects, pods
-from .contract import PORTS, PROMETHEUS, PROTECTED_ANNOTATION, SCRAPED, type_token
+from .contract import MODEL_SERVER, PORTS, PROMETHEUS, PROTECTED_ANNOTATION, metric_ports, type_token
 from .objectives import ObjectivesArgs
 from .workload import ORDINARY, WorkloadArgs
 
@@ -37,6 +38,8 @@ class PrometheusArgs:
     resources: containers.ResourceArgs
     objectives: ObjectivesArgs = field(default_factory=ObjectivesArgs)
     """What the alert rules hold the fleet to."""
+    model_servers: Sequence[str] = (MODEL_SERVER,)
+    """Components of the model servers (`ModelServerArgs.component`)."""
     workload: WorkloadArgs = ORDINARY
 
 
@@ -58,7 +61,9 @@ class Prometheus(pulumi.ComponentResource):
             f"{name}-config",
             metadata=objects.metadata(PROMETHEUS, args.namespace, named=False),
             data={
-                "prometheus.yaml": pulumi.Output.from_input(args.namespace).apply(lambda space: _text(configuration(space))),
+                "prometheus.yaml": pulumi.Output.from_input(args.namespace).apply(
+                    lambda space: _text(configuration(space, args.model_servers))
+                ),
                 "rules.yaml": _text({"groups": alerts.rule_groups(args.objectives)}),
             },
             immutable=True,
@@ -66,7 +71,7 @@ class Prometheus(pulumi.ComponentResource):
         )
         claim = self._claim(name, args)
         runs = objects.account(f"{name}-account", PROMETHEUS, args.namespace, child, args.workload)
-        for component, port in SCRAPED.items():
+        for component, port in metric_ports(args.model_servers).items():
             objects.every_pod(f"{name}-{component}", _all(component), component, args.namespace, port, child)
         pod, once = _pod(args, config.metadata.name, claim.metadata.name), k8s.apps.v1.DeploymentStrategyArgs(type="Recreate")
         pods.deployment(f"{name}-server", PROMETHEUS, args.namespace, pod, runs, strategy=once)
@@ -93,7 +98,7 @@ def _all(component: str) -> str:
     return f"{component}-metrics"
 
 
-def configuration(namespace: str) -> dict[str, Any]:
+def configuration(namespace: str, model_servers: Sequence[str] = (MODEL_SERVER,)) -> dict[str, Any]:
     """The server's configuration file. A `job` is a component, an `instance` the address of a pod.
 
     Debian's Prometheus is built without the discovery of pods by Kubernetes' API, which would also need a right and a way to that API.
@@ -111,7 +116,7 @@ def configuration(namespace: str) -> dict[str, Any]:
                 # As others call it, so that one query will do for several fleets.
                 "relabel_configs": [{"target_label": "namespace", "replacement": namespace}],
             }
-            for component, port in SCRAPED.items()
+            for component, port in metric_ports(model_servers).items()
         ],
     }
 

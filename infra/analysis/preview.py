@@ -30,7 +30,7 @@ from infra.engine.binaries import own_pulumi
 from infra.engine.cli import PulumiCli
 from infra.engine.errors import CliError, CommandError
 from infra.engine.operation import Told
-from infra.program.settings import Settings, keys, parse
+from infra.program.settings import Settings, keys, model_servers, parse
 from infra.program.settings.capacity import capacities
 from infra.program.settings.committed import stack_config
 from infra.program.settings.images import IMAGE_NAMES, PROMETHEUS_IMAGE
@@ -161,7 +161,7 @@ def _preview(stack: str, target: Path, base: str | None) -> tuple[str, list[str]
 def _settings(stack: str, target: Path) -> Settings:
     """Without secrets."""
     found = {name.removeprefix("modelfleet:"): value for name, value in _config(stack, target).items()}
-    sections = {field.alias for field in Settings.model_fields.values()}
+    sections = {model_servers.OLD, *(field.alias for field in Settings.model_fields.values())}
     return parse({name: value for name, value in found.items() if name in sections})
 
 

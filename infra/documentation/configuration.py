@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from infra.program.settings import Settings
 from infra.program.settings.keys import NAME, SETTING, ApiKeySettings
+from infra.program.settings.model_servers import OLD, SECTION
 from infra.program.settings.section import PROJECT
 
 _WIDTH = 140
@@ -31,7 +32,7 @@ _INTRODUCTION = f"""# Configuration
 
 Made from `infra/program/settings/` by `python -m infra.documentation`; a test compares the two.
 
-Each section is one Pulumi configuration key with an object as its value (`models` is a list of objects), in `Pulumi.<stack>.yaml`.
+Each section is one Pulumi configuration key with an object as its value, in `Pulumi.<stack>.yaml`; `models` and `modelServers` are lists.
 Unknown keys and values out of range are refused before any resource is made, all at once, one line each: `<path>: got X, want Y; do Z`.
 Rules between sections, such as whether the models fit the GPU's memory, are in `infra/program/settings/constraints.py`.
 
@@ -111,7 +112,8 @@ def schema() -> dict[str, Any]:
     secret = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["secure"], "properties": {"secure": {"type": "string"}}}]}
     secrets = {f"{PROJECT}:{name}": {**secret, "description": want} for name, want in _SECRETS.items()}
     secrets[f"{PROJECT}:{SETTING}"]["anyOf"] = [*secret["anyOf"], _api_keys(secret)]
-    keys = {f"{PROJECT}:{name}": section for name, section in sections.items()} | secrets
+    old = {f"{PROJECT}:{OLD}": {"type": "object", "deprecated": True, "description": f"The old form of {SECTION}"}}
+    keys = {f"{PROJECT}:{name}": section for name, section in sections.items()} | secrets | old
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A stack of modelfleet: Pulumi.<stack>.yaml",

@@ -7,8 +7,9 @@ from components.contract import API_SERVER, METRICS_EXPORTER, MODEL_SERVER, OLLA
 from infra.program import delivery, tls
 from infra.program.foundations import Images
 from infra.program.settings import Settings, inputs
-from infra.program.settings.capacity import capacities, of_model_server
+from infra.program.settings.capacity import capacities, of_server
 from infra.program.settings.fleet import ScaleSettings
+from infra.program.settings.model_servers import ModelServerSettings
 from infra.program.settings.section import quantity
 from infra.program.settings.services import PrometheusSettings
 from infra.program.workload import resources, workload
@@ -65,6 +66,7 @@ def _agent(settings: Settings, image: pulumi.Input[str]) -> c.AgentArgs:
 
 
 def model_server(
+    wanted: ModelServerSettings,
     settings: Settings,
     namespace: pulumi.Input[str],
     images: Images,
@@ -72,9 +74,9 @@ def model_server(
     store: c.Storage,
     answers: c.CacheServer,
 ) -> c.ModelServerArgs:
-    wanted = settings.model_server
     return c.ModelServerArgs(
         namespace=namespace,
+        component=wanted.component,
         image=images["model-server"],
         shared_claim=store.shared_claim,
         cache_secret=answers.users_secret_name,
@@ -82,20 +84,19 @@ def model_server(
         replicas=wanted.replicas,
         resources=resources(wanted.resources),
         model=wanted.model,
-        model_version=delivery.model_version(settings, images["models"]),
+        model_version=delivery.model_version(settings.model(wanted.model), images["models"]),
         model_id=wanted.model_id,
         context_length=wanted.context_length,
         parallel=wanted.parallel,
         max_queue=wanted.max_queue,
-        prompt_cache_bytes=int(of_model_server(settings).prompt_cache),
+        prompt_cache_bytes=int(of_server(wanted, settings).prompt_cache),
         priority_class=runtime.priority_class,
-        workload=workload(settings, "model-server"),
+        workload=workload(settings, "model-server", wanted.placement),
     )
 
 
 def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
-    """Model id to upstream: the fleet's models by their own names, the model server's under its id."""
-    server = settings.model_server
+    """Model id to upstream: the fleet's models by their own names, those of model servers under their ids."""
     limit = settings.api_server.max_in_flight
     capacity = capacities(settings)
     table: dict[str, dict[str, str | int]] = {
@@ -110,14 +111,16 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
         }
         for model in settings.models
     }
-    table[server.model_id] = {
-        "url": f"http://{MODEL_SERVER}:{PORTS[MODEL_SERVER]}",
-        "model": server.model_id,
-        "max_in_flight": server.parallel + server.max_queue,
-        "slots": server.parallel,
-        "cached_tokens": capacity[server.model_id].cached_tokens,
+    return table | {
+        server.model_id: {
+            "url": f"http://{server.component}:{PORTS[MODEL_SERVER]}",
+            "model": server.model_id,
+            "max_in_flight": server.parallel + server.max_queue,
+            "slots": server.parallel,
+            "cached_tokens": capacity[server.model_id].cached_tokens,
+        }
+        for server in settings.model_servers
     }
-    return table
 
 
 def _exposure(settings: Settings) -> c.ExposureArgs:
@@ -196,6 +199,7 @@ def monitoring(
         monitors=settings.monitoring.scrape if settings.monitoring.scrape in ("pod-monitor", "pod-monitoring") else None,
         labels=settings.monitoring.labels,
         objectives=_objectives(settings),
+        model_servers=settings.server_components,
         workload=workload(settings, "metrics-exporter"),
     )
 
@@ -213,5 +217,6 @@ def prometheus(
         retain=settings.storage.retain,
         resources=resources(wanted.resources),
         objectives=_objectives(settings),
+        model_servers=settings.server_components,
         workload=workload(settings, "prometheus"),
     )

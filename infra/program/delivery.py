@@ -7,7 +7,7 @@ import pulumi
 
 import components as c
 from infra.program.settings import Settings, inputs
-from infra.program.settings.models import is_address
+from infra.program.settings.models import ModelSettings, is_address
 from infra.program.settings.section import quantity
 from infra.program.workload import workload
 
@@ -69,7 +69,6 @@ def model_store(
     )
 
 
-def model_version(settings: Settings, image: pulumi.Output[str]) -> pulumi.Input[str]:
-    """Version of the model server's model: its digest, or the reference of the image that the model comes with."""
-    model = next(model for model in settings.models if model.name == settings.model_server.model)
+def model_version(model: ModelSettings, image: pulumi.Output[str]) -> pulumi.Input[str]:
+    """Version of a model server's model: its digest, or the reference of the image that the model comes with."""
     return model.digest or image

@@ -136,6 +136,7 @@ def network(settings: Settings, namespace: pulumi.Input[str]) -> c.NetworkArgs:
         kubernetes_cidrs=scale.kubernetes_cidrs if scale else (),
         prometheus=prometheus is not None,
         prometheus_clients=_pods(prometheus.clients) if prometheus else (),
+        model_servers=settings.server_components,
         contexts_are_probed=settings.fleet.fixed_replicas is not None,
     )
 

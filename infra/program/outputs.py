@@ -6,7 +6,7 @@ from typing import Any
 import pulumi
 
 import components as c
-from components.contract import METRICS_EXPORTER, MODEL_SERVER, PORTS
+from components.contract import METRICS_EXPORTER, PORTS, kind_of
 from infra.program import tls
 from infra.program.effective_context import effective_contexts
 from infra.program.settings import Settings
@@ -61,5 +61,8 @@ def _document(
         images=images,
         storage_classes=StorageClasses(hot=settings.hot_class, shared=settings.shared_class),
         runtime_class=settings.runtime_class if settings.gpu.enabled else None,
-        metrics={name: f"http://{name}.{namespace}.svc:{PORTS[name]}/metrics" for name in (MODEL_SERVER, METRICS_EXPORTER)},
+        metrics={
+            name: f"http://{name}.{namespace}.svc:{PORTS[kind_of(name)]}/metrics"
+            for name in (*settings.server_components, METRICS_EXPORTER)
+        },
     ).model_dump()

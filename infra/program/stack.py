@@ -135,10 +135,13 @@ def build(settings: Settings, guards: Sequence[Transformation] = ()) -> None:
     # Servers of models read what the writer wrote.
     readers = ground.after(store, models.writer)
     fleet = c.OllamaFleet("ollama", arguments.fleet(settings, namespace, images, runtime, store), readers)
-    server = c.ModelServer("model-server", arguments.model_server(settings, namespace, images, runtime, store, cache), readers)
-    models.clean_after([fleet, server])
-    # The first look-up of the API server must find both, or it would refuse the first requests.
-    api = c.ApiServer("api-server", arguments.api_server(settings, namespace, images, runtime, cache), ground.after(fleet, server))
+    servers = [
+        c.ModelServer(wanted.component, arguments.model_server(wanted, settings, namespace, images, runtime, store, cache), readers)
+        for wanted in settings.model_servers
+    ]
+    models.clean_after([fleet, *servers])
+    # The first look-up of the API server must find all of them, or it would refuse the first requests.
+    api = c.ApiServer("api-server", arguments.api_server(settings, namespace, images, runtime, cache), ground.after(fleet, *servers))
     if (scaling := settings.fleet.scaling) is not None:
         c.Activator("activator", arguments.activator(settings, scaling, namespace, images, runtime), ground.after())
     c.Monitoring("monitoring", arguments.monitoring(settings, namespace, images, runtime, cache), ground.after())

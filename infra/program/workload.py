@@ -15,9 +15,10 @@ def resources(wanted: Resources, gpus: int = 0, gpu: GpuSettings = NO_GPUS) -> c
     return c.ResourceArgs(cpu=wanted.cpu, memory=wanted.memory, gpus=gpus, gpu_resource=gpu.resource, claims_gpus=gpu.allocation == "dra")
 
 
-def workload(settings: Settings, name: WorkloadName) -> c.WorkloadArgs:
-    """What the cluster asks of the pods of a workload."""
-    wanted, user_id = settings.workloads.get(name, WorkloadSettings()), USER_ID if settings.cluster.user_ids == "fixed" else None
+def workload(settings: Settings, name: WorkloadName, own: WorkloadSettings | None = None) -> c.WorkloadArgs:
+    """What the cluster asks of the pods of a workload, or of those that have their `own` placement."""
+    wanted = own or settings.workloads.get(name, WorkloadSettings())
+    user_id = USER_ID if settings.cluster.user_ids == "fixed" else None
     return c.WorkloadArgs(
         node_selector=wanted.node_selector,
         tolerations=[

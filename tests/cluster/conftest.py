@@ -13,6 +13,7 @@ from devcluster.layout import Cluster, load, recorded
 from devcluster.oci import Image
 from infra.lifecycle import embedded as lifecycle
 from infra.lifecycle.deployment import Deployment
+from infra.program.settings.committed import stack_config
 from modelfleet_outputs import FleetOutputs
 from tests import tiny_gguf
 from tests.cluster.kube import Kube, eventually
@@ -84,7 +85,7 @@ def first(started: tuple[Cluster, dict[str, Image]], kube: Kube) -> Stack:
     overrides = {
         **lifecycle.image_overrides(images),
         "models": [{"name": MODEL, "size": "2Mi", "kvBytesPerToken": 1024}],
-        "modelServer": {"model": MODEL, "modelId": SERVER_ID},
+        "modelServers": [{**each, "model": MODEL, "modelId": SERVER_ID} for each in stack_config("dev")["modelfleet:modelServers"]],
         "aliases": {ALIAS: {"model": MODEL}},
     }
     return Stack(cluster, deployment, overrides, images, deployment.deploy(overrides), kube)

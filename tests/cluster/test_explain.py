@@ -49,7 +49,7 @@ def real_model_server(stack: Stack) -> Fault:
             "spec": {"selector": found["spec"]["selector"], "template": template},
         },
     ]
-    return Fault(objects, "model-missing", "Deployment/model-server", r"missing:1b.*modelServer.model")
+    return Fault(objects, "model-missing", "Deployment/model-server", r"missing:1b.*modelServers.model-server.model")
 
 
 def look(stack: Stack, namespace: str, key: str | None = None) -> Snapshot:

@@ -58,7 +58,7 @@ def test_an_update_that_would_lose_data_is_refused_before_anything_changes(stack
 def test_an_update_ends_at_once_with_a_cause_that_no_waiting_takes_away(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     """The shared claim was marked for deletion: it goes when its last pod does, and no new pod may use it."""
     stack.kube.run("delete", "pvc", "shared-models", "-n", stack.outputs.namespace, "--wait=false")
-    overrides = {**stack.overrides, **LARGER, "modelServer": {**stack.overrides["modelServer"], "parallel": 1}}
+    overrides = {**stack.overrides, **LARGER, "modelServers": [{**each, "parallel": 1} for each in stack.overrides["modelServers"]]}
     started = time.monotonic()
     with pytest.raises(CliError, match=r"PersistentVolumeClaim/shared-models: got a mark for deletion, which waits for pods .*; copy what"):
         stack.deployment.deploy(overrides)

@@ -239,6 +239,17 @@ def test_every_component_has_a_policy_and_only_its_edges(options: dict[str, Any]
         assert peers(component, "egress", "to") == {(edge.target, edge.port) for edge in edges if edge.source == component}
 
 
+def test_every_model_server_has_a_policy_and_the_edges_of_one() -> None:
+    one, two = network(prometheus=True), network(prometheus=True, model_servers=["model-server", "model-server-b"])
+    assert two.keys() - one.keys() == {"model-server-b"}
+    assert two["model-server"] == one["model-server"]
+    other = json.loads(json.dumps(one["model-server"]).replace('"model-server"', '"model-server-b"'))
+    assert two["model-server-b"] == other
+    for name in ("api-server", "cache-server", "prometheus"):
+        assert str(two[name]).count("'model-server-b'") == str(two[name]).count("'model-server'") == 1
+    assert network(model_servers=["model-server-b"]).keys() == (network().keys() - {"model-server"}) | {"model-server-b"}
+
+
 def test_dns_is_open_in_both_protocols_for_those_that_look_names_up() -> None:
     for component, spec in network().items():
         ports = {

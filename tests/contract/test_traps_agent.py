@@ -59,7 +59,7 @@ def test_trap_12_other_families_are_let_through(name: str) -> None:
     model = {"name": name, "size": "100M", "kvBytesPerToken": 1024}
     config = document()
     config["models"] = [model]
-    config["modelServer"]["model"] = name
+    config["modelServers"][0]["model"] = name
     config["fleet"] |= {"numParallel": 2}
     parse(config)
 

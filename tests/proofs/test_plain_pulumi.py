@@ -20,6 +20,7 @@ from infra import ROOT
 from infra.engine.binaries import own_pulumi
 from infra.lifecycle import embedded as lifecycle
 from infra.lifecycle.bring_up import chat
+from infra.program.settings.committed import stack_config
 from modelfleet_outputs import parse
 from tests import tiny_gguf
 from tests.proofs.records import CODE_BLOCK, Proof
@@ -61,7 +62,7 @@ def place(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str], dict[str, Any]
         stack = {
             **lifecycle.image_overrides(built),
             "models": [{"name": MODEL, "size": "2Mi", "kvBytesPerToken": 1024}],
-            "modelServer": {"model": MODEL, "modelId": "tiny-server"},
+            "modelServers": [{**each, "model": MODEL, "modelId": "tiny-server"} for each in stack_config("dev")["modelfleet:modelServers"]],
         }
         yield clone, environment, stack, str(cluster.control_plane.address)
     finally:

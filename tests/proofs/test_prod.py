@@ -49,12 +49,13 @@ OVERLAY: dict[str, dict[str, Any]] = {
         "promptCache": "64Mi",
         "resources": {"cpu": "50m", "memory": "512Mi"},
     },
-    "modelServer": {"model": MODEL, "modelId": "tiny-server", "contextLength": 4096, "resources": {"cpu": "50m", "memory": "512Mi"}},
     "cache": {"maxMemory": "64Mi", "resources": {"cpu": "20m", "memory": "128Mi"}},
     "apiServer": {"resources": {"cpu": "50m", "memory": "256Mi"}},
     "monitoring": {"resources": {"cpu": "20m", "memory": "128Mi"}},
 }
 """What no laptop has: the drivers of volumes, GPUs, and sizes. `images` and `models` take the place of the committed ones."""
+SERVER = {"model": MODEL, "modelId": "tiny-server", "contextLength": 4096, "resources": {"cpu": "50m", "memory": "512Mi"}}
+"""Of the model server; the rest of it is as committed."""
 
 
 def committed(section: str) -> dict[str, Any]:
@@ -66,6 +67,7 @@ def prod(tmp_path: Path) -> Iterator[tuple[Deployment, dict[str, Any], Kube]]:
     try:
         cluster, built = lifecycle.start_embedded(NAME, 2, {MODEL: tiny_gguf.make(tmp_path / "tiny.gguf", SCRIPT)})
         overrides: dict[str, Any] = {section: laid_over(committed(section), values) for section, values in OVERLAY.items()}
+        overrides["modelServers"] = [{**each, **SERVER} for each in stack_config("prod")["modelfleet:modelServers"]]
         overrides |= {**lifecycle.image_overrides(built), "models": [{"name": MODEL, "size": "2Mi", "kvBytesPerToken": 1024}]}
         kube = Kube(embedded.binaries() / "kubectl", cluster.kubeconfig)
         yield lifecycle.on_embedded(cluster, "prod"), overrides, kube
@@ -174,15 +176,12 @@ def test_the_overlay_says_nothing_else() -> None:
         "fleet.minContext",
         "fleet.promptCache",
         "fleet.resources",
-        "modelServer.model",
-        "modelServer.modelId",
-        "modelServer.contextLength",
-        "modelServer.resources",
         "cache.maxMemory",
         "cache.resources",
         "apiServer.resources",
         "monitoring.resources",
     }
+    assert SERVER.keys() == {"model", "modelId", "contextLength", "resources"}
     for section, values in OVERLAY.items():
         merged, before = laid_over(committed(section), values), committed(section)
         assert {key: value for key, value in merged.items() if key not in values} == {

@@ -100,7 +100,15 @@ CASES = {
         [counter("api_server_certificate_reload_failures_total", 60, 0)],
         [series("api_server_certificate_reload_failures_total", "0x45 1x15")],
     ),
-    "ModelServerEngineDown": Case([gauge("model_server_engine_up", 0, 1)], [series("model_server_engine_up", "1x60")]),
+    "ModelServerEngineDown": Case(
+        [
+            gauge("model_server_engine_up", 0, 1, instance="10.0.0.2:8080"),
+            series("model_server_engine_up", "1x660", instance="other"),
+        ],
+        [series("model_server_engine_up", "1x60", instance="10.0.0.2:8080")],
+        {"instance": "10.0.0.2:8080"},
+        "The model server at 10.0.0.2:8080 is up, but its engine is not.",
+    ),
     "CacheDown": Case([gauge("cache_up", 0, 1)], [series("cache_up", "1x60")]),
     "CacheDropsEntries": Case(
         [counter("cache_evicted_keys_total", 120, 0)],

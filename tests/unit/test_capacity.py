@@ -29,7 +29,7 @@ def test_the_committed_prod_says_what_it_carries() -> None:
 
 def test_old_prompts_take_what_the_memory_of_the_model_server_has_left() -> None:
     told = document("dev")
-    told["modelServer"]["resources"]["memory"] = "400Mi"
+    told["modelServers"][0]["resources"]["memory"] = "400Mi"
     found = capacities(parse(told))["smollm2-135m"]
     assert found.kv_bytes + found.prompt_cache + 100e6 == pytest.approx(0.9 * 400 * 2**20)
     assert 0 < found.prompt_cache < found.kv_bytes

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from infra.analysis.explain.causes import LASTING, explain
+from infra.analysis.explain.facts import Container, Facts
 from infra.analysis.explain.snapshot import Snapshot
 
 RECORDED = sorted((Path(__file__).parent / "snapshots").glob("*.json"))
@@ -63,6 +64,32 @@ def test_a_recorded_fault_is_named_alone(path: Path) -> None:
     taken = Snapshot(**document["snapshot"])
     assert named(taken) == [(wanted["cause"], wanted["subject"]) for wanted in document["wanted"]]
     assert re.search(document["wanted"][0]["says"], str(explain(taken)[0]))
+
+
+def test_each_model_server_is_one_of_its_own() -> None:
+    """One of two crashes: it is named with its own setting, and what waits for it is no news."""
+    ready = {"phase": "Running", "containerStatuses": [{"name": "main", "ready": True, "state": {"running": {}}}]}
+    broken = pod("model-server-coder-x", "model-server-coder", status=unready(1))
+    pods = [pod("model-server-x", "model-server", status=ready), broken, pod("api-server-x", "api-server", status=unready())]
+    taken = snapshot(Pod=pods)
+    assert named(taken) == [("crash", "Pod/model-server-coder-x")]
+    facts = Facts(taken)
+    assert facts.servers == ["model-server", "model-server-coder"]
+    assert facts.setting(broken, "resources.memory") == "modelfleet:modelServers.coder.resources.memory"
+    assert facts.image_setting(Container(broken, broken["status"]["containerStatuses"][0], broken["spec"]["containers"][0])) == (
+        "modelfleet:images.refs.model-server"
+    )
+
+
+def test_a_model_server_that_is_gone_is_missed_by_its_policy() -> None:
+    policy = {
+        "metadata": metadata("model-server-coder"),
+        "spec": {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "model-server-coder"}}, "policyTypes": []},
+    }
+    taken = snapshot(NetworkPolicy=[policy])
+    taken.objects["Namespace"][0]["metadata"]["labels"] = {"app.kubernetes.io/part-of": "modelfleet"}
+    assert ("component-missing", "Deployment/model-server-coder") in named(taken)
+    assert ("component-missing", "Deployment/model-server") not in named(taken)
 
 
 def test_an_empty_namespace_has_nothing_to_say() -> None:

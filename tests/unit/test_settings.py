@@ -17,6 +17,7 @@ from infra.program.settings.section import SettingsError, quantity
 from model_sync.catalog import is_held_by
 
 SMALL = {"name": "smollm2:135m", "size": "100M", "kvBytesPerToken": 23040}
+SERVER = {"name": "model-server", "model": "smollm2:135m", "modelId": "smollm2-135m", "resources": {"cpu": "100m", "memory": "1Gi"}}
 REFS = {name: f"modelfleet/{name}@sha256:{'a' * 64}" for name in (*IMAGE_NAMES, PROMETHEUS_IMAGE)}
 
 
@@ -103,7 +104,41 @@ def test_prod_has_the_sizes_of_the_design() -> None:
             "modelfleet:models.0.sise: got an unknown key, want one of contextLength, digest, keepAlive, kvBytesPerToken",
         ),
         ({"models": []}, "modelfleet:models: got [], want "),
-        ({"modelServer": {"model": "other:1"}}, "modelfleet:modelServer.model: got other:1, want one of models smollm2:135m"),
+        ({"modelServers": []}, "modelfleet:modelServers: got none, want one at least; add one"),
+        (
+            {"modelServers": [SERVER | {"model": "other:1"}]},
+            "modelfleet:modelServers.0.model: got other:1, want one of models smollm2:135m",
+        ),
+        (
+            {"modelServers": [SERVER, SERVER | {"modelId": "b"}]},
+            "modelfleet:modelServers.1.name: got model-server again, want each name once; choose another",
+        ),
+        ({"modelServers": [SERVER | {"name": "Coder"}]}, "modelfleet:modelServers.0.name: got 'Coder', want match pattern"),
+        ({"modelServers": [SERVER | {"name": "a" * 41}]}, "modelfleet:modelServers.0.name: got 'aaaa"),
+        (
+            {"modelServers": [SERVER | {"name": "a", "placement": {"nodeSelectr": {}}}]},
+            "modelfleet:modelServers.0.placement.nodeSelectr: got an unknown key, want one of",
+        ),
+        (
+            {"modelServers": [SERVER, SERVER | {"name": "metrics", "modelId": "b"}]},
+            "modelfleet:modelServers.1.name: got metrics, want one that names no Service of another model server; choose another",
+        ),
+        (
+            {"modelServers": [SERVER | {"name": "a"}, SERVER | {"name": "a-metrics", "modelId": "b"}]},
+            "modelfleet:modelServers.1.name: got a-metrics, want one that names no Service of another model server; choose another",
+        ),
+        (
+            {"modelServers": [SERVER, SERVER | {"name": "b"}]},
+            "modelfleet:modelServers.1.modelId: got smollm2-135m again, want an id of its own; for more of one server, raise its replicas",
+        ),
+        (
+            {"modelServers": [SERVER], "aliases": {"smollm2-135m": {"model": "smollm2:135m"}}},
+            "modelfleet:aliases.smollm2-135m: got the name of a model, want one that no model has; choose another",
+        ),
+        (
+            {"modelServers": [SERVER, SERVER | {"name": "b", "modelId": "b", "resources": {"cpu": "9", "memory": "1Gi"}}]},
+            "modelfleet:governance.cpu: got 4, want at least 1",
+        ),
         ({"models": [{**SMALL, "size": "1Gi"}]}, "modelfleet:storage.hot.size: got 1Gi, want at least 1.1Gi, the models and a tenth more"),
         (
             {"models": [{**SMALL, "size": "3Gi"}], "storage": {"hot": {"provisioner": "a.b/c", "size": "4Gi"}}},
@@ -114,12 +149,12 @@ def test_prod_has_the_sizes_of_the_design() -> None:
             "modelfleet:fleet.resources.memory: got 1Gi, want at least 8.2Gi (weights 0.1Gi, promptCache 8.0Gi, KV cache 0.1Gi)",
         ),
         (
-            {"modelServer": {"contextLength": 32768}},
-            "modelfleet:modelServer.resources.memory: got 1Gi, want at least 1.5Gi (weights 0.1Gi, promptCache 0.0Gi, KV cache 1.4Gi)",
+            {"modelServers": [SERVER | {"contextLength": 32768}]},
+            "modelfleet:modelServers.0.resources.memory: got 1Gi, want at least 1.5Gi (weights 0.1Gi, promptCache 0.0Gi, KV cache 1.4Gi)",
         ),
         (
-            {"modelServer": {"promptCache": "2Gi"}},
-            "modelfleet:modelServer.resources.memory: got 1Gi, want at least 2.3Gi (weights 0.1Gi, promptCache 2.0Gi, KV cache 0.2Gi)",
+            {"modelServers": [SERVER | {"promptCache": "2Gi"}]},
+            "modelfleet:modelServers.0.resources.memory: got 1Gi, want at least 2.3Gi (weights 0.1Gi, promptCache 2.0Gi, KV cache 0.2Gi)",
         ),
         (
             {"governance": {"claims": 2}},
@@ -149,8 +184,8 @@ def test_prod_has_the_sizes_of_the_design() -> None:
         ({"gpu": {"enabled": True}}, "modelfleet:gpu.memory: got nothing, want one GPU's memory such as 46068Mi"),
         ({"gpu": {"sharing": {"strategy": "mps", "replicas": 2}}}, "modelfleet:gpu.sharing.strategy: got mps, want none while gpu.enabled"),
         (
-            {"modelServer": {"modelId": "smollm2:135m"}},
-            "modelfleet:modelServer.modelId: got smollm2:135m, want an id that no model has",
+            {"modelServers": [SERVER | {"modelId": "smollm2:135m"}]},
+            "modelfleet:modelServers.0.modelId: got smollm2:135m, want an id that no model has",
         ),
         ({"cache": {"maxMemory": "1Gi"}}, "modelfleet:cache.maxMemory: got 1Gi, want less than cache.resources.memory 128Mi"),
         ({"governance": {"memory": "1Gi"}}, "modelfleet:governance.memory: got 1Gi, want at least"),
@@ -287,7 +322,6 @@ def test_claims_are_not_for_shares_that_only_the_device_plugin_makes() -> None:
     ("section", "values", "line"),
     [
         ("fleet", {"replicas": 1}, "modelfleet:fleet.replicas: got 1, want at least 2 with governance.production"),
-        ("modelServer", {"replicas": 1}, "modelfleet:modelServer.replicas: got 1, want at least 2 with governance.production"),
         ("apiServer", {"replicas": 1}, "modelfleet:apiServer.replicas: got 1, want at least 2 with governance.production"),
         ("storage", {"retain": False}, "modelfleet:storage.retain: got false, want true with governance.production"),
         (
@@ -304,6 +338,14 @@ def test_production_refuses_what_dev_may_have(section: str, values: dict[str, An
     relaxed["governance"]["production"] = False
     relaxed[section] |= values
     parse(relaxed)
+
+
+def test_production_wants_two_of_each_model_server() -> None:
+    config = document("prod")
+    servers = [*config["modelServers"], {**config["modelServers"][0], "name": "b", "modelId": "b", "replicas": 1}]
+    assert "modelfleet:modelServers.1.replicas: got 1, want at least 2 with governance.production" in refusal(
+        stack="prod", modelServers=servers
+    )
 
 
 @pytest.mark.parametrize("networks", [["10.0.0.0/8"], ["2001:db8::/32"], ["10.0.0.0/8", "fd00::/8"]])
@@ -327,10 +369,54 @@ def test_networks_may_be_of_either_family_wherever_they_are_asked_for() -> None:
     assert settings.fleet.scale_to_zero.kubernetes_cidrs == settings.delivery.networks == settings.network.dns.cidrs == both
 
 
+OLD_SERVER = {"model": "smollm2:135m", "modelId": "smollm2-135m", "resources": {"cpu": "100m", "memory": "1Gi"}}
+
+
+def of_the_first_release(value: Any) -> dict[str, Any]:
+    config = document()
+    del config["modelServers"]
+    return config | {"modelServer": value}
+
+
+def test_the_model_server_of_the_first_release_is_the_first_of_the_list() -> None:
+    assert parse(of_the_first_release(OLD_SERVER)).model_servers == parse(document() | {"modelServers": [SERVER]}).model_servers
+    assert parse(of_the_first_release(OLD_SERVER)).server_components == ["model-server"]
+    # What Pulumi makes of no list.
+    parse(of_the_first_release(OLD_SERVER) | {"modelServers": []})
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        (OLD_SERVER | {"model": "other:1"}, "modelfleet:modelServer.model: got other:1, want one of models smollm2:135m; add it there"),
+        (OLD_SERVER | {"sise": 1}, "modelfleet:modelServer.sise: got an unknown key, want one of"),
+        (OLD_SERVER | {"name": "a"}, "modelfleet:modelServer.name: got a name, want it in modelServers alone; make all of modelServer"),
+        ([OLD_SERVER], "modelfleet:modelServer: got [{'model': 'smollm2:135m', "),
+        (None, "modelfleet:modelServer: got None, want "),
+    ],
+)
+def test_what_is_wrong_with_the_old_form_is_said_by_its_own_names(value: Any, line: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        parse(of_the_first_release(value))
+    assert line in str(error.value)
+    assert "modelServers.0" not in str(error.value)
+
+
+def test_the_old_form_is_not_taken_beside_the_new_one() -> None:
+    with pytest.raises(SettingsError, match="modelfleet:modelServer: got it beside modelServers, want that alone; make it an item there"):
+        parse(document() | {"modelServer": OLD_SERVER})
+
+
+def test_a_secret_of_the_old_form_is_not_echoed() -> None:
+    with pytest.raises(SettingsError, match=r"modelServer\.model: got a secret value, want") as error:
+        parse(of_the_first_release(OLD_SERVER | {"model": "hunter2hunter2"}), {"modelServer"})
+    assert "hunter2" not in str(error.value)
+
+
 def test_models_keep_their_order() -> None:
     config = document()
     config["models"] = [{**SMALL, "name": "z:1"}, {**SMALL, "name": "a:1"}]
-    config["modelServer"]["model"] = "a:1"
+    config["modelServers"][0]["model"] = "a:1"
     config["fleet"]["resources"]["memory"] = "2Gi"
     assert parse(config).model_names == ["z:1", "a:1"]
 
@@ -490,7 +576,7 @@ def test_models_on_some_replicas_need_room_only_there() -> None:
     """Two of them do not fit on one GPU, but each replica holds one."""
     config = document("prod")
     config["models"] = [{**config["models"][0], "name": f"m{index}:1", "replicas": 1} for index in range(2)]
-    config["modelServer"]["model"] = "m0:1"
+    config["modelServers"][0]["model"] = "m0:1"
     config["fleet"] |= {"contextLength": 16384}
     settings = parse(config)
     held = [[model.name for model in settings.models if is_held_by(model.name, 1, 3, ordinal)] for ordinal in range(3)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
-from components.contract import EDGES, MODEL_SERVER, MODEL_WRITER, OLLAMA
+from components.contract import MODEL_WRITER, OLLAMA, edges
 from infra.analysis.explain import admission, containers, models, network, placement, volumes
 from infra.analysis.explain.facts import Facts, Finding, labels
 from infra.analysis.explain.snapshot import Snapshot
@@ -33,7 +33,6 @@ RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     network.answer,
 )
 """The rules, in the order of causes: a problem that a later rule finds may follow from the finding of an earlier rule."""
-_STORE_READERS = (OLLAMA, MODEL_SERVER)
 LASTING = frozenset(
     {
         *("claim-leaving", "claim-lost", "storage-class-missing"),
@@ -75,9 +74,10 @@ def _follows(facts: Facts, covered: Iterable[str]) -> Iterator[str]:
                 affected.add(found.get("app.kubernetes.io/name", ""))
     if MODEL_WRITER in affected:
         # Without the writer there is no model, so even servers that exit are no news.
-        yield from (f"soft:{each}" for reader in _STORE_READERS for each in (reader, f"store:{reader}"))
-        affected |= set(_STORE_READERS)
+        readers = {OLLAMA, *facts.servers}
+        yield from (f"soft:{each}" for reader in readers for each in (reader, f"store:{reader}"))
+        affected |= readers
     above: set[str] = set()
-    while more := {edge.source for edge in EDGES if edge.target in affected | above} - above:
+    while more := {edge.source for edge in edges(facts.servers) if edge.target in affected | above} - above:
         above |= more
     yield from (f"soft:{component}" for component in above)

@@ -198,7 +198,7 @@ def models(facts: Facts) -> Iterator[Finding]:
         lines = [line for line in f"{facts.log(container)}\n{unhealthy}".splitlines() if re.search(_NO_MODEL, line)]
         if lines:
             got = one_line(lines[-1].removeprefix("error: ").replace("; ", ", "), 200)
-            setting = "modelfleet:fleet.models" if facts.component(container.pod) == OLLAMA else "modelfleet:modelServer.model"
+            setting = "modelfleet:fleet.models" if facts.component(container.pod) == OLLAMA else facts.setting(container.pod, "model")
             do = f"add the model to the image modelfleet:images.refs.models and run make up, or correct {setting}"
             yield _of(container, facts, "model-missing", f"({got})", "the model in its store", do)
 

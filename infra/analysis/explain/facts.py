@@ -6,12 +6,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from components.contract import API_SERVER, CACHE_SERVER, CONTEXT_PROBE, METRICS_EXPORTER, MODEL_SERVER, MODEL_WRITER, OLLAMA, PROMETHEUS
+from components.contract import (
+    API_SERVER,
+    CACHE_SERVER,
+    CONTEXT_PROBE,
+    METRICS_EXPORTER,
+    MODEL_SERVER,
+    MODEL_WRITER,
+    OLLAMA,
+    PROMETHEUS,
+    kind_of,
+)
 from infra.analysis.explain.snapshot import Object, Snapshot
 
 _SECTIONS = {
     OLLAMA: "fleet",
-    MODEL_SERVER: "modelServer",
     CACHE_SERVER: "cache",
     API_SERVER: "apiServer",
     METRICS_EXPORTER: "monitoring",
@@ -171,9 +180,17 @@ class Facts:
     def component(self, pod: Object) -> str:
         return labels(pod).get("app.kubernetes.io/name", "")
 
+    @property
+    def servers(self) -> list[str]:
+        """Components of the model servers; of one whose Deployment is gone, the policy is there."""
+        selected = (policy["spec"].get("podSelector", {}).get("matchLabels") or {} for policy in self.all("NetworkPolicy"))
+        named = [self.component(item) for kind in ("Deployment", "Pod") for item in self.all(kind)]
+        found = {name for name in [*named, *(each.get("app.kubernetes.io/name", "") for each in selected)] if kind_of(name) == MODEL_SERVER}
+        return sorted(found) or [MODEL_SERVER]
+
     def setting(self, item: Object, field: str) -> str:
         """The setting behind a field of a component's pod, or the field itself for anything else."""
-        section = _SECTIONS.get(self.component(item))
+        section = _section(self.component(item))
         return f"modelfleet:{section}.{field}" if section else f"spec.containers[].{field}"
 
     def image_setting(self, container: Container) -> str:
@@ -182,7 +199,14 @@ class Facts:
             return "modelfleet:images.refs.models"
         if component in {*_SECTIONS, MODEL_WRITER, CONTEXT_PROBE} and container.name in _CONTAINER_IMAGES:
             return f"modelfleet:images.refs.{_CONTAINER_IMAGES[container.name]}"
-        return f"modelfleet:images.refs.{component}" if component in _SECTIONS else "the image's name in the pod"
+        return f"modelfleet:images.refs.{kind_of(component)}" if _section(component) else "the image's name in the pod"
+
+
+def _section(component: str) -> str | None:
+    """The section of the settings that a component's pods are made of. An item of a list goes by its name."""
+    if kind_of(component) == MODEL_SERVER:
+        return f"modelServers.{component.removeprefix(f'{MODEL_SERVER}-')}"
+    return _SECTIONS.get(component)
 
 
 def _controller(item: Object) -> Object | None:

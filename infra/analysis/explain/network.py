@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from components.contract import ACTIVATOR, API_SERVER, CONTEXT_PROBE, DNS_CLIENTS, EDGES, OLLAMA, PART_OF, PROMETHEUS, SCRAPED
+from components.contract import ACTIVATOR, API_SERVER, CONTEXT_PROBE, DNS_CLIENTS, OLLAMA, PART_OF, PROMETHEUS, edges, every, metric_ports
 from infra.analysis.explain.facts import Facts, Finding, key, labels, selects
 from infra.analysis.explain.snapshot import Object
 
@@ -31,14 +31,14 @@ def policies(facts: Facts) -> Iterator[Finding]:
         name = _selecting(facts, at, side)[0]["metadata"]["name"]
         blocked.setdefault(name, []).append((source, f"{source} to {what} ({side})"))
 
-    for edge in EDGES:
+    for edge in edges(facts.servers):
         source, target = pods.get(edge.source), pods.get(edge.target)
         if source is not None and target is not None:
             for side, at, other in (("egress", source, target), ("ingress", target, source)):
                 peer = _Peer(labels(other), own, other["status"].get("podIP"))
                 if not _allowed(facts, at, side, peer, (edge.port, "TCP")):
                     block(at, side, edge.source, f"{edge.target}:{edge.port}")
-    for component in DNS_CLIENTS:
+    for component in (component for name in DNS_CLIENTS for component in every(name, facts.servers)):
         if component in pods and not _may_look_up(facts, pods[component]):
             block(pods[component], "egress", component, "the cluster's DNS")
     for name, found in blocked.items():
@@ -176,9 +176,8 @@ def missing(facts: Facts) -> Iterator[Finding]:
         return
     there = {facts.component(item) for kind in _SCALED for item in facts.all(kind)}
     # The context probe is a Job, and may be deleted once it has ended.
-    for component in sorted(
-        ({each.target for each in EDGES} | {each.source for each in EDGES} | set(SCRAPED)) - {CONTEXT_PROBE, ACTIVATOR, PROMETHEUS}
-    ):
+    ends = {end for edge in edges(facts.servers) for end in (edge.source, edge.target)} | metric_ports(facts.servers).keys()
+    for component in sorted(ends - {CONTEXT_PROBE, ACTIVATOR, PROMETHEUS}):
         if component not in there:
             kind = "StatefulSet" if component == "ollama" else "Deployment"
             yield Finding(

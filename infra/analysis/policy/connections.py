@@ -6,7 +6,21 @@ Policies add up, so one that allows too much opens what the others deny.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from components.contract import ACTIVATOR, API_SERVER, EDGES, IMAGE_VERIFIER, MODEL_WRITER, PORTS, PROMETHEUS, SCRAPED, labels
+from components.contract import (
+    ACTIVATOR,
+    API_SERVER,
+    EDGES,
+    IMAGE_VERIFIER,
+    MODEL_SERVER,
+    MODEL_WRITER,
+    PORTS,
+    PROMETHEUS,
+    SCRAPED,
+    edges,
+    kind_of,
+    labels,
+    metric_ports,
+)
 from infra.analysis.policy.objects import Object, of, title
 
 _NAME = "app.kubernetes.io/name"
@@ -55,9 +69,9 @@ def _clients(component: str, rule: Object) -> Iterator[str]:
             if "ipBlock" in peer:
                 allowed = component in _NAMES_CLIENTS and port == PORTS[component]
             elif "namespaceSelector" in peer:
-                allowed = _selects(peer["namespaceSelector"]) and port in (SCRAPED.get(component), _port_for_clients(component))
+                allowed = _selects(peer["namespaceSelector"]) and port in (SCRAPED.get(kind_of(component)), _port_for_clients(component))
             else:
-                allowed = (_name(peer.get("podSelector")), component, port) in _EDGES
+                allowed = (kind_of(_name(peer.get("podSelector"))), kind_of(component), port) in _EDGES
             if not allowed:
                 yield f"{component or 'every pod'} open to {_shown(peer)} on port {port}"
 
@@ -70,7 +84,7 @@ def _servers(component: str, rule: Object) -> Iterator[str]:
             elif "namespaceSelector" in peer:
                 allowed = _selects(peer["namespaceSelector"]) and _DNS_PORT in _ports(rule)
             else:
-                allowed = (component, _name(peer.get("podSelector")), port) in _EDGES
+                allowed = (kind_of(component), kind_of(_name(peer.get("podSelector"))), port) in _EDGES
             if not allowed:
                 yield f"a way from {component or 'every pod'} to {_shown(peer)} on port {port}"
 
@@ -81,15 +95,16 @@ _EDGES = {(edge.source, edge.target, edge.port) for edge in EDGES}
 def policies_allow_all_of_the_table(objects: Sequence[Object]) -> list[str]:
     """An edge is open when both of its ends are; metrics are of no use where nobody may read them."""
     policies = {_name(item.get("spec", {}).get("podSelector")): item for item in _judged(objects)}
+    servers = [component for component in policies if kind_of(component) == MODEL_SERVER]
     found: list[str] = []
-    for edge in EDGES:
+    for edge in edges(servers):
         if edge.source not in policies or edge.target not in policies:
             continue
         if not _has(policies[edge.target], "ingress", "from", edge.source, edge.port):
             found.append(f"{title(policies[edge.target])}: got no way in for {edge.source} to port {edge.port}, want one; allow it")
         if not _has(policies[edge.source], "egress", "to", edge.target, edge.port):
             found.append(f"{title(policies[edge.source])}: got no way to {edge.target} on port {edge.port}, want one; allow it")
-    for component, port in SCRAPED.items():
+    for component, port in metric_ports(servers).items():
         rules = (policies.get(component) or {"spec": {"ingress": None}})["spec"].get("ingress") or []
         scraped = any("namespaceSelector" in peer and port in _ports(rule) for rule in rules for peer in rule.get("from") or [])
         if component in policies and not scraped:

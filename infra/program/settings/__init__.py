@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError, model_validator
 
-from infra.program.settings import constraints, refusals
+from infra.program.settings import constraints, model_servers, refusals
 from infra.program.settings.section import SettingsError
 from infra.program.settings.sections import Sections
 
@@ -30,7 +30,12 @@ def parse(document: Mapping[str, Any], secret: Collection[str] = ()) -> Settings
 
     Raises SettingsError with every problem that was found.
     """
+    current = model_servers.in_a_list(document)
+    if model_servers.is_old(document) and model_servers.OLD in secret:
+        secret = {*secret, model_servers.SECTION}
     try:
-        return Settings.model_validate(document)
+        return Settings.model_validate(current)
     except ValidationError as error:
-        raise SettingsError("\n".join(refusals.lines(error, document, Settings, secret))) from None
+        lines = refusals.lines(error, current, Settings, secret)
+        said = map(model_servers.as_written, lines) if model_servers.is_old(document) else lines
+        raise SettingsError("\n".join(said)) from None

@@ -10,6 +10,7 @@ conversations of full length, and more of shorter ones.
 
 from dataclasses import dataclass
 
+from infra.program.settings.model_servers import ModelServerSettings
 from infra.program.settings.models import ModelSettings
 from infra.program.settings.section import quantity
 from infra.program.settings.sections import Sections
@@ -64,10 +65,9 @@ def of_fleet(model: ModelSettings, settings: Sections) -> Capacity:
     )
 
 
-def of_model_server(settings: Sections) -> Capacity:
-    """The model of the model servers, which is one of `models`."""
-    server = settings.model_server
-    model = next(model for model in settings.models if model.name == server.model)
+def of_server(server: ModelServerSettings, settings: Sections) -> Capacity:
+    """The model of a model server, which is one of `models`."""
+    model = settings.model(server.model)
     in_slots = model.kv_bytes_per_token * server.context_length * server.parallel
     left = FILL * quantity(server.resources.memory) - quantity(model.size) - in_slots
     return Capacity(
@@ -83,5 +83,5 @@ def capacities(settings: Sections) -> dict[str, Capacity]:
     """By the id that clients name, in the order of the outputs."""
     return {
         **{model.name: of_fleet(model, settings) for model in settings.models},
-        settings.model_server.model_id: of_model_server(settings),
+        **{server.model_id: of_server(server, settings) for server in settings.model_servers},
     }

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from components.models import FOLLOWER_RESOURCES
 from components.ollama_agent import AGENT_RESOURCES, PROBE_RESOURCES
-from infra.program.settings import capacity
+from infra.program.settings import capacity, server_rules
 from infra.program.settings.images import PROMETHEUS_IMAGE
 from infra.program.settings.models import ModelSettings, is_address
 from infra.program.settings.section import GIB, MIB, in_gib, quantity
@@ -43,6 +43,7 @@ def problems(settings: Sections) -> list[str]:
     checks = (
         _images,
         _models,
+        server_rules.names,
         _aliases,
         _delivery,
         _contexts,
@@ -50,7 +51,7 @@ def problems(settings: Sections) -> list[str]:
         _gpus,
         _gpu_memory,
         _host_memory,
-        _server_memory,
+        server_rules.memory,
         _storage,
         _cache,
         _quota,
@@ -90,13 +91,9 @@ def _scale(settings: Sections) -> Iterator[str]:
 
 
 def _models(settings: Sections) -> Iterator[str]:
-    names, server = settings.model_names, settings.model_server
+    names = settings.model_names
     if len(set(names)) != len(names):
         yield f"models: got {', '.join(names)}, want each name once; remove the repetition"
-    if server.model not in names:
-        yield f"modelServer.model: got {server.model}, want one of models {', '.join(names)}; add it there"
-    if server.model_id in names:
-        yield f"modelServer.modelId: got {server.model_id}, want an id that no model has; choose another"
 
 
 def _aliases(settings: Sections) -> Iterator[str]:
@@ -183,21 +180,6 @@ def _host_memory(settings: Sections) -> Iterator[str]:
         )
 
 
-def _server_memory(settings: Sections) -> Iterator[str]:
-    """The model server has no GPU: its weights, KV cache and old prompts are all in its memory."""
-    server = settings.model_server
-    if server.model not in settings.model_names:
-        return
-    found = capacity.of_model_server(settings)
-    weights = next(quantity(model.size) for model in settings.models if model.name == server.model)
-    need = weights + found.kv_bytes + found.prompt_cache
-    if need > quantity(server.resources.memory):
-        yield (
-            f"modelServer.resources.memory: got {server.resources.memory}, want at least {in_gib(need)} (weights {in_gib(weights)}, "
-            f"promptCache {in_gib(found.prompt_cache)}, KV cache {in_gib(found.kv_bytes)}); raise it, or lower modelServer.contextLength"
-        )
-
-
 def _contexts(settings: Sections) -> Iterator[str]:
     fleet = settings.fleet
     for index, model in enumerate(settings.models):
@@ -237,21 +219,22 @@ def _cache(settings: Sections) -> Iterator[str]:
 
 def _quota(settings: Sections) -> Iterator[str]:
     """What the workloads ask for together fits into the namespace's quota."""
-    fleet, limits, storage = settings.fleet, settings.governance, settings.storage
+    fleet, servers, limits, storage = settings.fleet, settings.model_servers, settings.governance, settings.storage
     prometheus = [settings.monitoring.prometheus] if settings.monitoring.prometheus else []
     parts = [
         (fleet.replicas, fleet.resources),
         *((fleet.replicas, each) for each in SIDECARS),
         (1, PROBE_RESOURCES),
         (fleet.replicas if fleet.gpus_per_pod else 0, settings.gpu.overhead),
-        (settings.model_server.replicas, settings.model_server.resources),
+        *((server.replicas, server.resources) for server in servers),
         (1, settings.cache.resources),
         (settings.api_server.replicas, settings.api_server.resources),
         (1, settings.monitoring.resources),
         *((1, each.resources) for each in prometheus),
     ]
     # A rollout makes one pod more of a Deployment before an old one goes, and may do so for all of them at once.
-    surge = (settings.model_server.resources, settings.cache.resources, settings.api_server.resources, settings.monitoring.resources)
+    own = (settings.cache.resources, settings.api_server.resources, settings.monitoring.resources)
+    surge = (*(server.resources for server in servers), *own)
     cpu = sum(count * quantity(each.cpu) for count, each in parts) + sum(quantity(each.cpu) for each in surge)
     memory = sum(count * quantity(each.memory) for count, each in parts) + sum(quantity(each.memory) for each in surge)
     claimed = fleet.replicas * quantity(storage.hot.size) + quantity(storage.shared.size) + sum(quantity(each.size) for each in prometheus)
@@ -259,8 +242,8 @@ def _quota(settings: Sections) -> Iterator[str]:
         yield f"governance.cpu: got {limits.cpu}, want at least {cpu:.1f}, all requests and a rollout; raise it"
     if memory > quantity(limits.memory):
         yield f"governance.memory: got {limits.memory}, want at least {in_gib(memory)}, all requests and a rollout; raise it"
-    # The gateway, model server and fleet, and one each of cache, exporter, writer, cleaner, context probe, and what a rollout adds.
-    count = fleet.replicas + settings.model_server.replicas + settings.api_server.replicas + 6 + len(prometheus)
+    # The gateway, model servers and fleet, and one each of cache, exporter, writer, cleaner, context probe, and what a rollout adds.
+    count = fleet.replicas + sum(server.replicas for server in servers) + settings.api_server.replicas + 6 + len(prometheus)
     count += int(fleet.scaling is not None)
     if count > limits.pods:
         yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and six more; raise it or lower replicas"
@@ -270,16 +253,17 @@ def _quota(settings: Sections) -> Iterator[str]:
             f"governance.ephemeralStorage: got {limits.ephemeral_storage}, want at least {in_gib(containers * EPHEMERAL_DEFAULT)}, "
             f"{EPHEMERAL_DEFAULT // MIB}Mi for each of {containers} containers; raise it"
         )
-    own = " and Prometheus'" if prometheus else ""
+    more = " and Prometheus'" if prometheus else ""
     if (claims := fleet.replicas + 1 + len(prometheus)) > limits.claims:
-        yield f"governance.claims: got {limits.claims}, want at least {claims}, one a replica, the shared one{own}; raise it"
+        yield f"governance.claims: got {limits.claims}, want at least {claims}, one a replica, the shared one{more}; raise it"
     if claimed > quantity(limits.storage):
         yield f"governance.storage: got {limits.storage}, want at least {in_gib(claimed)}, the sum of all claims; raise it"
 
 
 def _production(settings: Sections) -> Iterator[str]:
     because = "with governance.production"
-    replicas = {"apiServer": settings.api_server.replicas, "fleet": settings.fleet.replicas, "modelServer": settings.model_server.replicas}
+    replicas = {"apiServer": settings.api_server.replicas, "fleet": settings.fleet.replicas}
+    replicas |= {f"modelServers.{index}": server.replicas for index, server in enumerate(settings.model_servers)}
     for section, count in replicas.items():
         if count < 2:
             yield f"{section}.replicas: got {count}, want at least 2 {because}; raise it"

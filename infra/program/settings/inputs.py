@@ -12,7 +12,7 @@ import yaml
 from pulumi.runtime import config as runtime_config
 
 from components.registry_auth import logins
-from infra.program.settings import Settings, keys, parse
+from infra.program.settings import Settings, keys, model_servers, parse
 from infra.program.settings.section import PROJECT, SettingsError
 
 _VERIFIER_TLS = "verifierTls"
@@ -60,6 +60,8 @@ def load() -> Settings:
         raise SettingsError("\n".join(problems))
     if keys.is_old(found := _decoded(pulumi.Config(PROJECT).require(keys.SETTING))):
         pulumi.log.warn(keys.old_form(found))
+    if model_servers.is_old(document):
+        pulumi.log.warn(model_servers.old_form())
     return settings
 
 

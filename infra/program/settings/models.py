@@ -115,7 +115,7 @@ class AliasSettings(Section):
     """Another name of a model. To point it elsewhere restarts nothing."""
 
     model: str = Field(pattern=ALIAS)
-    """Id of a model: one of `models`, or modelServer.modelId."""
+    """Id of a model: one of `models`, or a modelId of modelServers."""
     next: str | None = Field(default=None, pattern=ALIAS)
     """Id of the model that takes its place, and gets `share` of the conversations until then."""
     share: int = Field(default=0, ge=0, le=100)

@@ -10,10 +10,11 @@ from infra.program.settings.fleet import FleetSettings
 from infra.program.settings.governance import GovernanceSettings
 from infra.program.settings.gpu import GpuSettings
 from infra.program.settings.images import ImagesSettings
+from infra.program.settings.model_servers import ModelServerSettings
 from infra.program.settings.models import ALIAS, AliasSettings, DeliverySettings, ModelSettings
 from infra.program.settings.network import NetworkSettings
 from infra.program.settings.section import Section
-from infra.program.settings.services import ApiServerSettings, CacheSettings, ModelServerSettings, MonitoringSettings
+from infra.program.settings.services import ApiServerSettings, CacheSettings, MonitoringSettings
 from infra.program.settings.storage import StorageSettings
 from infra.program.settings.workloads import WorkloadName, WorkloadSettings
 
@@ -35,7 +36,8 @@ class Sections(Section):
     """Other names that clients use for the models, such as those that an agent asks for by itself."""
     delivery: DeliverySettings = DeliverySettings()
     fleet: FleetSettings
-    model_server: ModelServerSettings
+    model_servers: list[ModelServerSettings] = Field(default=[], max_length=16)
+    """Servers of one model each, beside the fleet; at least one. `modelServer`, an object, is the old form of a list of one."""
     cache: CacheSettings
     api_server: ApiServerSettings
     network: NetworkSettings = NetworkSettings()
@@ -75,7 +77,16 @@ class Sections(Section):
     @property
     def ids(self) -> list[str]:
         """Names of everything that clients can ask, but for aliases."""
-        return [*self.model_names, self.model_server.model_id]
+        return [*self.model_names, *(server.model_id for server in self.model_servers)]
+
+    @property
+    def server_components(self) -> list[str]:
+        """What the pods of each model server are called."""
+        return [server.component for server in self.model_servers]
+
+    def model(self, name: str) -> ModelSettings:
+        """The model of this name. Raises StopIteration where there is none."""
+        return next(model for model in self.models if model.name == name)
 
     def context_length(self, model: ModelSettings) -> int:
         """Tokens that a request to the model may have."""

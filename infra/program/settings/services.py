@@ -1,4 +1,4 @@
-"""The sections of the services beside the fleet: `modelServer`, `cache`, `apiServer` and `monitoring`."""
+"""The sections of the services beside the fleet: `cache`, `apiServer` and `monitoring`."""
 
 from typing import Annotated, Literal, Self
 
@@ -6,30 +6,11 @@ from pydantic import Field, model_validator
 
 from components.contract import EVERYWHERE
 from infra.program.settings.network import PodsSettings
-from infra.program.settings.section import Annotations, Bytes, Cidr, DnsLabel, Labels, ModelName, Resources, Section, quantity
+from infra.program.settings.section import Annotations, Bytes, Cidr, DnsLabel, Labels, Resources, Section, quantity
 from infra.program.settings.tls import HOST, TlsSettings
 from infra.program.settings.way_in import WayInSettings
 
 _ORIGIN = r"^https?://[A-Za-z0-9.\-\[\]:]{1,253}$"
-
-
-class ModelServerSettings(Section):
-    replicas: int = Field(default=1, ge=1, le=16)
-    """Model servers."""
-    model: ModelName
-    """A model of the store."""
-    model_id: str = Field(pattern=r"^[A-Za-z0-9._:/-]{1,100}$")
-    """The id that clients use for it; differs from the fleet's ids."""
-    context_length: int = Field(default=4096, ge=512, le=1_048_576)
-    """Tokens per request; longer ones are refused."""
-    parallel: int = Field(default=2, ge=1, le=64)
-    """Requests that are generated at once."""
-    max_queue: int = Field(default=16, ge=0, le=512)
-    """Requests that may wait; more get 503."""
-    prompt_cache: Bytes | None = None
-    """Memory that each server may keep old prompts in: the next turn of such a conversation reads only what is new. Unset, as much as its
-    slots hold, where resources.memory has room for it."""
-    resources: Resources
 
 
 class CacheSettings(Section):
