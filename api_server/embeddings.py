@@ -26,8 +26,9 @@ from api_server.settling import STRANGE
 PREFIX = "embedding:1:"
 """The number is that of the form of what stands there."""
 KEPT_S = 30 * 86400
-_BUDGET_S, _A_TEXT_S = 0.05, 0.001
-"""What a look-up may cost a request, and for each text more: a small part of what a server takes for one."""
+_BUDGET_S, _A_TEXT_S = 0.25, 0.001
+"""What a look-up may cost a request, and for each text more: a small part of what a server takes for one. After a failure it costs nothing
+for a while."""
 _PAUSE_S = 5.0
 """After a failure nobody asks again for this long."""
 _MOST = 4096
@@ -160,7 +161,7 @@ class Embeddings:
         if not found.made or time.monotonic() < self._paused_until:
             return
         try:
-            async with asyncio.timeout(_BUDGET_S + 2 * _A_TEXT_S * len(found.made)), self._client.pipeline(transaction=False) as line:
+            async with asyncio.timeout(2 * (_BUDGET_S + _A_TEXT_S * len(found.made))), self._client.pipeline(transaction=False) as line:
                 for key, value in found.made.items():
                     if len(value) <= _LONGEST:
                         line.set(key, self._sum(key, value) + value, ex=KEPT_S)

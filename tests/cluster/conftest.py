@@ -39,6 +39,8 @@ class Stack:
     kube: Kube
     changed: bool = False
     """A module has left another stack than the first one; the next module sets it back, unless it begins with a deployment anyway."""
+    had_tls: bool = False
+    """Its API servers may speak TLS until they have ended."""
 
     @property
     def url(self) -> str:
@@ -94,8 +96,9 @@ def first(started: tuple[Cluster, dict[str, Image]], kube: Kube) -> Stack:
 @pytest.fixture(scope="module")
 def stack(request: pytest.FixtureRequest, first: Stack) -> Stack:
     """The dev stack as it was deployed first. A module that deploys another one before its first test says so with `DEPLOYS_FIRST`."""
-    if first.changed and not getattr(request.module, "DEPLOYS_FIRST", False):
+    if first.changed and (first.had_tls or not getattr(request.module, "DEPLOYS_FIRST", False)):
         first.deployment.deploy(first.overrides)
-        first.wait_for_ends()
-        first.changed = False
+        if first.had_tls:
+            first.wait_for_ends()
+        first.changed = first.had_tls = False
     return first

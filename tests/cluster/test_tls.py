@@ -30,6 +30,7 @@ def secured(stack: Stack) -> Iterator[FleetOutputs]:
     # Those that speak HTTP.
     stack.wait_for_ends()
     yield outputs
+    stack.had_tls = True
     stack.deployment.cli.run("config", "rm", TLS)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from tests.service.conftest import KEY, ModelServerFactory
 from tests.service.hostile import INPUTS, Level, check, exchange, settled
@@ -53,12 +53,22 @@ async def is_both(request: Request) -> None:
         await request.answer()
 
 
+def plain(method: str, path: str, body: bytes = b"", key: str = KEY) -> bytes:
+    """A request as it should be, or nearly."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
 def hammer(service: Service, inputs: int, has_metrics_port: bool = True) -> Counter[int]:
     """Send so many inputs, and see that the process is as it was. How often each status came."""
     found: Counter[int] = Counter()
 
     @settings(max_examples=inputs, deadline=None, database=None, suppress_health_check=EVERY_CHECK)
     @given(raw=INPUTS)
+    @example(raw=plain("GET", "/v1/models"))
+    @example(raw=plain("POST", "/v1/chat/completions", b"{"))
+    @example(raw=plain("GET", "/v1/models", key="nobody"))
+    @example(raw=plain("POST", "/v1/none"))
     def one(raw: bytes) -> None:
         found.update(check(exchange(service, raw), raw) or [0])
 

@@ -1,5 +1,5 @@
 """Agents at a fleet that has the memory for two, before two API servers: they agree, a third one waits for its turn, and a fleet that may
-grow gets a server for it."""
+grow gets a server for it. 8 minutes."""
 
 import json
 import time
@@ -20,9 +20,9 @@ from tests import tiny_gguf
 from tests.cluster.conftest import MODEL, SCRIPT, Stack
 from tests.cluster.kube import eventually
 from tests.cluster.test_scale_to_zero import replicas
+from tests.proofs.records import Proof
 
-pytestmark = pytest.mark.cluster
-DEPLOYS_FIRST = True
+PROOF = Proof("agents", guards=("api_server", "components", "devcluster", "infra/program", "ollama_agent", "Pulumi.dev.yaml"))
 SYSTEM = "A rule of the house. " * 500
 """About 10,000 bytes, which are as many tokens of the scripted model."""
 
