@@ -94,7 +94,7 @@ def model_server(
 
 
 def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
-    """Model id to upstream: the fleet's models by their own names, the model server's under its id."""
+    """Model id to upstream: the fleet's models by their own names, the model server's under its id, and those of pools of others."""
     server = settings.model_server
     limit = settings.api_server.max_in_flight
     capacity = capacities(settings)
@@ -117,7 +117,23 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
         "slots": server.parallel,
         "cached_tokens": capacity[server.model_id].cached_tokens,
     }
-    return table
+    return table | _external_routes(settings)
+
+
+def _external_routes(settings: Settings) -> dict[str, dict[str, str | int]]:
+    return {
+        model.id: {
+            "pool": name,
+            "url": pool.url,
+            "model": model.model or model.id,
+            "max_in_flight": pool.max_in_flight,
+            "context_length": model.context_length,
+            "session_header": pool.session_header or "",
+            "ca": pool.ca_bundle,
+        }
+        for name, pool in settings.external_pools.items()
+        for model in pool.models
+    }
 
 
 def _exposure(settings: Settings) -> c.ExposureArgs:
@@ -140,6 +156,7 @@ def api_server(
         namespace=namespace,
         image=images["api-server"],
         named_keys=inputs.api_keys(),
+        pool_keys=inputs.external_keys() if settings.external_pools else None,
         routes=routes(settings),
         aliases={name: alias.model_dump(exclude_none=True) for name, alias in settings.aliases.items()},
         replicas=wanted.replicas,
