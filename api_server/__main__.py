@@ -17,6 +17,7 @@ from api_server.app import ApiServer
 from api_server.connections import Connection
 from api_server.handshake import Handshake, save_memory
 from api_server.keys import Keys, KeysError
+from api_server.pools import Resolver
 from api_server.sending import CONNECT_S
 from api_server.settings import Settings, SettingsError
 from api_server.tls import Certificate, TlsError
@@ -30,7 +31,7 @@ async def serve(settings: Settings, keys: Keys, aliases: Aliases, certificate: C
     """Exit status: 0 after a drain, 1 when something that must run for ever has ended."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=settings.request_timeout_s)
     # An idle connection holds up the drain of a server: it cannot be told from a request that is being thought about.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4, resolver=Resolver())
     options: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "auto_decompress": False, "cookie_jar": aiohttp.DummyCookieJar()}
     async with aiohttp.ClientSession(timeout=timeout, connector=connector, **options) as session:
         server = ApiServer(settings, keys, aliases, session, certificate)
@@ -106,10 +107,10 @@ def main() -> int:
         keys = Keys(settings.keys_file)
         aliases = Aliases(settings.aliases_file, settings.routes)
         certificate = Certificate(settings.tls_dir, settings.tls_names) if settings.tls_dir is not None else None
+        return asyncio.run(serve(settings, keys, aliases, certificate))
     except (SettingsError, KeysError, AliasesError, TlsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return asyncio.run(serve(settings, keys, aliases, certificate))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 
 from api_server.abilities import Abilities
+from api_server.pools import Pool
 from api_server.reading import document
 
 PROBE_S = 1.0
@@ -62,6 +63,8 @@ class Address:
     """It is to go, and gets no new conversation before, where another one will do."""
     places: float = math.inf
     """Requests that it gets at once: one after it was out, twice as many after each answer."""
+    pool: Pool | None = None
+    """It stands for servers of others."""
 
     @property
     def url(self) -> str:

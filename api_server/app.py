@@ -23,6 +23,7 @@ from api_server.listings import ALLOWED, Listings
 from api_server.metrics import Metrics
 from api_server.paths import INFERENCE, api_of
 from api_server.peers import Peers
+from api_server.pools import Pool, PoolKeys
 from api_server.proxy import Proxy
 from api_server.routing import Routing
 from api_server.sending import Sender
@@ -70,10 +71,12 @@ class ApiServer:
         self.failed = False
         """Whether that is because something that must run for ever has ended."""
         self.upstreams: dict[str, Upstream] = {}
+        pool_keys = PoolKeys(settings.pool_keys_file)
         for route in settings.routes.values():
-            upstream = self.upstreams.setdefault(
-                route.url, Upstream(route.url, route.max_in_flight, route.engine, settings.server_silence_s, lines=settings.queue_s > 0)
-            )
+            if (upstream := self.upstreams.get(route.url)) is None:
+                pool, lines = Pool(route, pool_keys) if route.pool else None, settings.queue_s > 0
+                upstream = Upstream(route.url, route.max_in_flight, route.engine, settings.server_silence_s, pool, lines=lines)
+                self.upstreams[route.url] = upstream
             # Two models behind one server share what it can do.
             upstream.max_in_flight = min(upstream.max_in_flight, route.max_in_flight)
         memory_bytes = settings.memory_bytes or memory()

@@ -187,6 +187,8 @@ class Proxy:
         elif source.status == 200:
             upstream.worked(place)
         try:
+            if address.pool is not None and source.status != 200:
+                raise await address.pool.refusal(source, answer.model)
             if not answer.is_stream:
                 return await answer.relay(source, patience, address.spoke)
             with address.streaming(place.read) as part:

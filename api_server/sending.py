@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -49,11 +50,17 @@ class Sender:
             if counted:
                 address.spoke()
                 self._metrics.counted.labels(asked.model).inc()
-        headers = {name: request.headers[name] for name in self._forwarded if name in request.headers and request.headers[name].isascii()}
+        if address.pool is None:
+            headers = {
+                name: request.headers[name] for name in self._forwarded if name in request.headers and request.headers[name].isascii()
+            }
+            options: dict[str, Any] = {"url": address.url + asked.path, "allow_redirects": False}
+        else:
+            address.pool.check(asked.model, asked.most_tokens)
+            headers, options = address.pool.headers(request.headers, asked.turn), address.pool.options(asked.path)
         headers |= {"content-type": "application/json", "x-request-id": request_id}
         patience.wait()
-        url, data = address.url + asked.path, encode(body)
-        return await self._session.post(url, data=data, headers=headers, allow_redirects=False, timeout=_SILENT)
+        return await self._session.post(**options, data=encode(body), headers=headers, timeout=_SILENT)
 
     async def count(self, address: Address, asked: Asked) -> bytes:
         """The answer to a question for the number of tokens, of a server that has no such endpoint. Raises as `send` does."""
@@ -70,7 +77,10 @@ class Sender:
         return body
 
     async def abilities(self, address: Address, model: str, route: Route) -> Abilities:
-        """What the model can do at an address. A look-up that fails is no reason to fail a request: then nothing is known."""
+        """What the model can do at an address. A look-up that fails is no reason to fail a request: then nothing is known. So it is with a
+        pool, which says so in no form that all have."""
+        if address.pool is not None:
+            return abilities.UNKNOWN
         name = route.model or model
         key = name, str((address.store or {}).get(tagged(name), {}).get("digest", ""))
         if key in address.abilities:

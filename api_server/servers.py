@@ -15,6 +15,7 @@ import aiohttp
 from api_server.address import PROBE_S, Address, tagged
 from api_server.lookup import addresses
 from api_server.place import Wanted
+from api_server.pools import Pool
 from api_server.reading import LATE_OR_STRANGE
 
 _AT_ONCE = 32
@@ -33,6 +34,8 @@ class Servers:
     engine: str = "openai"
     silence_s: float = 90.0
     """A server with requests that says nothing for so long is out."""
+    pool: Pool | None = None
+    """They are those of others, and one address stands for all."""
     addresses: dict[str, Address] = field(default_factory=dict)
     looked: bool = False
     """Whether the host was looked up at all yet."""
@@ -59,10 +62,11 @@ class Servers:
 
     async def refresh(self, session: aiohttp.ClientSession) -> None:
         """Resolve the host and see what each address has. An address keeps its count for as long as a request of it runs."""
-        found = await addresses(self.host, self.port)
+        # Who is behind the name of a pool is its own concern.
+        found = [self.host] if self.pool is not None else await addresses(self.host, self.port)
         hosts = list(self.addresses) if found is None else found
         known = self._gone | self.addresses
-        fresh = {host: known.get(host) or Address(host, self.port) for host in hosts}
+        fresh = {host: known.get(host) or Address(host, self.port, pool=self.pool) for host in hosts}
         self._gone = {host: address for host, address in known.items() if host not in fresh and address.in_flight}
         turns = asyncio.Semaphore(_AT_ONCE)
 
@@ -78,6 +82,9 @@ class Servers:
                 log.warning("%s: %s is out for %g s: silent for %g s", self.url, address.host, address.eject(), self.silence_s)
 
     async def _probe(self, address: Address, session: aiohttp.ClientSession) -> None:
+        if self.pool is not None:
+            address.answers = await self.pool.answers(session)
+            return
         try:
             async with asyncio.timeout(PROBE_S):
                 _, writer = await asyncio.open_connection(address.host, address.port)

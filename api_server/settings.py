@@ -1,6 +1,7 @@
 """Settings from the environment."""
 
 import functools
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -19,6 +20,10 @@ _LISTS = {
     "session_headers": (re.compile(r"[A-Za-z0-9-_]{1,64}"), "names of headers such as x-my-session"),
 }
 """Variables that are lists with commas: the form of a part, and how it is called."""
+
+
+_SERVER_URL, _POOL_URL = re.compile(rf"http://{SERVER}"), re.compile(r"https?://[^/\s?#@]+(/[^\s?#]*[^\s?#/])?")
+_METADATA = ("100.100.100.200", "168.63.129.16", "fd00:ec2::254")
 
 
 class SettingsError(Exception):
@@ -59,13 +64,36 @@ def _line(prefix: str, error: Any) -> str:
     return f"{name}{''.join(f'.{part}' for part in rest)}: got {got}, want {want}; correct the variable"
 
 
+def is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def is_forbidden(address: str) -> bool:
+    """Whether no pool can be at an address: what answers there belongs to the machine that asks, as a cloud's metadata does. Addresses
+    outside of link-local ones: Alibaba's, Azure's and AWS's over IPv6, from their documentation."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    found = getattr(found, "ipv4_mapped", None) or found
+    return found.is_link_local or found.is_multicast or found.is_unspecified or str(found) in _METADATA
+
+
 class Route(BaseModel):
     """Where requests for one model id go."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: str = Field(pattern=rf"^http://{SERVER}$")
-    """Base address; its host is resolved to all of its addresses."""
+    pool: str = ""
+    """Name of the pool of others that this is (pools.py), by which its key is found. Empty: servers of ours."""
+    url: str
+    """Base address, http://HOST:PORT; the host is resolved to all of its addresses. Of a pool: as OpenAI's clients take it, such as
+    https://models.example.com/v1."""
+    session_header: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,64}$")
+    """In which a pool is told the conversation. Empty: it is not."""
+    ca: str = ""
+    """Certificates (PEM) of authorities that a pool's certificate may be of, beside the public ones."""
     model: str = ""
     """Name that is sent upstream; the model id when empty."""
     max_in_flight: int = Field(default=4, ge=1, le=10_000)
@@ -83,14 +111,18 @@ class Route(BaseModel):
 
     @field_validator("url")
     @classmethod
-    def _resolvable(cls, url: str) -> str:
+    def _resolvable(cls, url: str, info: ValidationInfo) -> str:
+        pool = bool(info.data.get("pool"))
         try:
             parts = urlsplit(url)
-            host, port = parts.hostname or "", parts.port
+            host, port = parts.hostname or "", parts.port or (443 if pool else None)
         except ValueError:
             host, port = "", None
-        if not port or not (":" in host or _HOST.fullmatch(host)):
-            raise ValueError("http://HOST:PORT with an address or a name that DNS can have, and a port below 65536")
+        form, want = (_POOL_URL, "http(s)://HOST[:PORT][/PATH]") if pool else (_SERVER_URL, "http://HOST:PORT")
+        if not form.fullmatch(url) or not port or not (":" in host or _HOST.fullmatch(host)):
+            raise ValueError(f"{want} with an address or a name that DNS can have, and a port below 65536")
+        if pool and is_address(host) and is_forbidden(host):
+            raise ValueError("an address of somebody else, and none that serves the machine itself")
         return url
 
     @model_validator(mode="after")
@@ -113,6 +145,8 @@ class Settings(Environment):
     """JSON: name to `{"hash", "owner", "expires", "models", "requestsPerMinute", "tokensPerMinute", "concurrency"}`, the hash being the
     key's BLAKE2b of 256 bits; read again when it changes. The old form, one key a line, is read too."""
     routes: Json[Annotated[dict[str, Route], Field(min_length=1)]]
+    pool_keys_file: Path | None = None
+    """JSON: name of a pool to its key; read again when it changes. None: no pool asks for one."""
     aliases_file: Path | None = None
     """JSON: name to `{"model", "next", "share"}`; read again when it changes. None: no model has another name."""
     tls_dir: Path | None = None

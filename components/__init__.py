@@ -11,7 +11,7 @@ from .images import RuntimeImages, RuntimeImagesArgs
 from .model_server import ModelServer, ModelServerArgs
 from .models import ModelStore, ModelStoreArgs
 from .monitoring import Monitoring, MonitoringArgs
-from .network import DnsArgs, Network, NetworkArgs, OriginArgs, PodsArgs
+from .network import DnsArgs, Network, NetworkArgs, OriginArgs, PodsArgs, PoolArgs
 from .objectives import ObjectivesArgs
 from .objects import ExposureArgs
 from .ollama import OllamaFleet, OllamaFleetArgs
@@ -56,6 +56,7 @@ __all__ = [
     "OriginArgs",
     "PairArgs",
     "PodsArgs",
+    "PoolArgs",
     "PriorityClassesArgs",
     "Prometheus",
     "PrometheusArgs",

@@ -26,7 +26,7 @@ _SERVER_SILENCE_S = 900
 """Longest silence of a server. The same holds for it."""
 _SLACK_S = 30
 """That a proxy waits longer than the API server, whose own refusal is better."""
-_ALIASES, _KEYS = "api-server-aliases", "api-server-keys"
+_ALIASES, _KEYS, _POOL_KEYS = "api-server-aliases", "api-server-keys", "api-server-pool-keys"
 """Constants: the pods that mount them must not roll when they change."""
 _TLS_DIR = "/etc/tls"
 _NEVER_FEWER = k8s.apps.v1.DeploymentStrategyArgs(rolling_update=k8s.apps.v1.RollingUpdateDeploymentArgs(max_unavailable=0, max_surge=1))
@@ -41,12 +41,16 @@ class ApiServerArgs:
     image: pulumi.Input[str]
     routes: Mapping[str, Mapping[str, str | int]]
     """Model id to `{"url", "model", "max_in_flight", "slots", "cached_tokens"}`. The last two are what one server keeps of conversations:
-    one in each slot, and others of so many tokens together."""
+    one in each slot, and others of so many tokens together. Of a pool of others: `{"pool", "url", "model", "max_in_flight",
+    "context_length", "session_header", "ca"}`."""
     keys: pulumi.Input[list[str]] = field(default_factory=list)
     """API keys without names, a Pulumi secret: they are `key-1`, `key-2`, … by their order, and may use everything."""
     named_keys: pulumi.Input[Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     """Name to `{"key", "owner", "expires", "models", "requestsPerMinute", "tokensPerMinute", "concurrency"}`, a Pulumi secret; only the
     key is required. With the provider's enableSecretMutable a change of them restarts nothing."""
+    pool_keys: pulumi.Input[str] | None = None
+    """JSON map of a route's `pool` to its key, a Pulumi secret. None: no pool asks for one. With the provider's enableSecretMutable a
+    change of them restarts nothing."""
     aliases: Mapping[str, Mapping[str, str | int]] = field(default_factory=dict)
     """Other name of a model to `{"model", "next", "share"}`: the share of conversations, in percent, that goes to the next one. With the
     provider's enableConfigMapMutable a change of them restarts nothing."""
@@ -118,7 +122,8 @@ class ApiServer(pulumi.ComponentResource):
         space = args.namespace
         certificate = tls_secret(f"{name}-tls", args.tls, space, child) if args.tls is not None else None
         _way_in(name, args, certificate, child)
-        pod = _pod(args, secret.metadata.name, aliases.metadata.name, certificate)
+        pool_keys = _pool_keys(name, args, child)
+        pod = _pod(args, secret.metadata.name, aliases.metadata.name, certificate, pool_keys)
         runs = objects.account(f"{name}-account", API_SERVER, space, child, args.workload)
         runs = pods.scaled_by_others(runs) if args.autoscaled else runs
         pods.deployment(f"{name}-servers", API_SERVER, space, pod, runs, replicas=args.replicas, strategy=_NEVER_FEWER)
@@ -127,6 +132,16 @@ class ApiServer(pulumi.ComponentResource):
         asked = args.service_type == "LoadBalancer"
         self.load_balancer = service.status.apply(_address) if asked else pulumi.Output.from_input(None)
         self.register_outputs({"service_name": self.service_name})
+
+
+def _pool_keys(name: str, args: ApiServerArgs, opts: pulumi.ResourceOptions) -> pulumi.Input[str] | None:
+    """Name of the Secret with the keys of pools; None without any."""
+    if args.pool_keys is None:
+        return None
+    meta = k8s.meta.v1.ObjectMetaArgs(name=_POOL_KEYS, namespace=args.namespace, labels=labels(API_SERVER))
+    return core.Secret(
+        f"{name}-pool-keys", metadata=meta, string_data={"keys": pulumi.Output.secret(args.pool_keys)}, opts=opts
+    ).metadata.name
 
 
 def _hashed(keys: Sequence[str], named: Mapping[str, Mapping[str, Any]]) -> str:
@@ -171,7 +186,11 @@ def _listed(name: str, values: Sequence[str]) -> dict[str, str]:
 
 
 def _pod(
-    args: ApiServerArgs, keys_secret: pulumi.Input[str], aliases_config: pulumi.Input[str], certificate: pulumi.Input[str] | None
+    args: ApiServerArgs,
+    keys_secret: pulumi.Input[str],
+    aliases_config: pulumi.Input[str],
+    certificate: pulumi.Input[str] | None,
+    pool_keys: pulumi.Input[str] | None,
 ) -> core.PodSpecArgs:
     tmp, tmp_mount = containers.scratch()
     keys, keys_mount = containers.secret_file("keys", keys_secret, "/etc/api-keys")
@@ -182,6 +201,9 @@ def _pod(
         volumes, mounts = [*volumes, cache.volume], [*mounts, cache.mount]
     if certificate is not None:
         volume, mount = containers.secret_file("tls", certificate, _TLS_DIR)
+        volumes, mounts = [*volumes, volume], [*mounts, mount]
+    if pool_keys is not None:
+        volume, mount = containers.secret_file("pool-keys", pool_keys, "/etc/pool-keys")
         volumes, mounts = [*volumes, volume], [*mounts, mount]
     port = PORTS[API_SERVER]
     container = core.ContainerArgs(
@@ -202,6 +224,7 @@ def _pod(
                 **({"API_SERVER_GATEWAYS": str(args.replicas)} if (args.replicas or 1) > 1 else {}),
                 **_listed("API_SERVER_CORS_ORIGINS", args.cors_origins),
                 **_listed("API_SERVER_SESSION_HEADERS", args.session_headers),
+                **({"API_SERVER_POOL_KEYS_FILE": "/etc/pool-keys/keys"} if pool_keys is not None else {}),
                 **_limits(args),
                 **({"API_SERVER_TLS_DIR": _TLS_DIR, **_listed("API_SERVER_TLS_NAMES", args.tls.names)} if args.tls else {}),
             }

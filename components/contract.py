@@ -158,5 +158,8 @@ ONE_NODE_ANNOTATION = "modelfleet.dev/one-node"
 """Of the shared claim: `true`, where the configuration says that one node has every pod that uses it."""
 EXPOSED_ANNOTATION = "modelfleet.dev/exposed"
 """Of a Service: the type that the configuration asks for. Components set it from the setting, never by themselves."""
+POOLS_ANNOTATION = "modelfleet.dev/pools"
+"""Of the API server's network policy: the pools of others that the configuration names, each as NETWORK:PORT or NAMESPACE:PORT. Components
+set it from the setting, never by themselves."""
 MODEL_VERSION_ANNOTATION = "modelfleet.dev/model-version"
 """Of a pod that keeps a model's file open."""

@@ -15,6 +15,7 @@ from .contract import (
     KUBERNETES_PORTS,
     MODEL_SERVER,
     MODEL_WRITER,
+    POOLS_ANNOTATION,
     PORTS,
     PROMETHEUS,
     SCRAPED,
@@ -59,6 +60,18 @@ class DnsArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolArgs:
+    """A pool of others that the API server may connect to."""
+
+    cidrs: Sequence[str] = ()
+    port: int
+    """At these networks."""
+    pods: PodsArgs | None = None
+    pods_port: int | None = None
+    """Port of the pods themselves; None: the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkArgs:
     """Inputs of Network."""
 
@@ -74,6 +87,8 @@ class NetworkArgs:
     """Sources of models."""
     origins_have_names: bool = False
     """The writer looks names up."""
+    pools: Sequence[PoolArgs] = ()
+    """Pools of others behind the API server."""
     kubernetes_cidrs: Sequence[str] = ()
     """Addresses of the cluster's API server, for the activator; without them there is none."""
     prometheus: bool = False
@@ -109,11 +124,17 @@ class Network(pulumi.ComponentResource):
         for component in deployed:
             net.NetworkPolicy(
                 f"{name}-{component}",
-                metadata=k8s.meta.v1.ObjectMetaArgs(name=component, namespace=args.namespace, labels=labels("network")),
+                metadata=_metadata(component, args),
                 spec=_policy(component, args, open_),
                 opts=child,
             )
         self.register_outputs({})
+
+
+def _metadata(component: str, args: NetworkArgs) -> k8s.meta.v1.ObjectMetaArgs:
+    pools = [named for pool in args.pools for named in _named(pool)] if component == API_SERVER else []
+    noted = {POOLS_ANNOTATION: " ".join(pools)} if pools else None
+    return k8s.meta.v1.ObjectMetaArgs(name=component, namespace=args.namespace, labels=labels("network"), annotations=noted)
 
 
 def _policy(component: str, args: NetworkArgs, open_: Sequence[Edge]) -> net.NetworkPolicySpecArgs:
@@ -137,6 +158,8 @@ def _policy(component: str, args: NetworkArgs, open_: Sequence[Edge]) -> net.Net
     ]  # fmt: skip
     if component == MODEL_WRITER:
         egress += [net.NetworkPolicyEgressRuleArgs(to=addresses([origin.cidr]), ports=[_port(origin.port)]) for origin in args.origins]
+    if component == API_SERVER:
+        egress += [rule for pool in args.pools for rule in _to_pool(pool)]
     if component == ACTIVATOR:
         cluster = addresses(args.kubernetes_cidrs)
         egress.append(net.NetworkPolicyEgressRuleArgs(to=cluster, ports=[_port(number) for number in KUBERNETES_PORTS]))
@@ -148,6 +171,19 @@ def _policy(component: str, args: NetworkArgs, open_: Sequence[Edge]) -> net.Net
         ingress=ingress,
         egress=egress,
     )
+
+
+def _named(pool: PoolArgs) -> list[str]:
+    pods = [f"{pool.pods.namespace}:{pool.pods_port or pool.port}"] if pool.pods is not None else []
+    return [f"{cidr}:{pool.port}" for cidr in pool.cidrs] + pods
+
+
+def _to_pool(pool: PoolArgs) -> list[net.NetworkPolicyEgressRuleArgs]:
+    rules = [net.NetworkPolicyEgressRuleArgs(to=addresses(pool.cidrs), ports=[_port(pool.port)])] if pool.cidrs else []
+    if pool.pods is not None:
+        to = [_namespace(pool.pods.namespace, pool.pods.labels)]
+        rules.append(net.NetworkPolicyEgressRuleArgs(to=to, ports=[_port(pool.pods_port or pool.port)]))
+    return rules
 
 
 def default_deny(name: str, namespace: pulumi.Input[str], opts: pulumi.ResourceOptions) -> None:

@@ -46,6 +46,7 @@ _PLACEHOLDER_IMAGES = {
 _MASKS: dict[str, Any] = {
     "modelfleet:registryAuth": {"auths": {"registry.example.com": {"username": "masked", "password": "masked"}}},
     "modelfleet:sourceTokens": {"masked": "in-the-rendering"},
+    "modelfleet:externalKeys": {"masked": "in-the-rendering"},
     "modelfleet:apiServerTls": {"certificate": "masked", "privateKey": "masked", "authority": "masked"},
     "modelfleet:verifierTls": {"certificate": "masked", "privateKey": "masked"},
 }

@@ -22,6 +22,7 @@ _MADE_AT_DEPLOYMENT = ("cluster", "images")
 _SECRETS = {
     "apiKeys": "a map of names to keys for clients, and what each may use, in [keys.md](keys.md)",
     "cachePassword": "16 or more letters and digits",
+    "externalKeys": "a map of the names of externalPools to their keys, in [pools.md](pools.md)",
     "kubeconfig": "content of the kubeconfig that has `cluster.context`, such as another stack's output; default: kubectl's",
     "registryAuth": "logins of private registries as a dockerconfigjson, in [images.md](images.md)",
     "sourceTokens": "where a source of models asks for a credential: a JSON map of `host` or `host:port` to a token or `user:password`",

@@ -36,6 +36,7 @@ def connections() -> list[tuple[str, str, str]]:
     rows += [("another Prometheus (`monitoring.prometheusNamespace`)", component, str(port)) for component, port in SCRAPED.items()]
     rows += [(_title(component), "DNS (kube-system)", "53 UDP and TCP") for component in DNS_CLIENTS]
     rows += [(MODEL_WRITER, "sources (`models`, or `delivery.proxy`; and DNS if one has a name)", "theirs")]
+    rows += [(API_SERVER, "pools of others (`externalPools`)", "theirs")]
     rows += [("clients of Prometheus (`monitoring.prometheus.clients`)", PROMETHEUS, str(PORTS[PROMETHEUS]))]
     ports = " and ".join(map(str, KUBERNETES_PORTS))
     rows += [(_title(ACTIVATOR), "the cluster's API server (`fleet.scale.kubernetesCidrs`)", ports)]

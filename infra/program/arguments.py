@@ -96,7 +96,7 @@ def model_server(
 
 
 def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
-    """Model id to upstream: the fleet's models by their own names, those of model servers under their ids."""
+    """Model id to upstream: the fleet's models by their own names, those of model servers under their ids, and those of pools of others."""
     limit = settings.api_server.max_in_flight
     capacity = capacities(settings)
     table: dict[str, dict[str, str | int]] = {
@@ -111,7 +111,7 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
         }
         for model in settings.models
     }
-    return table | {
+    table |= {
         server.model_id: {
             "url": f"http://{server.component}:{PORTS[MODEL_SERVER]}",
             "model": server.model_id,
@@ -120,6 +120,23 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
             "cached_tokens": capacity[server.model_id].cached_tokens,
         }
         for server in settings.model_servers
+    }
+    return table | _external_routes(settings)
+
+
+def _external_routes(settings: Settings) -> dict[str, dict[str, str | int]]:
+    return {
+        model.id: {
+            "pool": name,
+            "url": pool.url,
+            "model": model.model or model.id,
+            "max_in_flight": pool.max_in_flight,
+            "context_length": model.context_length,
+            "session_header": pool.session_header or "",
+            "ca": pool.ca_bundle,
+        }
+        for name, pool in settings.external_pools.items()
+        for model in pool.models
     }
 
 
@@ -143,6 +160,7 @@ def api_server(
         namespace=namespace,
         image=images["api-server"],
         named_keys=inputs.api_keys(),
+        pool_keys=inputs.external_keys() if settings.external_pools else None,
         routes=routes(settings),
         aliases={name: alias.model_dump(exclude_none=True) for name, alias in settings.aliases.items()},
         replicas=wanted.replicas,

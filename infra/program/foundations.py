@@ -11,6 +11,7 @@ from infra import ROOT
 from infra.program import delivery
 from infra.program.settings import Settings, inputs
 from infra.program.settings.cluster import verifier_namespace
+from infra.program.settings.external import ExternalPoolSettings
 from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE, TrustSettings
 from infra.program.settings.network import PodsSettings
 from infra.program.settings.section import SettingsError
@@ -122,6 +123,11 @@ def _pods(wanted: Sequence[PodsSettings]) -> list[c.PodsArgs]:
     return [c.PodsArgs(namespace=each.namespace, labels=each.labels) for each in wanted]
 
 
+def _pool(pool: ExternalPoolSettings) -> c.PoolArgs:
+    pods = c.PodsArgs(namespace=pool.pods.namespace, labels=pool.pods.labels) if pool.pods else None
+    return c.PoolArgs(cidrs=pool.cidrs, port=pool.port, pods=pods, pods_port=pool.pods.port if pool.pods else None)
+
+
 def network(settings: Settings, namespace: pulumi.Input[str]) -> c.NetworkArgs:
     scale, prometheus = settings.fleet.scaling, settings.monitoring.prometheus
     way_in = settings.api_server.way_in
@@ -133,6 +139,7 @@ def network(settings: Settings, namespace: pulumi.Input[str]) -> c.NetworkArgs:
         prometheus_namespace=settings.monitoring.prometheus_namespace,
         origins=delivery.origins(settings),
         origins_have_names=delivery.has_names(settings),
+        pools=[_pool(pool) for pool in settings.external_pools.values()],
         kubernetes_cidrs=scale.kubernetes_cidrs if scale else (),
         prometheus=prometheus is not None,
         prometheus_clients=_pods(prometheus.clients) if prometheus else (),

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from api_server.settings import Route
 from infra.analysis.policy import rules
 from infra.program import stack
 from infra.program.settings import parse
@@ -227,3 +228,49 @@ def test_on_a_company_network_the_writer_reaches_its_proxy_and_not_the_world(pro
     (container,) = writer["spec"]["template"]["spec"]["containers"]
     assert {f"--proxy={proxy}", "--no-proxy=corp.example.com"} < set(container["args"])
     assert [item["kind"] for item in found if "hunter2" in str(item)] == ["Secret"]
+
+
+def test_the_gateway_reaches_the_pools_of_others_and_nothing_else_of_theirs() -> None:
+    config = document("prod")
+    model = {"id": "large", "model": "org/large", "contextLength": 131072}
+    config["externalPools"] = {
+        "cloud": {
+            "url": "https://models.example.com/v1",
+            "networks": ["203.0.113.0/24", "2001:db8::/32"],
+            "models": [model],
+            "sessionHeader": "x-session",
+        },
+        "near": {
+            "url": "http://llm-d.inference.svc:8000/v1",
+            "pods": {"namespace": "inference", "labels": {"app": "gateway"}, "port": 8080},
+            "models": [model | {"id": "near"}],
+        },
+    }
+    found: list[dict[str, Any]] = []
+
+    def build() -> None:
+        settings = parse(rendered(config))
+        found.extend(made(lambda: stack.build(settings)))
+
+    secrets = GOOD | {"externalKeys": json.dumps({"cloud": "hunter2"})}
+    with_config({**{name: json.dumps(value) for name, value in config.items()}, **secrets}, build, tuple(secrets))
+    assert rules.violations(found) == []
+    policies = {item["metadata"]["name"]: item["spec"] for item in found if item["kind"] == "NetworkPolicy"}
+    blocks = [(name, rule) for name, policy in policies.items() for rule in policy.get("egress", []) if "ipBlock" in str(rule["to"])]
+    outside = [(name, rule) for name, rule in blocks if "203.0.113.0/24" in str(rule)]
+    assert [(name, rule["ports"]) for name, rule in outside] == [("api-server", [{"port": 443, "protocol": "TCP"}])]
+    (near,) = (rule for rule in policies["api-server"]["egress"] if "inference" in str(rule))
+    assert near["ports"] == [{"port": 8080, "protocol": "TCP"}]
+    assert near["to"][0]["podSelector"]["matchLabels"] == {"app": "gateway"}
+    (policy,) = (item for item in found if item["kind"] == "NetworkPolicy" and item["metadata"]["name"] == "api-server")
+    assert policy["metadata"]["annotations"]["modelfleet.dev/pools"] == "203.0.113.0/24:443 2001:db8::/32:443 inference:8080"
+    for named in ("", "203.0.113.0/24:80 2001:db8::/32:443 inference:8080", "203.0.113.0/24:443 2001:db8::/32:443 other:8080"):
+        policy["metadata"]["annotations"]["modelfleet.dev/pools"] = named
+        assert any("got a way from api-server to " in line for line in rules.violations(found)), "what nobody named is refused"
+    assert [item["metadata"]["name"] for item in found if "hunter2" in str(item)] == ["api-server-pool-keys"]
+    (api,) = (item for item in found if item["kind"] == "Deployment" and item["metadata"]["name"] == "api-server")
+    env = {entry["name"]: entry.get("value") for entry in api["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert env["API_SERVER_POOL_KEYS_FILE"] == "/etc/pool-keys/keys"
+    routes = {name: Route.model_validate(route) for name, route in json.loads(env["API_SERVER_ROUTES"]).items()}
+    assert (routes["large"].pool, routes["large"].model, routes["large"].session_header) == ("cloud", "org/large", "x-session")
+    assert (routes["near"].url, routes["near"].context_length) == ("http://llm-d.inference.svc:8000/v1", 131072)

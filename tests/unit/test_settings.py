@@ -637,3 +637,70 @@ def test_a_builder_makes_what_the_stack_runs_and_no_more() -> None:
     prod = parse(document("prod"))
     assert set(foundations.built(prod)) == {*IMAGE_NAMES, *BASE_NAMES}
     assert set(foundations.built(prod.model_copy(update={"gpu": GpuSettings()}))) == set(IMAGE_NAMES)
+
+
+POOL: dict[str, Any] = {
+    "url": "https://models.example.com/v1",
+    "networks": ["203.0.113.0/24"],
+    "models": [{"id": "large", "contextLength": 131072}],
+}
+
+
+def test_a_pool_of_others_has_an_id_that_aliases_may_lead_to() -> None:
+    config = document()
+    config["externalPools"] = {"cloud": POOL, "near": POOL | {"url": "http://10.1.2.3:8000/v1", "networks": [], "models": [
+        {"id": "near", "contextLength": 4096}]}}  # fmt: skip
+    config["aliases"] = {"coder": {"model": "large"}}
+    settings = parse(config)
+    cloud, near = settings.external_pools.values()
+    assert (cloud.port, cloud.cidrs) == (443, ["203.0.113.0/24"])
+    assert (near.port, near.cidrs) == (8000, ["10.1.2.3/32"])
+    assert settings.ids[-2:] == ["large", "near"]
+
+
+@pytest.mark.parametrize(
+    ("pool", "line"),
+    [
+        (
+            {"url": "https://me:hunter2@h/v1"},
+            "url: got a user, a password or a query, want the address alone; put the key into externalKeys",
+        ),
+        ({"url": "https://h/v1?key=hunter2"}, "url: got a user, a password or a query, want the address alone"),
+        (
+            {"url": "models.example.com"},
+            "url: got 'models.example.com', want https://HOST[:PORT][/PATH] without a slash at its end; correct it",
+        ),
+        ({"url": "https://models.example.com/v1/"}, "url: got 'https://models.example.com/v1/', want https://HOST"),
+        ({"url": "https://models.example.com:99999/v1"}, "url: got 'https://models.example.com:99999/v1', want https://HOST"),
+        (
+            {"url": "http://169.254.169.254/latest"},
+            "url: got 169.254.169.254, want another machine than the one that asks; name the pool's",
+        ),
+        ({"url": "http://[::ffff:169.254.169.254]/latest"}, "url: got ::ffff:169.254.169.254, want another machine"),
+        ({"url": "http://localhost:8000/v1"}, "url: got localhost, want another machine"),
+        ({"url": "http://127.0.0.1:8000/v1"}, "url: got 127.0.0.1, want another machine"),
+        ({"url": "http://[fd00:ec2::254]/v1"}, "url: got fd00:ec2::254, want another machine"),
+        (
+            {"networks": []},
+            "networks: got nothing, want the networks of models.example.com, since a network policy cannot name hosts; list them",
+        ),
+        ({"caBundle": "x"}, "caBundle: got no certificates, want them as PEM"),
+        ({"models": []}, "models: got [], want "),
+        (
+            {"models": [{"id": "smollm2:135m", "contextLength": 4096}]},
+            "models.0.id: got smollm2:135m twice, want an id that no other model has",
+        ),
+        ({"models": [{"id": "large"}]}, "models.0.contextLength: got nothing, want a value"),
+        ({"key": "hunter2"}, "key: got an unknown key, want one of"),
+    ],
+)
+def test_a_pool_that_nobody_can_have_is_refused(pool: dict[str, Any], line: str) -> None:
+    said = refusal(externalPools={"cloud": POOL | pool})
+    assert f"modelfleet:externalPools.cloud.{line}" in said
+    assert "hunter2" not in said
+
+
+def test_two_pools_have_two_urls() -> None:
+    assert "externalPools.b.url: got https://models.example.com/v1 twice, want one pool for each url" in refusal(
+        externalPools={"a": POOL, "b": POOL | {"models": [{"id": "other", "contextLength": 4096}]}}
+    )

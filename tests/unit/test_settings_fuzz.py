@@ -189,3 +189,25 @@ def test_dev_may_have_them_in_plain_text() -> None:
 def test_a_secret_section_is_not_echoed() -> None:
     assert "hunter2" not in (text := refusal("dev", ("monitoring",), monitoring="hunter2")), text
     assert "modelfleet:monitoring: got a secret value, want" in text
+
+
+EXTERNAL = {"url": "https://models.example.com/v1", "networks": ["203.0.113.0/24"], "models": [{"id": "large", "contextLength": 4096}]}
+
+
+@pytest.mark.parametrize("keys", ["", "{", [], ["a"], {"cloud": 1}, {"cloud": ""}, {"cloud": "two words"}])
+def test_keys_of_pools_of_another_form_are_refused_and_not_echoed(keys: Any) -> None:
+    (line,) = refusal("dev", (), externalKeys=keys, externalPools={"cloud": EXTERNAL}).splitlines()
+    assert "modelfleet:externalKeys: got another form, want a JSON map of pool to key; run pulumi config set" in line
+
+
+def test_a_key_of_a_pool_is_a_secret_for_a_pool_that_is_there_with_tls() -> None:
+    keys = {"cloud": TOKENS}
+    assert refusal("dev", (), externalKeys=keys, externalPools={"cloud": EXTERNAL}) == ""
+    assert refusal("prod", tuple(GOOD), externalKeys=keys, externalPools={"cloud": EXTERNAL}) == (
+        "modelfleet:externalKeys: got plain text, want it encrypted with governance.production; set it with --secret"
+    )
+    said = refusal("dev", (), externalKeys=keys, externalPools={"other": EXTERNAL})
+    assert said == "modelfleet:externalKeys.cloud: got a key for no pool, want one of other; correct it"
+    said = refusal("dev", (), externalKeys=keys, externalPools={"cloud": EXTERNAL | {"url": "http://models.example.com/v1"}})
+    assert said.startswith("modelfleet:externalPools.cloud.url: got http:// and a key, want TLS")
+    assert TOKENS not in said

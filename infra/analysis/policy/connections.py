@@ -13,6 +13,7 @@ from components.contract import (
     IMAGE_VERIFIER,
     MODEL_SERVER,
     MODEL_WRITER,
+    POOLS_ANNOTATION,
     PORTS,
     PROMETHEUS,
     SCRAPED,
@@ -60,7 +61,7 @@ def _surplus(objects: Sequence[Object]) -> Iterator[tuple[Object, str]]:
                 yield item, "connections to anywhere"
             if not rule.get("ports") and component != IMAGE_VERIFIER:
                 yield item, "connections to any port of others"
-            yield from ((item, what) for what in _servers(component, rule))
+            yield from ((item, what) for what in _servers(component, rule, _pools(item)))
 
 
 def _clients(component: str, rule: Object) -> Iterator[str]:
@@ -76,13 +77,22 @@ def _clients(component: str, rule: Object) -> Iterator[str]:
                 yield f"{component or 'every pod'} open to {_shown(peer)} on port {port}"
 
 
-def _servers(component: str, rule: Object) -> Iterator[str]:
+def _pools(policy: Object) -> list[str]:
+    """The pools of others that the configuration names, which the API server alone may reach."""
+    named = (policy["metadata"].get("annotations") or {}).get(POOLS_ANNOTATION, "").split()
+    return named if _name(policy["spec"].get("podSelector")) == API_SERVER else []
+
+
+def _servers(component: str, rule: Object, pools: Sequence[str]) -> Iterator[str]:
     for peer in rule.get("to") or []:
         for port in _ports(rule):
             if "ipBlock" in peer:
-                allowed = component in _NAMES_SERVERS or _DNS_PORT in _ports(rule)
+                named = f"{peer['ipBlock'].get('cidr')}:{port:g}" in pools if port else False
+                allowed = component in _NAMES_SERVERS or named or _DNS_PORT in _ports(rule)
             elif "namespaceSelector" in peer:
-                allowed = _selects(peer["namespaceSelector"]) and _DNS_PORT in _ports(rule)
+                name = (peer["namespaceSelector"].get("matchLabels") or {}).get("kubernetes.io/metadata.name")
+                named = f"{name}:{port:g}" in pools if port else False
+                allowed = named or (_selects(peer["namespaceSelector"]) and _DNS_PORT in _ports(rule))
             else:
                 allowed = (kind_of(component), kind_of(_name(peer.get("podSelector"))), port) in _EDGES
             if not allowed:

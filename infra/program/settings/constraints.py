@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from components.models import FOLLOWER_RESOURCES
 from components.ollama_agent import AGENT_RESOURCES, PROBE_RESOURCES
-from infra.program.settings import capacity, server_rules
+from infra.program.settings import capacity, external, server_rules
 from infra.program.settings.images import PROMETHEUS_IMAGE
 from infra.program.settings.models import ModelSettings, is_address
 from infra.program.settings.section import GIB, MIB, in_gib, quantity
@@ -56,7 +56,7 @@ def problems(settings: Sections) -> list[str]:
         _cache,
         _quota,
     )
-    found = [line for check in checks for line in check(settings)]
+    found = [line for check in checks for line in check(settings)] + list(external.problems(settings.external_pools, settings.ids))
     return found + list(_production(settings)) if settings.governance.production else found
 
 

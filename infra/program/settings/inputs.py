@@ -19,6 +19,7 @@ _VERIFIER_TLS = "verifierTls"
 _API_SERVER_TLS = "apiServerTls"
 _REGISTRY_AUTH = "registryAuth"
 _SOURCE_TOKENS = "sourceTokens"
+_EXTERNAL_KEYS = "externalKeys"
 _KUBECONFIG = "kubeconfig"
 _HOST = r"([a-z0-9][a-z0-9.-]{0,252}|\[[0-9a-f:]+\])(:[0-9]{1,5})?"
 _SECRETS = {
@@ -32,7 +33,7 @@ def load() -> Settings:
     document: dict[str, Any] = {}
     hidden: set[str] = set()
     for name in _configured_keys():
-        if name not in (*_SECRETS, _VERIFIER_TLS, _API_SERVER_TLS, _REGISTRY_AUTH, _SOURCE_TOKENS, _KUBECONFIG):
+        if name not in (*_SECRETS, _VERIFIER_TLS, _API_SERVER_TLS, _REGISTRY_AUTH, _SOURCE_TOKENS, _EXTERNAL_KEYS, _KUBECONFIG):
             document[name] = _decoded(pulumi.Config(PROJECT).get(name) or "")
             if _is_secret(name):
                 hidden.add(name)
@@ -48,6 +49,7 @@ def load() -> Settings:
         *_key_problems(settings),
         *_registry_auth_problems(encrypted=encrypted),
         *_token_problems(settings, encrypted=encrypted),
+        *_external_key_problems(settings, encrypted=encrypted),
         *_kubeconfig_problems(encrypted=encrypted),
     ]
     if settings is not None and settings.images.trust is not None and not verifier_tls():
@@ -118,6 +120,32 @@ def cache_password() -> pulumi.Output[str]:
 def source_tokens() -> pulumi.Output[str] | None:
     """JSON map of a source's host to a credential, a secret; None where no source asks for one."""
     return pulumi.Config(PROJECT).get_secret(_SOURCE_TOKENS)
+
+
+def external_keys() -> pulumi.Output[str] | None:
+    """JSON map of an external pool to its key, a secret; None where no pool asks for one."""
+    return pulumi.Config(PROJECT).get_secret(_EXTERNAL_KEYS)
+
+
+def _external_key_problems(settings: Settings | None, *, encrypted: bool) -> Iterator[str]:
+    path, text = f"{PROJECT}:{_EXTERNAL_KEYS}", pulumi.Config(PROJECT).get(_EXTERNAL_KEYS)
+    if text is None:
+        return
+    found = _decoded(text)
+    if not isinstance(found, dict) or not all(isinstance(key, str) and re.fullmatch(r"[!-~]{1,16384}", key) for key in found.values()):
+        yield f"{path}: got another form, want a JSON map of pool to key; run pulumi config set --path {_EXTERNAL_KEYS}.POOL --secret"
+        return
+    if encrypted and not _is_secret(_EXTERNAL_KEYS):
+        yield _plain_text(_EXTERNAL_KEYS)
+    if settings is None or settings.cluster.render_to is not None:
+        return
+    for name in sorted(found):
+        pool = settings.external_pools.get(name)
+        if pool is None:
+            yield f"{path}.{name}: got a key for no pool, want one of {', '.join(settings.external_pools) or 'none'}; correct it"
+        elif pool.url.startswith("http:"):
+            want = "want TLS, or everybody on the way could read it; use https://"
+            yield f"{PROJECT}:externalPools.{name}.url: got http:// and a key, {want}"
 
 
 def _kubeconfig_problems(*, encrypted: bool) -> Iterator[str]:

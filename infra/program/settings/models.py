@@ -98,13 +98,8 @@ class DeliverySettings(Section):
 
     @model_validator(mode="after")
     def _authorities_are_certificates(self) -> Self:
-        if "PRIVATE KEY" in self.ca_bundle:
-            raise ValueError("caBundle: got a private key, want certificates alone; remove it, and renew that key")
-        try:
-            if self.ca_bundle:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=self.ca_bundle)
-        except (ssl.SSLError, ValueError, TypeError):
-            raise ValueError("caBundle: got no certificates, want them as PEM; copy them with their BEGIN and END lines") from None
+        if problem := authorities_problem(self.ca_bundle):
+            raise ValueError(f"caBundle: {problem}")
         return self
 
 
@@ -131,6 +126,18 @@ class AliasSettings(Section):
         if self.share and self.next is None:
             raise ValueError(f"share: got {self.share} without next, want the model that gets it; set next, or remove share")
         return self
+
+
+def authorities_problem(bundle: str) -> str:
+    """What is wrong with certificates of authorities; empty: nothing, also where there are none."""
+    if "PRIVATE KEY" in bundle:
+        return "got a private key, want certificates alone; remove it, and renew that key"
+    try:
+        if bundle:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=bundle)
+    except (ssl.SSLError, ValueError, TypeError):
+        return "got no certificates, want them as PEM; copy them with their BEGIN and END lines"
+    return ""
 
 
 def is_address(host: str) -> bool:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from components.contract import HOT_CLASS, SHARED_CLASS
 from infra.program.settings.cluster import ClusterSettings
+from infra.program.settings.external import POOL, ExternalPoolSettings
 from infra.program.settings.fleet import FleetSettings
 from infra.program.settings.governance import GovernanceSettings
 from infra.program.settings.gpu import GpuSettings
@@ -34,6 +35,8 @@ class Sections(Section):
     """The models of the fleet, in the order of routes and outputs."""
     aliases: dict[Annotated[str, Field(pattern=ALIAS)], AliasSettings] = Field(default={}, max_length=64)
     """Other names that clients use for the models, such as those that an agent asks for by itself."""
+    external_pools: dict[Annotated[str, Field(pattern=POOL)], ExternalPoolSettings] = Field(default={}, max_length=16)
+    """Models of servers that are not the stack's, by the name of their pool: llm-d, KServe, Dynamo, a cloud. docs/pools.md has examples."""
     delivery: DeliverySettings = DeliverySettings()
     fleet: FleetSettings
     model_servers: list[ModelServerSettings] = Field(default=[], max_length=16)
@@ -77,7 +80,8 @@ class Sections(Section):
     @property
     def ids(self) -> list[str]:
         """Names of everything that clients can ask, but for aliases."""
-        return [*self.model_names, *(server.model_id for server in self.model_servers)]
+        external = [model.id for pool in self.external_pools.values() for model in pool.models]
+        return [*self.model_names, *(server.model_id for server in self.model_servers), *external]
 
     @property
     def server_components(self) -> list[str]:
