@@ -86,6 +86,7 @@ lock: .venv/.stamp ## resolve the dependencies again into the committed lock fil
 	@for only in clients envoy; do $(LOCK) tests/service/$$only.in -o tests/service/$$only.lock; done
 	@for peer in vllm-router litellm; do $(LOCK) bench/peers/$$peer.in -o bench/peers/$$peer.lock; done
 	@$(subst 3.11,3.12,$(LOCK)) tests/proofs/openhands.in -o tests/proofs/openhands.lock
+	@$(LOCK) --override tests/proofs/vllm.overrides tests/proofs/vllm.in -o tests/proofs/vllm.lock
 	@$(LOCK) -c requirements.lock images/ollama/engine.in -o images/ollama/engine.lock
 	@$(LOCK) --no-deps images/cache-server/server.in -o images/cache-server/server.lock
 

@@ -15,9 +15,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from model_server.app import ModelServer
 from model_server.cache import AnswerCache
 from model_server.connections import Connection
-from model_server.engine import EngineError, LlamaCppEngine
+from model_server.engine import Engine, EngineError
+from model_server.engines import engine_of
 from model_server.settings import Settings, SettingsError
-from model_server.store import StoreError, find_gguf
+from model_server.store import StoreError
 
 log = logging.getLogger("model_server")
 
@@ -28,16 +29,7 @@ async def serve(settings: Settings) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    weights, digest = find_gguf(settings.models_dir, settings.model)
-    engine = LlamaCppEngine(
-        weights,
-        model_id=settings.served_id,
-        context_length=settings.context_length,
-        parallel=settings.parallel,
-        prompt_cache_mib=settings.prompt_cache_mib,
-        threads=settings.threads,
-        binary=settings.llama_server,
-    )
+    engine, digest = engine_of(settings)
     cache = AnswerCache(settings.cache_url, settings.cache_password_file) if settings.cache_url else None
     server = ModelServer(settings, engine, digest, cache)
     stop = asyncio.Event()
@@ -71,7 +63,7 @@ async def serve(settings: Settings) -> int:
     return 1 if failed else 0
 
 
-async def _engine_lifetime(engine: LlamaCppEngine, limit_s: float) -> None:
+async def _engine_lifetime(engine: Engine, limit_s: float) -> None:
     """Ends when the engine does, or when it was silent for so long."""
     try:
         await engine.start()

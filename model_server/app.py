@@ -18,7 +18,7 @@ from model_server import endpoints, openapi
 from model_server.cache import AnswerCache, CacheUnavailable
 from model_server.endpoints import Api, Endpoint
 from model_server.engine import Answer, Engine
-from model_server.errors import ApiError, refusal, shape
+from model_server.errors import ApiError, shape
 from model_server.metrics import Metrics
 from model_server.settings import Settings
 
@@ -35,6 +35,7 @@ class ModelServer:
     def __init__(self, settings: Settings, engine: Engine, digest: str, cache: AnswerCache | None) -> None:
         self.settings, self.engine, self.digest, self.cache = settings, engine, digest, cache
         self.metrics = Metrics()
+        self.document = openapi.document(engine.endpoints)
         self.draining = False
         self._slots = asyncio.Semaphore(settings.parallel)
         self._waiting = 0
@@ -42,7 +43,7 @@ class ModelServer:
     def app(self) -> web.Application:
         app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._middleware])
         app.on_response_prepare.append(shape)
-        for path in endpoints.BY_PATH:
+        for path in self.engine.endpoints:
             app.router.add_post(path, self.forward)
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/health", self.health)
@@ -60,7 +61,9 @@ class ModelServer:
         except ApiError as error:
             return error.response(api)
         except web.HTTPException as error:
-            message = f"{request.method} {request.path}: got {error.reason}, want one of {', '.join(openapi.ENDPOINTS)}; correct it"
+            message = (
+                f"{request.method} {request.path}: got {error.reason}, want one of {', '.join(openapi.named(self.document))}; correct it"
+            )
             return ApiError(error.status, "invalid_request_error", message).response(api)
         except (web.RequestPayloadError, HttpProcessingError) as error:
             message = f"body: got {type(error).__name__}, want a whole one as its headers say; correct it"
@@ -89,11 +92,14 @@ class ModelServer:
         return web.json_response({"object": "list", "data": [entry]})
 
     async def openapi(self, _: web.Request) -> web.Response:
-        return web.json_response(openapi.DOCUMENT)
+        return web.json_response(self.document)
 
     async def show_metrics(self, _: web.Request) -> web.Response:
         self.metrics.engine_up.set(float(self.engine.ready))
         self.metrics.waiting.set(self._waiting)
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, KeyError, ValueError):
+            if (tokens := await self.engine.tokens()) is not None:
+                self.metrics.reached(tokens)
         body = generate_latest(self.metrics.registry)
         return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
@@ -123,7 +129,7 @@ class ModelServer:
 
     async def forward(self, request: web.Request) -> web.StreamResponse:
         """To the engine, on whichever of its endpoints."""
-        endpoint = endpoints.BY_PATH[request.path]
+        endpoint = self.engine.endpoints[request.path]
         started, status = time.monotonic(), 500
         try:
             if not self.engine.ready:
@@ -187,14 +193,14 @@ class ModelServer:
             async with self.engine.request(endpoint.path, payload) as answer:
                 if answer.status != 200:
                     said = await answer.read()
-                    raise refusal(await self._blamed(endpoint, payload, answer.status), said)
+                    raise self.engine.refusal(await self._blamed(endpoint, payload, answer.status), said)
                 if payload.get("stream"):
                     return await self._stream(request, endpoint.api, answer, started)
                 body = await answer.read()
         except aiohttp.ClientError as error:
             raise ApiError(500, "server_error", f"engine: got {type(error).__name__}, want an answer; try again", "engine_failed") from None
         self.metrics.first_byte.observe(time.monotonic() - started)
-        if endpoint.takes_place:
+        if endpoint.takes_place and not self.engine.counts:
             self.metrics.count(endpoint.api, body)
         if lookup.key is not None and self.cache is not None:
             with contextlib.suppress(CacheUnavailable):
@@ -232,7 +238,8 @@ class ModelServer:
             await response.write(f"{event}data: {json.dumps(failure.body(api))}\n\n".encode())
         if not response.prepared:
             await response.prepare(request)
-        self.metrics.count(api, head + tail)
+        if not self.engine.counts:
+            self.metrics.count(api, head + tail)
         await response.write_eof()
         return response
 

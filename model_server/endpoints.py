@@ -1,6 +1,6 @@
 """What is passed on to the engine: the path, the field that must be there, whose API it is, and whether it takes a place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Api = Literal["openai", "anthropic"]
@@ -22,7 +22,7 @@ class Endpoint:
 
     @property
     def names_model(self) -> bool:
-        """llama.cpp's own endpoints name none."""
+        """The endpoints of an engine's own need name none."""
         return self.path.startswith("/v1/")
 
 
@@ -39,6 +39,12 @@ _ALL = (
     Endpoint("/detokenize", "tokens", takes_place=False),
 )
 BY_PATH = {endpoint.path: endpoint for endpoint in _ALL}
+"""Of llama.cpp."""
+OF_VLLM = {
+    path: replace(endpoint, read_by=None, required="prompt" if path == "/tokenize" else endpoint.required)
+    for path, endpoint in BY_PATH.items()
+}
+"""vLLM says by itself whose fault an error is, and calls the content a prompt: vllm/entrypoints/serve/tokenize, 0.32.0."""
 
 
 def api_of(path: str) -> Api:

@@ -1,4 +1,4 @@
-"""The seam between serving and generating, and the adapter that generates with llama.cpp."""
+"""The seam between serving and generating, and what all engines share: a child process that speaks OpenAI's API on loopback."""
 
 import asyncio
 import contextlib
@@ -6,21 +6,27 @@ import json
 import logging
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import aiohttp
 
-from model_server.pooling import pooling
+from model_server.endpoints import BY_PATH, Endpoint
+from model_server.errors import ApiError
 
 log = logging.getLogger("model_server")
 _ASK_S = 5.0
 """Between two questions whether the engine still works."""
 _LOADED_S = 0.1
 """Between two questions whether the model is loaded."""
+UNEXPECTED = (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, AttributeError)
+"""What an answer of another form leads to."""
+ASKED = aiohttp.ClientTimeout(total=10)
+"""For a question that no model runs for."""
 
 
 class EngineError(Exception):
@@ -37,31 +43,6 @@ class Answer(Protocol):
     def chunks(self) -> AsyncIterator[bytes]: ...
 
 
-class Engine(Protocol):
-    """What the server needs of an engine. Cancelling a `request` block must free whatever the request holds."""
-
-    @property
-    def ready(self) -> bool: ...
-
-    @property
-    def failed(self) -> bool: ...
-
-    @property
-    def abilities(self) -> frozenset[str]:
-        """What the loaded model can do: `completion`, `tools`, `thinking`, `vision`, `audio`. Empty while it is not known."""
-        ...
-
-    async def start(self) -> None:
-        """Load the model. Raises EngineError."""
-        ...
-
-    async def stop(self) -> None: ...
-
-    def request(self, path: str, payload: Mapping[str, Any]) -> Any:
-        """An async context manager that yields an Answer to a request to one of `endpoints.BY_PATH`."""
-        ...
-
-
 class _HttpAnswer:
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self.status = response.status
@@ -74,43 +55,56 @@ class _HttpAnswer:
         return self._response.content.iter_any()
 
 
-class LlamaCppEngine:
-    """llama.cpp's own server in a child process on a loopback port: the binary `llama-server`, which images for GPUs carry, or the build
-    for CPUs in the package xllamacpp.
+@dataclass(frozen=True)
+class Tokens:
+    """What an engine has read and written since it began."""
 
-    A process of its own: loading holds no lock of ours, a crash in native code is seen and reported, and closing the
-    connection of a request ends its generation.
+    read: int
+    """Tokens of prompts, without those that it still held."""
+    reused: int
+    written: int
+
+
+class Engine(ABC):
+    """The seam: an engine in a child process that answers on a loopback port. A subclass says which program that is, and what differs.
+
+    A process of its own: loading holds no lock of ours, a crash in native code is seen and reported, and closing the connection of a
+    request ends its generation.
     """
 
-    def __init__(
-        self,
-        weights: Path,
-        *,
-        model_id: str,
-        context_length: int,
-        parallel: int,
-        prompt_cache_mib: int,
-        threads: int,
-        binary: Path | None = None,
-    ) -> None:
-        self._parameters = {
-            "binary": str(binary or ""),
-            "model": str(weights),
-            "pooling": pooling(weights),
-            "alias": model_id,
-            # Each slot gets an equal share of what the engine is given.
-            "context": context_length * parallel,
-            "parallel": parallel,
-            "prompt_cache_mib": prompt_cache_mib,
-            "threads": threads,
-        }
+    module: ClassVar[str]
+    """Run as `python -m MODULE PARAMETERS`; it prints one JSON line with the `url` where the engine will answer."""
+    endpoints: ClassVar[Mapping[str, Endpoint]] = BY_PATH
+    """Path to what is passed on."""
+    counts: ClassVar[bool] = False
+    """Whether the engine counts tokens by itself; otherwise its answers say them."""
+
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        self.parameters = parameters
         self._process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._url = ""
         self._abilities: frozenset[str] = frozenset()
 
+    @abstractmethod
+    async def _ask(self, session: aiohttp.ClientSession, url: str) -> frozenset[str]:
+        """What the loaded model can do. Raises any of UNEXPECTED where the engine does not say it as its pinned version does."""
+
+    @abstractmethod
+    async def _works(self, session: aiohttp.ClientSession, url: str, left_s: float) -> bool:
+        """Whether the loop that generates goes on. Raises aiohttp.ClientError or TimeoutError when it does not answer."""
+
+    @abstractmethod
+    def refusal(self, status: int, body: bytes) -> ApiError:
+        """The engine's error in our form."""
+
+    async def tokens(self) -> Tokens | None:
+        """Where the engine counts by itself: since it began. None while it does not answer. Raises what a question may."""
+        return None
+
     @property
     def abilities(self) -> frozenset[str]:
+        """What the loaded model can do: `completion`, `tools`, `thinking`, `vision`, `audio`. Empty while it is not known."""
         return self._abilities
 
     @property
@@ -122,11 +116,12 @@ class LlamaCppEngine:
         return self._process is not None and self._process.returncode is not None
 
     async def start(self) -> None:
+        """Load the model. Raises EngineError."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "model_server.llama_cpp",
-            json.dumps(self._parameters),
+            self.module,
+            json.dumps(self.parameters),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -136,11 +131,14 @@ class LlamaCppEngine:
             status = await self._process.wait()
             raise EngineError(f"engine: got exit status {status} while loading, want a loaded model; see the lines above")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
-        # llama.cpp closes a connection after a stream without saying so, and the next request on it would find it closed.
+        # An engine may close a connection after a stream without saying so, and the next request on it would find it closed.
         self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True))
         url = json.loads(line)["url"]
         await self._loaded(url)
-        self._abilities = await self._ask(url)
+        try:
+            self._abilities = await self._ask(self._session, url)
+        except UNEXPECTED as error:
+            log.warning("engine: got %s when asked what the model can do, want its properties; nothing is known", type(error).__name__)
         self._url = url
         log.info("model loaded, engine at %s", self._url)
 
@@ -149,34 +147,21 @@ class LlamaCppEngine:
         assert self._session is not None and self._process is not None  # noqa: S101
         while self._process.returncode is None:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with self._session.get(f"{url}/health", timeout=aiohttp.ClientTimeout(total=10)) as response:
+                async with self._session.get(f"{url}/health", timeout=ASKED) as response:
                     if response.status == HTTPStatus.OK:
                         return
             await asyncio.sleep(_LOADED_S)
         raise EngineError(f"engine: got exit status {self._process.returncode} while loading, want a loaded model; see the lines above")
 
-    async def _ask(self, url: str) -> frozenset[str]:
-        """What llama.cpp says of the model's template. Nothing, when it does not say it as this version does."""
-        assert self._session is not None  # noqa: S101
-        try:
-            async with self._session.get(f"{url}/props", timeout=aiohttp.ClientTimeout(total=10)) as response:
-                properties = await response.json()
-            return _abilities(properties)
-        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("engine: got %s when asked what the model can do, want its properties; nothing is known", type(error).__name__)
-            return frozenset()
-
     async def silent(self, limit_s: float) -> None:
-        """Ends when the engine did not answer for so long, though its process lives. It is asked for its slots, because that question,
-        unlike the one for its health, goes through the loop that generates (llama.cpp, tools/server/server-context.cpp)."""
+        """Ends when the loop of the engine did not go on for so long, though its process lives."""
         assert self._session is not None  # noqa: S101
         heard = time.monotonic()
         while (left := heard + limit_s - time.monotonic()) > 0:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with self._session.get(f"{self._url}/slots", timeout=aiohttp.ClientTimeout(total=left)) as response:
-                    await response.read()
+                if await self._works(self._session, self._url, left):
                     heard = time.monotonic()
-            await asyncio.sleep(_ASK_S)
+            await asyncio.sleep(min(_ASK_S, limit_s / 4))
 
     async def wait(self) -> int:
         """Exit status of the engine, when it ends."""
@@ -201,23 +186,9 @@ class LlamaCppEngine:
                 await self._process.wait()
 
     @asynccontextmanager
-    async def request(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[_HttpAnswer]:
+    async def request(self, path: str, payload: Mapping[str, Any]) -> AsyncIterator[Answer]:
+        """An Answer to a request to one of `endpoints`. Leaving the block early frees whatever the request holds."""
         if self._session is None:
             raise EngineError("engine: got a request before the model was loaded, want it later")
         async with self._session.post(f"{self._url}{path}", json=dict(payload)) as response:
             yield _HttpAnswer(response)
-
-
-_THOUGHTS = ("<think>", "enable_thinking", "reasoning_content", "reasoning_effort")
-"""One of them stands in the chat template of every model that thinks."""
-
-
-def _abilities(properties: Mapping[str, Any]) -> frozenset[str]:
-    """From an answer of llama.cpp's /props. Source: tools/server/server-context.cpp, as packaged in xllamacpp 2026.10."""
-    template: str = properties["chat_template"]
-    found = {"completion"} | {name for name, here in properties["modalities"].items() if here}
-    if properties["chat_template_caps"]["supports_tools"]:
-        found.add("tools")
-    if any(word in template for word in _THOUGHTS):
-        found.add("thinking")
-    return frozenset(found)

@@ -30,9 +30,22 @@ class ApiError(Exception):
         return web.json_response(self.body(api), status=self.status, headers=self.headers)
 
 
+def too_long(got: str, limit: Any) -> ApiError:
+    """A prompt that does not fit, in the sentences that agents know: docs/gateway.md has them with their sources. `got`: how long it is."""
+    message = (
+        f"prompt is too long: {got} > {limit} maximum. This model's maximum context length is {limit} tokens. "
+        "Please reduce the length of the messages."
+    )
+    return ApiError(400, "invalid_request_error", message, "context_length_exceeded")
+
+
+def unsupported() -> ApiError:
+    message = "model: got one that was not made for this endpoint, want one that was; ask another model"
+    return ApiError(400, "invalid_request_error", message, "unsupported_endpoint")
+
+
 def refusal(status: int, body: bytes) -> ApiError:
-    """The engine's error in our form. A prompt beyond the context is refused with both numbers, never cut, in the sentences that
-    agents know: docs/gateway.md has them with their sources."""
+    """The engine's error in our form. A prompt beyond the context is refused with both numbers, and never cut."""
     try:
         error: dict[str, Any] = json.loads(body)["error"]
         if not isinstance(error, dict):
@@ -40,18 +53,12 @@ def refusal(status: int, body: bytes) -> ApiError:
     except (ValueError, KeyError, TypeError, RecursionError):
         return ApiError(502, "server_error", f"engine: got status {status}, want an answer; try again", "engine_failed")
     if error.get("type") == "exceed_context_size_error":
-        got, limit = error.get("n_prompt_tokens"), error.get("n_ctx")
-        message = (
-            f"prompt is too long: {got} tokens > {limit} maximum. This model's maximum context length is {limit} tokens. "
-            "Please reduce the length of the messages."
-        )
-        return ApiError(400, "invalid_request_error", message, "context_length_exceeded")
+        return too_long(f"{error.get('n_prompt_tokens')} tokens", error.get("n_ctx"))
     if status == 501:
         # The engine's own words are flags of its command line.
-        message = "model: got one that was not made for this endpoint, want one that was; ask another model"
-        return ApiError(400, "invalid_request_error", message, "unsupported_endpoint")
+        return unsupported()
     kind = "invalid_request_error" if status < 500 else "server_error"
-    code = kind if error.get("type") == "server_error" else str(error.get("type", "")) or None
+    code = kind if error.get("type") == "server_error" else str(error.get("type") or "") or None
     return ApiError(status, kind, str(error.get("message", "engine error")), code)
 
 

@@ -3,38 +3,25 @@
 It becomes llama.cpp's own `llama-server`, where the image has one, or serves from the package xllamacpp. Either ends with the server.
 """
 
-import ctypes
 import json
 import os
-import select
-import signal
-import socket
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+from model_server import child
 from model_server.pooling import RANK
-
-_PR_SET_PDEATHSIG = 1
-"""Source: linux/prctl.h."""
 
 
 def main() -> int:
-    if sys.platform == "linux":
-        # Loading a large model takes minutes, in which the library lets no other thread of ours read standard input.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # Nothing is ever written there: it is readable once the server has ended, perhaps before the line above.
-    if select.select([sys.stdin], [], [], 0)[0]:
+    announce = child.begin()
+    if announce is None:
         return 1
     given = json.loads(sys.argv[1])
-    # An engine writes to standard output too; our one line must be alone there.
-    announce = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     if given["binary"]:
-        port = _free_port()
-        announce.write(json.dumps({"url": f"http://127.0.0.1:{port}"}) + "\n")
-        announce.close()
-        os.execv(given["binary"], command(given, port))  # noqa: S606 (no shell is wanted)
+        port = child.free_port()
+        child.say(announce, f"http://127.0.0.1:{port}")
+        child.become(command(given, port))
     import xllamacpp  # noqa: PLC0415 (only this process pays for it)
 
     library: Any = xllamacpp
@@ -61,8 +48,7 @@ def main() -> int:
     if given["threads"]:
         params.cpuparams.n_threads = given["threads"]
     server = library.Server(params)
-    announce.write(json.dumps({"url": server.listening_address.rstrip("/")}) + "\n")
-    announce.close()
+    child.say(announce, server.listening_address.rstrip("/"))
     sys.stdin.read()
     # The library's destructor waits for requests that nobody will read.
     os._exit(0)
@@ -90,13 +76,7 @@ def command(given: Mapping[str, Any], port: int) -> list[str]:
     if given["pooling"] == RANK:
         arguments["--pooling"] = "rank"
     switches = ["--no-context-shift", "--jinja", "--no-warmup", "--no-webui", "--offline", *(["--embeddings"] if given["pooling"] else [])]
-    return [given["binary"], *(str(part) for pair in arguments.items() for part in pair), *switches]
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    return [given["binary"], *child.flags(arguments, switches)]
 
 
 if __name__ == "__main__":

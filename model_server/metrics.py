@@ -5,6 +5,7 @@ import re
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from model_server.endpoints import Api
+from model_server.engine import Tokens
 
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -12,13 +13,14 @@ _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._before = Tokens(0, 0, 0)
         registry = self.registry
         self.requests = Counter("model_server_requests", "Answered requests", ["status"], registry=registry)
         self.running = Gauge("model_server_running_requests", "Requests that are generated now", registry=registry)
         self.waiting = Gauge("model_server_waiting_requests", "Requests that wait for a slot", registry=registry)
         self.refused = Counter("model_server_refused_requests", "Requests refused because the queue was full", registry=registry)
-        self.prompt_tokens = Counter("model_server_prompt_tokens", "Tokens read, without those reused from a slot", registry=registry)
-        self.cached_tokens = Counter("model_server_reused_prompt_tokens", "Prompt tokens that a slot still held", registry=registry)
+        self.prompt_tokens = Counter("model_server_prompt_tokens", "Tokens read, without those that the engine held", registry=registry)
+        self.cached_tokens = Counter("model_server_reused_prompt_tokens", "Prompt tokens that the engine still held", registry=registry)
         self.generated_tokens = Counter("model_server_generated_tokens", "Tokens written", registry=registry)
         self.first_byte = Histogram(
             "model_server_time_to_first_byte_seconds", "From arrival to the first byte of the answer", buckets=_SECONDS, registry=registry
@@ -26,6 +28,16 @@ class Metrics:
         self.duration = Histogram("model_server_request_duration_seconds", "Whole requests", buckets=_SECONDS, registry=registry)
         self.cache = Counter("model_server_cache_lookups", "Look-ups by outcome: hit, miss, bypass", ["outcome"], registry=registry)
         self.engine_up = Gauge("model_server_engine_up", "Whether the engine has its model and lives", registry=registry)
+
+    def reached(self, tokens: Tokens) -> None:
+        """What an engine that counts by itself has read and written since it began."""
+        for counter, now, before in (
+            (self.prompt_tokens, tokens.read, self._before.read),
+            (self.cached_tokens, tokens.reused, self._before.reused),
+            (self.generated_tokens, tokens.written, self._before.written),
+        ):
+            counter.inc(max(0, now - before))
+        self._before = tokens
 
     def count(self, api: Api, body: bytes) -> None:
         """Add the tokens that the engine counted: its `timings`, or else the API's `usage`. `body`: an answer, or both ends of a stream."""

@@ -1,8 +1,9 @@
 """The OpenAPI document: the endpoints, and the shape of every error."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from model_server.endpoints import BY_PATH, Api, Endpoint
+from model_server.endpoints import Api, Endpoint
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _OPTIONAL: dict[str, Any] = {"type": ["string", "null"]}
@@ -24,7 +25,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "prompt": {},
     "input": {},
 }
-"""The fields that must be there; the engine has the others: llama.cpp, tools/server/README.md."""
+"""The fields that must be there; the engine has the others."""
 _STATE: dict[str, Any] = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
 
 
@@ -54,16 +55,24 @@ def _post(endpoint: Endpoint) -> dict[str, Any]:
 
 
 _PROBE = {"get": {"responses": {status: _answer(("application/json", _STATE)) for status in ("200", "503")}}}
-DOCUMENT: dict[str, Any] = {
-    "openapi": "3.1.0",
-    "info": {"title": "modelfleet: one model", "version": "1"},
-    "paths": {
-        **{path: _post(endpoint) for path, endpoint in BY_PATH.items()},
-        "/v1/models": _get(("application/json", {"type": "object"})),
-        "/openapi.json": _get(("application/json", {"type": "object"})),
-        "/metrics": _get(("text/plain", {"type": "string"})),
-        "/health": _PROBE,
-        "/ready": _PROBE,
-    },
-}
-ENDPOINTS = [f"{method.upper()} {path}" for path, methods in DOCUMENT["paths"].items() for method in methods]
+
+
+def document(endpoints: Mapping[str, Endpoint]) -> dict[str, Any]:
+    """Of a server whose engine has these endpoints."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "modelfleet: one model", "version": "1"},
+        "paths": {
+            **{path: _post(endpoint) for path, endpoint in endpoints.items()},
+            "/v1/models": _get(("application/json", {"type": "object"})),
+            "/openapi.json": _get(("application/json", {"type": "object"})),
+            "/metrics": _get(("text/plain", {"type": "string"})),
+            "/health": _PROBE,
+            "/ready": _PROBE,
+        },
+    }
+
+
+def named(found: Mapping[str, Any]) -> list[str]:
+    """Method and path of everything in a document."""
+    return [f"{method.upper()} {path}" for path, methods in found["paths"].items() for method in methods]

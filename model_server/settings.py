@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -52,6 +52,8 @@ class Settings(Environment):
 
     model_config = SettingsConfigDict(env_prefix="MODEL_SERVER_")
 
+    engine: Literal["llama-cpp", "vllm"] = "llama-cpp"
+    """llama.cpp runs GGUF files on CPUs and small GPUs; vLLM runs safetensors on GPUs."""
     host: str = ""
     """Where it listens; empty is every address, of each family that the kernel has."""
     port: int = Field(default=8080, ge=0, le=65535)
@@ -63,7 +65,7 @@ class Settings(Environment):
     """The id that requests name; `model` when empty."""
     context_length: int = Field(default=4096, ge=512)
     """Tokens of one request, prompt and answer together."""
-    parallel: int = Field(default=2, ge=1, le=64)
+    parallel: int = Field(default=2, ge=1, le=1024)
     """Requests that are generated at once."""
     max_queue: int = Field(default=16, ge=0)
     """Requests that may wait; more are refused with 503."""
@@ -74,6 +76,28 @@ class Settings(Environment):
     llama_server: Path | None = None
     """llama.cpp's own server, which images with CUDA carry: the whole model goes on the GPU, or the engine fails. None means the build for
     CPUs that is installed with this server."""
+    vllm_python: Path | None = None
+    """A Python that has vLLM, whose packages are of other versions than ours; None means this one."""
+    weights_dir: Path = Path("/tmp/weights")  # noqa: S108 (a directory of the pod)
+    """Where vLLM finds the files of a model by their names: links into the store."""
+    vllm_cache_dir: Path = Path("/tmp/vllm")  # noqa: S108
+    """Where vLLM keeps what it has compiled."""
+    tensor_parallel: int = Field(default=1, ge=1, le=8)
+    """GPUs that vLLM splits every layer over."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Part of each GPU's memory that vLLM may use."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of vLLM's computation; auto is that of the weights."""
+    quantization: str = Field(default="", pattern=r"^[a-z0-9_-]{0,40}$")
+    """How the weights are quantized, as vLLM calls it; empty: as they say themselves."""
+    kv_cache_dtype: str = Field(default="auto", pattern=r"^[a-z0-9_]{1,40}$")
+    """Of vLLM's KV cache; fp8 holds twice as many tokens."""
+    tool_call_parser: str = Field(default="", pattern=r"^[a-z0-9_.-]{0,40}$")
+    """How vLLM reads calls of tools; empty: it does not."""
+    reasoning_parser: str = Field(default="", pattern=r"^[a-z0-9_.-]{0,40}$")
+    """How vLLM reads thoughts; empty: they are a part of the text."""
+    enforce_eager: bool = False
+    """No CUDA graphs: less memory, slower."""
     engine_silence_s: float = Field(default=300, gt=0)
     """An engine that answers no question for so long hangs, and the process ends. While it reads one piece of a prompt, 2048 tokens, it
     answers none: minutes for a large model on a slow CPU."""

@@ -1,34 +1,68 @@
-"""Find a model's GGUF file in a store laid out by Ollama. Source: ollama v0.32.15, types/model/name.go."""
+"""Find a model's weights in a store laid out by Ollama. Source: ollama v0.32.15, types/model/name.go."""
 
+import hashlib
 import json
+import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 _GGUF = "application/vnd.ollama.image.model"
+_FILE, _TITLE = "application/vnd.modelfleet.file", "org.opencontainers.image.title"
+"""One file of a tree, and where its path in the tree stands: model_sync/tree.py writes it, and OCI artifacts have it there too."""
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
 
 class StoreError(Exception):
     """The model is not there or not complete; the message says what to do."""
 
 
-def find_gguf(store: Path, name: str) -> tuple[Path, str]:
-    """Path of the weights and their digest (`sha256:…`). Raises StoreError."""
+def _manifest(store: Path, name: str) -> tuple[Path, dict[str, Any]]:
+    """Path and content of a model's manifest. Raises StoreError."""
     model, _, tag = name.rpartition(":")
     parts = model.split("/")
     if len(parts) < 3:
         parts = ["registry.ollama.ai", *(["library"] if len(parts) == 1 else []), *parts]
     manifest_path = store.joinpath("manifests", *parts, tag)
     try:
-        manifest: dict[str, Any] = json.loads(manifest_path.read_text())
+        return manifest_path, json.loads(manifest_path.read_text())
     except FileNotFoundError:
         known = ", ".join(f"{path.parent.name}:{path.name}" for path in sorted(store.glob("manifests/*/*/*/*"))) or "none"
         raise StoreError(f"{name}: got no manifest in {store}, want one (it has {known}); publish the model or correct its name") from None
     except ValueError:
         raise StoreError(f"{manifest_path}: got no JSON, want a manifest; publish the model again") from None
+
+
+def find_gguf(store: Path, name: str) -> tuple[Path, str]:
+    """Path of the weights and their digest (`sha256:…`). Raises StoreError."""
+    manifest_path, manifest = _manifest(store, name)
     layer = next((layer for layer in manifest.get("layers", []) if layer.get("mediaType") == _GGUF), None)
     if layer is None:
-        raise StoreError(f"{manifest_path}: got no GGUF layer, want one; this server runs GGUF models")
+        raise StoreError(f"{manifest_path}: got no GGUF layer, want one; this engine runs GGUF models")
+    return _blob(store, layer), layer["digest"]
+
+
+def find_tree(store: Path, name: str, directory: Path) -> tuple[Path, str]:
+    """`directory` with the files of a model by their names, which are links into the store; and the digest of its manifest, which has
+    those of all files. Raises StoreError."""
+    manifest_path, manifest = _manifest(store, name)
+    layers = [layer for layer in manifest.get("layers", []) if layer.get("mediaType") == _FILE]
+    files = {str((layer.get("annotations") or {}).get(_TITLE, "")): layer for layer in layers}
+    if "config.json" not in files:
+        raise StoreError(f"{manifest_path}: got no config.json, want a model as a tree of files; this engine runs safetensors")
+    shutil.rmtree(directory, ignore_errors=True)
+    for path, layer in files.items():
+        if not _PATH.fullmatch(path):
+            raise StoreError(f"{manifest_path}: got the path {path[:80]!r}, want one within the tree; do not use the model")
+        target = directory / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(_blob(store, layer))
+    return directory, f"sha256:{hashlib.sha256(manifest_path.read_bytes()).hexdigest()}"
+
+
+def _blob(store: Path, layer: Mapping[str, Any]) -> Path:
     blob = store / "blobs" / layer["digest"].replace(":", "-")
     if not blob.is_file() or blob.stat().st_size != layer["size"]:
         raise StoreError(f"{blob}: got no file of {layer['size']} bytes, want one; publish the model again")
-    return blob, layer["digest"]
+    return blob.absolute()

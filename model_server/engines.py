@@ -1,0 +1,163 @@
+"""The engines: llama.cpp, for CPUs and for GGUF files, and vLLM, for GPUs and safetensors."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from model_server.endpoints import BY_PATH, OF_VLLM
+from model_server.engine import ASKED, Engine, Tokens
+from model_server.errors import ApiError, refusal, too_long, unsupported
+from model_server.pooling import pooling
+from model_server.settings import Settings
+from model_server.store import find_gguf, find_tree
+
+_THOUGHTS = ("<think>", "enable_thinking", "reasoning_content", "reasoning_effort")
+"""One of them stands in the chat template of every model that thinks."""
+
+
+class LlamaCpp(Engine):
+    """llama.cpp's own server: the binary `llama-server`, which images for GPUs carry, or the build for CPUs in the package xllamacpp."""
+
+    module = "model_server.llama_cpp"
+    endpoints = BY_PATH
+
+    def __init__(self, weights: Path, settings: Settings) -> None:
+        super().__init__(
+            {
+                "binary": str(settings.llama_server or ""),
+                "model": str(weights),
+                "pooling": pooling(weights),
+                "alias": settings.served_id,
+                # Each slot gets an equal share of what the engine is given.
+                "context": settings.context_length * settings.parallel,
+                "parallel": settings.parallel,
+                "prompt_cache_mib": settings.prompt_cache_mib,
+                "threads": settings.threads,
+            }
+        )
+
+    async def _ask(self, session: aiohttp.ClientSession, url: str) -> frozenset[str]:
+        async with session.get(f"{url}/props", timeout=ASKED) as response:
+            return _abilities(await response.json())
+
+    async def _works(self, session: aiohttp.ClientSession, url: str, left_s: float) -> bool:
+        """It is asked for its slots, because that question, unlike the one for its health, goes through the loop that generates
+        (llama.cpp, tools/server/server-context.cpp)."""
+        async with session.get(f"{url}/slots", timeout=aiohttp.ClientTimeout(total=left_s)) as response:
+            await response.read()
+        return True
+
+    def refusal(self, status: int, body: bytes) -> ApiError:
+        return refusal(status, body)
+
+
+def _abilities(properties: Mapping[str, Any]) -> frozenset[str]:
+    """From an answer of llama.cpp's /props. Source: tools/server/server-context.cpp, as packaged in xllamacpp 2026.10."""
+    template: str = properties["chat_template"]
+    found = {"completion"} | {name for name, here in properties["modalities"].items() if here}
+    if properties["chat_template_caps"]["supports_tools"]:
+        found.add("tools")
+    if any(word in template for word in _THOUGHTS):
+        found.add("thinking")
+    return frozenset(found)
+
+
+_TOO_LONG = re.compile(
+    r"maximum context length is (\d+) tokens\. However, .*?your prompt contains (?:at least )?(\d+ (?:input tokens|characters))"
+)
+_TOO_LONG_RESPONSES = re.compile(r"prompt length (\d+) exceeds the max_model_len (\d+)")
+"""vllm/renderers/params.py, and of /v1/responses vllm/entrypoints/openai/responses/serving.py, 0.32.0."""
+
+
+class Vllm(Engine):
+    """vLLM's own OpenAI server."""
+
+    module = "model_server.vllm"
+    endpoints = OF_VLLM
+    counts = True
+
+    def __init__(self, weights: Path, settings: Settings) -> None:
+        self._parsers = {"tools": settings.tool_call_parser, "thinking": settings.reasoning_parser}
+        self._steps = -1.0
+        super().__init__(
+            {
+                "python": str(settings.vllm_python or sys.executable),
+                "home": str(settings.vllm_cache_dir),
+                "model": str(weights),
+                "alias": settings.served_id,
+                "context": settings.context_length,
+                "parallel": settings.parallel,
+                "tensor_parallel": settings.tensor_parallel,
+                "gpu_memory_utilization": settings.gpu_memory_utilization,
+                "dtype": settings.dtype,
+                "quantization": settings.quantization,
+                "kv_cache_dtype": settings.kv_cache_dtype,
+                "tool_call_parser": settings.tool_call_parser,
+                "reasoning_parser": settings.reasoning_parser,
+                "enforce_eager": settings.enforce_eager,
+            }
+        )
+
+    async def _ask(self, session: aiohttp.ClientSession, url: str) -> frozenset[str]:
+        """vLLM has the paths of what the model can do; how its tools and thoughts are read, only the settings know."""
+        async with session.get(f"{url}/openapi.json", timeout=ASKED) as response:
+            paths: Mapping[str, Any] = (await response.json())["paths"]
+        if "/v1/chat/completions" not in paths:
+            return frozenset({"completion"} if "/v1/completions" in paths else ())
+        return frozenset({"completion", *(name for name, parser in self._parsers.items() if parser)})
+
+    async def _works(self, session: aiohttp.ClientSession, url: str, left_s: float) -> bool:
+        """Nothing that it answers goes through the loop that generates. But while it has requests, the loop counts its steps."""
+        found = await _numbers(session, url, left_s)
+        before, self._steps = self._steps, found.get("vllm:iteration_tokens_total_count", 0.0)
+        return self._steps != before or (not found.get("vllm:num_requests_running") and not found.get("vllm:num_requests_waiting"))
+
+    async def tokens(self) -> Tokens | None:
+        if self._session is None or not self.ready:
+            return None
+        found = await _numbers(self._session, self._url, ASKED.total or 0.0)
+        reused = int(found.get("vllm:prompt_tokens_cached_total", 0))
+        read, written = (int(found[f"vllm:{name}_tokens_total"]) for name in ("prompt", "generation"))
+        return Tokens(read - reused, reused, written)
+
+    def refusal(self, status: int, body: bytes) -> ApiError:
+        """A prompt that is too long in the sentences that agents know; everything else in vLLM's words."""
+        if status == HTTPStatus.NOT_FOUND:
+            # It has no path for what the model cannot do.
+            return unsupported()
+        try:
+            said = str(json.loads(body)["error"]["message"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return refusal(status, body)
+        if found := _TOO_LONG.search(said):
+            return too_long(found[2].replace("input ", ""), found[1])
+        if found := _TOO_LONG_RESPONSES.search(said):
+            return too_long(f"{found[1]} tokens", found[2])
+        return refusal(status, body)
+
+
+async def _numbers(session: aiohttp.ClientSession, url: str, limit_s: float) -> dict[str, float]:
+    """vLLM's metrics, summed over their labels. Source: vllm/v1/metrics/loggers.py, 0.32.0."""
+    async with session.get(f"{url}/metrics", timeout=aiohttp.ClientTimeout(total=limit_s)) as response:
+        text = await response.text()
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    return found
+
+
+def engine_of(settings: Settings) -> tuple[Engine, str]:
+    """The engine with its weights, and the digest that identifies them. Raises StoreError."""
+    if settings.engine == "vllm":
+        weights, digest = find_tree(settings.models_dir, settings.model, settings.weights_dir)
+        return Vllm(weights, settings), digest
+    weights, digest = find_gguf(settings.models_dir, settings.model)
+    return LlamaCpp(weights, settings), digest

@@ -1,0 +1,77 @@
+"""The engine's process where it is vLLM: `python -m model_server.vllm PARAMETERS`. Prints one JSON line that says where it will answer,
+and becomes vLLM's own OpenAI server.
+
+Its Python is another one: vLLM pins packages that ours has in other versions.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from model_server import child
+
+VERSION = "0.32.0"
+"""Whose command line and endpoints are written down here: the newest that also has a build for CPUs, which the proof `vllm` runs."""
+_MODULE = "vllm.entrypoints.launchers.api_server.entry"
+_OF_OURS = ("PYTHONPATH", "PYTHONHOME")
+
+
+def main() -> int:
+    announce = child.begin()
+    if announce is None:
+        return 1
+    given, port = json.loads(sys.argv[1]), child.free_port()
+    child.say(announce, f"http://127.0.0.1:{port}")
+    child.become(command(given, port), environment(os.environ, given["home"]))
+    return 1
+
+
+def command(given: Mapping[str, Any], port: int) -> list[str]:
+    """vLLM's command line. Source: vllm/engine/arg_utils.py and vllm/entrypoints/launchers/cli_args.py of VERSION, from which
+    tests/contract/vllm-flags.json is made."""
+    pairs = {
+        "--model": given["model"],
+        "--served-model-name": given["alias"],
+        "--host": "127.0.0.1",
+        "--port": port,
+        "--max-model-len": given["context"],
+        "--max-num-seqs": given["parallel"],
+        "--tensor-parallel-size": given["tensor_parallel"],
+        "--gpu-memory-utilization": given["gpu_memory_utilization"],
+        "--dtype": given["dtype"],
+        "--kv-cache-dtype": given["kv_cache_dtype"],
+        # Requests carry no defaults of the model's: an answer depends on what was asked, as with the other engine.
+        "--generation-config": "vllm",
+        "--uvicorn-log-level": "warning",
+    }
+    optional = {"--quantization": given["quantization"], "--reasoning-parser": given["reasoning_parser"]}
+    pairs |= {flag: value for flag, value in optional.items() if value}
+    switches = ["--enable-prefix-caching", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
+    if given["tool_call_parser"]:
+        pairs["--tool-call-parser"] = given["tool_call_parser"]
+        switches.append("--enable-auto-tool-choice")
+    if given["enforce_eager"]:
+        switches.append("--enforce-eager")
+    return [given["python"], "-m", _MODULE, *child.flags(pairs, switches)]
+
+
+def environment(ours: Mapping[str, str], home: str) -> dict[str, str]:
+    """What vLLM runs with: nothing is looked for or reported on the network, and its caches are in one directory.
+
+    Source: vllm/envs.py of VERSION, and huggingface_hub's page on environment variables.
+    """
+    kept = {name: value for name, value in ours.items() if name not in _OF_OURS}
+    return kept | {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_CACHE_ROOT": home,
+        "OMP_WAIT_POLICY": ours.get("OMP_WAIT_POLICY", "passive"),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Everything that we render for vLLM is known to the command line of the pinned version (tests/vllm_flags.py reads it from the wheel)."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+
+from model_server import vllm
+from model_server.engines import Vllm
+from model_server.settings import Settings
+from tests.vllm_flags import KEPT
+
+KNOWN: dict[str, Any] = json.loads(KEPT.read_text())
+FEW: dict[str, Any] = {}
+ALL = {
+    "quantization": "fp8",
+    "kv_cache_dtype": "fp8",
+    "tool_call_parser": "hermes",
+    "reasoning_parser": "qwen3",
+    "enforce_eager": True,
+    "tensor_parallel": 4,
+    "dtype": "bfloat16",
+}
+
+
+def rendered(tmp_path: Any, **changes: Any) -> list[str]:
+    """What a server with these settings starts, as the child gets it."""
+    engine = Vllm(tmp_path, Settings(engine="vllm", model="a/b:1", **changes))
+    return vllm.command(json.loads(json.dumps(engine.parameters)), 1234)
+
+
+def test_the_list_is_of_the_pinned_version() -> None:
+    assert KNOWN["version"] == vllm.VERSION
+    assert f"vllm-{vllm.VERSION}-" in KNOWN["wheel"]
+    assert len(KNOWN["sha256"]) == 64
+    # A list that was cut would let a flag through only by refusing it; one that is too long would hide one.
+    assert 250 < len(KNOWN["flags"]) < 500
+
+
+@pytest.mark.parametrize("settings", [FEW, ALL], ids=["defaults", "everything"])
+def test_every_flag_is_known(tmp_path: Any, settings: dict[str, Any]) -> None:
+    argv = rendered(tmp_path, **settings)
+    found = [part for part in argv if part.startswith("--")]
+    assert len(found) >= 12
+    assert [flag for flag in found if flag not in KNOWN["flags"]] == []
+    assert len(set(found)) == len(found)
+
+
+def test_a_flag_that_it_does_not_know_would_be_seen() -> None:
+    assert "--max-model-length" not in KNOWN["flags"]
+    assert "--max-model-len" in KNOWN["flags"]
+
+
+@pytest.mark.parametrize("settings", [FEW, ALL], ids=["defaults", "everything"])
+def test_values_of_choices_are_known(tmp_path: Any, settings: dict[str, Any]) -> None:
+    argv = rendered(tmp_path, **settings)
+    given = {flag: value for flag, value in itertools.pairwise(argv) if flag in KNOWN["choices"]}
+    assert len(given) >= 2
+    assert [(flag, value) for flag, value in given.items() if value not in KNOWN["choices"][flag]] == []
+
+
+def test_it_listens_on_loopback_alone_and_asks_nobody(tmp_path: Any) -> None:
+    argv = rendered(tmp_path)
+    assert argv[argv.index("--host") + 1] == "127.0.0.1"
+    found = vllm.environment({"PATH": "/bin", "PYTHONPATH": "/opt/site-packages:/app", "OMP_WAIT_POLICY": "active"}, "/cache")
+    assert "PYTHONPATH" not in found, "our packages are of other versions"
+    assert (found["HF_HUB_OFFLINE"], found["VLLM_NO_USAGE_STATS"], found["VLLM_HOST_IP"]) == ("1", "1", "127.0.0.1")
+    assert found["OMP_WAIT_POLICY"] == "active"
+    assert "--trust-remote-code" not in argv, "nothing of a model is run"
+
+
+def test_what_is_not_set_is_not_said(tmp_path: Any) -> None:
+    assert not {"--quantization", "--tool-call-parser", "--enable-auto-tool-choice", "--reasoning-parser"} & {*rendered(tmp_path)}

