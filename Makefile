@@ -12,7 +12,7 @@ WANT_PYTHON = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11
 WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help try up down check key usage logs shell status explain preview tools clean-cache test proof lint lock pins wheel release
+.PHONY: help try up down check key usage logs shell backup restore status explain preview tools clean-cache test proof lint lock pins wheel release
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -46,6 +46,12 @@ logs: .venv/.stamp ## print what pods have written; OF=component or pod; SINCE=1
 
 shell: .venv/.stamp ## a shell in a pod of a stack that is not for production; OF=component or pod; CONTAINER=name; CONTEXT=name
 	@$(VENV)/python -m infra.lifecycle shell $(TARGET) --of "$(call typed,OF)" --container "$(call typed,CONTAINER)"
+
+backup: .venv/.stamp ## keep state, keys, catalog and usage in an encrypted restic repository; TO=where; CONTEXT=name. docs/backup.md
+	@$(VENV)/python -m infra.lifecycle backup $(TARGET) --to "$(call typed,TO)" --prometheus "$(call typed,PROMETHEUS)"
+
+restore: .venv/.stamp ## put them back where there is no such stack; FROM=where; SNAPSHOT=latest; CONTEXT=name; then make up
+	@$(VENV)/python -m infra.lifecycle restore $(TARGET) --from "$(call typed,FROM)" --snapshot "$(or $(call typed,SNAPSHOT),latest)"
 
 status: .venv/.stamp ## say what runs, and where to reach it
 	@$(VENV)/python -m infra.lifecycle status $(TARGET)

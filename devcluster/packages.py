@@ -37,6 +37,7 @@ TEST: Mapping[str, Sequence[str]] = {
     "curl": ("curl",),
     "fonts-dejavu-core": ("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",),
     "make": ("make",),
+    "restic": ("restic",),
     "skopeo": ("skopeo",),
     "git": ("git",),
     "tar": ("tar",),

@@ -9,11 +9,19 @@ import httpx
 
 from infra.engine.changes import RefusedError
 from infra.engine.errors import CliError, CommandError
-from infra.lifecycle import keys, looking, own_cluster, usage
+from infra.lifecycle import backup, keys, looking, own_cluster, usage
 from infra.lifecycle.bring_up import say
 from infra.lifecycle.target import Target, target
 from infra.program.settings.section import SettingsError
 from modelfleet_outputs import OutputsError
+
+_OF_A_TARGET = {
+    "usage": usage.show,
+    "logs": looking.logs,
+    "shell": looking.shell,
+    "backup": backup.backup,
+    "restore": backup.restore,
+}
 
 
 def _run(command: str, cluster: Target, options: argparse.Namespace) -> int:
@@ -31,12 +39,8 @@ def _run(command: str, cluster: Target, options: argparse.Namespace) -> int:
         own_cluster.OwnCluster(options.stack, options.context).check(options)
     elif command == "key":
         keys.change(cluster.deployment(), options.name, revoke=options.revoke)
-    elif command == "usage":
-        usage.show(cluster, options)
-    elif command == "logs":
-        looking.logs(cluster, options)
-    elif command == "shell":
-        looking.shell(cluster, options)
+    elif command in _OF_A_TARGET:
+        _OF_A_TARGET[command](cluster, options)
     elif command == "down":
         cluster.down(options)
     else:
@@ -56,7 +60,7 @@ def _explain(cluster: Target) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.lifecycle", description=__doc__)
-    parser.add_argument("command", choices=["up", "down", "status", "preview", "check", "key", "usage", "logs", "shell"])
+    parser.add_argument("command", choices=["up", "down", "status", "preview", "check", "key", *_OF_A_TARGET])
     parser.add_argument("--stack", default="dev")
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--context", default="", help="default: the embedded cluster")
@@ -74,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--since", default="10m", help="with logs: how far back")
     parser.add_argument("--follow", action="store_true", help="with logs: until Ctrl-C")
     parser.add_argument("--container", default="", help="with shell: a container of the pod; default: its first")
+    parser.add_argument("--to", default="", help="with backup: a restic repository; default: RESTIC_REPOSITORY")
+    parser.add_argument("--from", default="", dest="source", help="with restore: the same")
+    parser.add_argument("--snapshot", default="latest", help="with restore: which one; restic snapshots lists them")
     parser.add_argument("--forget", action="store_true", help="with down: the cluster behind the context is another one now")
     parser.add_argument("--yes", action="store_true", help="ask nothing: install missing packages, delete what down shows")
     options = parser.parse_args(arguments)

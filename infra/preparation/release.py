@@ -84,6 +84,15 @@ def collect(root: Path, stack: str, wheel: Callable[[Path], Path], tools: Callab
     return target / MANIFEST
 
 
+def wheel_of(directory: Path) -> Path:
+    """Build the wheel of the command line into a directory, as `make wheel` does. Raises CommandError."""
+    argv = [sys.executable, "-m", "modelfleet.wheel", str(directory)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise CommandError(f"wheel: got {done.stderr.strip()[-500:]!r}, want one; run make wheel")
+    return Path(done.stdout.strip())
+
+
 def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
 
@@ -97,12 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.preparation.release", description=__doc__)
     parser.add_argument("--stack", default="", help="whose images the release has")
     stack = parser.parse_args(arguments).stack
-    # Who only deploys needs neither.
-    from devcluster import archive, layout  # noqa: PLC0415
-    from modelfleet.wheel import build  # noqa: PLC0415
+    from devcluster import archive, layout  # noqa: PLC0415 (who builds nothing here need not load it)
 
     try:
-        print(collect(ROOT, stack, build, archive.write))
+        print(collect(ROOT, stack, wheel_of, archive.write))
     except (CommandError, SettingsError, archive.ToolchainError, layout.ClusterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,7 +7,7 @@ import pytest
 
 from components.contract import DNS_CLIENTS, EDGES, OLLAMA
 from infra.analysis.policy import rules
-from infra.program.settings import constraints, parse
+from infra.program.settings import parse
 from infra.program.settings.section import quantity
 from ollama_agent import engines
 from tests.contract.test_laws import documents
@@ -164,9 +164,3 @@ def test_every_trap_of_the_page_has_its_test() -> None:
     for row in rows:
         for name in [part.rstrip("…`_ ;,:.|") for part in row.split("`") if part.startswith("test_trap_")]:
             assert f"def {name}" in tests, name
-
-
-def test_the_families_are_those_of_the_pinned_version() -> None:
-    assert f"FROM ollama/ollama:{constraints.OLLAMA_VERSION}" in (ROOT / "images" / "ollama" / "Dockerfile").read_text(), (
-        "read server/sched.go again"
-    )

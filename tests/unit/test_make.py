@@ -20,6 +20,9 @@ EXPORTED = {
     "REVOKE": "1",
     "DAYS": "30",
     "CSV": "1",
+    "TO": "/mnt/backup",
+    "FROM": "/mnt/backup",
+    "SNAPSHOT": "1",
     "OF": "ollama-0",
     "SINCE": "1h",
     "FOLLOW": "1",
@@ -37,7 +40,8 @@ def planned(*arguments: str, **exported: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "target", ["up", "down", "key", "usage", "logs", "shell", "status", "explain", "release", "clean-cache", "try", "proof"]
+    "target",
+    ["up", "down", "key", "usage", "logs", "shell", "backup", "restore", "status", "explain", "release", "clean-cache", "try", "proof"],
 )
 def test_what_is_only_exported_decides_nothing(target: str) -> None:
     """A shell with `export CONTEXT=prod` must not turn `make down` into the end of production."""

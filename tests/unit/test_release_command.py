@@ -9,7 +9,6 @@ import pytest
 
 from infra.engine.errors import CommandError
 from infra.preparation import release
-from modelfleet.wheel import build
 
 CHANGES = "# Changes\n\n## Since 1.2.0\n\n- Later.\n\n## 1.2.0 (2026-01-02)\n\n- A thing.\n- Another — one.\n\n## 1.1.0\n\n- Before.\n"
 REF = f"registry.example.com/fleet/ollama@sha256:{'1' * 64}"
@@ -39,7 +38,7 @@ def tools(directory: Path) -> tuple[Path, str]:
 
 
 def test_a_release_is_its_files_by_digest_its_commit_and_what_has_changed(root: Path) -> None:
-    manifest = release.collect(root, "", build, tools)
+    manifest = release.collect(root, "", release.wheel_of, tools)
     assert manifest == root / "dist" / "1.2.0" / "manifest.json"
     found = json.loads(manifest.read_text())
     assert (found["version"], found["commit"], found["images"]) == ("1.2.0", git(root, "rev-parse", "HEAD"), {})
@@ -52,7 +51,7 @@ def test_a_release_is_its_files_by_digest_its_commit_and_what_has_changed(root: 
     assert sorted(path.rpartition(".")[2] for path in beside) == ["gz", "whl"]
     # Once more, and without what was there.
     (manifest.parent / "left").touch()
-    assert json.loads(release.collect(root, "", build, tools).read_text()) == found
+    assert json.loads(release.collect(root, "", release.wheel_of, tools).read_text()) == found
     assert not (manifest.parent / "left").exists()
     assert [path.name for path in (root / "dist").iterdir()] == ["1.2.0"]
 

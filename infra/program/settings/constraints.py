@@ -29,13 +29,9 @@ SIDECARS = (FOLLOWER_RESOURCES, AGENT_RESOURCES)
 """Resources of the containers beside each Ollama server in its pod."""
 HOT_FILL = 0.9
 """Part of the node-local volume that models may fill: a new version arrives beside the old one, and a full disk evicts pods."""
-
-
-OLLAMA_VERSION = "0.32.15"
-"""The version whose source the next constant was read from."""
 _ONE_AT_A_TIME = re.compile(r"llama3\.2-vision|qwen3-vl|qwen3\.[56]|qwen3-next|lfm2|nemotron-?(h|3)", re.IGNORECASE)
 """Names of the families that Ollama serves one request at a time.
-Source: server/sched.go (mllama, qwen3vl, qwen35, qwen3next, lfm2, nemotron_h)."""
+Source: ollama v0.32.15, server/sched.go (mllama, qwen3vl, qwen35, qwen3next, lfm2, nemotron_h)."""
 
 
 def problems(settings: Sections) -> list[str]:
