@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from model_sync import templates
 from model_sync.store import Blob, StoreError, is_present, manifest_path, sha256, write_blob, write_file
 
 FILE_LAYER = "application/vnd.modelfleet.file"
@@ -63,6 +64,8 @@ def add(name: str, tree: Path, store: Path) -> None:
     for path in found:
         if path.suffix == ".safetensors":
             check(tree / path)
+        for template in _templates(tree / path):
+            templates.check(template)
         blob = _take(tree / path, store)
         layers.append({"mediaType": FILE_LAYER, "digest": blob.digest, "size": blob.size, "annotations": {TITLE: path.as_posix()}})
     config = write_blob(store, b"{}")
@@ -73,6 +76,19 @@ def add(name: str, tree: Path, store: Path) -> None:
         "layers": layers,
     }
     write_file(store, target, json.dumps(manifest, separators=(",", ":")).encode())
+
+
+def _templates(path: Path) -> Iterator[str]:
+    """Chat templates, which a server runs: files of their own, and in the tokenizer's configuration. Raises StoreError."""
+    if path.suffix == ".jinja":
+        yield path.read_text(errors="replace")
+    if path.name == "tokenizer_config.json":
+        try:
+            found: Any = json.loads(path.read_bytes())
+            given = found.get("chat_template") or []
+            yield from [given] if isinstance(given, str) else [str(each["template"]) for each in given]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise StoreError(f"{path}: got another form, want the configuration of a tokenizer; download it again") from None
 
 
 def _take(path: Path, store: Path) -> Blob:

@@ -243,6 +243,28 @@ def test_weights_that_are_no_safetensors_are_not_taken(model: Path, tmp_path: Pa
         tree.add("a:1", model, tmp_path / "store")
 
 
+_REACHES = "{{ ''.__class__.__mro__ }}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("chat_template.jinja", _REACHES),
+        ("tokenizer_config.json", json.dumps({"chat_template": _REACHES})),
+        ("tokenizer_config.json", json.dumps({"chat_template": [{"name": "default", "template": _REACHES}]})),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"chat_template": [1]}'),
+        ("tokenizer_config.json", "[" * 100_000),
+    ],
+)
+def test_a_template_of_a_tree_that_reaches_out_is_not_taken(model: Path, tmp_path: Path, name: str, content: str) -> None:
+    (model / name).write_text(content)
+    with pytest.raises(WriterError):
+        tree.add("a:1", model, tmp_path / "store")
+    (model / name).write_text("{{ messages[0].content }}" if name.endswith("jinja") else '{"chat_template": "{{ messages }}"}')
+    tree.add("a:1", model, tmp_path / "store")
+
+
 def test_the_command_says_what_it_wants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tree.main(["a:1", str(tmp_path), str(tmp_path / "store")]) == 1
     assert "got no config.json with safetensors beside it, want a model's tree; name its directory" in capsys.readouterr().err
