@@ -59,7 +59,8 @@ def _abilities(entry: dict[str, Any]) -> Abilities:
     """From an answer of /api/show, or an entry of a list of models."""
     named, length = entry.get("capabilities"), entry.get("context_length") or entry.get("max_model_len")
     known = frozenset(each for each in named if isinstance(each, str)) if isinstance(named, list) and named else None
-    return Abilities(known, length if isinstance(length, int) else 0)
+    version = entry.get("version")
+    return Abilities(known, length if isinstance(length, int) else 0, version if isinstance(version, str) else "")
 
 
 def adapted(payload: Payload, abilities: Abilities, model: str, media: str) -> tuple[Payload, list[str]]:

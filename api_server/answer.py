@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import aiohttp
 from aiohttp import web
@@ -32,7 +32,7 @@ class Answer:
         self._kind = STREAMS.get(reader.stream)
         self._api = ENDPOINTS[request.path].api
         self._silence_s = silence_s
-        self.finish: Callable[[bytes], bytes] | None = None
+        self.finish: Callable[[bytes], Awaitable[bytes]] | None = None
         """What a server's document becomes before a client gets it; raises ValueError on one that is none."""
         self.in_parts = True
         """Whether a document that is too long for that may go on as it comes."""
@@ -131,7 +131,7 @@ class Answer:
             raise errors.upstream_failed(self.model, "an answer that is not whole")
         if self.finish is not None:
             try:
-                rest = self.finish(rest)
+                rest = await self.finish(rest)
             except ValueError as error:
                 raise errors.upstream_failed(self.model, str(error)) from None
         with _CLIENTS_SIDE:

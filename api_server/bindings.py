@@ -3,9 +3,9 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
+from api_server.binding import Binding
 from api_server.peers import Talk, Told
 from api_server.room import Room
 from api_server.sessions import Turn
@@ -26,29 +26,6 @@ _WEIGHT, _KEEP = 10_000, 0.99
 """Tokens that the first guess counts as, and how much of what was said stays with each answer."""
 
 _K = TypeVar("_K")
-
-
-@dataclass(slots=True, eq=False)
-class Binding:
-    """A conversation: its server, and what that holds of it."""
-
-    host: str
-    """Empty: no server holds it. It waits for room for the first time, or had to make room for others."""
-    size: int
-    """Bytes of prompt that a server has read last; 0 before the first."""
-    seen: float
-    """When its last turn came, began or ended, by the monotonic clock."""
-    began: float = 0.0
-    """When its first turn came."""
-    since: float = 0.0
-    """When it got a server, or when it began to wait for one."""
-    owner: bytes = b""
-    name: bytes = b""
-    """Under which it is known."""
-    tokens: int = 0
-    """Of prompt and answer together, as far as the server said."""
-    at_work: int = 0
-    """Turns that a server works on, or that wait in its line."""
 
 
 class Bindings:

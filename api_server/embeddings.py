@@ -156,10 +156,14 @@ class Embeddings:
             return None
         return found
 
-    async def keep(self, found: Found) -> None:
-        """What a server has made, for the next time."""
-        if not found.made or time.monotonic() < self._paused_until:
-            return
+    async def merged(self, found: Found, document: bytes) -> bytes:
+        """The whole answer, of a server's for the rest, which is kept for the next time. Raises ValueError, as Found.merged."""
+        whole = found.merged(document)
+        if found.made and time.monotonic() >= self._paused_until:
+            await self._keep(found)
+        return whole
+
+    async def _keep(self, found: Found) -> None:
         try:
             async with asyncio.timeout(2 * (_BUDGET_S + _A_TEXT_S * len(found.made))), self._client.pipeline(transaction=False) as line:
                 for key, value in found.made.items():

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
-from api_server.bindings import Binding
+from api_server.binding import Binding
 from api_server.sessions import Turn
 
 Reason = Literal["bound", "spilled", "lost", "paused", "new"]

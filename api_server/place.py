@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from api_server.address import Address
-from api_server.bindings import Binding
+from api_server.binding import Binding
 from api_server.picking import ANSWER, Reason
 from api_server.room import Room
 from api_server.sessions import Turn

@@ -124,10 +124,9 @@ class Proxy:
         if found.is_all:
             return await answer.own(found.whole(asked.model))
         asked.body = left(asked, found)
-        answer.finish, answer.in_parts, answer.reader.longest_document = found.merged, not found.count, found.limit
-        response = await self._answer(request, answer, asked, claim)
-        await self._embeddings.keep(found)
-        return response
+        answer.finish, answer.in_parts = functools.partial(self._embeddings.merged, found), not found.count
+        answer.reader.longest_document = found.limit
+        return await self._answer(request, answer, asked, claim)
 
     async def _understood(self, request: web.Request, claim: Claim, routing: Routing) -> Asked:
         body = await self._intake.read(request, claim)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from api_server.address import Address, tagged
-from api_server.bindings import SMALL, Binding, Bindings
+from api_server.binding import Binding
+from api_server.bindings import SMALL, Bindings
 from api_server.peers import Busy, Told
 from api_server.picking import ANSWER, choose, stays
 from api_server.place import Place, Waiter, Wanted

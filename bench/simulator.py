@@ -13,7 +13,8 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from api_server.bindings import Binding, Bindings
+from api_server.binding import Binding
+from api_server.bindings import Bindings
 from api_server.peers import Told
 from api_server.picking import ANSWER, choose, rendezvous, stays
 from api_server.room import Room

@@ -89,6 +89,7 @@ class ModelServer:
         length = self.settings.context_length
         entry = {"id": self.settings.served_id, "object": "model", "created": 0, "owned_by": "modelfleet"}
         entry |= {"context_length": length, "max_model_len": length, "capabilities": sorted(self.engine.abilities)}
+        entry |= {"version": f"{self.engine.version} {self.digest}"} if self.engine.version else {}
         return web.json_response({"object": "list", "data": [entry]})
 
     async def openapi(self, _: web.Request) -> web.Response:

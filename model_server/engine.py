@@ -76,6 +76,8 @@ class Engine(ABC):
     """Run as `python -m MODULE PARAMETERS`; it prints one JSON line with the `url` where the engine will answer."""
     endpoints: ClassVar[Mapping[str, Endpoint]] = BY_PATH
     """Path to what is passed on."""
+    version: str = ""
+    """Of the program that runs the weights; empty while it is not known."""
     counts: ClassVar[bool] = False
     """Whether the engine counts tokens by itself; otherwise its answers say them."""
 

@@ -17,6 +17,7 @@ from model_server.errors import ApiError, refusal, too_long, unsupported
 from model_server.pooling import pooling
 from model_server.settings import Settings
 from model_server.store import find_gguf, find_tree
+from model_server.vllm import VERSION
 
 _THOUGHTS = ("<think>", "enable_thinking", "reasoning_content", "reasoning_effort")
 """One of them stands in the chat template of every model that thinks."""
@@ -45,7 +46,9 @@ class LlamaCpp(Engine):
 
     async def _ask(self, session: aiohttp.ClientSession, url: str) -> frozenset[str]:
         async with session.get(f"{url}/props", timeout=ASKED) as response:
-            return _abilities(await response.json())
+            properties = await response.json()
+        self.version = f"llama.cpp {properties['build_info']}"
+        return _abilities(properties)
 
     async def _works(self, session: aiohttp.ClientSession, url: str, left_s: float) -> bool:
         """It is asked for its slots, because that question, unlike the one for its health, goes through the loop that generates
@@ -80,6 +83,7 @@ class Vllm(Engine):
     """vLLM's own OpenAI server."""
 
     module = "model_server.vllm"
+    version = f"vllm {VERSION}"
     endpoints = OF_VLLM
     counts = True
 

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from api_server.embeddings import PREFIX
-from tests.service.conftest import KEY, PASSWORD, ApiServerFactory, as_user, running_valkey
+from tests.service.conftest import KEY, PASSWORD, ApiServerFactory, ModelServerFactory, as_user, running_valkey
 from tests.service.processes import Service, free_port
 from tests.service.test_gateway import metric
 from tests.service.test_named_keys import ALICE, BOB, grant
@@ -93,6 +93,15 @@ def test_ollamas_own_api_has_the_same(gateway: Service) -> None:
         assert api.embed(MODEL, ["b", "c", "a"]).embeddings == again.embeddings
         assert api.embed(MODEL, "a").embeddings == [first.embeddings[0]]
     assert outcomes(gateway) == (6, 3)
+
+
+def test_so_has_a_model_server(api_server: ApiServerFactory, model_server: ModelServerFactory, port: int, tmp_path: Path) -> None:
+    route: dict[str, object] = {"url": model_server(MODEL).url, "model": MODEL}
+    gateway = api_server({MODEL: route}, **as_user(f"redis://127.0.0.1:{port}/0", "api-server", tmp_path))
+    a, b = embedded(gateway, ["a", "b"])
+    c = embedded(gateway, ["c"])
+    assert embedded(gateway, ["b", "c", "a"]) == [b, *c, a]
+    assert outcomes(gateway) == (3, 3)
 
 
 def test_another_key_finds_nothing(gateway: Service) -> None:

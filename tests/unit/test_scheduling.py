@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from api_server.bindings import PAUSE_S, SMALL, Binding, Bindings
+from api_server.binding import Binding
+from api_server.bindings import PAUSE_S, SMALL, Bindings
 from api_server.picking import ANSWER, SPREAD, choose
 from api_server.room import Room
 from api_server.sessions import HEADERS, Sessions, Turn
