@@ -9,7 +9,8 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.proofs.records import ProofError, declared, stale
 
 # What was typed with `make test` is not for the commands that tests run.
-os.environ.pop("MAKEFLAGS", None)
+for _variable in ("MAKEFLAGS", "MAKELEVEL"):
+    os.environ.pop(_variable, None)
 
 
 class Tiers(LoadScopeScheduling):
