@@ -6,14 +6,13 @@ The same file and name give the same bytes everywhere, so the digest of a manife
 import argparse
 import json
 import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from model_sync import header, templates
-from model_sync.store import MODEL_LAYER, Blob, StoreError, is_present, manifest_path, sha256, write_blob, write_file
+from model_sync.store import MODEL_LAYER, Blob, StoreError, manifest_path, take, write_blob, write_file
 
 _FILE_TYPES = {
     **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L"},
@@ -85,16 +84,7 @@ def add(name: str, path: Path, store: Path, *, link: bool = False) -> None:
     target = store / manifest_path(name)
     facts = metadata(path)
     require_model(path, facts)
-    blob = Blob(sha256(path), path.stat().st_size)
-    blobs = store / "blobs"
-    blobs.mkdir(parents=True, exist_ok=True)
-    if not is_present(store, blob):
-        fresh = blobs / f".{blob.file_name}.partial"
-        if link:
-            fresh.symlink_to(path.absolute())
-        else:
-            shutil.copyfile(path, fresh)
-        fresh.replace(blobs / blob.file_name)
+    blob = take(path, store, link=link)
     write_file(store, target, json.dumps(manifest(blob, facts, store), separators=(",", ":")).encode())
 
 

@@ -176,6 +176,21 @@ def is_present(store: Path, blob: Blob, *, verify: bool = False) -> bool:
         return False
 
 
+def take(path: Path, store: Path, *, link: bool = False) -> Blob:
+    """Have a file as a blob; `link`: the file itself stays where it is. Raises OSError."""
+    blob = Blob(sha256(path), path.stat().st_size)
+    blobs = store / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    if not is_present(store, blob):
+        fresh = blobs / f".{blob.file_name}.partial"
+        if link:
+            fresh.symlink_to(path.absolute())
+        else:
+            shutil.copyfile(path, fresh)
+        fresh.replace(blobs / blob.file_name)
+    return blob
+
+
 def has_content(path: Path, content: bytes) -> bool:
     """Whether the file is there and can be read, and has this content."""
     try:

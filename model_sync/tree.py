@@ -7,7 +7,6 @@ it. The same files give the same manifest everywhere.
 import argparse
 import json
 import re
-import shutil
 import struct
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from model_sync import templates
-from model_sync.store import Blob, StoreError, is_present, manifest_path, sha256, write_blob, write_file
+from model_sync.store import StoreError, manifest_path, take, write_blob, write_file
 
 FILE_LAYER = "application/vnd.modelfleet.file"
 TITLE = "org.opencontainers.image.title"
@@ -59,14 +58,13 @@ def add(name: str, tree: Path, store: Path) -> None:
     found = list(files(tree))
     if Path("config.json") not in found or not any(path.suffix == ".safetensors" for path in found):
         raise StoreError(f"{tree}: got no config.json with safetensors beside it, want a model's tree; name its directory")
-    (store / "blobs").mkdir(parents=True, exist_ok=True)
     layers: list[dict[str, Any]] = []
     for path in found:
         if path.suffix == ".safetensors":
             check(tree / path)
         for template in _templates(tree / path):
             templates.check(template)
-        blob = _take(tree / path, store)
+        blob = take(tree / path, store)
         layers.append({"mediaType": FILE_LAYER, "digest": blob.digest, "size": blob.size, "annotations": {TITLE: path.as_posix()}})
     config = write_blob(store, b"{}")
     manifest = {
@@ -89,15 +87,6 @@ def _templates(path: Path) -> Iterator[str]:
             yield from [given] if isinstance(given, str) else [str(each["template"]) for each in given]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise StoreError(f"{path}: got another form, want the configuration of a tokenizer; download it again") from None
-
-
-def _take(path: Path, store: Path) -> Blob:
-    blob = Blob(sha256(path), path.stat().st_size)
-    if not is_present(store, blob):
-        fresh = store / "blobs" / f".{blob.file_name}.partial"
-        shutil.copyfile(path, fresh)
-        fresh.replace(store / "blobs" / blob.file_name)
-    return blob
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
