@@ -14,21 +14,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import redis.asyncio
 
 from api_server import errors
+from api_server.cache import STRANGE, connect
 from api_server.intake import Claim
 from api_server.paths import EMBEDDINGS, NATIVE_EMBED, Payload, encode
 from api_server.requests import Asked
 from api_server.settings import Settings
-from api_server.settling import STRANGE
 
+PATHS = (EMBEDDINGS, NATIVE_EMBED)
 PREFIX = "embedding:1:"
 """The number is that of the form of what stands there."""
 KEPT_S = 30 * 86400
 _BUDGET_S, _A_TEXT_S = 0.25, 0.001
 """What a look-up may cost a request, and for each text more: a small part of what a server takes for one. After a failure it costs nothing
 for a while."""
+_CONNECTION_S = 2.0
+"""Longest silence of a connection; what waits for it has waited for less."""
 _PAUSE_S = 5.0
 """After a failure nobody asks again for this long."""
 _MOST = 4096
@@ -93,7 +95,6 @@ class Found:
             return document
 
     def _merged(self, document: bytes) -> bytes:
-        said: Any = msgspec.json.decode(document, type=dict[str, msgspec.Raw])
         if self.path == NATIVE_EMBED:
             fresh = [bytes(each) for each in msgspec.json.decode(document, type=_Native).embeddings]
         else:
@@ -107,6 +108,7 @@ class Found:
             return document
         for place, each in zip(places, fresh, strict=True):
             self.had[place] = each
+        said = msgspec.json.decode(document, type=dict[str, msgspec.Raw])
         name, value = ("embeddings", list(map(_raw, self.had))) if self.path == NATIVE_EMBED else ("data", self._data())
         return encode({**said, name: value})
 
@@ -123,11 +125,7 @@ class Embeddings:
 
     def __init__(self, settings: Settings) -> None:
         self._secret = (settings.cache_password or "").encode()
-        self._client = redis.asyncio.Redis.from_url(
-            settings.cache_url,
-            **{"password": settings.cache_password} if settings.cache_password else {},
-            **{"socket_timeout": 2.0, "socket_connect_timeout": _BUDGET_S, "retry": None, "protocol": 2},
-        )
+        self._client = connect(settings, _CONNECTION_S)
         self._paused_until = 0.0
 
     async def find(self, owner: str, version: str, asked: Asked, claim: Claim) -> Found | None:
@@ -136,7 +134,8 @@ class Embeddings:
         if not texts or len(texts) > _MOST or time.monotonic() < self._paused_until:
             return None
         others = sorted((name, value) for name, value in asked.body.items() if name not in ("input", "model", "user"))
-        of = msgspec.msgpack.encode([owner, version, asked.path, others])
+        # JSON has numbers of any size, as requests do.
+        of = encode([owner, version, asked.path, others])
         keys = [self._key(of, text) for text in texts]
         had: list[bytes | None] = [None] * len(keys)
         try:
@@ -208,6 +207,3 @@ def _texts(body: Payload) -> list[str]:
     given = body.get("input")
     texts = [given] if isinstance(given, str) else given if isinstance(given, list) else []
     return texts if all(isinstance(each, str) for each in texts) else []
-
-
-PATHS = (EMBEDDINGS, NATIVE_EMBED)

@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-import redis.asyncio
-import redis.exceptions
 
 from api_server.bindings import LEASE_S
+from api_server.cache import STRANGE, connect
 from api_server.limits import Limits
 from api_server.peers import Peers, Talk, Word
 from api_server.settings import Settings
@@ -32,11 +31,6 @@ _LONGEST = 2 * 2**20
 """Bytes of a word; a longer one is none of ours."""
 _MOST_TURNS = 2000
 """That are told at once, of each model; the newest count."""
-STRANGE = (
-    *(redis.exceptions.RedisError, OSError, TimeoutError, msgspec.MsgspecError),
-    *(ValueError, TypeError, LookupError, AttributeError, RecursionError, NotImplementedError),
-)
-"""What a client of anything that is no cache server may meet."""
 
 log = logging.getLogger("api_server")
 _WORD = msgspec.msgpack.Decoder(Word)
@@ -51,11 +45,7 @@ class Settler:
     ) -> None:
         self._routes, self._upstreams, self._limits, self._peers = settings.routes, upstreams, limits, peers
         self._is_draining = is_draining
-        self._client = redis.asyncio.Redis.from_url(
-            settings.cache_url,
-            **{"password": settings.cache_password} if settings.cache_password else {},
-            **{"socket_timeout": _ROUND_S, "socket_connect_timeout": _ROUND_S, "retry": None, "protocol": 2},
-        )
+        self._client = connect(settings, _ROUND_S)
         self._last = 0, 0
         """Of the stream, what was read."""
         self._up: bool | None = None

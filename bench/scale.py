@@ -148,15 +148,14 @@ def explained(nodes: int) -> dict[str, Any]:
 def looked_at(servers: int, sizes: Sizes, work: Path) -> dict[str, Any]:
     """A gateway that only looks at its servers, and then one with a request after the other."""
     hosts = [f"127.1.{number // 250}.{number % 250 + 1}" for number in range(servers)]
-    port, listen, metrics_port = free_port(), free_port(), free_port()
+    port, listen = free_port(), free_port()
     with ExitStack() as stack:
         directory = work / f"of-{servers}"
         directory.mkdir()
         argv = [sys.executable, "-m", "bench.upstream", str(port), *hosts]
         (directory / "upstream").mkdir()
         stack.enter_context(started(argv, {"PATH": os.environ["PATH"]}, directory / "upstream", cwd=ROOT))
-        agreement = {"METRICS_PORT": str(metrics_port)}
-        argv, env = proxies.ours(agreement).start(f"http://{names.FLEET}:{port}", directory, listen)
+        argv, env = proxies.ours({}).start(f"http://{names.FLEET}:{port}", directory, listen)
         env = {**env, **names.Name(directory, *hosts).environment, "PATH": os.environ["PATH"]}
         gateway = stack.enter_context(started(argv, env, directory, cwd=ROOT))
         server = load.Server(f"http://127.0.0.1:{listen}", proxies.KEY)

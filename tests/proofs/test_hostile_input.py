@@ -9,7 +9,7 @@ import pytest
 from model_sync import gguf
 from tests import tiny_gguf
 from tests.proofs.records import Proof
-from tests.service.conftest import start_model_server
+from tests.service.conftest import start_model_server, valkey
 from tests.service.processes import Service
 from tests.service.test_hostile_input import gateway, hammer
 
@@ -21,7 +21,7 @@ PROOF = Proof(
     ),
 )
 INPUTS = 10_000
-__all__ = ["gateway"]
+__all__ = ["gateway", "valkey"]
 
 
 @pytest.mark.timeout(7200)

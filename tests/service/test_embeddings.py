@@ -185,3 +185,15 @@ def test_tokens_instead_of_texts_are_not_looked_up(gateway: Service) -> None:
     answer = httpx.post(f"{gateway.url}/v1/embeddings", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60, trust_env=False)
     assert answer.status_code in (200, 400)
     assert outcomes(gateway) == (0, 0)
+
+
+@pytest.mark.parametrize("dimensions", [2**64, -(10**30), 0])
+def test_a_number_of_any_size_is_refused_as_without_a_cache(
+    gateway: Service, api_server: ApiServerFactory, ollama: Service, dimensions: int
+) -> None:
+    route: dict[str, object] = {"url": ollama.url, "model": MODEL, "engine": "ollama", "context_length": 2048}
+    body, headers = {"model": MODEL, "input": "a", "dimensions": dimensions}, {"Authorization": f"Bearer {KEY}"}
+    with httpx.Client(headers=headers, timeout=60, trust_env=False) as client:
+        answers = [client.post(f"{each.url}/v1/embeddings", json=body) for each in (gateway, api_server({MODEL: route}))]
+    with_cache, without = ((answer.status_code, answer.json().get("error")) for answer in answers)
+    assert with_cache == without

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 
-from tests.service.conftest import KEY, ModelServerFactory
+from tests.service.conftest import KEY, ModelServerFactory, as_user
 from tests.service.hostile import INPUTS, Level, check, exchange, settled
 from tests.service.neighbours import HEADERS, Asking, Fleet, Request, answers, ask
 from tests.service.processes import Service
@@ -29,12 +29,17 @@ MIB = 2**20
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def gateway(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    work = tmp_path_factory.mktemp("hostile")
     with ExitStack() as stack:
-        fleet = stack.enter_context(Fleet(tmp_path_factory.mktemp("hostile")).running())
+        fleet = stack.enter_context(Fleet(work).running())
         fleet.add(is_both, is_both)
+        cached: Any = as_user(valkey, "api-server", work)
         yield stack.enter_context(
-            fleet.gateway(others={"b": {"url": f"http://127.0.0.3:{fleet.port}", "engine": "ollama", "context_length": 2048}})
+            fleet.gateway(
+                others={"b": {"url": f"http://127.0.0.3:{fleet.port}", "engine": "ollama", "context_length": 2048}},
+                **cached,
+            )
         )
 
 
@@ -42,7 +47,7 @@ async def is_both(request: Request) -> None:
     """A server of OpenAI's API, and an Ollama with one model."""
     native = {"model": "b", "message": {"role": "assistant", "content": "a"}, "response": "a", "done": True, "prompt_eval_count": 9}
     if request.path in ("/api/tags", "/api/ps"):
-        await request.answer(json.dumps({"models": [{"name": "b:latest"}]}).encode())
+        await request.answer(json.dumps({"models": [{"name": "b:latest", "digest": "0"}]}).encode())
     elif request.path == "/api/version":
         await request.answer(b'{"version": "0"}')
     elif request.path.startswith("/api/"):
