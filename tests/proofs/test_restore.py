@@ -57,7 +57,7 @@ def test_a_fleet_that_was_deleted_comes_back(
     backup.restore(target, options)
     assert stack.key == key
     # What compares a stack with its cluster sees that the objects are gone, and makes them.
-    stack.outputs = stack.deployment.deploy({})
+    stack.outputs = stack.deployment.deploy(stack.overrides)
     eventually(lambda: answers(stack), bool, 180, "an answer with the key of before")
     figures["from the backup to an answer, s"] = round(time.monotonic() - started_at)
     assert ask(stack, MODEL).json()["choices"][0]["message"]["content"] == SCRIPT
