@@ -119,7 +119,7 @@ def engines(work: Path, store: Path) -> dict[str, Engine]:
     loaded = {"OLLAMA_CONTEXT_LENGTH": str(CONTEXT), "OLLAMA_NUM_PARALLEL": "1", "LLAMA_ARG_CACHE_RAM": str(CACHE_MIB)}
 
     def of_ollama(stack: ExitStack) -> Service:
-        service = stack.enter_context(ollama.running(program, store, work, **loaded))
+        service = stack.enter_context(ollama.running(program, store, work, 0, **loaded))
         ollama.load(service, CHAT)
         return service
 
