@@ -124,7 +124,7 @@ async def idle_memory(proxy: Proxy, sizes: Sizes) -> dict[str, Any]:
     print(f"gateway: idle streams of {proxy.name}", file=sys.stderr, flush=True)
     await recovered(proxy.server)
     before = memory_bytes(proxy.pid)
-    async with load.idle(proxy.server, sizes.idle, 3 * sizes.limit_s) as tally:
+    async with load.idle(proxy.servers, sizes.idle, 3 * sizes.limit_s) as tally:
         await asyncio.sleep(_SETTLE_S)
         held = memory_bytes(proxy.pid)
     await asyncio.sleep(_SETTLE_S)
@@ -163,8 +163,8 @@ def ratios(results: Mapping[str, Any]) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     sizes = SMALL if list(arguments) == ["small"] else FULL
     end_with_us()
-    # Ours serves a third as many connections as it may open files for, and gives half of them to one key.
-    allow_descriptors(3 * proxies.CONNECTIONS + 4000)
+    # A proxy has two for each stream, and for a while those of the streams before.
+    allow_descriptors(2 * sizes.idle + 4000)
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)

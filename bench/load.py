@@ -5,7 +5,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -202,13 +202,15 @@ async def first_chunks(server: Server, streams: int, count: int, limit_s: float)
 
 
 @contextlib.asynccontextmanager
-async def idle(server: Server, count: int, limit_s: float) -> AsyncIterator[Tally]:
-    """So many streams that said one thing, and stay open without a word until the block ends; fewer when the limit has passed."""
+async def idle(servers: Sequence[Server], count: int, limit_s: float) -> AsyncIterator[Tally]:
+    """So many streams that said one thing, and stay open without a word until the block ends; fewer when the limit has passed. `servers`:
+    one with different keys, which take turns."""
     left, tally = iter(range(count)), Tally()
     connections: list[Connection] = []
 
     async def client() -> None:
-        for _ in left:
+        for number in left:
+            server = servers[number % len(servers)]
             try:
                 connection = await connected(server)
                 connections.append(connection)

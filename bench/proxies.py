@@ -25,7 +25,7 @@ from bench.upstream import MODEL
 from devcluster import packages
 from tests.service.processes import ROOT, free_port
 
-KEY = "sk-a-key-of-the-benchmark"
+KEY, OTHER_KEY = "sk-a-key-of-the-benchmark", "sk-another-key-of-the-benchmark"
 CONNECTIONS = 12_000
 """Of clients, that a proxy must be able to hold."""
 CONTEXT = 131_072
@@ -42,8 +42,14 @@ class Proxy:
     """One that runs."""
 
     name: str
-    server: Server
+    servers: tuple[Server, ...]
+    """It, as each key sees it."""
     pid: int
+
+    @property
+    def server(self) -> Server:
+        """With the first key."""
+        return self.servers[0]
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class Installed:
     ready: str
     """A path that answers 200 once it serves."""
     unprivileged: bool = False
+    keys: tuple[str, ...] = (KEY,)
+    """That it takes."""
 
     @contextmanager
     def running(self, upstream: str, work: Path) -> Iterator[Proxy]:
@@ -70,9 +78,9 @@ class Installed:
                 os.chown(path, _NOBODY, _NOBODY)
             options = {"user": _NOBODY, "group": _NOBODY, "extra_groups": ()}
         with started(argv, {**_BASE, "HOME": str(directory), **env}, directory, cwd=ROOT, **options) as process:
-            server = Server(f"http://127.0.0.1:{port}", KEY)
-            wait_for(f"{server.url}{self.ready}", process, directory / "log")
-            yield Proxy(self.name, server, process.pid)
+            url = f"http://127.0.0.1:{port}"
+            wait_for(f"{url}{self.ready}", process, directory / "log")
+            yield Proxy(self.name, tuple(Server(url, key) for key in self.keys), process.pid)
 
 
 def wait_for(url: str, process: "subprocess.Popen[Any]", log: Path) -> None:
@@ -91,9 +99,10 @@ def wait_for(url: str, process: "subprocess.Popen[Any]", log: Path) -> None:
 
 def ours(work: Path, agreement: Mapping[str, str]) -> Installed:
     """Our API server, with its own lock, as in its pod (components/api_server.py): an Ollama's model, so that prompts are measured against
-    the context too, a key with limits, lines before servers, admission by memory, and `agreement`, by which the cache server is reached.
+    the context too, keys with limits, lines before servers, admission by memory, and `agreement`, by which the cache server is reached.
 
-    The memory of a pod has room for a thousand connections; here it must be 12 000, of which one key may have half.
+    The memory of a pod has room for a thousand connections. Here it is 12,000, or a third of the files that it may open, of which each of
+    the two keys may have half.
     """
 
     python, version = _environment("aiohttp", work, ROOT / "api_server" / "requirements.lock")
@@ -101,13 +110,14 @@ def ours(work: Path, agreement: Mapping[str, str]) -> Installed:
     def start(upstream: str, directory: Path, port: int) -> tuple[list[str], Mapping[str, str]]:
         keys = directory / "keys"
         limits = dict.fromkeys(("requestsPerMinute", "tokensPerMinute"), 10**9) | {"concurrency": 10**6}
-        keys.write_text(json.dumps({"bench": {"hash": hashlib.blake2b(KEY.encode(), digest_size=32).hexdigest(), **limits}}))
+        digests = [hashlib.blake2b(key.encode(), digest_size=32).hexdigest() for key in (KEY, OTHER_KEY)]
+        keys.write_text(json.dumps({f"bench-{digest[:4]}": {"hash": digest, **limits} for digest in digests}))
         route = {"url": upstream, "engine": "ollama", "context_length": CONTEXT, "max_in_flight": 10_000, "slots": 10_000}
         settings = {"HOST": "127.0.0.1", "PORT": port, "METRICS_PORT": free_port(), "KEYS_FILE": keys, "ROUTES": json.dumps({MODEL: route})}
         settings |= {"MAX_CONNECTIONS": CONNECTIONS, "QUEUE_S": 60, "DRAIN_DELAY_S": 0, "DRAIN_S": 0, **agreement}
         return [str(python), "-m", "api_server"], {f"API_SERVER_{name}": str(value) for name, value in settings.items()}
 
-    return Installed("api_server", version, start, "/ready")
+    return Installed("api_server", version, start, "/ready", keys=(KEY, OTHER_KEY))
 
 
 def nginx(work: Path) -> Installed:
