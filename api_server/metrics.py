@@ -60,12 +60,6 @@ class Metrics(Collector):
         self.key_requests = Counter(
             "api_server_key_requests", "Answered requests, by who asked", ["key", "model", "status"], registry=self.registry
         )  # fmt: skip
-        self.key_tokens = Counter(
-            "api_server_key_tokens", "Tokens, by who asked and what they were", ["key", "model", "kind"], registry=self.registry
-        )  # fmt: skip
-        self.key_seconds = Counter(
-            "api_server_key_server_seconds", "Time that servers worked, by who asked", ["key", "model"], registry=self.registry
-        )  # fmt: skip
         self.first_token = self._histogram("api_server_time_to_first_token_seconds", "From arrival to a stream's first event", _SECONDS)
         self.token_rate = self._histogram("api_server_tokens_per_second", "Tokens of a streamed answer, after its first, by second", _RATES)
         self.duration = self._histogram("api_server_request_duration_seconds", "Whole requests", _SECONDS)
@@ -91,7 +85,7 @@ class Metrics(Collector):
         )
         self.cached = self._of_turns("api_server_cached_tokens", "Tokens of prompts that servers took from their caches, as they say")
         self._used: dict[str, dict[str, Usage]] = {}
-        """What the counters say of each key, by model. The library's own way to read them goes through those of all keys."""
+        """Of each key, by model."""
         self.registry.register(self)
         self.of = functools.lru_cache(maxsize=4096)(_series)
         """The series of a metric with these labels. The library's own way to it costs more than to count in it."""
@@ -146,19 +140,13 @@ class Metrics(Collector):
             use = of_key[model] = Usage(model=model)
         return use
 
-    def spent(self, key: str, model: str, tokens: Spent) -> None:
-        """Count what a key has used."""
+    def spent(self, key: str, model: str, tokens: Spent, server_s: float = 0.0) -> None:
+        """Count what a key has used, and how long servers were at work for it."""
         use = self._use(key, model)
         use.prompt_tokens += tokens.prompt
         use.cached_tokens += tokens.cached
         use.completion_tokens += tokens.completion
-        for kind, amount in (("prompt", tokens.prompt), ("cached", tokens.cached), ("completion", tokens.completion)):
-            if amount:
-                self.of(self.key_tokens, key, model, kind).inc(amount)
-
-    def worked(self, key: str, model: str, seconds: float) -> None:
-        """Count how long servers were at work for a key."""
-        self.of(self.key_seconds, key, model).inc(seconds)
+        use.server_seconds += server_s
 
     def collect(self) -> list[Metric]:
         in_flight = GaugeMetricFamily("api_server_in_flight_requests", "Requests that an address works on", labels=["upstream", "address"])
@@ -192,7 +180,19 @@ class Metrics(Collector):
             needs.add_metric([], needed([self.demand()]))
         for model, count in self.waiting.items():
             waiting.add_metric([model], count)
-        return [in_flight, up, out, waiting, held, needs, reserved, gateways, agrees, *self._of_certificate()]
+        return [in_flight, up, out, waiting, held, needs, reserved, gateways, agrees, *self._of_keys(), *self._of_certificate()]
+
+    def _of_keys(self) -> list[Metric]:
+        tokens = CounterMetricFamily("api_server_key_tokens", "Tokens, by who asked and what they were", labels=["key", "model", "kind"])
+        seconds = CounterMetricFamily("api_server_key_server_seconds", "Time that servers worked, by who asked", labels=["key", "model"])
+        for key, by_model in self._used.items():
+            for model, use in by_model.items():
+                amounts = {"prompt": use.prompt_tokens, "cached": use.cached_tokens, "completion": use.completion_tokens}
+                for kind, amount in amounts.items():
+                    if amount:
+                        tokens.add_metric([key, model, kind], amount)
+                seconds.add_metric([key, model], use.server_seconds)
+        return [tokens, seconds]
 
     def _of_certificate(self) -> list[Metric]:
         """Without values where there is none."""

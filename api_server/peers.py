@@ -30,6 +30,24 @@ class Told(msgspec.Struct, array_like=True, frozen=True):
     tokens: Count
 
 
+class Untold:
+    """Conversations that other API servers have still to hear of: each once, however many turns it had, and the newest at most."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._by_name: dict[bytes, Told] = {}
+
+    def add(self, told: Told) -> None:
+        earlier = self._by_name.pop(told.before, None)
+        self._by_name[told.name] = told if earlier is None else msgspec.structs.replace(told, before=earlier.before)
+        if len(self._by_name) > self._most:
+            del self._by_name[next(iter(self._by_name))]
+
+    def turns(self) -> list[Told]:
+        """In the order of their last turns."""
+        return list(self._by_name.values())
+
+
 class Busy(msgspec.Struct, array_like=True, frozen=True):
     """A server, as far as one API server uses it."""
 

@@ -62,12 +62,17 @@ def stays(turn: Turn, bound: Binding, home: Server, least: int = 0) -> bool:
     return home.load - least <= min(bound.size, turn.size)
 
 
+def staying(turn: Turn, bound: Binding, home: S) -> Choice[S]:
+    """The server that holds the conversation."""
+    return Choice(home, "bound", turn.size - min(bound.size, turn.size))
+
+
 def choose(turn: Turn, bound: Binding | None, servers: Sequence[S], held: Mapping[str, int]) -> Choice[S]:
     """One of the servers, of which there is at least one. `held`: bytes of the conversations that are bound to each host."""
     home = next((server for server in servers if server.host == bound.host), None) if bound is not None else None
     least = min(server.load for server in servers)
     if home is not None and bound is not None and stays(turn, bound, home, least):
-        return Choice(home, "bound", turn.size - min(bound.size, turn.size))
+        return staying(turn, bound, home)
     name = int.from_bytes((turn.spot or turn.own)[:8])
     if home is not None or not turn.own:
         idlest = [server for server in servers if server.load == least]

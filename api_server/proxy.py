@@ -90,8 +90,7 @@ class Proxy:
             finally:
                 self._metrics.answered(model, reader, started)
                 used = spent(reader, asked)
-                self._metrics.spent(key, model, used)
-                self._metrics.worked(key, model, asked.server_s)
+                self._metrics.spent(key, model, used, asked.server_s)
                 account.charge(used.prompt + used.completion)
             return response
         except errors.ApiError as error:

@@ -35,7 +35,7 @@ class Sender:
     """Speaks to servers. `session` must neither decompress nor ask for compressed answers."""
 
     def __init__(self, metrics: Metrics, session: aiohttp.ClientSession, session_headers: Collection[str]) -> None:
-        self._forwarded = (*_FORWARDED_HEADERS, *session_headers)
+        self._forwarded = frozenset((*_FORWARDED_HEADERS, *session_headers))
         self._metrics = metrics
         self._session = session
         self._guard = ContextGuard(session)
@@ -51,9 +51,7 @@ class Sender:
                 address.spoke()
                 self._metrics.counted.labels(asked.model).inc()
         if address.pool is None:
-            headers = {
-                name: request.headers[name] for name in self._forwarded if name in request.headers and request.headers[name].isascii()
-            }
+            headers = self._passed_on(request)
             options: dict[str, Any] = {"url": address.url + asked.path, "allow_redirects": False}
         else:
             address.pool.check(asked.model, asked.most_tokens)
@@ -61,6 +59,14 @@ class Sender:
         headers |= {"content-type": "application/json", "x-request-id": request_id}
         patience.wait()
         return await self._session.post(**options, data=encode(body), headers=headers, timeout=_SILENT)
+
+    def _passed_on(self, request: web.Request) -> dict[str, str]:
+        """Of two headers with one name, the first counts, as it does for the session."""
+        found: dict[str, str] = {}
+        for name, value in request.headers.items():
+            if (lower := name.lower()) in self._forwarded:
+                found.setdefault(lower, value)
+        return {name: value for name, value in found.items() if value.isascii()}
 
     async def count(self, address: Address, asked: Asked) -> bytes:
         """The answer to a question for the number of tokens, of a server that has no such endpoint. Raises as `send` does."""

@@ -7,7 +7,7 @@ conversations that it knows itself.
 import asyncio
 import contextlib
 import logging
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +16,7 @@ import msgspec
 from api_server.bindings import LEASE_S
 from api_server.cache import STRANGE, connect
 from api_server.limits import Limits
-from api_server.peers import Peers, Talk, Word
+from api_server.peers import Peers, Talk, Untold, Word
 from api_server.settings import Settings
 from api_server.upstreams import Upstream
 
@@ -50,7 +50,7 @@ class Settler:
         """Of the stream, what was read."""
         self._up: bool | None = None
         for upstream in upstreams.values():
-            upstream.told = defaultdict(lambda: deque(maxlen=_MOST_TURNS))
+            upstream.told = defaultdict(lambda: Untold(_MOST_TURNS))
 
     async def run(self) -> None:
         """Never ends."""
@@ -140,8 +140,8 @@ class Settler:
     def _talk(self, model: str) -> Talk:
         """Its turns count as told: when nobody hears them, a conversation is read once more than it would have been."""
         upstream = self._upstreams[self._routes[model].url]
-        turns = upstream.told.pop(model, ()) if upstream.told is not None else ()
-        return upstream.conversations[model].talk(turns)
+        untold = upstream.told.pop(model, None) if upstream.told is not None else None
+        return upstream.conversations[model].talk(untold.turns() if untold else ())
 
 
 def _id(entry: bytes) -> tuple[int, int]:

@@ -27,6 +27,8 @@ class Usage(msgspec.Struct, kw_only=True):
     cached_tokens: int = 0
     """Of the prompts, those that servers did not have to read again."""
     completion_tokens: int = 0
+    server_seconds: float = 0.0
+    """That servers were at work."""
 
 
 def spent(reader: Reader, asked: Asked) -> Spent:

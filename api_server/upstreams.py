@@ -6,7 +6,7 @@ Ollama queues without bound; the cap here is this process's bound.
 import asyncio
 import logging
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -14,8 +14,8 @@ import aiohttp
 from api_server.address import Address, tagged
 from api_server.binding import Binding
 from api_server.bindings import SMALL, Bindings
-from api_server.peers import Busy, Told
-from api_server.picking import ANSWER, choose, stays
+from api_server.peers import Busy, Told, Untold
+from api_server.picking import ANSWER, Choice, choose, staying, stays
 from api_server.place import Place, Waiter, Wanted
 from api_server.room import Room
 from api_server.servers import Servers
@@ -40,7 +40,7 @@ class Upstream(Servers):
     """With each model."""
     last_used: float = field(default_factory=time.monotonic)
     """When a request for it came or ended last."""
-    told: defaultdict[str, deque[Told]] | None = None
+    told: defaultdict[str, Untold] | None = None
     """By model, what other API servers have still to hear of conversations. None: there is nobody to tell."""
 
     def awaits(self, model: str) -> bool:
@@ -83,7 +83,7 @@ class Upstream(Servers):
         # With lines, whoever waits for a place has turned down every one that is free.
         if not wanted.tried and not self.lines and self.awaits(wanted.model):
             return None
-        if any(waiter.needs_room and waiter.wanted.model == wanted.model for waiter in self._queue) and self._needs_room(wanted):
+        if self._queue and any(each.needs_room and each.wanted.model == wanted.model for each in self._queue) and self._needs_room(wanted):
             return None
         return self._claimed(wanted, sure=sure, lines=self.lines and not wanted.tried)
 
@@ -158,24 +158,12 @@ class Upstream(Servers):
         binding, home = self._known(wanted)
         room = self._room(wanted)
         full = home is not None and self.is_full(home)
-        at_once = home is not None and binding is not None and not full and (room or stays(wanted.turn, binding, home))
-        free = [home] if at_once and home else self.free(wanted, sure=sure)
-        if not free:
+        if home is not None and binding is not None and not full and (room or stays(wanted.turn, binding, home)):
+            choice = staying(wanted.turn, binding, home)
+        elif (choice := self._chosen(wanted, binding, home, room, sure=sure, waits=full and lines)) is None:
             return None
-        # Where memory is known, a turn that moves costs two conversations their prompts: its own, and the one that makes room.
-        least = min(address.load for address in free)
-        if home is not None and binding is not None and full and lines and (room or stays(wanted.turn, binding, home, least)):
-            return None
-        if room:
-            size = wanted.turn.size
-            free = [each for each in free if each is home or conversations.has_room(each.host, size, room, binding)]
-            if not free:
-                return None
-        staying = [each for each in free if each is home or not each.is_leaving()]
-        choice = choose(wanted.turn, binding, staying or free, conversations.held)
-        reason = "spilled" if full else choice.reason
         coming = int(bool(wanted.turn.own) and choice.server is not home), choice.unread
-        place = Place(choice.server, wanted.turn, reason, choice.unread, wanted.model, binding, coming, room)
+        place = Place(choice.server, wanted.turn, "spilled" if full else choice.reason, choice.unread, wanted.model, binding, coming, room)
         place.reusable = binding.tokens if binding else 0
         place.address.in_flight += 1
         place.address.load += place.unread + ANSWER
@@ -183,6 +171,25 @@ class Upstream(Servers):
         conversations.expect(place.address.host, *place.coming)
         self.last_used = place.address.used = time.monotonic()
         return place
+
+    def _chosen(
+        self, wanted: Wanted, binding: Binding | None, home: Address | None, room: Room | None, *, sure: bool, waits: bool
+    ) -> Choice[Address] | None:
+        """The best server that is free, where the one that holds the conversation is not, or has much ahead. None as for `_claimed`."""
+        if not (free := self.free(wanted, sure=sure)):
+            return None
+        # Where memory is known, a turn that moves costs two conversations their prompts: its own, and the one that makes room.
+        least = min(address.load for address in free)
+        if home is not None and binding is not None and waits and (room or stays(wanted.turn, binding, home, least)):
+            return None
+        conversations = self.conversations[wanted.model]
+        if room:
+            size = wanted.turn.size
+            free = [each for each in free if each is home or conversations.has_room(each.host, size, room, binding)]
+        if not free:
+            return None
+        not_leaving = [each for each in free if each is home or not each.is_leaving()]
+        return choose(wanted.turn, binding, not_leaving or free, conversations.held)
 
     def admit(self) -> None:
         """Give free places to those who wait, in order. One who waits for a place keeps nobody waiting who can have another one."""
@@ -221,7 +228,7 @@ class Upstream(Servers):
     def _tell(self, place: Place, before: bytes) -> None:
         known = place.known
         if self.told is not None and known is not None and known.host:
-            self.told[place.model].append(Told(before, known.name, known.host, known.size, known.owner, known.tokens))
+            self.told[place.model].add(Told(before, known.name, known.host, known.size, known.owner, known.tokens))
 
     def busy(self) -> dict[str, Busy]:
         """By host, what others must leave for this API server."""

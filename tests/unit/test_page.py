@@ -158,7 +158,7 @@ def test_the_use_of_a_key_has_nothing_of_another() -> None:
         metrics.asked(key, model, status)
     metrics.spent("alice", "m", Spent(100, 70, 9))
     metrics.spent("bob", "m", Spent(5000, 0, 1))
-    metrics.worked("bob", "m", 3)
+    metrics.spent("bob", "m", Spent(), 3)
     assert metrics.used_by("alice") == [
         Usage(model="m", requests=2, prompt_tokens=100, cached_tokens=70, completion_tokens=9),
         Usage(model="unknown", requests=1),

@@ -12,7 +12,7 @@ from api_server.bindings import Bindings
 from api_server.errors import ApiError
 from api_server.keys import Grant, Key
 from api_server.limits import Limits
-from api_server.peers import ALIVE_S, TURN_S, Busy, Peers, Talk, Told, Word
+from api_server.peers import ALIVE_S, TURN_S, Busy, Peers, Talk, Told, Untold, Word
 from api_server.room import Room
 from api_server.sessions import Sessions, Turn
 
@@ -244,6 +244,18 @@ def test_one_that_is_told_everything_knows_what_the_other_one_knows() -> None:
     assert (there.held, there.owned, len(there)) == (here.held, here.owned, len(here))
     here.works(working, -1)
     assert here.talk([]).at_work == []
+
+
+def test_a_conversation_is_told_once_however_many_turns_it_had() -> None:
+    def told(before: bytes, name: bytes, tokens: int = 0) -> Told:
+        return Told(before, name, "h1", 10_000, b"alice", tokens)
+
+    untold = Untold(2)
+    for each in (told(b"", b"a1"), told(b"a1", b"a1", 7), told(b"known", b"b1"), told(b"a1", b"a2"), told(b"b1", b"b2", 9)):
+        untold.add(each)
+    assert untold.turns() == [told(b"", b"a2"), told(b"known", b"b2", 9)]
+    untold.add(told(b"", b"c1"))
+    assert [each.name for each in untold.turns()] == [b"b2", b"c1"], "the newest"
 
 
 def test_with_the_same_secret_a_conversation_has_the_same_name_everywhere() -> None:
