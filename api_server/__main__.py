@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import logging
 import signal
 import sys
@@ -25,6 +26,9 @@ from api_server.tls import Certificate, TlsError
 log = logging.getLogger("api_server")
 _LONGEST_HEADER = 64 * 2**10
 """Bytes; a longer one is no HTTP to us. Up to here a key that is far too long gets the same 401 as every other wrong one."""
+_COLLECTED = 50_000
+"""Objects that come before garbage is looked for; nearly all go by themselves. Python's own 700 come with every few requests: a tenth of
+the time of each, and more for each stream that is open (bench/gateway.py)."""
 
 
 async def serve(settings: Settings, keys: Keys, aliases: Aliases, certificate: Certificate | None) -> int:
@@ -55,6 +59,9 @@ async def _serve(server: ApiServer, settings: Settings) -> None:
         save_memory()
         first = functools.partial(Handshake, server.certificate, server.connections, connection)
     listener = await asyncio.get_running_loop().create_server(first, settings.host, settings.port, reuse_address=True)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECTED)
     log.info("serving %s on port %d%s", ", ".join(settings.routes), settings.port, " with TLS" if server.certificate else "")
     await server.stop.wait()
     log.info("draining: unready for %g s, then up to %g s for requests in flight", settings.drain_delay_s, settings.drain_s)
@@ -77,26 +84,8 @@ def _one_line(record: logging.LogRecord) -> bool:
     return not isinstance(error, web.RequestPayloadError | HttpProcessingError)
 
 
-class _Format(logging.Formatter):
-    """Writes a second's time once: the C library looks at its time zone's file for each."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
-        self._second, self._text = 0, ""
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 (logging's name)
-        if (second := int(record.created)) != self._second:
-            self._second, self._text = second, super().formatTime(record, datefmt or self.default_time_format)
-        return f"{self._text},{record.msecs:03.0f}"
-
-
 def _logs() -> None:
-    # Every request has a line. Where in the code it was written, and by which thread, is not in it (Python's logging HOWTO, Optimization).
-    logging._srcfile = None  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Format())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("aiohttp.server").addFilter(_one_line)
 
 

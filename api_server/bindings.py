@@ -63,7 +63,10 @@ class Bindings:
     def find(self, turn: Turn) -> Binding | None:
         """The conversation, by the longest part of it that is known."""
         self.expire()
-        return next((self._known[name] for name in turn.known if name in self._known), None)
+        for name in turn.known:
+            if (found := self._known.get(name)) is not None:
+                return found
+        return None
 
     def meet(self, turn: Turn) -> Binding | None:
         """The same, of a turn that waits: a conversation that is not known begins now. None when the turn is no part of one."""

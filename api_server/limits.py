@@ -37,7 +37,7 @@ class Minute:
         each = [self] if others is None else [self, others]
         for minute in each:
             minute._move(second)
-        left = sum(minute.total for minute in each)
+        left = self.total if others is None else self.total + others.total
         for waited in range(_SECONDS):
             if left < limit:
                 return waited
@@ -46,10 +46,12 @@ class Minute:
 
     def _move(self, second: int) -> None:
         """Forget what is older than a minute."""
+        if second <= self._second:
+            return
         for passed in range(max(self._second, second - _SECONDS) + 1, second + 1):
             self.total -= self._slots[passed % _SECONDS]
             self._slots[passed % _SECONDS] = 0
-        self._second = max(self._second, second)
+        self._second = second
 
 
 class Used:

@@ -7,8 +7,9 @@ of prompt; what a server still has ahead of it is its load.
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
+
+import msgspec
 
 from api_server.binding import Binding
 from api_server.sessions import Turn
@@ -35,8 +36,7 @@ class Server(Protocol):
 S = TypeVar("S", bound=Server)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice(Generic[S]):
+class Choice(msgspec.Struct, Generic[S], frozen=True):
     """A server for a turn."""
 
     server: S
@@ -65,10 +65,10 @@ def stays(turn: Turn, bound: Binding, home: Server, least: int = 0) -> bool:
 def choose(turn: Turn, bound: Binding | None, servers: Sequence[S], held: Mapping[str, int]) -> Choice[S]:
     """One of the servers, of which there is at least one. `held`: bytes of the conversations that are bound to each host."""
     home = next((server for server in servers if server.host == bound.host), None) if bound is not None else None
-    name = int.from_bytes((turn.spot or turn.own)[:8])
     least = min(server.load for server in servers)
     if home is not None and bound is not None and stays(turn, bound, home, least):
         return Choice(home, "bound", turn.size - min(bound.size, turn.size))
+    name = int.from_bytes((turn.spot or turn.own)[:8])
     if home is not None or not turn.own:
         idlest = [server for server in servers if server.load == least]
         return Choice(max(idlest, key=lambda server: rendezvous(name, server.host)), "new" if home is None else "spilled", turn.size)

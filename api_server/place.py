@@ -2,7 +2,9 @@
 
 import asyncio
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+import msgspec
 
 from api_server.address import Address
 from api_server.binding import Binding
@@ -14,8 +16,7 @@ from api_server.settings import Route
 _NO_TURN = Turn()
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """What a request needs of a server."""
 
     route: Route
@@ -26,15 +27,14 @@ class Wanted:
 
     def elsewhere(self, host: str) -> "Wanted":
         """The same, at any server but this one."""
-        return replace(self, tried=self.tried | {host})
+        return msgspec.structs.replace(self, tried=self.tried | {host})
 
     @property
     def name(self) -> str:
         return self.route.model or self.model
 
 
-@dataclass(eq=False)
-class Place:
+class Place(msgspec.Struct, eq=False):
     """A request's place at a server."""
 
     address: Address

@@ -10,7 +10,7 @@ import time
 import aiohttp
 from aiohttp import web
 
-from api_server import errors, requests
+from api_server import access, errors, requests
 from api_server.address import Address
 from api_server.answer import Answer
 from api_server.embeddings import PATHS as EMBEDDING_PATHS
@@ -107,7 +107,7 @@ class Proxy:
             self._metrics.of(self._metrics.requests, model, str(status)).inc()
             self._metrics.asked(key, model, status)
             self._metrics.of(self._metrics.duration, model).observe(elapsed)
-            log.info("request %s key %s model %s status %s %.3f s", request_id, key, model, status, elapsed)
+            access.write(request_id, key, model, status, elapsed)
 
     async def _found(self, key: str, asked: Asked, memory: Claim) -> Found | None:
         """What of the answer was made before. None: nothing is kept of such answers."""
@@ -141,32 +141,35 @@ class Proxy:
         seen = 0
         while place is not None:
             address = place.address
-            with upstream.held(place), asked.served():
-                try:
-                    if asked.is_counted_here:
-                        return await answer.own(await self._sender.count(address, asked))
-                    async with (
-                        Patience(self._settings.request_timeout_s) as patience,
-                        await self._sender.send(request, address, asked, answer.request_id, patience) as source,
-                    ):
-                        # Nobody else will get it now, and an answer may take minutes.
-                        asked.body = {}
-                        claim.free()
-                        return await self._relay(answer, source, patience, upstream, place)
-                except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-                    # It never saw the request.
-                    self._note(upstream, address, error)
-                    address.answers = False
-                except TimeoutError as error:
-                    # It works on the request, or hangs; a second server would only do the same work again.
-                    self._failed(upstream, address, error)
-                    raise errors.upstream_failed(asked.model, f"nothing for {self._settings.request_timeout_s:g} s") from None
-                except (aiohttp.ClientConnectionError, ConnectionResetError) as error:
-                    self._failed(upstream, address, error)
-                    seen += 1
-                except (aiohttp.ClientError, ValueError) as error:
-                    self._failed(upstream, address, error)
-                    raise errors.upstream_failed(asked.model, "an answer that is no HTTP") from None
+            begun = time.monotonic()
+            try:
+                if asked.is_counted_here:
+                    return await answer.own(await self._sender.count(address, asked))
+                async with (
+                    Patience(self._settings.request_timeout_s) as patience,
+                    await self._sender.send(request, address, asked, answer.request_id, patience) as source,
+                ):
+                    # Nobody else will get it now, and an answer may take minutes.
+                    asked.body = {}
+                    claim.free()
+                    return await self._relay(answer, source, patience, upstream, place)
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                # It never saw the request.
+                self._note(upstream, address, error)
+                address.answers = False
+            except TimeoutError as error:
+                # It works on the request, or hangs; a second server would only do the same work again.
+                self._failed(upstream, address, error)
+                raise errors.upstream_failed(asked.model, f"nothing for {self._settings.request_timeout_s:g} s") from None
+            except (aiohttp.ClientConnectionError, ConnectionResetError) as error:
+                self._failed(upstream, address, error)
+                seen += 1
+            except (aiohttp.ClientError, ValueError) as error:
+                self._failed(upstream, address, error)
+                raise errors.upstream_failed(asked.model, "an answer that is no HTTP") from None
+            finally:
+                upstream.release(place)
+                asked.server_s += time.monotonic() - begun
             if seen == _MOST_SERVERS:
                 break
             wanted = wanted.elsewhere(address.host)

@@ -3,9 +3,7 @@
 import functools
 import json
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,15 +40,6 @@ class Asked:
     """Whether an image or a sound is part of the prompt."""
     server_s: float = 0.0
     """Seconds that servers had it in work."""
-
-    @contextmanager
-    def served(self) -> Iterator[None]:
-        """A server has it in work until the block ends, however."""
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.server_s += time.monotonic() - begun
 
     @property
     def prompt(self) -> str:

@@ -3,8 +3,9 @@
 import hashlib
 import secrets
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from api_server.paths import Payload, encode
 
@@ -19,8 +20,7 @@ _PROMPT_BYTES = 1024
 _NAME_BYTES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(msgspec.Struct, frozen=True):
     """One request as a part of a conversation. Names are digests, so that an id of any length takes as much memory as every other."""
 
     known: tuple[bytes, ...] = ()

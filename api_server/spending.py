@@ -1,7 +1,5 @@
 """Tokens of one answer, for limits and for the usage of a key."""
 
-from dataclasses import dataclass
-
 import msgspec
 
 from api_server.requests import Asked
@@ -11,8 +9,7 @@ _BYTES = 4
 """Of a prompt for one token, where no server has counted: of English text and code."""
 
 
-@dataclass(frozen=True)
-class Spent:
+class Spent(msgspec.Struct, frozen=True):
     """Tokens."""
 
     prompt: int = 0

@@ -4,11 +4,9 @@ Ollama queues without bound; the cap here is this process's bound.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -153,14 +151,6 @@ class Upstream(Servers):
         self.last_used = place.address.used = time.monotonic()
         self.admit()
 
-    @contextlib.contextmanager
-    def held(self, place: Place) -> Iterator[None]:
-        """Release a place at the block's end."""
-        try:
-            yield
-        finally:
-            self.release(place)
-
     def _claimed(self, wanted: Wanted, *, sure: bool, lines: bool = False) -> Place | None:
         """A place at the best server. None without one; where nobody has the memory for the conversation; and, with `lines`, where it is
         sooner to wait for the server that holds it."""
@@ -196,6 +186,8 @@ class Upstream(Servers):
 
     def admit(self) -> None:
         """Give free places to those who wait, in order. One who waits for a place keeps nobody waiting who can have another one."""
+        if not self._queue:
+            return
         short: set[str] = set()
         for waiter in sorted(self._queue, key=self._order):
             if all(address.in_flight >= self.places(address) for address in self.addresses.values()):

@@ -163,8 +163,8 @@ def ratios(results: Mapping[str, Any]) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     sizes = SMALL if list(arguments) == ["small"] else FULL
     end_with_us()
-    # A proxy has two for each stream, and for a while those of the streams before.
-    allow_descriptors(2 * sizes.idle + 4000)
+    # Ours serves a third as many connections as it may open files for, and gives half of them to one key.
+    allow_descriptors(3 * proxies.CONNECTIONS + 4000)
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str]) -> int:
         (cache := work / "cache").mkdir()
         port = free_port()
         agreement = as_user(f"redis://127.0.0.1:{port}/0", "api-server", cache)
-        installed = [proxies.ours(agreement), proxies.nginx(work), proxies.vllm_router(work), proxies.litellm(work)]
+        installed = [proxies.ours(work, agreement), proxies.nginx(work), proxies.vllm_router(work), proxies.litellm(work)]
         with running_valkey(cache, port):
             results = measured(installed, sizes, work)
     record = beside("python -m bench.gateway", load_before, {each.name: each.version for each in installed}) | {

@@ -39,10 +39,13 @@ def cpu_s(pid: int) -> float:
 def allow_descriptors(wanted: int) -> None:
     """Raise the limit of open files, for this process and those that it starts. Exits where that is not allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        raise SystemExit(f"open files: got a hard limit of {hard}, want {wanted} or more; raise it with ulimit -Hn {wanted}, as root")
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            # Root may have a higher hard limit, too.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard if hard == resource.RLIM_INFINITY else max(hard, wanted)))
+        except (ValueError, OSError):
+            want = f"want {wanted} or more; raise it with ulimit -Hn {wanted}, as root"
+            raise SystemExit(f"open files: got a hard limit of {hard}, {want}") from None
 
 
 def end_with_us() -> None:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,8 @@ CONTEXT = 131_072
 _START_S = 120
 _NOBODY = 65534
 _LOCKS = Path(__file__).parent / "peers"
+_PYTHON = "/usr/bin/python3"
+"""Debian's, which the image has, and LiteLLM too: the Python of a virtual environment may have been compiled without optimisations."""
 _BASE = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
 
 
@@ -88,12 +89,14 @@ def wait_for(url: str, process: "subprocess.Popen[Any]", log: Path) -> None:
         time.sleep(0.1)
 
 
-def ours(agreement: Mapping[str, str]) -> Installed:
-    """Our API server, in this Python, as in its pod (components/api_server.py): an Ollama's model, so that prompts are measured against the
-    context too, a key with limits, lines before servers, admission by memory, and `agreement`, which is how the cache server is reached.
+def ours(work: Path, agreement: Mapping[str, str]) -> Installed:
+    """Our API server, with its own lock, as in its pod (components/api_server.py): an Ollama's model, so that prompts are measured against
+    the context too, a key with limits, lines before servers, admission by memory, and `agreement`, which is how the cache server is reached.
 
     The memory of a pod has room for a thousand connections; here it must be 12 000, of which one key may have half.
     """
+
+    python, version = _environment("aiohttp", work, ROOT / "api_server" / "requirements.lock")
 
     def start(upstream: str, directory: Path, port: int) -> tuple[list[str], Mapping[str, str]]:
         keys = directory / "keys"
@@ -102,9 +105,9 @@ def ours(agreement: Mapping[str, str]) -> Installed:
         route = {"url": upstream, "engine": "ollama", "context_length": CONTEXT, "max_in_flight": 10_000, "slots": 10_000}
         settings = {"HOST": "127.0.0.1", "PORT": port, "METRICS_PORT": free_port(), "KEYS_FILE": keys, "ROUTES": json.dumps({MODEL: route})}
         settings |= {"MAX_CONNECTIONS": CONNECTIONS, "QUEUE_S": 60, "DRAIN_DELAY_S": 0, "DRAIN_S": 0, **agreement}
-        return [sys.executable, "-m", "api_server"], {f"API_SERVER_{name}": str(value) for name, value in settings.items()}
+        return [str(python), "-m", "api_server"], {f"API_SERVER_{name}": str(value) for name, value in settings.items()}
 
-    return Installed("api_server", metadata.version("aiohttp"), start, "/ready")
+    return Installed("api_server", version, start, "/ready")
 
 
 def nginx(work: Path) -> Installed:
@@ -131,19 +134,19 @@ proxy_pass http://model; proxy_http_version 1.1; proxy_set_header Connection "";
     return Installed("nginx", said.strip().partition("/")[2], start, "/health", unprivileged=True)
 
 
-def _environment(name: str, work: Path) -> tuple[Path, str]:
+def _environment(name: str, work: Path, lock: Path) -> tuple[Path, str]:
     """The Python of a virtual environment with what a lock holds, and the version of the package of that name in it."""
     uv, target = Path(sys.executable).with_name("uv"), work / name
-    subprocess.run([uv, "venv", "-q", "--python", sys.executable, target], check=True)
+    subprocess.run([uv, "venv", "-q", "--python", _PYTHON, target], check=True)
     python = target / "bin" / "python"
-    subprocess.run([uv, "pip", "install", "-q", "--python", python, "--require-hashes", "-r", _LOCKS / f"{name}.lock"], check=True)
+    subprocess.run([uv, "pip", "install", "-q", "--python", python, "--require-hashes", "-r", lock], check=True)
     ask = f"from importlib import metadata; print(metadata.version({name!r}))"
     return python, subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def vllm_router(work: Path) -> Installed:
     """With its own defaults."""
-    python, version = _environment("vllm-router", work)
+    python, version = _environment("vllm-router", work, _LOCKS / "vllm-router.lock")
 
     def start(upstream: str, directory: Path, port: int) -> tuple[list[str], Mapping[str, str]]:
         where = ["--host", "127.0.0.1", "--port", str(port), "--worker-urls", upstream]
@@ -155,7 +158,7 @@ def vllm_router(work: Path) -> Installed:
 
 def litellm(work: Path) -> Installed:
     """Its proxy, with one key and without a database."""
-    python, version = _environment("litellm", work)
+    python, version = _environment("litellm", work, _LOCKS / "litellm.lock")
 
     def start(upstream: str, directory: Path, port: int) -> tuple[list[str], Mapping[str, str]]:
         model = {"model_name": MODEL, "litellm_params": {"model": f"openai/{MODEL}", "api_base": f"{upstream}/v1", "api_key": "none"}}

@@ -18,7 +18,6 @@ import tracemalloc
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +144,7 @@ def explained(nodes: int) -> dict[str, Any]:
     return {"s": round(took_s, 3), "mib": round(peak / 2**20, 1), "causes": len(findings)}
 
 
-def looked_at(servers: int, sizes: Sizes, work: Path) -> dict[str, Any]:
+def looked_at(ours: proxies.Installed, servers: int, sizes: Sizes, work: Path) -> dict[str, Any]:
     """A gateway that only looks at its servers, and then one with a request after the other."""
     hosts = [f"127.1.{number // 250}.{number % 250 + 1}" for number in range(servers)]
     port, listen = free_port(), free_port()
@@ -155,7 +154,7 @@ def looked_at(servers: int, sizes: Sizes, work: Path) -> dict[str, Any]:
         argv = [sys.executable, "-m", "bench.upstream", str(port), *hosts]
         (directory / "upstream").mkdir()
         stack.enter_context(started(argv, {"PATH": os.environ["PATH"]}, directory / "upstream", cwd=ROOT))
-        argv, env = proxies.ours({}).start(f"http://{names.FLEET}:{port}", directory, listen)
+        argv, env = ours.start(f"http://{names.FLEET}:{port}", directory, listen)
         env = {**env, **names.Name(directory, *hosts).environment, "PATH": os.environ["PATH"]}
         gateway = stack.enter_context(started(argv, env, directory, cwd=ROOT))
         server = load.Server(f"http://127.0.0.1:{listen}", proxies.KEY)
@@ -194,11 +193,12 @@ def main(arguments: Sequence[str]) -> int:
     allow_descriptors(8 * max(sizes.servers) + 1000)
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as directory:
+        ours = proxies.ours(Path(directory), {})
         results = {
-            f"{count} servers": {"gateway": looked_at(count, sizes, Path(directory)), "explain": explained(count)}
+            f"{count} servers": {"gateway": looked_at(ours, count, sizes, Path(directory)), "explain": explained(count)}
             for count in sizes.servers
         }
-    record = beside("python -m bench.scale", load_before, {"aiohttp": metadata.version("aiohttp")}) | {
+    record = beside("python -m bench.scale", load_before, {"aiohttp": ours.version}) | {
         "sizes": vars(sizes),
         "results": results,
     }

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Coroutine
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from api_server.address import Address
 from api_server.bindings import PAUSE_S, SLICE_S, SMALL, Bindings
