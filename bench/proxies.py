@@ -91,7 +91,7 @@ def wait_for(url: str, process: "subprocess.Popen[Any]", log: Path) -> None:
 
 def ours(work: Path, agreement: Mapping[str, str]) -> Installed:
     """Our API server, with its own lock, as in its pod (components/api_server.py): an Ollama's model, so that prompts are measured against
-    the context too, a key with limits, lines before servers, admission by memory, and `agreement`, which is how the cache server is reached.
+    the context too, a key with limits, lines before servers, admission by memory, and `agreement`, by which the cache server is reached.
 
     The memory of a pod has room for a thousand connections; here it must be 12 000, of which one key may have half.
     """
