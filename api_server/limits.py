@@ -34,10 +34,11 @@ class Minute:
 
     def wait_s(self, second: int, limit: int, others: "Minute | None" = None) -> int:
         """Seconds until the sum, with that of `others`, is below the limit, 0 to 60."""
-        each = [self] if others is None else [self, others]
+        each = (self,) if others is None else (self, others)
+        left = 0
         for minute in each:
             minute._move(second)
-        left = self.total if others is None else self.total + others.total
+            left += minute.total
         for waited in range(_SECONDS):
             if left < limit:
                 return waited

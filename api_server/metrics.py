@@ -141,7 +141,10 @@ class Metrics(Collector):
         return [use for _, use in sorted(self._used.get(key, {}).items())]
 
     def _use(self, key: str, model: str) -> Usage:
-        return self._used.setdefault(key, {}).setdefault(model, Usage(model=model))
+        of_key = self._used.setdefault(key, {})
+        if (use := of_key.get(model)) is None:
+            use = of_key[model] = Usage(model=model)
+        return use
 
     def spent(self, key: str, model: str, tokens: Spent) -> None:
         """Count what a key has used."""
