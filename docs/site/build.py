@@ -2,14 +2,15 @@
 
 python docs/site/build.py [DIRECTORY]; without one, it is build/site.
 
-Pages are written as a code host takes them, and the site is made of copies in which each link leads to the same within the site. What a page
-links to outside of docs/ is a page, too: below `repository/`. The navigation is that of docs/README.md. Any warning fails the build: a link
-or a heading that is not there, a page that docs/README.md does not lead to.
+Pages are written as a code host takes them, and the site is made of copies in which each link leads to the same within the site. What a
+page links to outside of docs/ is a page, too: below `repository/`. The navigation is that of docs/README.md. Only files that Git knows are
+taken. Any warning fails the build: a link or a heading that is not there, a page that docs/README.md does not lead to.
 """
 
 import posixpath
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 START = DOCS / "README.md"
+_LISTED = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True, check=True).stdout.split("\0")
+TRACKED = sorted(path for path in (ROOT / name for name in _LISTED if name) if path.is_file())
 _CODE_OR_LINK = re.compile(r"^ *(```+).*?^ *\1|`[^`\n]*`|\]\(\s*(?P<to>[^)\s]+)\s*\)", re.MULTILINE | re.DOTALL)
 _COPIED = {".png"}
 _LANGUAGES = {".json": "json", ".py": "python", ".yaml": "yaml", ".yml": "yaml"}
@@ -73,7 +76,7 @@ def listed(directory: Path) -> str:
     """A directory as Markdown: what its README says, and its files."""
     readme = directory / "README.md"
     text = readme.read_text() if readme.exists() else f"# {directory.relative_to(ROOT).as_posix()}\n"
-    files = [each for each in sorted(directory.iterdir()) if each.is_file() and each != readme]
+    files = [each for each in TRACKED if each.parent == directory and each != readme]
     return text + "\n" + "".join(f"- [{title(each)}]({each.name})\n" for each in files)
 
 
@@ -99,17 +102,19 @@ def navigation() -> str:
     for section, table in re.findall(r"^\| ([^|]+) \| \|\n((?:\|.*\n)+)", START.read_text(), re.MULTILINE):
         pages = dict.fromkeys(target for _, target, _ in links(START, table) if target.is_relative_to(DOCS) and target not in seen)
         seen |= pages.keys()
-        text += f"\n```{{toctree}}\n:hidden:\n:caption: {section.capitalize()}\n\n" + "".join(f"{place(each)}\n" for each in pages) + "```\n"
+        text += f"\n```{{toctree}}\n:hidden:\n:caption: {section.capitalize()}\n\n"
+        text += "".join(f"{place(each)}\n" for each in pages) + "```\n"
     return text
 
 
 def sources(into: Path) -> None:
-    """Writes the first page, and every page that it leads to."""
-    waiting, seen = [START, *sorted(DOCS.rglob("*.md"))], set[str]()
+    """Writes the pages of docs/, and what they lead to."""
+    known = {*TRACKED, *(each.parent for each in TRACKED)}
+    waiting, seen = [each for each in TRACKED if each.is_relative_to(DOCS) and each.suffix == ".md"], set[str]()
     while waiting:
         path = waiting.pop()
         target = into / place(path)
-        if place(path) in seen or not path.exists():
+        if place(path) in seen or path not in known:
             continue
         seen.add(place(path))
         target.parent.mkdir(parents=True, exist_ok=True)
