@@ -46,7 +46,9 @@ def test_a_second_team_gets_there_by_the_commands_alone(checkout: Path, tmp_path
     assert f'{{\n  "masked": "{KEY}"\n}}' in done.stdout
     seen = next(block for block in shown(PAGE) if "LLM_MODEL" in block)
     assert set(seen.splitlines()) <= set(done.stdout.splitlines()), done.stdout[-3000:]
-    assert "kind: Secret" in "".join(path.read_text() for path in (checkout / "examples" / "openhands" / "rendered" / "1-manifest").iterdir())
+    assert "kind: Secret" in "".join(
+        path.read_text() for path in (checkout / "examples" / "openhands" / "rendered" / "1-manifest").iterdir()
+    )
 
 
 def test_the_page_shows_the_refusal_of_a_wrong_name(checkout: Path) -> None:
