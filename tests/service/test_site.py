@@ -26,7 +26,7 @@ def command() -> list[str]:
 
 def built(tree: Path, into: Path) -> subprocess.CompletedProcess[str]:
     """The command for the pages of a tree, with the packages of this one's lock."""
-    words = [str(ROOT / each) if each.startswith((".venv/", "docs/site/requirements")) else each for each in command()]
+    words = [str(ROOT / each) if each in (".venv/bin/uv", "docs/site/site.lock") else each for each in command()]
     return subprocess.run([*words, str(into)], cwd=tree, capture_output=True, text=True)
 
 
