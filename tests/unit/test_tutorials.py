@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from infra.program.settings import parse
+from infra.program.settings.committed import stack_config
 from infra.program.settings.section import SettingsError
 from tests.overlay import laid_over, sections
 from tests.tutorials import DIRECTORY, PAGES, blocks, commands, shown
@@ -129,10 +130,16 @@ def test_what_a_page_says_was_not_run_is_on_the_list() -> None:
 STACKS = {"add-a-model": "dev", "openhands": "dev", "gpu-pool": "prod"}
 
 
+def stages(page: str) -> list[dict[str, Any]]:
+    """The committed stack with the page's first lines, and with each further part of them."""
+    found = [document(STACKS[page]) | {"images": {"refs": REFS}}]
+    for block in blocks(DIRECTORY / f"{page}.md", "yaml"):
+        found.append(laid_over(found[-1], sections(yaml.safe_load(block))))
+    return found[1:]
+
+
 def configured(page: str) -> dict[str, Any]:
-    """The committed stack with the page's lines."""
-    (block,) = blocks(DIRECTORY / f"{page}.md", "yaml")
-    return laid_over(document(STACKS[page]) | {"images": {"refs": REFS}}, sections(yaml.safe_load(block)))
+    return stages(page)[-1]
 
 
 def refusal(config: dict[str, Any]) -> str:
@@ -148,7 +155,18 @@ def beginnings(page: str) -> list[str]:
 
 @pytest.mark.parametrize("page", STACKS)
 def test_the_lines_of_a_stack_file_are_whole(page: str) -> None:
-    parse(configured(page))
+    assert stages(page)
+    for stage in stages(page):
+        parse(stage)
+
+
+def test_a_key_is_announced_as_the_page_shows_it() -> None:
+    source = (ROOT / "infra" / "lifecycle" / "keys.py").read_text()
+    assert "say(f\"key: {name} is {'revoked' if revoke else 'accepted'}; \"" in source
+    assert 'f"{len(pods)} pods of the API server read it now, within 5 s"' in source
+    for page, pods in (("openhands", 1), ("second-team", stack_config("prod")["modelfleet:apiServer"]["replicas"])):
+        (line,) = (each for block in shown(DIRECTORY / f"{page}.md") for each in block.splitlines() if each.startswith("key: "))
+        assert line.endswith(f" is accepted; {pods} pods of the API server read it now, within 5 s")
 
 
 def test_the_refusals_that_pages_show_are_the_programs() -> None:
