@@ -25,6 +25,8 @@ START = DOCS / "README.md"
 _LISTED = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True, check=True).stdout.split("\0")
 TRACKED = sorted(path for path in (ROOT / name for name in _LISTED if name) if path.is_file())
 _CODE_OR_LINK = re.compile(r"^ *(```+).*?^ *\1|`[^`\n]*`|\]\(\s*(?P<to>[^)\s]+)\s*\)", re.MULTILINE | re.DOTALL)
+_DRAWING = re.compile(r"^```mermaid\n.*?^```\n", re.MULTILINE | re.DOTALL)
+"""What code hosts draw by a script of their own. The site has the table below it."""
 _COPIED = {".png"}
 _LANGUAGES = {".json": "json", ".py": "python", ".yaml": "yaml", ".yml": "yaml"}
 _SETTINGS = {
@@ -36,6 +38,7 @@ _SETTINGS = {
     "extensions": ["myst_parser"],
     "myst_heading_anchors": 6,
     "highlight_language": "none",
+    "smartquotes": False,
     # Commands and settings with `…` in them are no whole programs.
     "suppress_warnings": ["misc.highlighting_failure"],
 }
@@ -123,7 +126,7 @@ def sources(into: Path) -> None:
             continue
         start, text = written(path)
         waiting += [each for _, each, _ in links(start, text)]
-        text = rewritten(start, text)
+        text = _DRAWING.sub("", rewritten(start, text))
         if path == START:
             text += navigation()
         elif path.is_dir() and path.is_relative_to(DOCS):

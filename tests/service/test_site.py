@@ -97,6 +97,12 @@ def test_it_asks_no_other_host_for_anything(site: Path, pages: dict[Path, Page])
     assert re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)\"' ]*", styles) == []
 
 
+def test_what_only_code_hosts_draw_is_left_out_and_its_table_is_there(site: Path) -> None:
+    text = shown(site / "network.html")
+    assert "flowchart" not in text
+    assert "context-probe" in text
+
+
 def test_its_search_knows_what_pages_say(site: Path) -> None:
     assert "restic" in (site / "searchindex.js").read_text()
 
