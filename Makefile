@@ -8,11 +8,13 @@ typed = $(if $(filter command line,$(origin $(1))),$($(1)))
 TARGET = --stack $(or $(call typed,STACK),dev) --context "$(call typed,CONTEXT)"
 AGREED = $(if $(filter 1,$(call typed,YES)),--yes)
 WANT_PYTHON = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "PYTHON: got %s, want 3.11 or newer; run make PYTHON=python3.11" % sys.version.split()[0])'
+# Where a line is slow, nobody waits for longer without a word.
+STILL = import sys, time; any(time.sleep(10) or print("venv: still installing", file=sys.stderr, flush=True) for _ in iter(int, 1))
 # The cluster tier, and the others beside it.
-WORKERS := $(if $(TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
+WORKERS = $(if $(call typed,TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help try up down check key usage logs shell backup restore status explain preview tools clean-cache test proof lint lock pins wheel release
+.PHONY: help try up down check key usage logs shell backup restore status explain preview tools clean-cache test proof lint lock pins wheel release machine
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -22,10 +24,14 @@ try: ## gateway, model server and a small model as plain processes, until Ctrl-C
 	@$(WANT_PYTHON)
 	@exec $(PYTHON) -m modelfleet try $(if $(call typed,MODEL),--model "$(MODEL)") $(if $(call typed,PORT),--port "$(PORT)")
 
-up: .venv/.stamp ## start the embedded cluster, deploy, print a chat answer; CONTEXT=name: your own cluster; TOOLS=file@sha256:hex: compile nothing
+up: machine .venv/.stamp ## start the embedded cluster, deploy, print a chat answer; CONTEXT=name: your own cluster; TOOLS=file@sha256:hex: compile nothing
 	@$(VENV)/python -m infra.lifecycle up $(TARGET) --nodes $(or $(call typed,NODES),2) $(AGREED) \
 		--allow-data-loss "$(call typed,ALLOW_DATA_LOSS)" --take "$(call typed,TAKE)" --registry-auth "$(call typed,PULL_AUTH)" \
 		--tools "$(call typed,TOOLS)"
+
+# Before anything is fetched.
+machine:
+	@$(if $(call typed,CONTEXT),,$(if $(wildcard $(VENV)/python),$(VENV)/python,$(WANT_PYTHON) && $(PYTHON)) -m devcluster.host)
 
 down: .venv/.stamp ## remove what make up made, and nothing else; CONTEXT=name FORGET=1: that cluster is gone
 	@$(VENV)/python -m infra.lifecycle down $(TARGET) $(AGREED) $(if $(call typed,FORGET),--forget)
@@ -69,9 +75,9 @@ clean-cache: .venv/.stamp ## say what the cache holds, ask, and free it; YES=1 a
 	@$(VENV)/python -m devcluster.clean $(AGREED)
 
 test: .venv/.stamp ## run every tier of tests; TIER=unit (component, contract, golden, service, cluster) runs one
-	@$(if $(filter unit component contract,$(TIER)),,$(VENV)/python -m devcluster.packages $(AGREED))
-	@$(if $(filter unit component contract service,$(TIER)),,$(VENV)/python -m devcluster.toolchain >/dev/null)
-	@$(VENV)/python -m pytest $(WORKERS) tests/$(TIER)
+	@$(if $(filter unit component contract,$(call typed,TIER)),,$(VENV)/python -m devcluster.packages $(AGREED))
+	@$(if $(filter unit component contract service,$(call typed,TIER)),,$(VENV)/python -m devcluster.toolchain >/dev/null)
+	@$(VENV)/python -m pytest $(WORKERS) tests/$(call typed,TIER)
 
 proof: .venv/.stamp ## renew the results of stale proofs; NAME=x runs one, CHECK=1 runs none and fails when any is stale
 	@$(VENV)/python -m tests.proofs $(call typed,NAME) $(if $(call typed,CHECK),--check)
@@ -103,6 +109,7 @@ pins: .venv/.stamp ## write the digests that registries give for base images; MO
 	@echo "venv: installing the locked Python packages, about 30 s" >&2
 	@$(WANT_PYTHON)
 	@test -x $(VENV)/python || $(PYTHON) -m venv .venv
-	@$(VENV)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-bootstrap.lock
-	@VIRTUAL_ENV=.venv $(VENV)/uv pip install -q --require-hashes -r requirements.lock
+	@$(PYTHON) -c '$(STILL)' & trap "kill $$!" EXIT; \
+		$(VENV)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-bootstrap.lock && \
+		VIRTUAL_ENV=.venv $(VENV)/uv pip install -q --require-hashes -r requirements.lock
 	@touch $@

@@ -34,7 +34,7 @@ _PROC = Path("/proc")
 class Needs:
     """Disk that `up` is going to take, in GiB."""
 
-    cache_gib: float = 1.0
+    cache_gib: float = 2.0
     """Below the cache: tools, images, models."""
     state_gib: float = 3.0
     """Below the state directory: the registry, and each node's unpacked images."""
@@ -116,6 +116,16 @@ def _memory_and_disk(needs: Needs) -> Iterator[str]:
             yield f"{place}: got a directory that cannot be written, want one that can; move XDG_CACHE_HOME and XDG_STATE_HOME"
 
 
+def main() -> int:
+    """What `make up` runs before it fetches anything."""
+    try:
+        check()
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def check_watches(node_count: int) -> None:
     """Raise ClusterError unless a new cluster of so many nodes can watch its files: kubelet and containerd need inotify instances."""
     wanted = _INOTIFY_PER_NODE * node_count
@@ -140,3 +150,7 @@ def taken_networks() -> list[ipaddress.IPv4Network]:
     routes = json.loads(done.stdout or "[]") if done.returncode == 0 else []
     networks = (ipaddress.IPv4Network(route["dst"]) for route in routes if route["dst"] != "default" and route.get("type") != "broadcast")
     return sorted({network for network in networks if network.prefixlen >= 8})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

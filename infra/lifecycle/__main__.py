@@ -4,12 +4,13 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import httpx
 
 from infra.engine.changes import RefusedError
 from infra.engine.errors import CliError, CommandError
-from infra.lifecycle import backup, keys, looking, own_cluster, usage
+from infra.lifecycle import backup, keys, liveness, looking, own_cluster, usage
 from infra.lifecycle.bring_up import say
 from infra.lifecycle.target import Target, target
 from infra.program.settings.section import SettingsError
@@ -22,6 +23,7 @@ _OF_A_TARGET = {
     "backup": backup.backup,
     "restore": backup.restore,
 }
+_LASTING = ("up", "down", "check", "backup", "restore")
 
 
 def _run(command: str, cluster: Target, options: argparse.Namespace) -> int:
@@ -86,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     cluster = target(options.stack, options.context)
     try:
-        return _run(options.command, cluster, options)
+        with liveness.heard() if options.command in _LASTING else nullcontext():
+            return _run(options.command, cluster, options)
     except (CommandError, RefusedError, SettingsError, OutputsError) as error:
         print(f"error: {error}", file=sys.stderr)
     except CliError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+TARGETS = sorted(set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)))
 EXPORTED = {
     "CONTEXT": "prod",
     "STACK": "prod",
@@ -28,21 +29,31 @@ EXPORTED = {
     "FOLLOW": "1",
     "CONTAINER": "c",
     "PROMETHEUS": "http://prometheus.example",
+    "TIER": "unit",
+    "TAKE": "RuntimeClass/nvidia",
+    "FORGET": "1",
+    "MODEL": "model.gguf",
+    "MODELS": "registry.example/models/a:1",
+    "MIRROR": "mirror.example",
+    "PORT": "1",
+    "CHECK": "1",
+    "IMAGE": "python:3",
 }
 
 
 def planned(*arguments: str, **exported: str) -> str:
     done = subprocess.run(
-        ["make", "-n", "-o", ".venv/.stamp", *arguments], cwd=ROOT, env=os.environ | exported, capture_output=True, text=True
+        ["make", "-n", *([] if "-B" in arguments else ["-o", ".venv/.stamp"]), *arguments],
+        cwd=ROOT,
+        env=os.environ | exported,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "target",
-    ["up", "down", "key", "usage", "logs", "shell", "backup", "restore", "status", "explain", "release", "clean-cache", "try", "proof"],
-)
+@pytest.mark.parametrize("target", TARGETS)
 def test_what_is_only_exported_decides_nothing(target: str) -> None:
     """A shell with `export CONTEXT=prod` must not turn `make down` into the end of production."""
     assert planned(target, **EXPORTED) == planned(target)
@@ -55,6 +66,13 @@ def test_what_is_typed_decides() -> None:
     assert "--nodes 1" in planned("up", "NODES=1")
 
 
+def test_the_machine_is_looked_at_before_anything_is_fetched() -> None:
+    first, *later = planned("up", "-B").splitlines()
+    assert first.endswith("-m devcluster.host")
+    assert any("pip install" in line for line in later)
+    assert "devcluster.host" not in planned("up", "CONTEXT=west"), "a cluster of one's own asks nothing of this machine"
+
+
 def test_a_release_asks_first_whether_every_proof_holds() -> None:
     proofs, release = planned("release", "STACK=prod").splitlines()
     assert "tests.proofs --check" in proofs
@@ -62,7 +80,6 @@ def test_a_release_asks_first_whether_every_proof_holds() -> None:
 
 
 def test_every_target_that_a_message_or_a_page_names_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     files = [*ROOT.glob("README.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/*.py"), *ROOT.glob("infra/**/*.py")]
     named = {
         (path.relative_to(ROOT).as_posix(), target)
@@ -70,4 +87,4 @@ def test_every_target_that_a_message_or_a_page_names_exists() -> None:
         for target in re.findall(r"(?:`|run )make ([a-z][a-z-]*)", path.read_text())
     }
     assert {target for _, target in named} >= {"up", "down", "try"}
-    assert {each for each in named if each[1] not in targets} == set()
+    assert {each for each in named if each[1] not in TARGETS} == set()
