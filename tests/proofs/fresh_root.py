@@ -11,10 +11,11 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from devcluster.toolchain import cache_root
@@ -64,9 +65,39 @@ class Cost:
     download_mb: float
     kept_mb: float
     """What the step left on the disk."""
+    longest_silence_s: float = 0.0
+    silent_after: str = ""
+    """The line before it."""
 
     def as_figures(self) -> dict[str, float]:
-        return {name: round(value, 1) for name, value in asdict(self).items()}
+        return {name: round(value, 1) for name, value in asdict(self).items() if isinstance(value, float)}
+
+
+class _Listener(threading.Thread):
+    """What a process says, and its longest silence."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        super().__init__(daemon=True)
+        self._process = process
+        self._said: list[str] = []
+        self._last = time.monotonic()
+        self.silence_s, self.silent_after = 0.0, ""
+
+    @property
+    def said(self) -> str:
+        return "".join(self._said)
+
+    def run(self) -> None:
+        for line in self._process.stdout or ():
+            self._passed()
+            self._said.append(line)
+        self._passed()
+
+    def _passed(self) -> None:
+        now = time.monotonic()
+        if now - self._last > self.silence_s:
+            self.silence_s, self.silent_after = now - self._last, self._said[-1] if self._said else ""
+        self._last = now
 
 
 @dataclass(frozen=True)
@@ -95,18 +126,17 @@ class FreshRoot:
         """What a shell command said, and what it took. Raises StepError when it ends with an error or takes longer."""
         watch = Watch(self)
         with self.popen(command) as process:
-            try:
-                said, _ = process.communicate(timeout=timeout_s)
-            except subprocess.TimeoutExpired:
+            (heard := _Listener(process)).start()
+            heard.join(timeout_s)
+            if late := heard.is_alive():
                 for pid in self.processes():
                     os.kill(pid, signal.SIGKILL)
-                said, _ = process.communicate()
-                raise StepError(
-                    f"{self.suite}: {command}: got no end after {timeout_s:.0f} s, want one; it said:\n{said[-4000:]}"
-                ) from None
+                heard.join()
+        if late:
+            raise StepError(f"{self.suite}: {command}: got no end after {timeout_s:.0f} s, want one; it said:\n{heard.said[-4000:]}")
         if process.returncode:
-            raise StepError(f"{self.suite}: {command}: got exit status {process.returncode}, want 0; it said:\n{said[-4000:]}")
-        return said, watch.cost()
+            raise StepError(f"{self.suite}: {command}: got exit status {process.returncode}, want 0; it said:\n{heard.said[-4000:]}")
+        return heard.said, replace(watch.cost(), longest_silence_s=heard.silence_s, silent_after=heard.silent_after)
 
     def processes(self) -> dict[int, str]:
         """Every process of the root but its first one: number on this machine, and command."""

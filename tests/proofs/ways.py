@@ -28,6 +28,8 @@ ANSWER = re.compile(r"^\S+: .*\bParis\b", re.MULTILINE)
 """The line in which a model answers the question that every way asks."""
 MODPROBE = "modprobe: FATAL: Module br_netfilter not found in directory /lib/modules/"
 """What a container cannot do: it has no modules of the kernel. The machine must have loaded br_netfilter."""
+SILENCE_S = 15.0
+"""Of `make up`, at most."""
 SERVICES = ("api_server", "model_server", "model_sync", "metrics_exporter", "ollama_agent")
 GUARDS_OF_TOOLS = (
     *("requirements-bootstrap.lock", "requirements.lock", "tools"),
@@ -129,6 +131,9 @@ def without_what_c_compiles(root: FreshRoot) -> None:
 def up_and_down(root: FreshRoot, command: str, timeout_s: float) -> tuple[Cost, Cost]:
     """`make up` to an answer through a cluster of one node, again, and down. What the first and the second one cost."""
     said, cold = root.run(f"cd {CHECKOUT} && {command} {MAKE_UP}", timeout_s)
+    if cold.longest_silence_s > SILENCE_S:
+        got = f"{cold.longest_silence_s:.0f} s of silence after {cold.silent_after.strip()!r}"
+        raise StepError(f"{root.suite}: {command}: got {got}, want {SILENCE_S:.0f} s at most")
     if not ANSWER.search(said):
         raise StepError(f"{root.suite}: {command}: got no answer, want one; it said:\n{said[-4000:]}")
     refused = root.popen("modprobe br_netfilter").communicate()[0]
