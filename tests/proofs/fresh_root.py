@@ -179,7 +179,8 @@ class Watch:
         return time.monotonic(), self._root.cpu_s() / 60, _received_bytes() / 1e6, self._root.disk_bytes() / 1e6
 
     def cost(self) -> Cost:
-        return Cost(*(now - before for now, before in zip(self._now(), self._before, strict=True)))
+        wall_s, cpu_min, download_mb, kept_mb = (now - before for now, before in zip(self._now(), self._before, strict=True))
+        return Cost(wall_s, cpu_min, download_mb, kept_mb)
 
 
 def groups(suite: str) -> list[Path]:
