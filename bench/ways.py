@@ -68,9 +68,10 @@ def page() -> str:
     results = {name: _result(name) for name in ("fresh-root", "fresh-root-source")}
     text, rows = _HEAD + "".join(_said(name, result) for name, result in results.items()), ""
     if quick := results["fresh-root"]:
-        for way in ("make try", "make up TOOLS"):
+        for way in ("make try", "uvx --from dist/modelfleet-*.whl modelfleet try", "make up TOOLS"):
             for suite, debian in (("bookworm", "12"), ("trixie", "13")):
-                rows += _row(f"`{way}`", debian, quick["figures"][f"{suite} {way}"])
+                if costs := quick["figures"].get(f"{suite} {way}"):
+                    rows += _row(f"`{way}`", debian, costs)
     if source := results["fresh-root-source"]:
         rows += _row("`make up`", "12", source["figures"]["bookworm make up"])
         minutes = sum(source["figures"]["tools"][name]["cpu_s"] for name in _VENDORS) / 60

@@ -28,6 +28,7 @@ ANSWER = re.compile(r"^\S+: .*\bParis\b", re.MULTILINE)
 """The line in which a model answers the question that every way asks."""
 MODPROBE = "modprobe: FATAL: Module br_netfilter not found in directory /lib/modules/"
 """What a container cannot do: it has no modules of the kernel. The machine must have loaded br_netfilter."""
+WITH_UVX = "uvx --from dist/modelfleet-*.whl modelfleet try"
 SILENCE_S = 15.0
 """Of `make up`, at most."""
 SERVICES = ("api_server", "model_server", "model_sync", "metrics_exporter", "ollama_agent")
@@ -72,10 +73,10 @@ def fresh_checkout(suite: str) -> Iterator[FreshRoot]:
         raise StepError(f"{suite}: got changes of this machine, want none: {changed}")
 
 
-def try_it(root: FreshRoot) -> Cost:
-    """`make try` to an answer, then Ctrl-C: it must end well and leave no process."""
+def try_it(root: FreshRoot, command: str) -> Cost:
+    """`make try`, or another command for the same, to an answer, then Ctrl-C: it must end well and leave no process."""
     watch, said = Watch(root), []
-    with root.popen(f"cd {CHECKOUT} && {readme_command('make try')}") as process:
+    with root.popen(f"cd {CHECKOUT} && {command}") as process:
         timer = threading.Timer(600, process.kill)
         timer.start()
         try:
@@ -84,7 +85,7 @@ def try_it(root: FreshRoot) -> Cost:
                 if ANSWER.match(line):
                     break
             else:
-                raise StepError(f"{root.suite}: make try: got no answer, want one; it said:\n{''.join(said)[-4000:]}\n{_logs(root)}")
+                raise StepError(f"{root.suite}: {command}: got no answer, want one; it said:\n{''.join(said)[-4000:]}\n{_logs(root)}")
             cost = watch.cost()
             # What Ctrl-C does at a terminal: every process of the foreground gets the signal.
             for pid in root.processes().keys() - {process.pid}:
@@ -93,8 +94,14 @@ def try_it(root: FreshRoot) -> Cost:
         finally:
             timer.cancel()
     if left := root.processes():
-        raise StepError(f"{root.suite}: make try: got processes {left} after Ctrl-C, want none; it said:\n{''.join(said)[-2000:]}")
+        raise StepError(f"{root.suite}: {command}: got processes {left} after Ctrl-C, want none; it said:\n{''.join(said)[-2000:]}")
     return cost
+
+
+def wheel(root: FreshRoot) -> str:
+    """Build the wheel, and forget what `make try` fetched. The command that runs it, with the uvx that `make up` has brought."""
+    root.run(f"cd {CHECKOUT} && make wheel && rm -rf ~/.cache/modelfleet/try ~/.cache/uv")
+    return f".venv/bin/{WITH_UVX}"
 
 
 def cache(root: FreshRoot) -> Path:
