@@ -87,6 +87,19 @@ def run(script: str, where: Path, environment: Mapping[str, str]) -> str:
     return done.stdout
 
 
+def nothing_of_others_is_taken(preview: str, up: str, where: Path, environment: Mapping[str, str]) -> None:
+    """A namespace of the stack's name is there already, and not the stack's: both commands refuse it by name."""
+    namespace = "modelfleet"
+    run(f"kubectl create namespace {namespace}", where, environment)
+    for command in (preview, up):
+        done = subprocess.run(["bash", "-euc", command], cwd=where, env=dict(environment), capture_output=True, text=True)
+        assert done.returncode != 0
+        assert f"Namespace/{namespace}: got one that kubectl-create made, want none" in done.stdout + done.stderr
+    left = run(f"kubectl get all,configmaps,secrets -n {namespace} -o name", where, environment).split()
+    assert left == ["configmap/kube-root-ca.crt"]
+    run(f"kubectl delete namespace {namespace} --timeout=60s", where, environment)
+
+
 @pytest.mark.timeout(1800)
 def test_a_clone_is_deployed_by_the_documented_commands_alone(
     place: tuple[Path, dict[str, str], dict[str, Any], str], figures: dict[str, Any], tmp_path: Path
@@ -102,6 +115,7 @@ def test_a_clone_is_deployed_by_the_documented_commands_alone(
         before = stack["config"].get(f"modelfleet:{section}", {})
         stack["config"][f"modelfleet:{section}"] = {**before, **values} if isinstance(values, dict) else values
     file.write_text(yaml.safe_dump(stack))
+    nothing_of_others_is_taken(f"{export}\npulumi preview", f"{export}\n{up}", clone, environment)
     run(f"{export}\n{up}", clone, environment)
     outputs = parse(json.loads(run(f"{export}\npulumi stack output fleet --json", clone, environment)))
     key = json.loads(run(f"{export}\npulumi stack output apiKeys --json --show-secrets", clone, environment))[0]
