@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -23,31 +25,48 @@ def replicas(stack: Stack) -> int:
 def scaled(stack: Stack) -> Stack:
     """The stack with an activator, and the fleet at zero."""
     api = f"{stack.cluster.control_plane.address}/32"
-    fleet = {"scaleToZero": {"idleMinutes": 1, "keepCopies": False, "kubernetesCidrs": [api]}}
+    fleet = {"replicas": 2, "scaleToZero": {"idleMinutes": 1, "keepCopies": False, "kubernetesCidrs": [api]}}
     stack.deployment.deploy({**stack.overrides, "fleet": fleet})
     stack.changed = True
     return stack
 
 
-def test_an_idle_fleet_goes_to_zero_and_a_streamed_request_brings_it_back(scaled: Stack) -> None:
+def node_of_the_first(stack: Stack) -> str:
+    return stack.kube.get("pod", "ollama-0", "-n", stack.outputs.namespace)["spec"]["nodeName"]
+
+
+@contextmanager
+def lost(stack: Stack, node: str) -> Iterator[None]:
+    """As far as pods are concerned, until the block ends."""
+    stack.kube.run("cordon", node)
+    try:
+        yield
+    finally:
+        stack.kube.run("uncordon", node)
+
+
+def test_an_idle_fleet_goes_to_zero_and_a_streamed_request_brings_it_back_elsewhere(scaled: Stack) -> None:
+    before = node_of_the_first(scaled)
     eventually(lambda: replicas(scaled), lambda count: count == 0, 120, "replicas of an idle fleet")
     gone = lambda: scaled.kube.get("pods", "-n", scaled.outputs.namespace, "-l", "app.kubernetes.io/name=ollama")["items"]  # noqa: E731
     eventually(gone, lambda items: items == [], 90, "pods of an idle fleet")
-    # As when its node has gone: the copy was one, and the next start makes another, wherever there is room.
+    # A copy would hold the replica to its node. The next start makes another one, wherever there is room.
     copies = lambda: [each["metadata"]["name"] for each in scaled.kube.get("pvc", "-n", scaled.outputs.namespace)["items"]]  # noqa: E731
     eventually(copies, lambda names: names == ["prometheus", "shared-models"], 60, "no copy of an idle fleet")
     assert scaled.deployment.findings() == [], "at zero all is well"
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Say it."}], "stream": True, "max_tokens": 64}
-    started = time.monotonic()
-    response = httpx.post(
-        f"{scaled.url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {scaled.key}"}, timeout=180
-    )  # fmt: skip
-    print(f"first answer from zero after {time.monotonic() - started:.1f} s")
+    with lost(scaled, before):
+        started = time.monotonic()
+        response = httpx.post(
+            f"{scaled.url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {scaled.key}"}, timeout=180
+        )  # fmt: skip
+        print(f"first answer from zero after {time.monotonic() - started:.1f} s")
+        assert node_of_the_first(scaled) != before
     assert response.status_code == 200, response.text
     events = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
     assert events[-1] == "[DONE]"
     assert "".join(json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events[:-1]) == SCRIPT
-    assert replicas(scaled) == 1
+    assert replicas(scaled) == 1, "as many as one conversation needs"
 
 
 def test_the_stack_leaves_the_number_to_the_activator(scaled: Stack) -> None:
