@@ -20,6 +20,8 @@ from tests.unit.test_settings_fuzz import GOOD, with_config
 
 WORKLOADS = get_args(WorkloadName)
 OF_NO_NAMESPACE = ("Namespace", "PriorityClass", "RuntimeClass", "StorageClass", "ValidatingWebhookConfiguration")
+OF_A_LABEL = ("Namespace", "Service", "StatefulSet", "Job")
+"""Kinds whose names become labels of DNS, or values of labels of their pods."""
 ASKED: dict[str, Any] = {
     "nodeSelector": {"example.com/pool": "models"},
     "tolerations": [{"key": "dedicated", "value": "models", "effect": "NoSchedule"}],
@@ -75,6 +77,16 @@ def test_two_fleets_of_a_cluster_have_no_object_in_common() -> None:
     assert {name.partition("/")[0] for name in theirs} == {*OF_NO_NAMESPACE, "ConfigMap"}
     assert len(ours) == len(theirs) >= 10
     assert not ours & theirs
+
+
+def test_names_of_the_longest_namespace_fit_into_their_limits() -> None:
+    """Source of the limits: RFC 1123 for what is a label of DNS, Kubernetes for the names of everything else."""
+    longest = objects("n" * 53)
+    for item in longest:
+        name, labels = item["metadata"]["name"], item["metadata"].get("labels", {})
+        assert len(name) <= (63 if item["kind"] in OF_A_LABEL else 253), name
+        assert all(len(value) <= 63 for value in labels.values()), labels
+    assert max(len(item["metadata"]["name"]) for item in longest if item["kind"] == "Namespace") == 63
 
 
 def test_whoever_uses_a_class_names_the_fleets_own() -> None:
