@@ -344,6 +344,13 @@ def test_production_refuses_what_dev_may_have(section: str, values: dict[str, An
     parse(relaxed)
 
 
+def test_production_wants_two_verifiers() -> None:
+    trust = {"publicKeys": "-----BEGIN PUBLIC KEY-----", "replicas": 1}
+    images = {"builder": "prebuilt", "refs": {**REFS, VERIFIER_IMAGE: REFS["ollama"]}, "trust": trust}
+    line = "modelfleet:images.trust.replicas: got 1, want at least 2 with governance.production; raise it"
+    assert line in refusal(stack="prod", images=images)
+
+
 def test_production_wants_two_of_each_model_server() -> None:
     config = document("prod")
     servers = [*config["modelServers"], {**config["modelServers"][0], "name": "b", "modelId": "b", "replicas": 1}]

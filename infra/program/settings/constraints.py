@@ -272,6 +272,8 @@ def _quota(settings: Sections) -> Iterator[str]:
 def _production(settings: Sections) -> Iterator[str]:
     because = "with governance.production"
     replicas = {"apiServer": settings.api_server.replicas, "fleet": settings.fleet.replicas}
+    if settings.images.trust is not None:
+        replicas["images.trust"] = settings.images.trust.replicas
     replicas |= {f"modelServers.{index}": server.replicas for index, server in enumerate(settings.model_servers)}
     for section, count in replicas.items():
         if count < 2:
