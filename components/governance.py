@@ -24,7 +24,8 @@ class GovernanceArgs:
     gpu_reserved: int = 0
     """GPUs that serving uses; batch work may have the rest of the quota."""
     gpus_per_container: int = 0
-    """The most that one container may ask for; 0 without GPUs."""
+    """The most that one container may ask for; 0: as many as the quota has. A maximum needs a default of 0 GPUs, which names the resource
+    in every pod: where the cluster's ExtendedResourceToleration is on, as on GKE, pods without a GPU are let onto GPU nodes by it."""
     cpu: str
     """Sum of CPU requests."""
     memory: str
@@ -53,7 +54,7 @@ class Governance(pulumi.ComponentResource):
     comes back could otherwise be refused.
 
         Governance("governance", GovernanceArgs(namespace="fleet", gpu_quota=8, gpu_resource="nvidia.com/gpu", gpu_reserved=3,
-                                                gpus_per_container=1, cpu="64", memory="256Gi", pods=50, retain=True))
+                                                cpu="64", memory="256Gi", pods=50, retain=True))
     """
 
     namespace: pulumi.Output[str]
@@ -70,7 +71,7 @@ class Governance(pulumi.ComponentResource):
         self.namespace = namespace.metadata.name
         metadata = k8s.meta.v1.ObjectMetaArgs(namespace=self.namespace, labels=labels("governance"))
         core.ResourceQuota(f"{name}-quota", metadata=metadata, spec=core.ResourceQuotaSpecArgs(hard=_hard(args)), opts=child)
-        if args.gpus_per_container and args.gpu_device_class is None:
+        if (args.gpu_reserved or args.gpus_per_container) and args.gpu_device_class is None:
             core.ResourceQuota(f"{name}-batch", metadata=metadata, spec=_batch(args), opts=child)
         core.LimitRange(f"{name}-defaults", metadata=metadata, spec=core.LimitRangeSpecArgs(limits=[_limits(args)]), opts=child)
         if args.registry_auth is not None:
@@ -103,7 +104,7 @@ def _batch(args: GovernanceArgs) -> core.ResourceQuotaSpecArgs:
 
 
 def _limits(args: GovernanceArgs) -> core.LimitRangeItemArgs:
-    """Defaults of a container, and the most GPUs that it may have.
+    """Defaults of a container, and the most GPUs that it may have, where that was asked for.
 
     A `max` without a default becomes the default: every container would ask for that many GPUs. So the default is 0.
     """

@@ -58,6 +58,8 @@ class ImageTrustArgs:
     prefix: str = ""
     """What the webhook configuration's name begins with, where a cluster has several fleets."""
     replicas: int = 2
+    priority_class: pulumi.Input[str] | None = None
+    """Of the verifiers: without them no pod of the protected namespace starts."""
     resources: containers.ResourceArgs
     workload: WorkloadArgs = ORDINARY
 
@@ -209,4 +211,4 @@ def _pod(args: ImageTrustArgs, tls: pulumi.Input[str], keys: pulumi.Input[str]) 
         readiness_probe=core.ProbeArgs(http_get=probe, period_seconds=2, timeout_seconds=3),
         liveness_probe=core.ProbeArgs(http_get=probe, period_seconds=10, failure_threshold=6, timeout_seconds=5),
     )
-    return pods.spec(IMAGE_VERIFIER, [container], volumes, pods.Placement(workload=args.workload))
+    return pods.spec(IMAGE_VERIFIER, [container], volumes, pods.Placement(workload=args.workload, priority_class=args.priority_class))

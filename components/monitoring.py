@@ -48,6 +48,8 @@ class MonitoringArgs:
     gpu_node_labels: Mapping[str, str] = field(default_factory=lambda: dict(GPU_NODES))
     """Labels of nodes with GPUs."""
     runtime_class: pulumi.Input[str] | None = None
+    priority_class: pulumi.Input[str] | None = None
+    """Of the exporters on GPU nodes: a full node is one to look at."""
     alert_rules: Literal["config-map", "prometheus-rule"] = "config-map"
     """A rule file that your Prometheus mounts or a sidecar finds, or an object of the Prometheus operator."""
     monitors: Literal["pod-monitor", "pod-monitoring"] | None = None
@@ -97,6 +99,8 @@ class Monitoring(pulumi.ComponentResource):
         pod = _pod(args, gpus=True)
         # The RuntimeClass says so, too, but the DaemonSet controller looks at the template alone when it chooses nodes.
         pod.node_selector = dict(args.gpu_node_labels)
+        # One on each node: there is nothing to spread.
+        pod.topology_spread_constraints = None
         pod.tolerations = [pods.tolerate_gpu_nodes(), *tolerations(args.workload)]
         k8s.apps.v1.DaemonSet(
             f"{name}-gpus",
@@ -205,5 +209,6 @@ def _pod(args: MonitoringArgs, *, gpus: bool) -> core.PodSpecArgs:
         readiness_probe=containers.http_probe("/health", port),
         liveness_probe=containers.liveness(port),
     )
-    placement = pods.Placement(workload=args.workload, runtime_class=args.runtime_class if gpus else None)
+    on_gpus = pods.Placement(workload=args.workload, runtime_class=args.runtime_class, priority_class=args.priority_class)
+    placement = on_gpus if gpus else pods.Placement(workload=args.workload)
     return pods.spec(METRICS_EXPORTER, [container], volumes, placement)

@@ -76,7 +76,8 @@ class FleetOutputs(_Contract):
     runtime_class: str | None = None
     """RuntimeClass of GPU pods; null where the fleet uses no GPU."""
     metrics: dict[str, str]
-    """Component to the URL of its Prometheus metrics, inside the cluster."""
+    """Component to the URL of its Prometheus metrics, inside the cluster. Only what is behind a Service of its own; API servers and Ollama
+    servers have a port in each pod, which Prometheus finds by `monitoring.scrape` (docs/metrics.md)."""
 
     @property
     def scheme(self) -> str:

@@ -38,3 +38,23 @@ def on_platform(platform: str) -> dict[str, Any]:
     """The sections of a platform's stack, as the page of the examples says."""
     over = yaml.safe_load((DIRECTORY / f"{platform}.yaml").read_text())["config"]
     return laid_over(sections(stack_config(base(platform))), sections(over))
+
+
+def leaves(values: Any, path: str = "") -> dict[str, Any]:
+    """Path to value, of all that is neither a map nor a list of maps."""
+    if isinstance(values, Mapping) and values:
+        items = [(str(key), value) for key, value in values.items()]
+    elif isinstance(values, list) and values and all(isinstance(each, Mapping) for each in values):
+        items = [(str(index), each) for index, each in enumerate(values)]
+    else:
+        return {path: values}
+    found: dict[str, Any] = {}
+    for key, value in items:
+        found |= leaves(value, f"{path}.{key}" if path else key)
+    return found
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
+    """Paths of what one of two configurations has otherwise than the other, or alone."""
+    was, now = leaves(before), leaves(after)
+    return {path for path in {*was, *now} if (path in was, was.get(path)) != (path in now, now.get(path))}

@@ -213,6 +213,7 @@ def monitoring(
         gpu_nodes=settings.gpu.enabled,
         gpu_node_labels=settings.gpu.nodes,
         runtime_class=runtime.runtime_class,
+        priority_class=runtime.priority_class,
         alert_rules=settings.monitoring.alert_rules,
         monitors=settings.monitoring.scrape if settings.monitoring.scrape in ("pod-monitor", "pod-monitoring") else None,
         labels=settings.monitoring.labels,

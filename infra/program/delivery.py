@@ -64,7 +64,8 @@ def model_store(
         credentials=inputs.source_tokens(),
         proxy=limits.proxy,
         no_proxy=limits.no_proxy,
-        priority_class=runtime.batch_priority_class,
+        # Everything waits for it, so it may take the room of batch work.
+        priority_class=runtime.priority_class,
         workload=workload(settings, "model-sync"),
     )
 

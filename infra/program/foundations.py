@@ -79,7 +79,6 @@ def governance(settings: Settings) -> c.GovernanceArgs:
         gpu_resource=gpu.resource,
         gpu_device_class=device_class(gpu.sharing.profile) if gpu.allocation == "dra" else None,
         gpu_reserved=fleet_.replicas * fleet_.gpus_per_pod,
-        gpus_per_container=fleet_.gpus_per_pod,
         cpu=limits.cpu,
         memory=limits.memory,
         ephemeral_storage=limits.ephemeral_storage,
@@ -93,7 +92,9 @@ def governance(settings: Settings) -> c.GovernanceArgs:
     )
 
 
-def image_trust(settings: Settings, trust: TrustSettings, namespace: pulumi.Input[str], images: Images) -> c.ImageTrustArgs:
+def image_trust(
+    settings: Settings, trust: TrustSettings, namespace: pulumi.Input[str], images: Images, runtime: c.GpuRuntime
+) -> c.ImageTrustArgs:
     pair = inputs.verifier_tls()
     return c.ImageTrustArgs(
         protected_namespace=namespace,
@@ -109,6 +110,7 @@ def image_trust(settings: Settings, trust: TrustSettings, namespace: pulumi.Inpu
         dns=_dns(settings),
         prefix=settings.cluster.wide(""),
         replicas=trust.replicas,
+        priority_class=runtime.gateway_priority_class,
         resources=resources(trust.resources),
         workload=workload(settings, "image-verifier"),
     )

@@ -116,12 +116,12 @@ def _ground(settings: Settings, guards: Sequence[Transformation]) -> _Ground:
     place = _place(settings, guards)
     images = c.RuntimeImages("images", foundations.images(settings)).refs
     space = c.Governance("governance", foundations.governance(settings), place.after())
-    trust = None
-    if settings.images.trust is not None:
-        args = foundations.image_trust(settings, settings.images.trust, space.namespace, images)
-        trust = c.ImageTrust("image-trust", args, place.after(space))
     network = c.Network("network", foundations.network(settings, space.namespace), place.after(space))
     runtime = c.GpuRuntime("gpu", foundations.gpu_runtime(settings, space.namespace), place.after(space))
+    trust = None
+    if settings.images.trust is not None:
+        args = foundations.image_trust(settings, settings.images.trust, space.namespace, images, runtime)
+        trust = c.ImageTrust("image-trust", args, place.after(space, runtime))
     return _Ground(place, images, space, trust, network, runtime)
 
 

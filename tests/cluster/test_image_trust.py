@@ -1,6 +1,7 @@
 """Only signed images run where the stack says so: the webhook as the API server calls it, and the pods of the stack through it."""
 
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from devcluster import network
 from devcluster.layout import REGISTRY
 from images import signing
+from infra.lifecycle.deployment import Deployment
 from infra.preparation.certificates import verifier_tls
 from infra.program.settings.cluster import verifier_namespace
 from tests.cluster.conftest import MODEL, Stack
@@ -29,14 +31,31 @@ def pod(name: str, image: str) -> str:
     return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
 
 
-def test_unsigned_images_are_refused_with_one_line_and_signed_ones_run(stack: Stack) -> None:
-    namespace, directory = stack.outputs.namespace, stack.deployment.state_dir / "signing"
+def trusting(stack: Stack) -> dict[str, Any]:
+    """The stack's overrides with trust in a key; all of its images are signed by it."""
+    directory = stack.deployment.state_dir / "signing"
     with network.inside(stack.cluster.fabric_netns):
         public = signing.sign(stack.images.values(), REGISTRY, directory)
     overrides = json.loads(json.dumps(stack.overrides))
     overrides["images"]["trust"] = {"publicKeys": public, "mirror": f"http://{REGISTRY}", "replicas": 1}
-    stack.deployment.configure(overrides)
-    stack.deployment.cli.run("config", "set", "--secret", "modelfleet:verifierTls", stdin=verifier_tls(namespace))
+    return overrides
+
+
+def configure(deployment: Deployment, overrides: dict[str, Any], namespace: str) -> None:
+    """Write the overrides, and the certificate of the verifier of a fleet in that namespace."""
+    deployment.configure(overrides)
+    deployment.cli.run("config", "set", "--secret", "modelfleet:verifierTls", stdin=verifier_tls(namespace))
+
+
+def distrust(stack: Stack) -> None:
+    """Deploy the stack as it was. A secret of this stack cannot be read by those that other tests make from its configuration."""
+    stack.deployment.cli.run("config", "rm", "modelfleet:verifierTls")
+    stack.deployment.deploy(stack.overrides)
+
+
+def test_unsigned_images_are_refused_with_one_line_and_signed_ones_run(stack: Stack) -> None:
+    namespace, overrides = stack.outputs.namespace, trusting(stack)
+    configure(stack.deployment, overrides, namespace)
     try:
         stack.deployment.deploy(overrides)
         helper = "modelfleet/base:embedded"
@@ -53,9 +72,7 @@ def test_unsigned_images_are_refused_with_one_line_and_signed_ones_run(stack: St
         body = {"model": MODEL, "messages": [{"role": "user", "content": "Say it."}]}
         eventually(lambda: answered(stack.url, headers, body), bool, 60, "an answer by a pod that was let in")
     finally:
-        # A secret of this stack cannot be read by those that other tests make from its configuration.
-        stack.deployment.cli.run("config", "rm", "modelfleet:verifierTls")
-        stack.deployment.deploy(stack.overrides)
+        distrust(stack)
     assert verifier_namespace(namespace) not in stack.kube.run("get", "namespaces")
 
 

@@ -1,7 +1,6 @@
 """What others made on the cluster is neither taken over nor deleted: by another operator, by another stack, by people and programs."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from infra.lifecycle import deployment as deployments
 from infra.lifecycle import removal
 from infra.lifecycle.bring_up import chat
 from infra.lifecycle.deployment import Deployment
+from tests.cluster import test_image_trust as image_trust
 from tests.cluster.conftest import MODEL, SCRIPT, Stack
 from tests.cluster.faults import deployment as pause
 from tests.cluster.kube import of_others
@@ -25,18 +25,30 @@ pytestmark = pytest.mark.cluster
 OURS = "organization/modelfleet/dev"
 
 
-def versions(stack: Stack) -> dict[str, str]:
-    """Every object of every kind that a stack has, to the version of its specification."""
-    items = stack.kube.get(",".join(BY_HAND), "-A")["items"]
-    return {f"{item['kind']}/{item['metadata']['name']}": json.dumps(item.get("spec") or item.get("data")) for item in items}
+WATCHED = (*BY_HAND, "Role", "RoleBinding", "ValidatingWebhookConfiguration", "MutatingWebhookConfiguration")
+"""The kinds that a stack has, and those of others that a webhook or a right could be taken from."""
+OF_CONTROLLERS = ("resourceVersion", "generation", "managedFields")
+"""What the API server counts up, and who wrote which field. The UID stays in: an object that was made again is another one."""
+
+
+def versions(stack: Stack) -> dict[str, Any]:
+    """Every object of these kinds as it is, but for what controllers report about it."""
+    found: dict[str, Any] = {}
+    for item in stack.kube.get(",".join(WATCHED), "-A")["items"]:
+        metadata = {key: value for key, value in item["metadata"].items() if key not in OF_CONTROLLERS}
+        name = f"{item['kind']}/{metadata.get('namespace', '')}/{metadata['name']}"
+        found[name] = {**{key: value for key, value in item.items() if key != "status"}, "metadata": metadata}
+    return found
 
 
 @contextmanager
 def nothing_changes(stack: Stack) -> Iterator[None]:
     """Of all that is in the cluster before, in the end."""
     before = versions(stack)
+    assert {name.partition("/")[0] for name in before} >= {"StorageClass", "PriorityClass", "ServiceAccount", "Namespace"}
     yield
-    assert versions(stack) == before
+    after = versions(stack)
+    assert {name for name in {*before, *after} if before.get(name) != after.get(name)} == set()
 
 
 def another(stack: Stack, directory: Path, name: str = "dev") -> Deployment:
@@ -72,6 +84,22 @@ def test_a_second_stack_does_not_take_what_the_first_has(stack: Stack, second: D
     assert f"got one that stack {OURS} made, want none; remove it, or take it over with make up TAKE=" in said
 
 
+OF_OTHERS = {
+    "PriorityClass": {"apiVersion": "scheduling.k8s.io/v1", "metadata": {"name": "team-b-gpu-priority"}, "value": 5},
+    "StorageClass": {"apiVersion": "storage.k8s.io/v1", "metadata": {"name": "team-b-local-nvme"}, "provisioner": "nobody.example/none"},
+}
+"""With the names that a stack in the namespace `team-b` would give to its own."""
+
+
+@pytest.mark.parametrize("kind", OF_OTHERS)
+def test_a_class_of_others_is_neither_taken_over_nor_changed(stack: Stack, second: Deployment, kind: str) -> None:
+    theirs: dict[str, Any] = {"kind": kind, **OF_OTHERS[kind]}
+    with of_others(stack.kube, theirs), nothing_changes(stack):
+        said = refusal(second, {**stack.overrides, "cluster": {"namespace": "team-b"}})
+    name = f"{kind}/{theirs['metadata']['name']}"
+    assert f"{name}: got one that kubectl-create made, want none; remove it, or take it over with make up TAKE={name}" in said
+
+
 @contextmanager
 def account(stack: Stack, role: str, directory: Path) -> Iterator[str]:
     """A kubeconfig of an account that has a role of examples/access alone."""
@@ -95,17 +123,46 @@ def account(stack: Stack, role: str, directory: Path) -> Iterator[str]:
         yield str(directory / role)
 
 
-def test_two_fleets_live_in_one_cluster_and_one_goes_without_the_other_noticing(stack: Stack, second: Deployment, tmp_path: Path) -> None:
-    """The second one is made by an account with no more rights than the documented ones, and looked at by one that may only read."""
+@pytest.fixture
+def trusted(stack: Stack) -> Iterator[dict[str, Any]]:
+    """What a stack has to say to run signed images alone; the first one says it until the test ends."""
+    overrides = image_trust.trusting(stack)
+    image_trust.configure(stack.deployment, overrides, stack.outputs.namespace)
+    try:
+        stack.deployment.deploy(overrides)
+        yield overrides
+    finally:
+        image_trust.distrust(stack)
+
+
+def test_two_fleets_live_in_one_cluster_and_one_goes_without_the_other_noticing(
+    stack: Stack, second: Deployment, trusted: dict[str, Any], tmp_path: Path
+) -> None:
+    """The second one is made by an account with no more rights than the documented ones, and looked at by one that may only read.
+
+    Both let signed images in alone: each has a webhook of its own, and one that comes or goes opens no namespace of the other's.
+    """
     service = {**stack.overrides.get("apiServer", {}), "nodePort": 30123}
+    unsigned = image_trust.unsigned(stack)
+    refused = f"spec.containers[0].image: got {unsigned}, want a signature by a key of images.trust"
+
+    def is_guarded(namespace: str) -> bool:
+        return refused in stack.kube.refused("apply", "-n", namespace, "-f", "-", stdin=image_trust.pod("unsigned", unsigned))
+
+    assert is_guarded(stack.outputs.namespace)
     with account(stack, "deployer", tmp_path) as deploys, account(stack, "previewer", tmp_path) as reads, nothing_changes(stack):
         deployer = dataclasses.replace(second, kubeconfig=deploys)
-        outputs = deployer.deploy({**stack.overrides, "cluster": {"namespace": "team-b"}, "apiServer": service})
+        overrides = {**trusted, "cluster": {"namespace": "team-b"}, "apiServer": service}
+        image_trust.configure(deployer, overrides, "team-b")
+        outputs = deployer.deploy(overrides)
         assert (outputs.namespace, outputs.storage_classes.hot) == ("team-b", "team-b-local-nvme")
         url = f"http://{stack.cluster.control_plane.address}:{outputs.node_port}"
         assert chat(url, second.key_file.read_text(), MODEL, "Say it.") == SCRIPT
+        assert is_guarded("team-b")
+        assert is_guarded(stack.outputs.namespace)
         assert dataclasses.replace(second, kubeconfig=reads).cli.preview(refresh=True).lines() == []
         removal.down(deployer, agreed=True)
+    assert is_guarded(stack.outputs.namespace)
     assert chat(stack.url, stack.key, MODEL, "Say it.") == SCRIPT
 
 

@@ -20,6 +20,8 @@ from tests.unit.test_settings_fuzz import GOOD, with_config
 
 WORKLOADS = get_args(WorkloadName)
 OF_NO_NAMESPACE = ("Namespace", "PriorityClass", "RuntimeClass", "StorageClass", "ValidatingWebhookConfiguration")
+OF_A_LABEL = ("Namespace", "Service", "StatefulSet", "Job")
+"""Kinds whose names become labels of DNS, or values of labels of their pods."""
 ASKED: dict[str, Any] = {
     "nodeSelector": {"example.com/pool": "models"},
     "tolerations": [{"key": "dedicated", "value": "models", "effect": "NoSchedule"}],
@@ -77,6 +79,16 @@ def test_two_fleets_of_a_cluster_have_no_object_in_common() -> None:
     assert not ours & theirs
 
 
+def test_names_of_the_longest_namespace_fit_into_their_limits() -> None:
+    """Source of the limits: RFC 1123 for what is a label of DNS, Kubernetes for the names of everything else."""
+    longest = objects("n" * 53)
+    for item in longest:
+        name, labels = item["metadata"]["name"], item["metadata"].get("labels", {})
+        assert len(name) <= (63 if item["kind"] in OF_A_LABEL else 253), name
+        assert all(len(value) <= 63 for value in labels.values()), labels
+    assert max(len(item["metadata"]["name"]) for item in longest if item["kind"] == "Namespace") == 63
+
+
 def test_whoever_uses_a_class_names_the_fleets_own() -> None:
     made = {item["metadata"]["name"] for item in objects() if item["kind"] in OF_NO_NAMESPACE}
     pods = [item["spec"]["template"]["spec"] for item in objects() if "template" in item.get("spec", {})]
@@ -115,14 +127,27 @@ def templates(namespace: str = "team-b") -> list[tuple[str, str, dict[str, Any]]
     return [(item["kind"], item["metadata"]["labels"]["app.kubernetes.io/name"], item["spec"]["template"]["spec"]) for item in made]
 
 
+def test_what_everything_waits_for_makes_room_for_itself() -> None:
+    """No pod starts without a verifier, no server without the writer, and an exporter is of most use on a node that is full."""
+    found = {(kind, workload): pod.get("priorityClassName") for kind, workload, pod in templates()}
+    assert found["Deployment", "image-verifier"] == "team-b-gateway-priority"
+    assert found["Job", "model-sync"] == found["DaemonSet", "metrics-exporter"] == "team-b-gpu-priority"
+    assert found["Deployment", "metrics-exporter"] is None
+
+
+def test_one_pod_a_node_is_not_spread() -> None:
+    (pod,) = (pod for kind, _, pod in templates() if kind == "DaemonSet")
+    assert "topologySpreadConstraints" not in pod
+
+
 def test_every_workload_goes_where_it_is_told_to() -> None:
     found = [*templates(), *templates("from-zero")]
     assert {workload for _, workload, _ in found} == set(WORKLOADS)
     for kind, workload, pod in found:
         toleration = {"key": "dedicated", "operator": "Equal", "value": "models", "effect": "NoSchedule"}
         assert toleration in pod["tolerations"], workload
-        zones = [each for each in pod["topologySpreadConstraints"] if each["topologyKey"] == "topology.kubernetes.io/zone"]
-        assert [each["whenUnsatisfiable"] for each in zones] == ["DoNotSchedule"], workload
+        zones = [each for each in pod.get("topologySpreadConstraints", []) if each["topologyKey"] == "topology.kubernetes.io/zone"]
+        assert [each["whenUnsatisfiable"] for each in zones] == ([] if kind == "DaemonSet" else ["DoNotSchedule"]), workload
         # An exporter of GPUs goes to every node with GPUs, in no pool alone.
         selector = {"nvidia.com/gpu.present": "true"} if kind == "DaemonSet" else {"example.com/pool": "models"}
         assert pod["nodeSelector"] == selector, workload
@@ -162,7 +187,7 @@ def test_classes_and_claims_that_are_there_are_used_and_not_made() -> None:
         volume["persistentVolumeClaim"]["claimName"] for pod in pods for volume in pod["volumes"] if "persistentVolumeClaim" in volume
     }
     assert claims == {"everything"}
-    assert {pod.get("priorityClassName") for pod in pods} == {"high", "middle", "low", None}
+    assert {pod.get("priorityClassName") for pod in pods} == {"high", "middle", None}
     assert not any("runtimeClassName" in pod for pod in pods)
     (batch,) = (item["spec"]["scopeSelector"] for item in found if "scopeSelector" in item.get("spec", {}))
     assert batch["matchExpressions"][0]["values"] == ["low"]

@@ -197,7 +197,10 @@ def test_a_gateway_is_told_whom_to_believe(source: dict[str, Any], validation: d
         ({"tls": {"secret": "a"}, "host": HOST}, f"https://{HOST}:8000/v1", f"https://{HOST}:8000/v1"),
         ({"tls": ISSUER, "host": HOST}, f"https://{HOST}:8000/v1", f"https://{HOST}:8000/v1"),
         (
-            {"tls": {"issuer": {"name": "a", "serviceNames": True}}, "host": HOST, "serviceType": "NodePort", "nodePort": 30443},
+            {
+                **{"tls": {"issuer": {"name": "a", "serviceNames": True}}, "host": HOST},
+                **{"serviceType": "NodePort", "nodePort": 30443, "clientCidrs": ["10.0.0.0/8"]},
+            },
             "https://api-server.modelfleet.svc:8000/v1",
             f"https://{HOST}:30443/v1",
         ),

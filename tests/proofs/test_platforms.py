@@ -222,22 +222,3 @@ def test_kind(place: Place, figures: dict[str, Any]) -> None:
         taken_down(place, deployment)
         eventually(place.volumes, lambda found: not found, 120, "volumes that went with their claims")
         assert state(kube, platform) == before
-
-
-def leaves(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Path to value, of all that is no map."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= leaves(value, f"{path}{key}.") if isinstance(value, dict) and value else {f"{path}{key}": value}
-    return found
-
-
-@pytest.mark.parametrize("platform", AS_ON_A_LAPTOP)
-def test_an_overlay_says_no_more_than_it_must(platform: str) -> None:
-    """Every key that it names differs, and no other: replicas, production, policies and the platform's own settings are as they are."""
-    before, after = leaves(on_platform(platform)), leaves(laid_over(on_platform(platform), overlay(platform)))
-    changed = {path for path in {*before, *after} if before.get(path) != after.get(path)}
-    named = (*AS_ON_A_LAPTOP[platform], *(["modelServers"] if "models" in AS_ON_A_LAPTOP[platform] else []))
-    assert [path for path in changed if not path.startswith(named)] == []
-    assert [name for name in named if not any(path.startswith(name) for path in changed)] == []
-    assert not changed & {"fleet.replicas", "apiServer.replicas", "governance.production", "storage.retain"}

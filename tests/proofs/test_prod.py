@@ -4,13 +4,11 @@
 rules, quotas, priorities, policies.
 """
 
-import copy
-import json
 import os
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import pytest
 
 from devcluster import cluster as embedded
 from devcluster.layout import load
+from devcluster.oci import Image
 from infra.lifecycle import embedded as lifecycle
 from infra.lifecycle import own_cluster, removal
 from infra.lifecycle.bring_up import chat
@@ -28,7 +27,7 @@ from infra.program.settings.committed import stack_config
 from modelfleet_outputs import FleetOutputs
 from tests import tiny_gguf
 from tests.cluster.kube import Kube, eventually
-from tests.overlay import laid_over
+from tests.overlay import laid_over, sections
 from tests.proofs import runbook, ways
 from tests.proofs.records import Proof
 
@@ -58,17 +57,19 @@ SERVER = {"model": MODEL, "modelId": "tiny-server", "contextLength": 4096, "reso
 """Of the model server; the rest of it is as committed."""
 
 
-def committed(section: str) -> dict[str, Any]:
-    return copy.deepcopy(stack_config("prod").get(f"modelfleet:{section}", {}))
+def on_a_laptop(built: Mapping[str, Image]) -> dict[str, Any]:
+    """The sections that are not as committed. `tests/unit/test_overlays.py` holds everything else equal."""
+    committed = sections(stack_config("prod"))
+    overrides: dict[str, Any] = {section: laid_over(committed[section], values) for section, values in OVERLAY.items()}
+    overrides["modelServers"] = [{**each, **SERVER} for each in committed["modelServers"]]
+    return overrides | {**lifecycle.image_overrides(built), "models": [{"name": MODEL, "size": "2Mi", "kvBytesPerToken": 1024}]}
 
 
 @pytest.fixture
 def prod(tmp_path: Path) -> Iterator[tuple[Deployment, dict[str, Any], Kube]]:
     try:
         cluster, built = lifecycle.start_embedded(NAME, 2, {MODEL: tiny_gguf.make(tmp_path / "tiny.gguf", SCRIPT)})
-        overrides: dict[str, Any] = {section: laid_over(committed(section), values) for section, values in OVERLAY.items()}
-        overrides["modelServers"] = [{**each, **SERVER} for each in stack_config("prod")["modelfleet:modelServers"]]
-        overrides |= {**lifecycle.image_overrides(built), "models": [{"name": MODEL, "size": "2Mi", "kvBytesPerToken": 1024}]}
+        overrides = on_a_laptop(built)
         kube = Kube(embedded.binaries() / "kubectl", cluster.kubeconfig)
         yield lifecycle.on_embedded(cluster, "prod"), overrides, kube
     finally:
@@ -159,32 +160,3 @@ def test_prod_comes_up_is_rolled_drained_and_taken_down(
     assert not [name for name in left if name.startswith(("StatefulSet/", "Deployment/", "Job/"))]
     assert kube.get("pvc", "shared-models", "-n", namespace)["status"]["phase"] == "Bound"
     figures["kept"] = left
-
-
-def test_the_overlay_says_nothing_else() -> None:
-    """Replicas, retention, production and whatever else is not named here are as committed."""
-    paths = {f"{section}.{key}" for section, values in OVERLAY.items() for key in values}
-    assert paths == {
-        "storage.hot",
-        "storage.shared",
-        "gpu.enabled",
-        "governance.gpuQuota",
-        "governance.cpu",
-        "governance.memory",
-        "fleet.gpusPerPod",
-        "fleet.contextLength",
-        "fleet.minContext",
-        "fleet.promptCache",
-        "fleet.resources",
-        "cache.maxMemory",
-        "cache.resources",
-        "apiServer.resources",
-        "monitoring.resources",
-    }
-    assert SERVER.keys() == {"model", "modelId", "contextLength", "resources"}
-    for section, values in OVERLAY.items():
-        merged, before = laid_over(committed(section), values), committed(section)
-        assert {key: value for key, value in merged.items() if key not in values} == {
-            key: value for key, value in before.items() if key not in values
-        }
-    assert json.dumps(stack_config("prod")["modelfleet:governance"]["production"]) == "true"

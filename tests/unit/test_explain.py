@@ -256,6 +256,24 @@ def test_gpus_that_are_all_taken_are_told_from_none_at_all() -> None:
     assert named(snapshot(Node=[busy], Pod=[waiting])) == [("gpus-taken", "Pod/a")]
 
 
+@pytest.mark.parametrize(
+    ("resource", "do"),
+    [
+        ("nvidia.com/gpu", "install the GPU operator or device plugin"),
+        ("nvidia.com/gpu.shared", "rollout restart daemonset/nvidia-device-plugin-daemonset"),
+        ("nvidia.com/mig-1g.10gb", "rollout restart daemonset/nvidia-device-plugin-daemonset"),
+    ],
+)
+def test_shares_that_no_node_has_are_made_by_a_plugin_that_reads_its_configuration_anew(resource: str, do: str) -> None:
+    message = f"0/1 nodes are available: 1 Insufficient {resource}. no new claims to deallocate, preemption: none."
+    waiting = pod("a", status={"conditions": [{"type": "PodScheduled", "status": "False", "message": message}]})
+    whole = node("n1")
+    whole["status"]["allocatable"] = {} if resource == "nvidia.com/gpu" else {"nvidia.com/gpu": "2"}
+    (finding,) = explain(snapshot(Node=[whole], Pod=[waiting]))
+    assert finding.cause == "no-gpu"
+    assert do in str(finding)
+
+
 def test_many_nodes_are_not_all_named() -> None:
     many = [node(f"n{number}") for number in range(300)]
     for each in many:

@@ -1,6 +1,7 @@
 """The configuration is checked as a whole, and every refusal says what to do."""
 
 import copy
+import ipaddress
 import json
 from typing import Any
 
@@ -13,7 +14,7 @@ from infra.program.settings import Settings, constraints, parse
 from infra.program.settings.committed import stack_config
 from infra.program.settings.gpu import GpuSettings
 from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE
-from infra.program.settings.section import SettingsError, quantity
+from infra.program.settings.section import SettingsError, covers_the_internet, quantity
 from model_sync.catalog import is_held_by
 
 SMALL = {"name": "smollm2:135m", "size": "100M", "kvBytesPerToken": 23040}
@@ -327,9 +328,12 @@ def test_claims_are_not_for_shares_that_only_the_device_plugin_makes() -> None:
         (
             "apiServer",
             {"serviceType": "LoadBalancer"},
-            "modelfleet:apiServer.clientCidrs: got 0.0.0.0/0, ::/0, want your clients' networks",
+            "modelfleet:apiServer.clientCidrs: got 0.0.0.0/0, ::/0, together a 16th of a family's addresses or more",
         ),
-        ("apiServer", {"serviceType": "LoadBalancer", "clientCidrs": ["10.0.0.0/8", "::/0"]}, "got 10.0.0.0/8, ::/0, want"),
+        ("apiServer", {"serviceType": "LoadBalancer", "clientCidrs": ["10.0.0.0/8", "::/0"]}, "got 10.0.0.0/8, ::/0, together"),
+        ("apiServer", {"serviceType": "LoadBalancer", "clientCidrs": ["0.0.0.0/1", "128.0.0.0/1"]}, "with serviceType LoadBalancer, want"),
+        ("apiServer", {"serviceType": "NodePort"}, "apiServer.clientCidrs: got 0.0.0.0/0, ::/0, together a 16th of"),
+        ("apiServer", {"serviceType": "NodePort", "clientCidrs": ["0.0.0.0/0"]}, "with serviceType NodePort, want your clients'"),
     ],
 )
 def test_production_refuses_what_dev_may_have(section: str, values: dict[str, Any], line: str) -> None:
@@ -338,6 +342,13 @@ def test_production_refuses_what_dev_may_have(section: str, values: dict[str, An
     relaxed["governance"]["production"] = False
     relaxed[section] |= values
     parse(relaxed)
+
+
+def test_production_wants_two_verifiers() -> None:
+    trust = {"publicKeys": "-----BEGIN PUBLIC KEY-----", "replicas": 1}
+    images = {"builder": "prebuilt", "refs": {**REFS, VERIFIER_IMAGE: REFS["ollama"]}, "trust": trust}
+    line = "modelfleet:images.trust.replicas: got 1, want at least 2 with governance.production; raise it"
+    assert line in refusal(stack="prod", images=images)
 
 
 def test_production_wants_two_of_each_model_server() -> None:
@@ -353,6 +364,45 @@ def test_a_load_balancer_for_known_clients_is_fine_in_production(networks: list[
     config = document("prod")
     config["apiServer"] |= {"serviceType": "LoadBalancer", "clientCidrs": networks}
     assert parse(config).api_server.client_cidrs == networks
+
+
+@pytest.mark.parametrize(
+    ("networks", "whole"),
+    [
+        (["0.0.0.0/0"], True),
+        (["0.0.0.0/1", "128.0.0.0/1"], True),
+        (["0.0.0.0/1"], True),
+        ([f"{first}.0.0.0/8" for first in range(1, 224) if first != 10], True),
+        # All that is routed in IPv6 today.
+        (["10.0.0.0/8", "2000::/3"], True),
+        (["::/1", "8000::/1"], True),
+        # One network is counted once.
+        (["10.0.0.0/5", "10.0.0.0/8", *(f"10.{second}.0.0/16" for second in range(256))], False),
+        (["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"], False),
+        (["192.0.2.7/32"], False),
+    ],
+)
+def test_who_the_clients_are_is_decided_by_all_networks_together(networks: list[str], whole: bool) -> None:
+    networks = [str(ipaddress.ip_network(each, strict=False)) for each in networks]
+    assert covers_the_internet(networks) is whole
+
+
+@pytest.mark.parametrize("trusting", [True, False])
+def test_names_that_are_made_of_the_namespace_fit(trusting: bool) -> None:
+    images = {
+        "refs": {**REFS, VERIFIER_IMAGE: REFS["ollama"]},
+        **({"trust": {"publicKeys": "-----BEGIN PUBLIC KEY-----"}} if trusting else {}),
+    }
+    config = document() | {"images": images}
+    config["cluster"]["namespace"] = "a" * 53
+    parse(config)
+    config["cluster"]["namespace"] = "a" * 54
+    if not trusting:
+        parse(config)
+        return
+    want = "want at most 53 with images.trust, whose verifier lives in a+-admission; choose a shorter one"
+    with pytest.raises(SettingsError, match=f"^modelfleet:cluster.namespace: got 54 characters, {want}$"):
+        parse(config)
 
 
 def test_by_default_clients_of_both_families_may_connect() -> None:
@@ -441,9 +491,57 @@ def test_a_missing_section_is_named() -> None:
         parse(config)
 
 
-@pytest.mark.parametrize(("text", "value"), [("100m", 0.1), ("2", 2), ("1.5Gi", 1.5 * 2**30), ("1k", 1000)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("100m", 0.1), ("2", 2), ("1.5Gi", 1.5 * 2**30), ("1k", 1000), ("250u", 250e-6), ("5n", 5e-9)),
+        *(("1Pi", 2**50), ("1Ei", 2**60), ("2P", 2e15), ("1E", 1e18), ("1e1", 10), ("1E3", 1000), ("1.5e-3", 1.5e-3), ("2e+9", 2e9)),
+        *(("+2", 2), (".5", 0.5), ("5.", 5), ("+.5Gi", 2**29)),
+    ],
+)
 def test_quantities(text: str, value: float) -> None:
     assert quantity(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "+",
+        ".",
+        "e3",
+        "1e",
+        "1e+",
+        "1e1Gi",
+        "1K",
+        "1ki",
+        "1GB",
+        "1 Gi",
+        "-1",
+        "1,5",
+        "0x10",
+        "1_000",
+        "٣",
+        "1\n",
+        "inf",
+        "nan",
+        "8Ei",
+        "1e19",
+        "1e999",
+    ],
+)
+def test_what_is_no_quantity(text: str) -> None:
+    """By Kubernetes' own grammar, or below zero, or more than 64 bits hold."""
+    with pytest.raises(ValueError, match="want a Kubernetes quantity"):
+        quantity(text)
+
+
+@pytest.mark.parametrize("memory", ["1Pi", "2e12", ".25Gi", "128Mi"])
+def test_kubernetes_ways_to_write_a_size_are_taken(memory: str) -> None:
+    config = document()
+    config["governance"] |= {"memory": memory if quantity(memory) > 2**40 else "64Gi"}
+    config["monitoring"]["resources"]["memory"] = memory if quantity(memory) < 2**40 else "64Mi"
+    parse(config)
 
 
 DIGEST = "sha256:" + "d" * 64

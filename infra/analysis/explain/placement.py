@@ -103,6 +103,10 @@ def _device(facts: Facts, pod: Object, _: str, match: re.Match[str]) -> _Why:
     if not any(have.values()):
         got = f"no {resource} on any of {len(have)} nodes"
         do = "install the GPU operator or device plugin on the GPU nodes, or set modelfleet:fleet.gpusPerPod to 0"
+        if resource != "nvidia.com/gpu" and resource.startswith("nvidia.com/"):
+            # The operator watches no sharing configuration.
+            restart = "kubectl -n gpu-operator rollout restart daemonset/nvidia-device-plugin-daemonset"
+            do = f"name the sharing configuration to the GPU operator (docs/gpu-nodes.md), or have its plugin read a changed one: {restart}"
         return "no-gpu", got, f"{wanted} on one node", do
     having = [f"{name}: {count}" for name, count in have.items() if count]
     more = f" and {len(having) - _SHOWN} more" if len(having) > _SHOWN else ""
@@ -172,7 +176,7 @@ def _room(facts: Facts, pod: Object, reasons: str, match: re.Match[str]) -> _Why
 
 _REASONS: tuple[tuple[str, Callable[[Facts, Object, str, re.Match[str]], _Why | None]], ...] = (
     (r"persistentvolumeclaim \"([^\"]+)\" not found", _no_claim),
-    (r"Insufficient (\S+/[^\s,.]+)", _device),
+    (r"Insufficient (\S+/[^\s,]*[^\s,.])", _device),
     (r"Pod's node affinity|node selector", _selector),
     (r"untolerated taint", _taints),
     (r"Insufficient (cpu|memory|ephemeral-storage|pods)", _room),

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from components.models import FOLLOWER_RESOURCES
 from components.ollama_agent import AGENT_RESOURCES, PROBE_RESOURCES
 from infra.program.settings import capacity, external, server_rules
+from infra.program.settings.cluster import verifier_namespace
 from infra.program.settings.images import PROMETHEUS_IMAGE
 from infra.program.settings.models import ModelSettings, is_address
 from infra.program.settings.section import GIB, MIB, in_gib, quantity
@@ -29,6 +30,8 @@ SIDECARS = (FOLLOWER_RESOURCES, AGENT_RESOURCES)
 """Resources of the containers beside each Ollama server in its pod."""
 HOT_FILL = 0.9
 """Part of the node-local volume that models may fill: a new version arrives beside the old one, and a full disk evicts pods."""
+_LABEL = 63
+"""Most characters of a namespace's name, and of a Service's (RFC 1123)."""
 _ONE_AT_A_TIME = re.compile(r"llama3\.2-vision|qwen3-vl|qwen3\.[56]|qwen3-next|lfm2|nemotron-?(h|3)", re.IGNORECASE)
 """Names of the families that Ollama serves one request at a time.
 Source: ollama v0.32.15, server/sched.go (mllama, qwen3vl, qwen35, qwen3next, lfm2, nemotron_h)."""
@@ -37,6 +40,7 @@ Source: ollama v0.32.15, server/sched.go (mllama, qwen3vl, qwen35, qwen3next, lf
 def problems(settings: Sections) -> list[str]:
     """Every rule that the sections break together."""
     checks = (
+        _names,
         _images,
         _models,
         server_rules.names,
@@ -59,6 +63,15 @@ def problems(settings: Sections) -> list[str]:
 def gpu_bytes(model: ModelSettings, settings: Sections) -> float:
     """GPU memory that one server needs for `model`, by the formula above."""
     return quantity(model.size) + capacity.of_fleet(model, settings).kv_bytes + GPU_WORKSPACE * settings.fleet.gpus_per_pod
+
+
+def _names(settings: Sections) -> Iterator[str]:
+    """All other names that are made of settings fit by the limits of the settings (`tests/component/test_fit.py`)."""
+    namespace = settings.cluster.namespace
+    made = verifier_namespace(namespace)
+    if settings.images.trust is not None and len(made) > _LABEL:
+        want = f"want at most {_LABEL - len(made) + len(namespace)} with images.trust, whose verifier lives in {made}"
+        yield f"cluster.namespace: got {len(namespace)} characters, {want}; choose a shorter one"
 
 
 def _images(settings: Sections) -> Iterator[str]:
@@ -259,6 +272,8 @@ def _quota(settings: Sections) -> Iterator[str]:
 def _production(settings: Sections) -> Iterator[str]:
     because = "with governance.production"
     replicas = {"apiServer": settings.api_server.replicas, "fleet": settings.fleet.replicas}
+    if settings.images.trust is not None:
+        replicas["images.trust"] = settings.images.trust.replicas
     replicas |= {f"modelServers.{index}": server.replicas for index, server in enumerate(settings.model_servers)}
     for section, count in replicas.items():
         if count < 2:
@@ -266,7 +281,8 @@ def _production(settings: Sections) -> Iterator[str]:
     if not settings.storage.retain:
         yield f"storage.retain: got false, want true {because}; models would go with the stack"
     api = settings.api_server
-    if api.service_type == "LoadBalancer" and not api.knows_its_clients:
-        yield f"apiServer.clientCidrs: got {', '.join(api.client_cidrs)}, want your clients' networks {because}; list them"
+    if api.service_type != "ClusterIP" and not api.knows_its_clients:
+        got = f"got {', '.join(api.client_cidrs)}, together a 16th of a family's addresses or more, with serviceType {api.service_type}"
+        yield f"apiServer.clientCidrs: {got}, want your clients' networks {because}; list them"
     if settings.gpu.sharing.strategy == "time-slicing":
         yield f"gpu.sharing.strategy: got time-slicing, want none, mps or mig {because}; no memory limit would hold"

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
@@ -9,8 +10,12 @@ from pydantic.alias_generators import to_camel
 
 PROJECT = "modelfleet"
 MIB, GIB = 2**20, 2**30
-_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": MIB, "Gi": GIB, "Ti": 2**40}
-_QUANTITY = r"([0-9]{1,18}(?:\.[0-9]{1,9})?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?"
+_UNITS = {
+    **{"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18},
+    **{"Ki": 2**10, "Mi": MIB, "Gi": GIB, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60},
+}
+_QUANTITY = r"(\+?(?:[0-9]{1,18}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}))(?:([eE][+-]?[0-9]{1,3})|([numkMGTPE]|[KMGTPE]i))?"
+"""Kubernetes' own grammar (apimachinery, pkg/api/resource/quantity.go), without negative numbers: nothing here has a size below zero."""
 _LARGEST = 2**63
 """Kubernetes keeps quantities in 64 bits."""
 
@@ -20,9 +25,9 @@ class SettingsError(Exception):
 
 
 def quantity(text: str) -> float:
-    """The value of a Kubernetes quantity such as `100m` or `2Gi`. Raises ValueError on anything else."""
-    match = re.fullmatch(_QUANTITY, text)
-    value = float(match[1]) * _UNITS[match[2] or ""] if match else _LARGEST
+    """The value of a Kubernetes quantity such as `100m`, `2Gi` or `1e3`. Raises ValueError on anything else."""
+    match = re.fullmatch(_QUANTITY, text, re.ASCII)
+    value = float(match[1] + (match[2] or "")) * _UNITS[match[3] or ""] if match else _LARGEST
     if value >= _LARGEST:
         raise ValueError("want a Kubernetes quantity such as 500m, 2 or 4Gi; write it as a string")
     return value
@@ -31,6 +36,14 @@ def quantity(text: str) -> float:
 def in_gib(size: float) -> str:
     """For people: a number of bytes as `12.5Gi`."""
     return f"{size / GIB:.1f}Gi"
+
+
+def covers_the_internet(cidrs: Iterable[str]) -> bool:
+    """Whether the networks together have a 16th of all addresses of a family: no private network has, and IPv6's public ones are an 8th."""
+    networks = [ipaddress.ip_network(each) for each in cidrs]
+    v4 = ipaddress.collapse_addresses(each for each in networks if isinstance(each, ipaddress.IPv4Network))
+    v6 = ipaddress.collapse_addresses(each for each in networks if isinstance(each, ipaddress.IPv6Network))
+    return sum(each.num_addresses for each in v4) >= 2**28 or sum(each.num_addresses for each in v6) >= 2**124
 
 
 def _cores(text: str) -> str:

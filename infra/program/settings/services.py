@@ -6,7 +6,17 @@ from pydantic import Field, model_validator
 
 from components.contract import EVERYWHERE
 from infra.program.settings.network import PodsSettings
-from infra.program.settings.section import Annotations, Bytes, Cidr, DnsLabel, Labels, Resources, Section, quantity
+from infra.program.settings.section import (
+    Annotations,
+    Bytes,
+    Cidr,
+    DnsLabel,
+    Labels,
+    Resources,
+    Section,
+    covers_the_internet,
+    quantity,
+)
 from infra.program.settings.tls import HOST, TlsSettings
 from infra.program.settings.way_in import WayInSettings
 
@@ -95,8 +105,8 @@ class ApiServerSettings(Section):
 
     @property
     def knows_its_clients(self) -> bool:
-        """Whether the addresses that may connect are fewer than all."""
-        return not any(cidr.endswith("/0") for cidr in self.client_cidrs)
+        """Whether the networks that may connect are somebody's, all of them together: neither the internet nor a large part of it."""
+        return not covers_the_internet(self.client_cidrs)
 
 
 class PrometheusSettings(Section):
