@@ -68,16 +68,20 @@ BODIES = st.fixed_dictionaries(
     optional={"messages": _messages() | VALUES, **{name: VALUES for name in _WORDS if name not in ("model", "messages")}},
 ).map(lambda body: json.dumps(body).encode())
 MESSAGES = [{"role": "user", "content": "a"}]
-ASKED: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 9, "query": "a", "documents": ["a"], "content": "a", "tokens": [1]}
-ASKED |= dict.fromkeys(("prompt", "input"), "a")
+ASKED: dict[str, Any] = {
+    "messages": MESSAGES,
+    "max_tokens": 9,
+    "input": "a",
+    "query": "a",
+    "documents": ["a"],
+    "content": "a",
+    "tokens": [1],
+}
 PLAIN = st.fixed_dictionaries(
-    {
-        "model": st.sampled_from(["a", "b"]),
-        **{name: st.just(value) for name, value in ASKED.items()},
-    },
-    optional={"stream": st.booleans()},
+    {"model": st.sampled_from(["a", "b"]), **{name: st.just(value) for name, value in ASKED.items()}},
+    optional={"stream": st.booleans(), "prompt": st.just("a")},
 ).map(lambda body: json.dumps(body).encode())
-"""What every endpoint answers."""
+"""What every endpoint answers: completions with a prompt, Responses without one."""
 RAW_BODIES = st.one_of(
     PLAIN,
     BODIES,
