@@ -12,10 +12,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
+import pydantic
 
+from api_server.models import Chat
 from api_server.requests import document
 from bench.conditions import conditions, keep
 from bench.processes import cpu_s
@@ -45,22 +47,51 @@ def bodies() -> dict[str, Any]:
     return results
 
 
-def codecs() -> dict[str, float]:
-    """Microseconds of each way to read and write the body of an agent's turn, and one of a few words."""
+def payloads() -> dict[str, dict[str, Any]]:
+    """The body of an agent's turn, and one of a few words."""
     properties = {f"field_{number}": {"type": "string", "description": "What it is for, in some words."} for number in range(6)}
     tools = [{"type": "function", "function": {"name": f"f{number}", "parameters": {"properties": properties}}} for number in range(20)]
     messages = [{"role": "user", "content": 'def f(a):\n    return {a: ["b"]}\n' * 60}] * 80
-    results: dict[str, float] = {}
-    for name, value in (("agent", {"messages": messages, "tools": tools}), ("short", {"messages": messages[:1], "stream": True})):
+    given = {"model": "coder", "stream": True}
+    return {"agent": {**given, "messages": messages, "tools": tools, "temperature": 0.2}, "short": {**given, "messages": messages[:1]}}
+
+
+def codecs() -> dict[str, float]:
+    """Microseconds of each way to read, to check and to write a body."""
+    by_pydantic, results = pydantic_chat(), {}
+    for name, value in payloads().items():
         body = json.dumps(value).encode()
         for way, run in (
             ("read, json without doubled keys", lambda body=body: document(body)),
             ("read, msgspec", lambda body=body: msgspec.json.decode(body)),
+            ("check, msgspec", lambda value=value: msgspec.convert(value, Chat)),
+            ("check, pydantic", lambda value=value: by_pydantic.model_validate(value)),
             ("write, json", lambda value=value: json.dumps(value).encode()),
             ("write, msgspec", lambda value=value: msgspec.json.encode(value)),
         ):
-            results[f"{name} ({len(body) // 1024} KiB): {way}"] = round(1e6 * statistics.median(timed(run) for _ in range(TURNS)), 1)
+            results[f"{name} ({len(body) // 1024} KiB): {way}"] = round(1e6 * statistics.median(timed(run) for _ in range(TURNS)), 2)
     return results
+
+
+def pydantic_chat() -> type[pydantic.BaseModel]:
+    """The typed model of chat completions, with the same fields and as strict. It has to take and to refuse what the other does."""
+    types = get_type_hints(Chat)
+    fields: dict[str, Any] = {field.name: (types[field.name], ... if field.required else None) for field in msgspec.structs.fields(Chat)}
+    model = pydantic.create_model("PydanticChat", __config__=pydantic.ConfigDict(strict=True, frozen=True), **fields)
+    wrong = ({"temperature": "hot"}, {"stream": 1}, {"messages": {}}, {"stop": [1]}, {"max_tokens": True})
+    for value in payloads().values():
+        model.model_validate(value)
+        for change in wrong:
+            for check, error in (
+                (model.model_validate, pydantic.ValidationError),
+                (functools.partial(msgspec.convert, type=Chat), msgspec.ValidationError),
+            ):
+                try:
+                    check({**value, **change})
+                except error:
+                    continue
+                raise AssertionError(f"{check} took {change}")
+    return model
 
 
 def timed(run: Any) -> float:

@@ -3,7 +3,7 @@
 python -m bench.practices
 
 `{{file path format}}` is the figure at that path of `bench/results/<file>.json`. The path's parts are joined by `/`; the format is one of
-Python's, or one of `FORMATS`. `{{agents}}` is the table of simulated fleets.
+Python's, or one of `FORMATS`. `path by path` is the first figure divided by the second. `{{agents}}` is the table of simulated fleets.
 """
 
 import json
@@ -33,12 +33,19 @@ class FigureError(Exception):
 
 def figure(file: str, path: str, form: str) -> str:
     """Raises FigureError."""
-    value: Any = json.loads((_RESULTS / f"{file}.json").read_text())
+    document = json.loads((_RESULTS / f"{file}.json").read_text())
+    first, *second = (_at(file, document, each) for each in path.split(" by "))
+    value = first / second[0] if second else first
+    return FORMATS[form](value) if form in FORMATS else format(value, form)
+
+
+def _at(file: str, document: Any, path: str) -> Any:
+    value = document
     for part in path.split("/"):
         if not isinstance(value, dict) or part not in value:
             raise FigureError(f"bench/practices.txt: got {path} of {file}.json, want what is there; it has no {part!r}")
         value = value[part]
-    return FORMATS[form](value) if form in FORMATS else format(value, form)
+    return value
 
 
 def agents() -> str:

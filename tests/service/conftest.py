@@ -135,10 +135,11 @@ def start_api_server(
     ready: str = "/ready",
     process: Mapping[str, str] | None = None,
     files: int = 0,
+    group: Path | None = None,
     **env: str,
 ) -> Service:
     """An API server that runs until the stack is closed; its keys and its log are in `work`. `process`: its environment beside its
-    settings."""
+    settings. `files` and `group`: as in `running`."""
     keys = work / "keys"
     if not keys.exists():
         keys.write_text(f"{KEY}\n\n")
@@ -154,7 +155,7 @@ def start_api_server(
     }
     variables = {f"API_SERVER_{key}": value for key, value in settings.items()} | dict(process or {})
     ca = Path(env["TLS_DIR"]) / "ca.crt" if "TLS_DIR" in env else None
-    service = stack.enter_context(running("api_server", port, variables, work / "api-server.log", ready, files=files, ca=ca))
+    service = stack.enter_context(running("api_server", port, variables, work / "api-server.log", ready, files=files, ca=ca, group=group))
     service.metrics_url = f"http://127.0.0.1:{metrics_port}"
     return service
 

@@ -15,7 +15,20 @@ from hypothesis import strategies as st
 from tests.service.conftest import KEY
 from tests.service.processes import Service
 
-POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/api/chat", "/api/generate", "/api/embed", "/api/show")
+POSTS = (
+    *(
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/rerank",
+    ),
+    *("/api/chat", "/api/generate", "/api/embed", "/api/show"),
+    # Of the model server alone.
+    *("/tokenize", "/detokenize"),
+)
 GETS = (
     "/",
     "/health",
@@ -35,6 +48,7 @@ _PATIENCE_S = 0.2
 _NUMBERS = ["1e999", "-1e999", "NaN", "Infinity", "9" * 400, "1" + "0" * 5000, "-0", "0.1e-999", "1.", "0x1", "01", "true", "null"]
 _WORDS = ["model", "messages", "role", "content", "tools", "options", "stream", "max_tokens", "stop", "prompt", "input", "images", "think"]
 _WORDS += ["response_format", "reasoning", "stream_options", "tool_calls", "n", "tool_choice", "Keep_Alive", "\u212aeep_alive", ""]
+_WORDS += ["system", "instructions", "type", "text", "tool_result", "query", "documents", "tokens", "metadata", "thinking"]
 TEXTS = st.sampled_from(["a", "user", "system", "tool", "", "\ud800", "\x00", "{{", "data:image/png;base64,", "\U0001f600"]) | st.text(
     max_size=8
 )
@@ -54,11 +68,20 @@ BODIES = st.fixed_dictionaries(
     optional={"messages": _messages() | VALUES, **{name: VALUES for name in _WORDS if name not in ("model", "messages")}},
 ).map(lambda body: json.dumps(body).encode())
 MESSAGES = [{"role": "user", "content": "a"}]
+ASKED: dict[str, Any] = {
+    "messages": MESSAGES,
+    "max_tokens": 9,
+    "input": "a",
+    "query": "a",
+    "documents": ["a"],
+    "content": "a",
+    "tokens": [1],
+}
 PLAIN = st.fixed_dictionaries(
-    {"model": st.sampled_from(["a", "b"]), "messages": st.just(MESSAGES), "prompt": st.just("a"), "input": st.just("a")},
-    optional={"stream": st.booleans()},
+    {"model": st.sampled_from(["a", "b"]), **{name: st.just(value) for name, value in ASKED.items()}},
+    optional={"stream": st.booleans(), "prompt": st.just("a")},
 ).map(lambda body: json.dumps(body).encode())
-"""What every endpoint answers."""
+"""What every endpoint answers: completions with a prompt, Responses without one."""
 RAW_BODIES = st.one_of(
     PLAIN,
     BODIES,

@@ -121,15 +121,20 @@ class Fleet:
 
     @contextmanager
     def gateway(
-        self, ready: str = "/ready", route: dict[str, object] | None = None, others: dict[str, dict[str, object]] | None = None, **env: str
+        self,
+        ready: str = "/ready",
+        route: dict[str, object] | None = None,
+        others: dict[str, dict[str, object]] | None = None,
+        group: Path | None = None,
+        **env: str,
     ) -> Iterator[Service]:
-        """One whose model `a` is served by the fleet; `others`: routes of more models."""
+        """One whose model `a` is served by the fleet; `others`: routes of more models; `group`: the control group that it is in."""
         routes = {"a": {"url": f"http://{FLEET}:{self.port}", **(route or {})}, **(others or {})}
         self.gateways += 1
         work = self.work / f"gateway-{self.gateways}" if self.gateways > 1 else self.work
         work.mkdir(exist_ok=True)
         with ExitStack() as stack:
-            yield start_api_server(stack, work, routes, ready, self._name.environment, 0, **env)
+            yield start_api_server(stack, work, routes, ready, self._name.environment, 0, group, **env)
 
     @contextmanager
     def running(self) -> Iterator["Fleet"]:

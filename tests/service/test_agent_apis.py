@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import ollama as ollama_client
 import openai
 import pytest
 from openai.types.responses import Response, ResponseFunctionToolCall, ToolParam
@@ -18,6 +19,7 @@ from tests.service.conftest import KEY, SCRIPT, TOOL, start_api_server, start_mo
 from tests.service.neighbours import Fleet, Request
 from tests.service.processes import Service, free_port
 from tests.service.test_gateway import CONTEXT, metric, route
+from tests.service.test_gateway import TOOLS as CHAT_TOOLS
 from tests.unit.test_agent_apis import CLAUDE_CODE, CODEX
 
 ENGINES = ("ollama", "llama.cpp")
@@ -284,6 +286,41 @@ class TestStreams:
         assert (held.status_code, events[0][0], events[-1][0]) == (200, "ping", "error")
         assert events[-1][1]["error"]["type"] == "overloaded_error"
         assert (whole.status_code, whole.json()["error"]["type"]) == (503, "overloaded_error")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_openais_client_holds_a_conversation_with_tools(client: openai.OpenAI, engine: str, stream: bool) -> None:
+    """By its own helper, which puts a stream together as agents see it."""
+    turns: list[Any] = [{"role": "system", "content": "Call it."}, {"role": "user", "content": "Weather?"}]
+    for turn in range(3):
+        given: Any = {"model": f"{engine}/tool:1", "messages": turns, "tools": CHAT_TOOLS}
+        if stream:
+            with client.chat.completions.stream(**given) as events:
+                choice = events.get_final_completion().choices[0]
+        else:
+            choice = client.chat.completions.create(**given).choices[0]
+        [call] = choice.message.tool_calls or []
+        assert call.type == "function"
+        found = (call.function.name, json.loads(call.function.arguments), choice.finish_reason)
+        assert found == (TOOL["name"], TOOL["arguments"], "tool_calls"), turn
+        turns += [choice.message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}, {"role": "user", "content": "Go on."}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_ollamas_client_holds_a_conversation_with_tools(api: Service, stream: bool) -> None:
+    turns: list[Any] = [{"role": "system", "content": "Call it."}, {"role": "user", "content": "Weather?"}]
+    read: list[int] = []
+    with ollama_client.Client(api.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as native:
+        for turn in range(3):
+            answer = native.chat("ollama/tool:1", turns, tools=CHAT_TOOLS, stream=stream)
+            parts = [answer] if isinstance(answer, ollama_client.ChatResponse) else list(answer)
+            [call] = [call for part in parts for call in part.message.tool_calls or []]
+            assert (call.function.name, call.function.arguments, parts[-1].done) == (TOOL["name"], TOOL["arguments"], True), turn
+            read.append(parts[-1].prompt_eval_count or 0)
+            said = {"role": "assistant", "content": "", "tool_calls": [call.model_dump()]}
+            turns += [said, {"role": "tool", "tool_name": call.function.name, "content": "sunny"}]
+    assert read == sorted(set(read)), "each turn has all that was said"
 
 
 def test_clients_of_others_hold_a_conversation_with_tools(api: Service, clients_python: Path) -> None:

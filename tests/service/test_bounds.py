@@ -6,14 +6,16 @@ import re
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from devcluster import cgroups
 from tests.service.conftest import KEY
 from tests.service.neighbours import Fleet, Request, answers, ask
 from tests.service.processes import Service
@@ -24,6 +26,8 @@ POD = 512 * MIB
 SMALL_POD = 128 * MIB
 """And that of the development stack."""
 BODY = 32 * MIB
+LOOP_S = 0.1
+"""What a body may take of the loop, in seconds of CPU."""
 START = b'{"model": "a", "messages": ['
 HOSTILE = {
     "empty objects": (START, b"{},"),
@@ -49,6 +53,43 @@ def peak(service: Service) -> int:
     """Bytes of memory that the process ever had."""
     status = Path(f"/proc/{service.process.pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+@contextmanager
+def limited(memory: int) -> Iterator[Path]:
+    """A control group whose processes have so many bytes together, as a container has: more than that kills them."""
+    unified, before = cgroups.unified(), cgroups.passed_on()
+    if unified and "memory" not in before:
+        (cgroups.ROOT / "cgroup.subtree_control").write_text("+memory")
+    root = next(path for path in cgroups.hierarchies() if unified or "memory" in path.name.split(","))
+    group = root / f"modelfleet-test-{uuid.uuid4().hex[:8]}"
+    group.mkdir()
+    try:
+        (group / ("memory.max" if unified else "memory.limit_in_bytes")).write_text(str(memory))
+        yield group
+    finally:
+        deadline = time.monotonic() + 10
+        while (group / "cgroup.procs").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        group.rmdir()
+        cgroups.withdraw(set(cgroups.passed_on()) - set(before))
+
+
+def killed(group: Path) -> int:
+    """How many processes the limit has killed."""
+    text = next(path for name in ("memory.events", "memory.oom_control") if (path := group / name).exists()).read_text()
+    return int(re.findall(r"^oom_kill (\d+)", text, re.MULTILINE)[0])
+
+
+def cpu_s(service: Service, thread: int = 0) -> float:
+    """Seconds of CPU of one thread, or of all that there are: what other processes do meanwhile does not count."""
+    tasks = Path(f"/proc/{service.process.pid}/task")
+    spent = 0
+    for task in [tasks / str(thread)] if thread else list(tasks.iterdir()):
+        with suppress(FileNotFoundError):
+            spent += int((task / "schedstat").read_text().split()[0])
+    return spent / 1e9
 
 
 def reserved(service: Service) -> float:
@@ -90,6 +131,37 @@ def test_no_body_of_32_mib_takes_more_memory_than_the_pod_has(fleet: Fleet, memo
         assert ask(api).status_code == 200
         assert reserved(api) == 0
         assert peak(api) < memory
+
+
+@pytest.mark.parametrize("memory", [SMALL_POD, POD])
+def test_a_process_with_the_memory_of_its_pod_lives_and_says_so_meanwhile(fleet: Fleet, memory: int) -> None:
+    """The loop is the first thread. Whatever keeps it, work of its own or another thread that holds Python's lock, is CPU of this process,
+    so that what is spent between a question and its answer bounds the delay, on a machine that does much else too."""
+    with (
+        limited(memory) as group,
+        fleet.gateway(group=group, MEMORY_BYTES=str(memory), REQUEST_TIMEOUT_S="60") as api,
+        closing(connected(api)) as probe,
+    ):
+        loop = api.process.pid
+
+        def is_healthy() -> bool:
+            probe.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            return probe.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+        assert is_healthy()
+        for name, (start, filling) in HOSTILE.items():
+            before, delays = cpu_s(api, loop), []
+            sending = threading.Thread(target=sent, args=(api, start, filling))
+            sending.start()
+            while sending.is_alive() or not delays:
+                asked = cpu_s(api)
+                assert is_healthy(), name
+                delays.append(cpu_s(api) - asked)
+            assert max(delays) < LOOP_S, name
+            # What is refused early costs no more than that in all, however often the loop comes up for air.
+            assert name != "empty objects" or cpu_s(api, loop) - before < LOOP_S
+        assert ask(api).status_code == 200
+        assert (reserved(api), killed(group)) == (0, 0)
 
 
 def test_too_many_values_are_refused_while_they_come(fleet: Fleet) -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import http.client
 import json
+import random
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.service.conftest import SCRIPT, ApiServerFactory, ModelServerFactory
 from tests.service.processes import Service
+from tests.service.test_bounds import cpu_s
 
 ALICE, BOB, CAROL = "the-key-of-alice-0123", "the-key-of-bob-0123456", "the-key-of-carol-0123"
 QUESTION = [{"role": "user", "content": "Say it."}]
@@ -226,6 +229,39 @@ def test_a_thousand_wrong_keys_a_second_lock_out_nobody(gateway: Service) -> Non
     assert set(answers) == {200}
     assert sum(refusals) == every, "each is refused as the first one is"
     assert chat(gateway, ALICE).status_code == 200
+
+
+ROUNDS, AT_ONCE = 30, 25
+ALIKE = 1.4
+"""The most that one refusal may cost beside another. Medians of CPU differ by up to a tenth on a machine with much other work; to ask a
+server, or to hash as for passwords, would be far more."""
+
+
+def test_no_refusal_can_be_told_by_the_work_that_it_costs(gateway: Service) -> None:
+    """CPU, and not time: what nobody can hear through the noise of a network, this hears."""
+    wrong_keys = ("bob", "alice", ALICE[:-1] + "x", "x" + ALICE[1:], "a-key-of-nobody-at-all", ALICE + ALICE)
+    hidden_models = ("slow:1", "embed:1", "writer", "nobody:1")
+    body = {"messages": QUESTION}
+    kinds = {key: ("GET", "/v1/models", key, None, 401) for key in wrong_keys}
+    kinds |= {model: ("POST", "/v1/chat/completions", BOB, json.dumps({"model": model, **body}), 404) for model in hidden_models}
+    spent: dict[str, list[float]] = {kind: [] for kind in kinds}
+    connection = http.client.HTTPConnection("127.0.0.1", int(gateway.url.rpartition(":")[2]), timeout=60)
+    order = random.Random(1)  # noqa: S311
+    for _ in range(ROUNDS):
+        # In another order each time: what the process did before shows in its caches.
+        for kind in order.sample(list(kinds), len(kinds)):
+            method, path, key, text, status = kinds[kind]
+            before = cpu_s(gateway, gateway.process.pid)
+            for _ in range(AT_ONCE):
+                connection.request(method, path, text, {"Authorization": f"Bearer {key}"})
+                response = connection.getresponse()
+                response.read()
+                assert response.status == status, kind
+            spent[kind].append(cpu_s(gateway, gateway.process.pid) - before)
+    connection.close()
+    for group in (wrong_keys, hidden_models):
+        medians = {kind: statistics.median(spent[kind]) for kind in group}
+        assert max(medians.values()) < ALIKE * min(medians.values()), medians
 
 
 def test_the_old_form_goes_on_with_names_by_its_order(gateway: Service, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import hashlib
+import hmac
 import json
 import logging
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,31 @@ def test_a_key_has_the_name_that_the_file_gives_its_hash(file: Path) -> None:
 def test_what_carries_no_one_key_is_refused(file: Path, authorizations: list[str], keys: list[str]) -> None:
     with pytest.raises(errors.ApiError, match="got no valid key"):
         Keys(file).holder(authorizations, keys)
+
+
+def test_every_wrong_key_is_as_much_work_as_any_other(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One digest, and one comparison in constant time with each key that is known, whichever of them it resembles."""
+    keys, work = Keys(file), Counter[str]()
+    digest, compare = hashlib.blake2b, hmac.compare_digest
+
+    def digests(*given: Any, **fields: Any) -> Any:
+        work["digests"] += 1
+        return digest(*given, **fields)
+
+    def compares(one: bytes, other: bytes) -> bool:
+        work["comparisons"] += 1
+        return compare(one, other)
+
+    monkeypatch.setattr(hashlib, "blake2b", digests)
+    monkeypatch.setattr(hmac, "compare_digest", compares)
+    for wrong in ("", "alice", ALICE[:-1], "x" + ALICE[1:], ALICE + BOB, "x" * 10_000, digest(ALICE.encode(), digest_size=32).hexdigest()):
+        work.clear()
+        with pytest.raises(errors.ApiError):
+            bearer(keys, wrong)
+        assert work == {"digests": 1, "comparisons": 2}, wrong
+    work.clear()
+    assert bearer(keys, ALICE).name == "alice"
+    assert work == {"digests": 1, "comparisons": 2}
 
 
 def test_a_key_that_is_gone_from_the_file_is_refused_at_the_next_look(file: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -28,6 +28,9 @@ def test_figures_are_of_the_files() -> None:
     turns = picking["results"]["simulated fleets"]["short memory, 48 agents"]["ours"]["turns_a_minute"]
     (row,) = (line for line in practices.PAGE.read_text().splitlines() if line.startswith("| 48 |"))
     assert f" {turns:.0f} |" in row
+    gateway = json.loads((practices.PAGE.parents[1] / "bench" / "results" / "gateway.json").read_text())["results"]
+    slower = gateway["litellm"]["cpu"]["stream"]["ms"] / gateway["api_server"]["cpu"]["stream"]["ms"]
+    assert practices.figure("gateway", "results/litellm/cpu/stream/ms by results/api_server/cpu/stream/ms", ".1f") == f"{slower:.1f}"
     assert practices.figure("picking", "sizes/servers", "d") == str(picking["sizes"]["servers"])
     assert practices.figure("picking", "sizes/memory/short", "MB") == f"{picking['sizes']['memory']['short'] / 1e6:g}"
 

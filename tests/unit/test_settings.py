@@ -49,6 +49,17 @@ def test_prod_has_the_sizes_of_the_design() -> None:
     assert (settings.storage.shared.size, settings.storage.hot.size, settings.cache.max_memory) == ("1Ti", "100Gi", "4Gi")
 
 
+def test_s16_an_embedding_model_stands_beside_a_coder_where_the_least_context_is_its_own() -> None:
+    small = {"name": "nomic-embed-text:v1.5", "size": "300M", "kvBytesPerToken": 9216, "contextLength": 2048}
+    config = document("prod")
+    config["models"].append(small | {key: config["models"][0][key] for key in ("digest", "source") if key in config["models"][0]})
+    with pytest.raises(SettingsError, match=r"contextLength: got 2048, want at least fleet.minContext \d+; raise it, or say by minContext"):
+        parse(config)
+    config["fleet"]["minContext"] = 2048
+    accepted = parse(config)
+    assert [accepted.context_length(model) for model in accepted.models] == [accepted.fleet.context_length, 2048]
+
+
 @pytest.mark.parametrize(
     ("sections", "line"),
     [
