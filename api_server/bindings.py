@@ -111,12 +111,12 @@ class Bindings:
         """Whether a conversation has waited for room for too long."""
         return binding is not None and not binding.host and binding.since <= self._clock() - SLICE_S
 
-    def rank(self, binding: Binding) -> tuple[float, ...]:
-        """Which of those that need room is the next, lowest first: who has waited for too long; then those of the owner that has least, and
-        of them the one that began first, so that it ends first."""
+    def rank(self, binding: Binding, priority: int = 0) -> tuple[float, ...]:
+        """Which of those that need room is the next, lowest first: who has waited for too long; then those of the highest priority, of them
+        those of the owner that has least, and of them the one that began first, so that it ends first."""
         if self.is_overdue(binding):
             return 1, binding.since
-        return 2, self.owned.get(binding.owner, 0), binding.began
+        return 2, -priority, self.owned.get(binding.owner, 0), binding.began
 
     def has_room(self, host: str, size: int, room: Room, known: Binding | None = None) -> bool:
         """Whether a server can hold a conversation of `size` bytes, beside those that are at work or were just now. `known`: the

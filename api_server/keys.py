@@ -60,6 +60,8 @@ class Grant(BaseModel):
     """Of prompts and answers, as servers count them."""
     concurrency: int | None = Field(default=None, ge=1)
     """Requests at once."""
+    priority: int = Field(default=0, ge=-10, le=10)
+    """Which of the requests that wait are the next: those of the highest."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _named(path: Path, text: str) -> dict[bytes, Key]:
         first = error.errors(include_url=False, include_input=False)[0]
         # Who has mixed up name and key must not find the key in the log.
         where = "a name" if first["loc"][-1:] == ("[key]",) else ".".join(map(str, first["loc"])) or "the file"
-        want = "a map of names to hash, owner, expires, models and limits"
+        want = "a map of names to hash, owner, expires, models, limits and priority"
         raise KeysError(f"{path}: {where}: got {first['msg'].lower()}, want {want}; correct the setting `apiKeys`") from None
     keys: dict[bytes, Key] = {}
     for name, grant in grants.items():

@@ -8,6 +8,7 @@ import msgspec
 
 from api_server.address import Address
 from api_server.binding import Binding
+from api_server.bindings import SLICE_S, Bindings
 from api_server.picking import ANSWER, Reason
 from api_server.room import Room
 from api_server.sessions import Turn
@@ -24,6 +25,8 @@ class Wanted(msgspec.Struct, frozen=True):
     turn: Turn = _NO_TURN
     tried: frozenset[str] = frozenset()
     """Hosts that it was sent to, and failed at."""
+    priority: int = 0
+    """Of its key: the highest is the next."""
 
     def elsewhere(self, host: str) -> "Wanted":
         """The same, at any server but this one."""
@@ -74,6 +77,8 @@ class Waiter:
 
     wanted: Wanted
     place: "asyncio.Future[Place]"
+    limit_s: float
+    """How long it waits at most."""
     home: Address | None = None
     """The server in whose line it is, and whose load it adds to."""
     ahead: int = 0
@@ -82,6 +87,19 @@ class Waiter:
     needs_room: bool = False
     """Whether it waits for a server to have the memory for it."""
     came: float = field(default_factory=time.monotonic)
+
+    def priority(self, highest: int) -> int:
+        """Its key's, and after half of its time the highest of all that wait, so that it is not turned down for ever."""
+        return highest if time.monotonic() - self.came >= min(SLICE_S, self.limit_s / 2) else self.wanted.priority
+
+    def rank(self, conversations: Bindings, highest: int) -> tuple[float, ...]:
+        """Which of those that wait is the next, lowest first. Those who wait for the server that holds their conversation come before those
+        that need room, and of each those of the highest priority. Where nobody knows the memory, they come as they arrived."""
+        if not self.wanted.route.slots or self.known is None:
+            return 0, -self.priority(highest), self.came
+        if not self.needs_room:
+            return 0, -self.priority(highest), self.known.began
+        return conversations.rank(self.known, self.wanted.priority)
 
     def join(self, home: Address | None, binding: Binding | None) -> bool:
         """Whether there is a line to join."""

@@ -135,7 +135,7 @@ class Proxy:
     async def _answer(self, request: web.Request, answer: Answer, asked: Asked, claim: Claim) -> web.StreamResponse:
         """Send to the best address, and to another one only while nothing of an answer has come. Raises ApiError."""
         upstream = self._upstreams[asked.route.url]
-        wanted = Wanted(asked.route, asked.model, asked.turn)
+        wanted = Wanted(asked.route, asked.model, asked.turn, priority=request[ACCOUNT].key.grant.priority)
         place: Place | None = await self._place(upstream, wanted)
         seen = 0
         while place is not None:

@@ -142,8 +142,8 @@ class Settings(Environment):
     port: int = Field(default=8000, ge=0, le=65535)
     metrics_port: int = Field(default=9464, ge=0, le=65535)
     keys_file: Path
-    """JSON: name to `{"hash", "owner", "expires", "models", "requestsPerMinute", "tokensPerMinute", "concurrency"}`, the hash being the
-    key's BLAKE2b of 256 bits; read again when it changes. The old form, one key a line, is read too."""
+    """JSON: name to `{"hash", "owner", "expires", "models", "requestsPerMinute", "tokensPerMinute", "concurrency", "priority"}`, the hash
+    being the key's BLAKE2b of 256 bits; read again when it changes. The old form, one key a line, is read too."""
     routes: Json[Annotated[dict[str, Route], Field(min_length=1)]]
     pool_keys_file: Path | None = None
     """JSON: name of a pool to its key; read again when it changes. None: no pool asks for one."""

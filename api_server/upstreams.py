@@ -89,7 +89,7 @@ class Upstream(Servers):
 
     async def wait(self, wanted: Wanted, limit_s: float) -> Place:
         """A place, in the order of those who wait for this model; release it. Raises TimeoutError."""
-        waiter = Waiter(wanted, asyncio.get_running_loop().create_future())
+        waiter = Waiter(wanted, asyncio.get_running_loop().create_future(), limit_s)
         self._queue.append(waiter)
         self._line_up(waiter)
         if waiter.needs_room:
@@ -127,15 +127,6 @@ class Upstream(Servers):
     def _leave(self, waiter: Waiter) -> None:
         if waiter.leave():
             self.conversations[waiter.wanted.model].works(waiter.known, -1)
-
-    def _order(self, waiter: Waiter) -> tuple[float, ...]:
-        """Those who wait for the server that holds their conversation come before those that need room. Where nobody knows the memory, all
-        come in the order of their arrival."""
-        if not waiter.wanted.route.slots:
-            return 0, waiter.came
-        if waiter.known is None or not waiter.needs_room:
-            return 0, waiter.known.began if waiter.known else waiter.came
-        return self.conversations[waiter.wanted.model].rank(waiter.known)
 
     def release(self, place: Place) -> None:
         """Give a place back, to the first who can use it."""
@@ -196,7 +187,8 @@ class Upstream(Servers):
         if not self._queue:
             return
         short: set[str] = set()
-        for waiter in sorted(self._queue, key=self._order):
+        highest = max(waiter.wanted.priority for waiter in self._queue)
+        for waiter in sorted(self._queue, key=lambda each: each.rank(self.conversations[each.wanted.model], highest)):
             if all(address.in_flight >= self.places(address) for address in self.addresses.values()):
                 return
             # Room that is too little for one conversation is kept for it.

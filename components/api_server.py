@@ -46,8 +46,8 @@ class ApiServerArgs:
     keys: pulumi.Input[list[str]] = field(default_factory=list)
     """API keys without names, a Pulumi secret: they are `key-1`, `key-2`, … by their order, and may use everything."""
     named_keys: pulumi.Input[Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """Name to `{"key", "owner", "expires", "models", "requestsPerMinute", "tokensPerMinute", "concurrency"}`, a Pulumi secret; only the
-    key is required. With the provider's enableSecretMutable a change of them restarts nothing."""
+    """Name to `{"key", "owner", "expires", "models", "requestsPerMinute", "tokensPerMinute", "concurrency", "priority"}`, a Pulumi secret;
+    only the key is required. With the provider's enableSecretMutable a change of them restarts nothing."""
     pool_keys: pulumi.Input[str] | None = None
     """JSON map of a route's `pool` to its key, a Pulumi secret. None: no pool asks for one. With the provider's enableSecretMutable a
     change of them restarts nothing."""

@@ -578,7 +578,7 @@ def test_the_api_server_mounts_its_keys_and_names_its_routes() -> None:
 def test_the_api_server_gets_hashes_of_keys_that_it_can_read(tmp_path: Path) -> None:
     plain = ["a-very-secret-api-key", "another-very-secret-key", "a-very-secret-api-key"]
     mine = "the-secret-of-alice-01"
-    alice = {"key": f" {mine} ", "owner": "Alice", "expires": "2027-01-31", "models": ["a:1"], "requestsPerMinute": 6}
+    alice = {"key": f" {mine} ", "owner": "Alice", "expires": "2027-01-31", "models": ["a:1"], "requestsPerMinute": 6, "priority": 3}
     args = dataclasses.replace(API_SERVER, keys=plain, named_keys={"alice": alice, "bob": {"key": "the-secret-of-bob-0123"}})
     secret = render(lambda: c.ApiServer("api", args)).one("Secret")
     assert secret["metadata"]["name"] == "api-server-keys"
@@ -588,7 +588,9 @@ def test_the_api_server_gets_hashes_of_keys_that_it_can_read(tmp_path: Path) -> 
     keys = Keys(tmp_path / "keys")
     found = [keys.holder([f"Bearer {key}"], []) for key in (*plain[:2], mine)]
     assert [each.name for each in found] == ["key-1", "key-2", "alice"]
-    assert (found[2].grant.models, found[2].grant.requests_per_minute) == ({"a:1"}, 6)
+    grants = [each.grant for each in found]
+    assert (grants[2].models, grants[2].requests_per_minute, [each.priority for each in grants]) == ({"a:1"}, 6, [0, 0, 3])
+    assert secret["stringData"]["value"]["keys"].count("priority") == 1, "a gateway of the version before does not know it"
 
 
 @pytest.mark.parametrize(

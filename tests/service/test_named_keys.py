@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import json
 import random
+import signal
 import statistics
 import threading
 import time
@@ -138,6 +139,30 @@ def test_limits_are_a_keys_own_and_refuse_in_the_shape_of_the_api(gateway: Servi
         assert "got more than 1 requests at once with this key" in chat(gateway, CAROL).json()["error"]["message"]
     wait_until(lambda: chat(gateway, CAROL, max_tokens=3).status_code == 200)
     assert used(gateway, "api_server_key_requests_total", key="alice", status="429", model="unknown") == 3
+
+
+def test_the_key_of_the_highest_priority_is_the_next_for_a_busy_server(
+    api_server: ApiServerFactory, model_server: ModelServerFactory, tmp_path: Path
+) -> None:
+    write(tmp_path, alice=grant(ALICE), bob=grant(BOB), carol=grant(CAROL, priority=5))
+    server = model_server("tiny:1")
+    gateway = api_server({"tiny:1": {"url": server.url, "max_in_flight": 1}}, QUEUE_S="60")
+    ended: list[str] = []
+
+    def ask(key: str, name: str) -> None:
+        ended.append(f"{name} {chat(gateway, key, max_tokens=3).status_code}")
+
+    each = ((ALICE, "first"), (ALICE, "alice"), (BOB, "bob"), (CAROL, "carol"))
+    threads = [threading.Thread(target=ask, args=asked) for asked in each]
+    server.process.send_signal(signal.SIGSTOP)
+    for waiting, thread in enumerate(threads):
+        thread.start()
+        wait_until(lambda waiting=waiting: used(gateway, "api_server_waiting_requests") == waiting)
+        wait_until(lambda: used(gateway, "api_server_in_flight_requests") == 1)
+    server.process.send_signal(signal.SIGCONT)
+    for thread in threads:
+        thread.join(60)
+    assert ended == ["first 200", "carol 200", "alice 200", "bob 200"]
 
 
 def test_an_expired_key_is_told_so_and_nobody_else_is(gateway: Service, tmp_path: Path) -> None:

@@ -40,8 +40,8 @@ def fleet(clock: Clock, servers: int = 1, places: int = 8) -> Upstream:
     return found
 
 
-def wanted(name: str, size: int = SIZE, owner: bytes = b"key", route: Route = ROUTE) -> Wanted:
-    return Wanted(route, "a", Turn((name.encode(),), name.encode(), size, b"", owner, goes_on=True))
+def wanted(name: str, size: int = SIZE, owner: bytes = b"key", route: Route = ROUTE, priority: int = 0) -> Wanted:
+    return Wanted(route, "a", Turn((name.encode(),), name.encode(), size, b"", owner, goes_on=True), priority=priority)
 
 
 def answered(upstream: Upstream, name: str, **fields: Any) -> Place:
@@ -164,6 +164,91 @@ def test_the_key_that_holds_least_is_first_among_those_that_need_room(clock: Clo
         assert [task.done() for task in tasks] == [False, True]
         upstream.release(tasks[1].result())
         tasks[0].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    in_a_loop(line())
+
+
+async def served(upstream: Upstream, asked: dict[str, Wanted], after_s: float = 0, limit_s: float = 10) -> list[str]:
+    """Who gets the only place, one after the other, when all come while it is taken; the last one comes `after_s` later than the others."""
+    busy = upstream.take(replace(next(iter(asked.values())), turn=Turn()))
+    assert busy is not None
+    got: list[str] = []
+
+    async def ask(name: str) -> None:
+        place = await upstream.wait(asked[name], limit_s)
+        got.append(name)
+        upstream.worked(place)
+        upstream.release(place)
+
+    *first, last = asked
+    tasks = [asyncio.create_task(ask(name)) for name in first]
+    await asyncio.sleep(after_s)
+    tasks.append(asyncio.create_task(ask(last)))
+    await asyncio.sleep(0)
+    upstream.release(busy)
+    await asyncio.gather(*tasks)
+    return got
+
+
+@pytest.mark.parametrize("slots", [0, 1])
+def test_requests_of_the_highest_priority_come_first(clock: Clock, slots: int) -> None:
+    """Where nobody knows the memory, and in the line of the server that holds the conversations."""
+    upstream, route = fleet(clock, places=1), ROUTE.model_copy(update={"slots": slots, "cached_tokens": 100_000})
+    asked = {name: wanted(name, route=route, priority=each) for name, each in (("low", -1), ("a", 0), ("b", 0), ("high", 10))}
+    for name in asked:
+        clock.now += 1
+        answered(upstream, name, route=route)
+
+    async def line() -> None:
+        assert await served(upstream, asked) == ["high", "a", "b", "low"]
+
+    in_a_loop(line())
+
+
+def test_after_half_of_its_time_a_request_waits_for_none_of_a_higher_priority_that_came_later(clock: Clock) -> None:
+    async def line() -> None:
+        route = ROUTE.model_copy(update={"slots": 0})
+        asked = {"low": wanted("low", route=route, priority=-10), "high": wanted("high", route=route, priority=10)}
+        assert await served(fleet(clock, places=1), asked, limit_s=2) == ["high", "low"]
+        assert await served(fleet(clock, places=1), asked, after_s=1.1, limit_s=2) == ["low", "high"]
+
+    in_a_loop(line())
+
+
+def test_room_goes_to_who_is_overdue_then_to_the_highest_priority(clock: Clock) -> None:
+    async def line() -> None:
+        upstream = fleet(clock)
+        at_work = [upstream.take(wanted(name, owner=b"busy")) for name in ("one", "two")]
+        for place in at_work:
+            assert place is not None
+            upstream.worked(place)
+        got: list[str] = []
+        tasks: list[asyncio.Task[None]] = []
+
+        async def ask(name: str, owner: bytes, priority: int) -> None:
+            upstream.worked(await upstream.wait(wanted(name, owner=owner, priority=priority), 3600))
+            got.append(name)
+
+        async def comes(name: str, owner: bytes, priority: int) -> None:
+            tasks.append(asyncio.create_task(ask(name, owner, priority)))
+            await asyncio.sleep(0)
+
+        await comes("patient", b"patient", -10)
+        for _ in range(2):
+            clock.now += SLICE_S / 2
+            upstream.admit()
+        await comes("low", b"idle", 0)
+        await comes("high", b"busy", 1)
+        assert not got
+        for place in at_work:
+            assert place is not None
+            upstream.release(place)
+        clock.now += PAUSE_S + 1
+        upstream.admit()
+        await asyncio.sleep(0)
+        assert got == ["patient", "high"], "of the same age and with a key that holds nothing, the third would be before the second"
+        tasks[1].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     in_a_loop(line())

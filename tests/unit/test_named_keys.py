@@ -29,7 +29,7 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_map_of_names_is_taken_and_nothing_is_said(warnings: list[str]) -> None:
     whole = {"key": OTHER, "owner": "Team", "expires": "2027-01-31T12:00:00Z", "models": ["coder", "smollm2:135m"]}
-    limits = {"requestsPerMinute": 60, "tokensPerMinute": 100_000, "concurrency": 4}
+    limits = {"requestsPerMinute": 60, "tokensPerMinute": 100_000, "concurrency": 4, "priority": -3}
     value = {"alice": {"key": KEY}, "search.team@example": {**whole, **limits}}
     assert loaded(value) == ""
     assert warnings == []
@@ -60,7 +60,11 @@ def test_an_old_list_is_read_named_by_its_order_and_said_to_be_old(warnings: lis
         ({"alice": {"key": f"{KEY}\n{KEY}"}}, "modelfleet:apiKeys.alice.key: got a secret value, want 16 or more printable"),
         ({"alice": {"key": 3}}, "modelfleet:apiKeys.alice.key: got a secret value, want a valid string"),
         ({"alice": {"owner": "Alice"}}, "modelfleet:apiKeys.alice.key: got nothing, want a value"),
-        ({"alice": {"key": KEY, "priority": 3}}, "modelfleet:apiKeys.alice.priority: got an unknown key, want one of concurrency, expires,"),
+        ({"alice": {"key": KEY, "rank": 3}}, "modelfleet:apiKeys.alice.rank: got an unknown key, want one of concurrency, expires,"),
+        ({"alice": {"key": KEY, "priority": 11}}, "modelfleet:apiKeys.alice.priority: got a secret value, want less than or equal to 10"),
+        ({"alice": {"key": KEY, "priority": -11}}, "modelfleet:apiKeys.alice.priority: got a secret value, want greater than or equal to"),
+        ({"alice": {"key": KEY, "priority": "high"}}, "modelfleet:apiKeys.alice.priority: got a secret value, want a valid integer"),
+        ({"alice": {"key": KEY, "priority": 0.5}}, "modelfleet:apiKeys.alice.priority: got a secret value, want a valid integer"),
         ({"alice": {"key": KEY, "expires": "soon"}}, "modelfleet:apiKeys.alice.expires: got a secret value, want a date such as 2027-01-31"),
         ({"alice": {"key": KEY, "expires": "9999-12-31"}}, "modelfleet:apiKeys.alice.expires: got a secret value, want a date"),
         ({"alice": {"key": KEY, "concurrency": 0}}, "modelfleet:apiKeys.alice.concurrency: got a secret value, want greater than"),
@@ -93,7 +97,13 @@ def test_a_rendering_has_the_names_of_a_stack_and_none_of_its_keys() -> None:
 
 def test_the_models_are_asked_with_the_key_that_has_the_fewest_bounds() -> None:
     assert keys.widest([KEY, OTHER]) == KEY
-    assert keys.widest({"a": {"key": KEY, "models": ["coder"]}, "b": {"key": OTHER, "owner": "Team"}}) == OTHER
+    assert keys.widest({"a": {"key": KEY, "models": ["coder"]}, "b": {"key": OTHER, "owner": "Team", "priority": 1}}) == OTHER
+
+
+def test_a_gateway_that_knows_no_priority_reads_the_keys_that_have_none() -> None:
+    """As in an update from the version before: a field that it does not know would make the whole file one that it cannot read."""
+    found = keys.named({"alice": {"key": KEY}, "bob": {"key": OTHER, "priority": 2}})
+    assert found == {"alice": {"key": KEY}, "bob": {"key": OTHER, "priority": 2}}
 
 
 def test_editors_know_both_forms() -> None:

@@ -41,6 +41,8 @@ class ApiKeySettings(Section):
     """Of prompts and answers, at each API server."""
     concurrency: int | None = Field(default=None, ge=1)
     """Requests at once, at each API server."""
+    priority: int | None = Field(default=None, ge=-10, le=10)
+    """Whose requests get a free place first: the highest. Without it, 0."""
 
     @field_validator("key")
     @classmethod
@@ -126,7 +128,7 @@ def _parsed(value: Any) -> dict[str, ApiKeySettings]:
 def widest(value: Any) -> str:
     """The key with the fewest bounds, of a value without problems: `make up` asks every model with it."""
     entries = with_names(value).values()
-    return str(min(entries, key=lambda entry: len(entry.keys() - {"key", "owner"}))["key"])
+    return str(min(entries, key=lambda entry: len(entry.keys() - {"key", "owner", "priority"}))["key"])
 
 
 def masked(committed: Any) -> str:
