@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -88,9 +88,11 @@ class _Listener(threading.Thread):
         return "".join(self._said)
 
     def run(self) -> None:
-        for line in self._process.stdout or ():
-            self._passed()
-            self._said.append(line)
+        # Who interrupts the proof closes it.
+        with suppress(ValueError):
+            for line in self._process.stdout or ():
+                self._passed()
+                self._said.append(line)
         self._passed()
 
     def _passed(self) -> None:
