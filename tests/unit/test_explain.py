@@ -191,6 +191,15 @@ def test_a_certificate_that_is_not_there_is_not_for_make_up_to_make(volume: str,
     assert do in str(explain(taken)[0])
 
 
+def test_an_image_of_another_architecture_is_told_from_other_ends() -> None:
+    taken = snapshot(Pod=[pod("a", status=unready(exit_code=255))])
+    taken = Snapshot(namespace="fleet", taken=NOW, objects=taken.objects, logs={"a/main": "exec /usr/bin/ollama: exec format error"})
+    (finding,) = (each for each in explain(taken) if each.cause == "crash")
+    assert "exec format error, want it running; set modelfleet:images.platform to that of the images, which keeps pods off nodes of" in str(
+        finding
+    )
+
+
 def test_two_replicas_with_one_cause_are_one_finding() -> None:
     owner = [{"kind": "StatefulSet", "name": "ollama", "controller": True}]
     taken = snapshot(Pod=[pod(f"ollama-{number}", "ollama", status=unready(3), ownerReferences=owner) for number in range(2)])
