@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from api_server.settings import Route
+from components.ollama_agent import LOAD_S
 from infra.analysis.policy import rules
 from infra.program import stack
 from infra.program.settings import parse
@@ -134,6 +135,13 @@ def test_what_everything_waits_for_makes_room_for_itself() -> None:
     assert found["Deployment", "image-verifier"] == "team-b-gateway-priority"
     assert found["Job", "model-sync"] == found["DaemonSet", "metrics-exporter"] == "team-b-gpu-priority"
     assert found["Deployment", "metrics-exporter"] is None
+
+
+def test_a_model_server_has_the_time_that_a_large_model_takes() -> None:
+    (server,) = (item["spec"] for item in objects() if item["kind"] == "Deployment" and item["metadata"]["name"] == "model-server")
+    (container,) = server["template"]["spec"]["containers"]
+    probe = container["startupProbe"]
+    assert LOAD_S <= probe["periodSeconds"] * probe["failureThreshold"] < server["progressDeadlineSeconds"], "or the update fails before"
 
 
 def test_one_pod_a_node_is_not_spread() -> None:

@@ -10,6 +10,7 @@ import pytest
 from infra.analysis.explain.causes import LASTING, explain
 from infra.analysis.explain.facts import Container, Facts
 from infra.analysis.explain.snapshot import Snapshot
+from tests.cluster.faults import FAULTS
 
 RECORDED = sorted((Path(__file__).parent / "snapshots").glob("*.json"))
 """Written by UPDATE_SNAPSHOTS=1 python -m pytest tests/cluster/test_explain.py"""
@@ -55,7 +56,10 @@ def named(taken: Snapshot) -> list[tuple[str, str]]:
 
 
 def test_faults_were_recorded() -> None:
-    assert len(RECORDED) >= 20
+    """All that the cluster tier injects into a namespace of its own (`UPDATE_SNAPSHOTS=1`), and its stack's own model server."""
+    # Its own test below has this one, until the cluster tier records it.
+    unrecorded = {"claim-leaving"}
+    assert {path.stem for path in RECORDED} | unrecorded == {*FAULTS, "model-missing"}
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
