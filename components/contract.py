@@ -49,6 +49,8 @@ GATEWAY_PRIORITY = "gateway-priority"
 BATCH_PRIORITY = "gpu-batch-priority"
 GPU_NODES = {"nvidia.com/gpu.present": "true"}
 """Label of nodes with GPUs; GPU feature discovery sets it."""
+ARCHITECTURE = "kubernetes.io/arch"
+"""Label of every node, set by its kubelet."""
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
 """Labels of a namespace that takes pods under the Pod Security Standard `restricted` alone."""
 USER_ID = 10001

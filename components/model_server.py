@@ -9,10 +9,13 @@ from . import containers, objects, pods
 from .cache import access
 from .contract import MODEL_SERVER, MODEL_VERSION_ANNOTATION, PORTS, type_token
 from .models import STORE_PATH
+from .ollama_agent import LOAD_S
 from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
 _DRAIN_S = 120
+_START_S = LOAD_S + 300
+"""Seconds from a pod to its first answer: to pull the image, and to load the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,9 @@ class ModelServer(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         service = objects.service(f"{name}-service", args.component, args.namespace, {"http": PORTS[MODEL_SERVER]}, child, headless=True)
         runs = objects.account(f"{name}-account", args.component, args.namespace, child, args.workload)
-        slow = pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create="30m", update="30m"))
+        # One after another.
+        whole = f"{_START_S * args.replicas}s"
+        slow = pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create=whole, update=whole))
         pods.deployment(
             f"{name}-servers",
             args.component,
@@ -73,6 +78,7 @@ class ModelServer(pulumi.ComponentResource):
             pulumi.ResourceOptions.merge(runs, slow),
             replicas=args.replicas,
             annotations={MODEL_VERSION_ANNOTATION: args.model_version},
+            progress_deadline_s=_START_S,
         )
         objects.disruption_budget(f"{name}-budget", args.component, args.namespace, child)
         self.url = service.metadata.name.apply(lambda host: f"http://{host}:{PORTS[MODEL_SERVER]}")
@@ -108,7 +114,8 @@ def _pod(args: ModelServerArgs) -> core.PodSpecArgs:
         security_context=containers.security(),
         volume_mounts=[tmp_mount, cache.mount, core.VolumeMountArgs(name="models", mount_path=STORE_PATH, read_only=True)],
         readiness_probe=containers.http_probe("/ready", port),
-        startup_probe=containers.http_probe("/ready", port, period_s=2, failures=300),
+        # As long as an Ollama server may take for one model: weights are read over the network, through the page cache.
+        startup_probe=containers.http_probe("/ready", port, period_s=2, failures=LOAD_S // 2),
         liveness_probe=containers.liveness(port),
     )
     placement = pods.Placement(workload=args.workload, priority_class=args.priority_class)

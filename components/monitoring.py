@@ -11,6 +11,7 @@ import yaml
 from . import alerts, containers, dashboards, objects, pods
 from .cache import access
 from .contract import (
+    ARCHITECTURE,
     GPU_NODES,
     METRICS_EXPORTER,
     MODEL_SERVER,
@@ -98,7 +99,9 @@ class Monitoring(pulumi.ComponentResource):
     def _on_gpu_nodes(name: str, args: MonitoringArgs, runs: pulumi.ResourceOptions) -> None:
         pod = _pod(args, gpus=True)
         # The RuntimeClass says so, too, but the DaemonSet controller looks at the template alone when it chooses nodes.
-        pod.node_selector = dict(args.gpu_node_labels)
+        # Of the workload's own labels that of the architecture alone counts, since GPUs are read in every pool.
+        own = {name: value for name, value in args.workload.node_selector.items() if name == ARCHITECTURE}
+        pod.node_selector = {**own, **args.gpu_node_labels}
         # One on each node: there is nothing to spread.
         pod.topology_spread_constraints = None
         pod.tolerations = [pods.tolerate_gpu_nodes(), *tolerations(args.workload)]

@@ -16,7 +16,7 @@ import urllib3
 from kubernetes.client.exceptions import ApiException
 from pydantic import ValidationError
 
-from components.contract import USER_ID
+from components.contract import ARCHITECTURE, USER_ID
 from infra.engine.errors import CommandError
 from infra.program.cluster import Objects, missing_apis
 from infra.program.settings import refusals
@@ -64,6 +64,8 @@ class Asked:
     """User of the pods, and group of the volumes' files; None where the platform assigns them."""
     production: bool
     """Without network policies nothing is deployed."""
+    platform: str | None = None
+    """Of the image, such as linux/arm64; None: any."""
     registry_auth: str | None = None
     """dockerconfigjson for the image."""
     api_server: ApiServerSettings | None = None
@@ -104,13 +106,22 @@ def asked_of(config: Mapping[str, Any], image: str, registry_auth: str | None) -
         found = _Sections.model_validate(sections)
     except ValidationError as error:
         raise SettingsError("\n".join(refusals.lines(error, sections, _Sections, ()))) from None
+    # Of another image than the stack's own nothing is known.
+    platform = None if image else config.get("modelfleet:images", {}).get("platform")
     image = image or image_of(config)
     if not image:
         raise SettingsError("IMAGE: got nothing, and a stack that builds its images, want one with Python to try the cluster with; name it")
     assigned = config.get("modelfleet:cluster", {}).get("userIds") == "assigned"
     user_id = None if assigned else USER_ID
-    production = found.governance.production
-    return Asked(image, found.storage, user_id, production=production, registry_auth=registry_auth, api_server=found.api_server)
+    return Asked(
+        image,
+        found.storage,
+        user_id,
+        production=found.governance.production,
+        platform=platform,
+        registry_auth=registry_auth,
+        api_server=found.api_server,
+    )
 
 
 def check(context: str, kubeconfig: str, asked: Asked) -> list[Answer]:
@@ -233,6 +244,7 @@ class _Trial:
         pod = {
             "automountServiceAccountToken": False,
             "restartPolicy": "Never",
+            "nodeSelector": {ARCHITECTURE: asked.platform.partition("/")[2]} if asked.platform else {},
             "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, **user},
             "imagePullSecrets": [{"name": "pull"}] if asked.registry_auth is not None else [],
             "containers": [container],

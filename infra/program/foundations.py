@@ -12,7 +12,7 @@ from infra.program import delivery
 from infra.program.settings import Settings, inputs
 from infra.program.settings.cluster import verifier_namespace
 from infra.program.settings.external import ExternalPoolSettings
-from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE, TrustSettings
+from infra.program.settings.images import BASE_NAMES, BUILT_FOR, IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE, TrustSettings
 from infra.program.settings.network import PodsSettings
 from infra.program.settings.section import SettingsError
 from infra.program.settings.storage import Tier
@@ -63,7 +63,7 @@ def images(settings: Settings) -> c.RuntimeImagesArgs:
         source=ROOT,
         refs=settings.images.refs,
         images=None if settings.images.builder == "prebuilt" else built(settings),
-        platform=settings.images.platform,
+        platform=settings.images.platform or BUILT_FOR,
         builder_name=settings.images.builder_name,
         build=settings.cluster.render_to is None,
         registry_auth=inputs.registry_auth(),

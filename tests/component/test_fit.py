@@ -9,10 +9,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from api_server.settings import Route
+from components.ollama_agent import LOAD_S
 from infra.analysis.policy import rules
 from infra.program import stack
 from infra.program.settings import parse
 from infra.program.settings.images import VERIFIER_IMAGE
+from infra.program.settings.section import SettingsError
 from infra.program.settings.workloads import WorkloadName
 from tests.component.harness import render, rendered
 from tests.unit.test_settings import REFS, document
@@ -135,6 +137,13 @@ def test_what_everything_waits_for_makes_room_for_itself() -> None:
     assert found["Deployment", "metrics-exporter"] is None
 
 
+def test_a_model_server_has_the_time_that_a_large_model_takes() -> None:
+    (server,) = (item["spec"] for item in objects() if item["kind"] == "Deployment" and item["metadata"]["name"] == "model-server")
+    (container,) = server["template"]["spec"]["containers"]
+    probe = container["startupProbe"]
+    assert LOAD_S <= probe["periodSeconds"] * probe["failureThreshold"] < server["progressDeadlineSeconds"], "or the update fails before"
+
+
 def test_one_pod_a_node_is_not_spread() -> None:
     (pod,) = (pod for kind, _, pod in templates() if kind == "DaemonSet")
     assert "topologySpreadConstraints" not in pod
@@ -153,6 +162,44 @@ def test_every_workload_goes_where_it_is_told_to() -> None:
         assert pod["nodeSelector"] == selector, workload
 
 
+@pytest.mark.parametrize(
+    ("images", "architecture"),
+    [
+        ({"refs": REFS}, None),
+        ({"refs": REFS, "platform": "linux/arm64"}, "arm64"),
+        ({"builder": "docker-build"}, "amd64"),
+        ({"builder": "docker-build", "platform": "linux/arm64"}, "arm64"),
+    ],
+)
+def test_pods_go_to_nodes_that_their_images_run_on(images: dict[str, Any], architecture: str | None) -> None:
+    config: dict[str, Any] = document("prod") | {"images": images}
+    config["workloads"] = {"ollama": {"nodeSelector": {"example.com/pool": "models"}}}
+    config["modelServers"][0]["placement"] = {"nodeSelector": {"example.com/pool": "cpu"}}
+    pods = templates_of(config)
+    assert {workload for _, workload, _ in pods} >= {"ollama", "api-server", "model-sync", "metrics-exporter", "model-server"}
+    for kind, workload, pod in pods:
+        selector = pod.get("nodeSelector") or {}
+        assert selector.get("kubernetes.io/arch") == architecture, workload
+        assert ("example.com/pool" in selector) == (workload in ("ollama", "model-server")), workload
+        assert kind != "DaemonSet" or selector["nvidia.com/gpu.present"] == "true"
+
+
+def test_an_architecture_that_the_images_lack_is_refused() -> None:
+    arm = {"nodeSelector": {"kubernetes.io/arch": "arm64"}}
+    config = document("prod")
+    config["workloads"] = {"ollama": arm, "api-server": {"nodeSelector": {"kubernetes.io/arch": "amd64"}}}
+    config["modelServers"][0]["placement"] = arm
+    with pytest.raises(SettingsError) as error:
+        parse(config)
+    want = "got arm64, want amd64, which images.platform stands for; correct one of them"
+    assert str(error.value).splitlines() == [
+        f"modelfleet:workloads.ollama.nodeSelector.kubernetes.io/arch: {want}",
+        f"modelfleet:modelServers.0.placement.nodeSelector.kubernetes.io/arch: {want}",
+    ]
+    # Prebuilt images may be of several.
+    parse(config | {"images": {"refs": REFS}})
+
+
 def test_every_workload_has_an_account_of_its_own_and_no_token_of_it() -> None:
     accounts = {
         (item["metadata"]["namespace"], item["metadata"]["name"]): item for item in objects("from-zero") if item["kind"] == "ServiceAccount"
@@ -168,6 +215,22 @@ def test_no_pod_names_a_user_where_the_platform_assigns_them() -> None:
     for _, workload, pod in templates():
         assert not {"runAsUser", "runAsGroup", "fsGroup"} & pod["securityContext"].keys(), workload
         assert pod["securityContext"]["runAsNonRoot"] is True
+
+
+def templates_of(config: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Kind, workload and pod of everything that makes pods, of that configuration."""
+    found: list[dict[str, Any]] = []
+
+    def build() -> None:
+        settings = parse(rendered(config))
+        found.extend(made(lambda: stack.build(settings)))
+
+    with_config({**{name: json.dumps(value) for name, value in config.items()}, **GOOD}, build, tuple(GOOD))
+    return [
+        (item["kind"], item["metadata"]["labels"]["app.kubernetes.io/name"], item["spec"]["template"]["spec"])
+        for item in found
+        if "template" in item.get("spec", {})
+    ]
 
 
 def test_classes_and_claims_that_are_there_are_used_and_not_made() -> None:

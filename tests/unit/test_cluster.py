@@ -131,3 +131,12 @@ def test_a_kubeconfig_may_come_as_its_content(monkeypatch: pytest.MonkeyPatch) -
         cluster.Objects("ours", KUBECONFIG).identity()
     with pytest.raises(SettingsError, match=r"^modelfleet:cluster.context: got no answer from cluster 'theirs'"):
         cluster.Objects("theirs", KUBECONFIG).identity()
+
+
+def test_a_cluster_behind_a_forward_proxy_is_reached_through_it() -> None:
+    """`proxy-url` of a kubeconfig: the Kubernetes client had to learn it (kubernetes-client/python 2679)."""
+    behind = {
+        **KUBECONFIG,
+        "clusters": [{"name": "theirs", "cluster": {"server": "https://127.0.0.1:1", "proxy-url": "http://127.0.0.1:2"}}],
+    }
+    assert cluster.connect("theirs", behind).configuration.proxy == "http://127.0.0.1:2"

@@ -1,10 +1,13 @@
 """What the cluster check says of a pod that did not run."""
 
 import itertools
+from typing import Any
 
 import pytest
 
-from infra.lifecycle.cluster_check import cause
+from infra.lifecycle import cluster_check
+from infra.lifecycle.cluster_check import asked_of, cause
+from tests.unit.test_settings import REFS, stack_config
 
 WAITS = ("PersistentVolumeClaim", "Normal", "WaitForFirstConsumer")
 NO_VOLUME = ("PersistentVolumeClaim", "Normal", "ExternalProvisioning")
@@ -47,3 +50,29 @@ def test_among_equals_it_is_the_last() -> None:
 
     assert cause([pod("Pulling", 2), pod("Scheduled", 1)]) == "Pulling (why)"
     assert cause([]) == "nothing"
+
+
+class _Noted(cluster_check._Cluster):
+    """Notes what would be created, in place of a cluster."""
+
+    def __init__(self) -> None:
+        self.created: list[tuple[str, dict[str, Any]]] = []
+
+    def create(self, version: str, kind: str, name: str, namespace: str | None, **body: Any) -> None:
+        self.created.append((kind, body))
+
+
+@pytest.mark.parametrize(
+    ("images", "image", "selector"),
+    [
+        ({"refs": REFS}, "", {}),
+        ({"refs": REFS, "platform": "linux/arm64"}, "", {"kubernetes.io/arch": "arm64"}),
+        # Of another image than the stack's own nobody knows it.
+        ({"builder": "docker-build", "platform": "linux/arm64"}, "python@sha256:0", {}),
+    ],
+)
+def test_a_check_runs_where_the_image_does(images: dict[str, Any], image: str, selector: dict[str, str]) -> None:
+    asked, cluster = asked_of({**stack_config("dev"), "modelfleet:images": images}, image, None), _Noted()
+    cluster_check._Trial(cluster, asked)._start("open", ["pass"])
+    (job,) = (body for kind, body in cluster.created if kind == "Job")
+    assert job["spec"]["template"]["spec"]["nodeSelector"] == selector

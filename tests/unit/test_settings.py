@@ -404,7 +404,7 @@ def test_names_that_are_made_of_the_namespace_fit(trusting: bool) -> None:
         "refs": {**REFS, VERIFIER_IMAGE: REFS["ollama"]},
         **({"trust": {"publicKeys": "-----BEGIN PUBLIC KEY-----"}} if trusting else {}),
     }
-    config = document() | {"images": images}
+    config: dict[str, Any] = document() | {"images": images}
     config["cluster"]["namespace"] = "a" * 53
     parse(config)
     config["cluster"]["namespace"] = "a" * 54

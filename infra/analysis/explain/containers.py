@@ -224,6 +224,8 @@ def crashes(facts: Facts) -> Iterator[Finding]:
         pod = container.pod["metadata"]["name"]
         got = f"container {container.name} ending with exit code {code}{_SIGNALS.get(code, '')}{words}"
         do = f"mend what it says: kubectl logs {pod} -c {container.name}" + (" --previous" if container.restarts else "")
+        if "exec format error" in (line or ""):
+            do = "set modelfleet:images.platform to that of the images, which keeps pods off nodes of another architecture"
         yield Finding(
             cause="crash",
             subject=facts.workload(container.pod),

@@ -10,6 +10,7 @@ where a unit is a whole GPU, an equal share, or a MIG partition (`GpuSettings.un
 import re
 from collections.abc import Iterator
 
+from components.contract import ARCHITECTURE
 from components.models import FOLLOWER_RESOURCES
 from components.ollama_agent import AGENT_RESOURCES, PROBE_RESOURCES
 from infra.program.settings import capacity, external, server_rules
@@ -79,6 +80,13 @@ def _images(settings: Sections) -> Iterator[str]:
     if settings.monitoring.prometheus is not None and images.builder == "prebuilt" and PROMETHEUS_IMAGE not in images.refs:
         want = "want a reference with monitoring.prometheus; add it, or remove monitoring.prometheus"
         yield f"images.refs.{PROMETHEUS_IMAGE}: got nothing, {want}"
+    placed = {f"workloads.{name}": each for name, each in settings.workloads.items()}
+    placed |= {f"modelServers.{index}.placement": each.placement for index, each in enumerate(settings.model_servers) if each.placement}
+    for path, each in placed.items():
+        got = each.node_selector.get(ARCHITECTURE, images.architecture)
+        if images.architecture not in (None, got):
+            want = f"want {images.architecture}, which images.platform stands for; correct one of them"
+            yield f"{path}.nodeSelector.{ARCHITECTURE}: got {got}, {want}"
 
 
 def _scale(settings: Sections) -> Iterator[str]:

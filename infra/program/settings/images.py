@@ -13,6 +13,8 @@ PROMETHEUS_IMAGE = "prometheus"
 """The stack needs this image with monitoring.prometheus alone."""
 VERIFIER_IMAGE = "image-verifier"
 """The stack needs this image with images.trust alone."""
+BUILT_FOR = "linux/amd64"
+"""The platform of images that are built and name none."""
 BASE_NAMES = ("cuda-base", "python-base")
 """Base images for services of other teams. The stack itself runs none of them."""
 
@@ -56,10 +58,17 @@ class ImagesSettings(Section):
     """Image name to `repository@sha256:…`, for the builder `prebuilt`."""
     builder_name: str | None = None
     """The buildx builder for `docker-build`; the default one when unset."""
-    platform: Literal["linux/amd64", "linux/arm64"] = "linux/amd64"
-    """What is built for."""
+    platform: Literal["linux/amd64", "linux/arm64"] | None = None
+    """What a builder builds for, by default linux/amd64, and the only nodes that pods go to. Unset with builder prebuilt, pods go to nodes
+    of every architecture: set it where the images are of one, and the nodes are not."""
     trust: TrustSettings | None = None
     """Refuse pods whose images carry no cosign signature by one of these keys. Builders are refused with it: sign before you deploy."""
+
+    @property
+    def architecture(self) -> str | None:
+        """The one that nodes must have, by Kubernetes' name for it; None: any."""
+        platform = self.platform or (None if self.builder == "prebuilt" else BUILT_FOR)
+        return platform.partition("/")[2] if platform else None
 
     @model_validator(mode="after")
     def _refs_fit_builder(self) -> Self:
