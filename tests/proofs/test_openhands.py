@@ -1,4 +1,5 @@
-"""The OpenHands SDK with its defaults, on both engines: a conversation with tools whose window fills, again and again, goes on. 4 minutes.
+"""The OpenHands SDK with its defaults, on both engines, streamed and not: a conversation with tools whose window fills, again and again,
+goes on. 8 minutes.
 
 Needs Python 3.12 or newer for the SDK: `python3.12` or `python3.13` on the PATH or of pyenv, or as PYTHON312.
 """
@@ -32,16 +33,19 @@ import json, sys, tempfile
 from pydantic import SecretStr
 from openhands.sdk import LLM, Agent, Conversation, LLMSummarizingCondenser
 given = json.loads(sys.stdin.read())
-def llm(usage):
-    return LLM(model="openai/" + given[usage], base_url=given["url"], api_key=SecretStr(given["key"]), usage_id=usage)
+def llm(usage, **fields):
+    return LLM(model="openai/" + given[usage], base_url=given["url"], api_key=SecretStr(given["key"]), usage_id=usage, **fields)
 condenser = LLMSummarizingCondenser(llm=llm("condenser"))
-agent = Agent(llm=llm("agent"), tools=[], condenser=condenser)
-conversation = Conversation(agent=agent, workspace=tempfile.mkdtemp(), visualizer=None)
+agent = Agent(llm=llm("agent", stream=given["stream"]), tools=[], condenser=condenser)
+# Without somebody who takes the parts, the SDK asks for no stream.
+parts = []
+taking = [parts.append] if given["stream"] else None
+conversation = Conversation(agent=agent, workspace=tempfile.mkdtemp(), visualizer=None, token_callbacks=taking)
 for number in range(given["turns"]):
     conversation.send_message(f"Turn {number}. " + "word " * given["words"])
     conversation.run()
     assert conversation.state.execution_status.value == "finished", conversation.state.execution_status
-print(json.dumps([type(event).__name__ for event in conversation.state.events]))
+print(json.dumps([len(parts), [type(event).__name__ for event in conversation.state.events]]))
 """
 
 
@@ -83,15 +87,20 @@ def api(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_a_conversation_whose_window_fills_goes_on(
-    api: Service, sdk: Path, request: pytest.FixtureRequest, figures: dict[str, Any]
+    api: Service, sdk: Path, stream: bool, request: pytest.FixtureRequest, figures: dict[str, Any]
 ) -> None:
     given = {"url": f"{api.url}/v1", "key": KEY, "agent": "agent:1", "condenser": "condenser:1", "turns": TURNS, "words": WORDS}
+    given |= {"stream": stream}
     # The SDK's library asks the internet for prices.
     environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENHANDS_SUPPRESS_BANNER": "1"}
     done = subprocess.run([sdk, "-c", CLIENT], input=json.dumps(given), env=environment, capture_output=True, text=True, timeout=1000)
     assert done.returncode == 0, done.stderr[-4000:]
-    kinds: list[str] = json.loads(done.stdout.splitlines()[-1])
+    parts: int
+    kinds: list[str]
+    parts, kinds = json.loads(done.stdout.splitlines()[-1])
+    assert (parts > TURNS) is stream
     assert kinds.count("ActionEvent") == kinds.count("ObservationEvent") == TURNS, "each turn is a call of a tool, and its result"
     assert kinds.count("Condensation") >= 2
     assert "ConversationErrorEvent" not in kinds

@@ -135,7 +135,7 @@ def start_api_server(
     ready: str = "/ready",
     process: Mapping[str, str] | None = None,
     files: int = 0,
-    group: Path | None = None,
+    group: Path | str = "",
     **env: str,
 ) -> Service:
     """An API server that runs until the stack is closed; its keys and its log are in `work`. `process`: its environment beside its

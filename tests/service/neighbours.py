@@ -125,7 +125,7 @@ class Fleet:
         ready: str = "/ready",
         route: dict[str, object] | None = None,
         others: dict[str, dict[str, object]] | None = None,
-        group: Path | None = None,
+        group: Path | str = "",
         **env: str,
     ) -> Iterator[Service]:
         """One whose model `a` is served by the fleet; `others`: routes of more models; `group`: the control group that it is in."""

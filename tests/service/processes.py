@@ -62,13 +62,13 @@ def running(
     at: str = "127.0.0.1",
     files: int = 0,
     ca: Path | None = None,
-    group: Path | None = None,
+    group: Path | str = "",
 ) -> Iterator[Service]:
     """`python -m module` until the block ends; it must answer on `ready`, at an address, first (empty: do not wait). `files`: how many it
     may open; 0, as many as this process. `ca`: it has TLS, with a certificate of this authority. `group`: the control group that it starts
-    in; none, that of this process."""
+    in; empty, that of this process."""
     argv = [sys.executable, "-m", module]
-    if group is not None:
+    if group:
         argv = ["sh", "-c", f'echo $$ >"{group}/cgroup.procs" && exec "$@"', "sh", *argv]
     if files:
         argv = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *argv]
