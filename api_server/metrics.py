@@ -86,6 +86,8 @@ class Metrics(Collector):
         self.cached = self._of_turns("api_server_cached_tokens", "Tokens of prompts that servers took from their caches, as they say")
         self._used: dict[str, dict[str, Usage]] = {}
         """Of each key, by model."""
+        self._begun = time.time()
+        """Who adds up what keys used knows by it that a process is another one, also where its numbers are higher than those before."""
         self.registry.register(self)
         self.of = functools.lru_cache(maxsize=4096)(_series)
         """The series of a metric with these labels. The library's own way to it costs more than to count in it."""
@@ -190,8 +192,8 @@ class Metrics(Collector):
                 amounts = {"prompt": use.prompt_tokens, "cached": use.cached_tokens, "completion": use.completion_tokens}
                 for kind, amount in amounts.items():
                     if amount:
-                        tokens.add_metric([key, model, kind], amount)
-                seconds.add_metric([key, model], use.server_seconds)
+                        tokens.add_metric([key, model, kind], amount, self._begun)
+                seconds.add_metric([key, model], use.server_seconds, self._begun)
         return [tokens, seconds]
 
     def _of_certificate(self) -> list[Metric]:
