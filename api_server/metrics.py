@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.aiohttp import make_aiohttp_handler
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
@@ -215,10 +216,13 @@ class Metrics(Collector):
         return demand_of(waiting, [upstream for upstream in self._upstreams if upstream.engine == "ollama"], self._fleet)
 
     def app(self) -> web.Application:
-        async def show(request: web.Request) -> web.Response:
-            numbers = generate_latest(self.registry)
+        # The numbers of many keys are megabytes, which no client should have to wait for.
+        shown = make_aiohttp_handler(self.registry, disable_compression=True)
+
+        async def show(request: web.Request) -> web.StreamResponse:
+            response = await shown(request)
             self.readers.read(request.remote or "")
-            return web.Response(body=numbers, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+            return response
 
         async def demand(request: web.Request) -> web.Response:
             if host := request.query.get("leaving"):
