@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.aiohttp import make_aiohttp_handler
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
@@ -86,6 +87,8 @@ class Metrics(Collector):
         self.cached = self._of_turns("api_server_cached_tokens", "Tokens of prompts that servers took from their caches, as they say")
         self._used: dict[str, dict[str, Usage]] = {}
         """Of each key, by model."""
+        self._begun = time.time()
+        """Who adds up what keys used knows by it that a process is another one, also where its numbers are higher than those before."""
         self.registry.register(self)
         self.of = functools.lru_cache(maxsize=4096)(_series)
         """The series of a metric with these labels. The library's own way to it costs more than to count in it."""
@@ -190,8 +193,8 @@ class Metrics(Collector):
                 amounts = {"prompt": use.prompt_tokens, "cached": use.cached_tokens, "completion": use.completion_tokens}
                 for kind, amount in amounts.items():
                     if amount:
-                        tokens.add_metric([key, model, kind], amount)
-                seconds.add_metric([key, model], use.server_seconds)
+                        tokens.add_metric([key, model, kind], amount, self._begun)
+                seconds.add_metric([key, model], use.server_seconds, self._begun)
         return [tokens, seconds]
 
     def _of_certificate(self) -> list[Metric]:
@@ -213,10 +216,13 @@ class Metrics(Collector):
         return demand_of(waiting, [upstream for upstream in self._upstreams if upstream.engine == "ollama"], self._fleet)
 
     def app(self) -> web.Application:
-        async def show(request: web.Request) -> web.Response:
-            numbers = generate_latest(self.registry)
+        # The numbers of many keys are megabytes, which no client should have to wait for.
+        shown = make_aiohttp_handler(self.registry, disable_compression=True)
+
+        async def show(request: web.Request) -> web.StreamResponse:
+            response = await shown(request)
             self.readers.read(request.remote or "")
-            return web.Response(body=numbers, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+            return response
 
         async def demand(request: web.Request) -> web.Response:
             if host := request.query.get("leaving"):

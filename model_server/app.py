@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
-from prometheus_client import generate_latest
+from prometheus_client.aiohttp import make_aiohttp_handler
 
 from model_server import endpoints, openapi
 from model_server.cache import AnswerCache, CacheUnavailable
@@ -35,6 +35,7 @@ class ModelServer:
     def __init__(self, settings: Settings, engine: Engine, digest: str, cache: AnswerCache | None) -> None:
         self.settings, self.engine, self.digest, self.cache = settings, engine, digest, cache
         self.metrics = Metrics()
+        self._shown = make_aiohttp_handler(self.metrics.registry)
         self.document = openapi.document(engine.endpoints)
         self.draining = False
         self._slots = asyncio.Semaphore(settings.parallel)
@@ -95,14 +96,13 @@ class ModelServer:
     async def openapi(self, _: web.Request) -> web.Response:
         return web.json_response(self.document)
 
-    async def show_metrics(self, _: web.Request) -> web.Response:
+    async def show_metrics(self, request: web.Request) -> web.StreamResponse:
         self.metrics.engine_up.set(float(self.engine.ready))
         self.metrics.waiting.set(self._waiting)
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, KeyError, ValueError):
             if (tokens := await self.engine.tokens()) is not None:
                 self.metrics.reached(tokens)
-        body = generate_latest(self.metrics.registry)
-        return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return await self._shown(request)
 
     @contextlib.asynccontextmanager
     async def _admission(self) -> AsyncIterator[None]:

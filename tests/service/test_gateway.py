@@ -18,6 +18,7 @@ import pytest
 from tests.service import ollama as ollama_process
 from tests.service.conftest import KEY, SCRIPT, TOOL, ApiServerFactory, ModelServerFactory
 from tests.service.processes import Service, free_port
+from tests.service.test_model_server import samples
 
 CONTEXT = 2048
 MODELS = ["tiny:1", "tool:1", "loop:1", "embed:1", "rank:1"]
@@ -96,6 +97,13 @@ def metric(service: Service, name: str, **labels: str) -> float:
     wanted = name + "{" + ",".join(f'{key}="{value}"' for key, value in sorted(labels.items())) + "}"
     text = httpx.get(f"{service.metrics_url}/metrics", timeout=10).text
     return next((float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(wanted)), 0.0)
+
+
+def test_metrics_come_in_the_form_that_is_asked_for(gateway: Service) -> None:
+    assert post(gateway, "/v1/chat/completions", model="tiny:1", messages=[{"role": "user", "content": "Say it."}]).status_code == 200
+    old, new = samples(gateway.metrics_url)
+    assert old == new
+    assert {"api_server_requests_total", "api_server_key_tokens_created", "api_server_upstream_out"} <= new
 
 
 def ollamas_routes() -> list[str]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client import parser
+from prometheus_client.openmetrics import parser as openmetrics
 
 from tests.service.conftest import SCRIPT, ModelServerFactory, as_user
 from tests.service.processes import ROOT, Service, refused
@@ -40,6 +42,28 @@ def test_it_generates_streams_and_counts(model_server: ModelServerFactory) -> No
     assert metric(service, "model_server_generated_tokens_total") == 2 * response.json()["usage"]["completion_tokens"]
     assert metric(service, 'model_server_requests_total{status="200"}') == 2
     assert metric(service, "model_server_engine_up") == 1
+
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def samples(url: str) -> tuple[set[str], set[str]]:
+    """Names of the samples in the old form of metrics, and in OpenMetrics."""
+    plain, new = (httpx.get(f"{url}/metrics", timeout=10, headers={"Accept": accept}) for accept in ("*/*", OPENMETRICS))
+    assert plain.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert new.headers["Content-Type"].startswith(OPENMETRICS)
+    assert new.text.endswith("# EOF\n")
+    families = parser.text_string_to_metric_families(plain.text), openmetrics.text_string_to_metric_families(new.text)
+    old, found = ({sample.name for family in each for sample in family.samples} for each in families)
+    return old, found
+
+
+def test_metrics_come_in_the_form_that_is_asked_for(model_server: ModelServerFactory) -> None:
+    service = model_server("tiny:1")
+    assert ask(service).status_code == 200
+    old, new = samples(service.url)
+    assert old == new
+    assert {"model_server_generated_tokens_total", "model_server_engine_up", "model_server_requests_total"} <= new
 
 
 def test_streams_one_after_the_other_are_all_answered(model_server: ModelServerFactory) -> None:
