@@ -37,6 +37,9 @@ def verifier_tls(namespace: str) -> str:
         _begun(name, name, key.public_key(), _LIFETIME)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        # The next one has the same name: by these a client tells one from the other while it trusts both.
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     return json.dumps({"certificate": _pem(certificate), "privateKey": _key_pem(key)})

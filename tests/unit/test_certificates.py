@@ -1,7 +1,11 @@
 """Certificates that the program itself makes, as their command prints them."""
 
+import contextlib
 import io
+import itertools
 import json
+import ssl
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -50,3 +54,38 @@ def test_the_verifiers_is_its_own_authority(capsys: pytest.CaptureFixture[str]) 
     found = made(capsys, "team-b")
     assert set(found) == {"certificate", "privateKey"}
     assert names(found) == {"image-verifier.team-b-admission.svc"}
+
+
+def shakes_hands(presented: str, key: str, trusted: str, work: Path) -> bool:
+    """Whether a client that trusts some certificates takes a server with that file and key. No socket is needed for it."""
+    (work / "tls.crt").write_text(presented)
+    (work / "tls.key").write_text(key)
+    server_side, client_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cadata=trusted)
+    server_side.load_cert_chain(work / "tls.crt", work / "tls.key")
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_side.wrap_bio(down, up, server_hostname="image-verifier.team-admission.svc")
+    server = server_side.wrap_bio(up, down, server_side=True)
+    try:
+        for _ in range(3):
+            for side in (client, server):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    side.do_handshake()
+    except ssl.SSLCertVerificationError:
+        return False
+    return client.version() is not None
+
+
+def test_a_verifiers_certificate_is_renewed_without_a_moment_of_mistrust(tmp_path: Path) -> None:
+    """The steps of docs/images.md. Within one the verifier's pods and the webhook change at different times."""
+    old, new = (json.loads(certificates.verifier_tls("team")) for _ in range(2))
+    both, turned = old["certificate"] + new["certificate"], new["certificate"] + old["certificate"]
+    steps = [
+        (old["certificate"], old["privateKey"]),
+        (both, old["privateKey"]),
+        (turned, new["privateKey"]),
+        (new["certificate"], new["privateKey"]),
+    ]
+    for (before, before_key), (after, after_key) in itertools.pairwise(steps):
+        assert shakes_hands(before, before_key, after, tmp_path)
+        assert shakes_hands(after, after_key, before, tmp_path)
+    assert not shakes_hands(new["certificate"], new["privateKey"], old["certificate"], tmp_path), "which one update in one step would be"
