@@ -28,6 +28,8 @@ class Origin:
     failure_status: int = 500
     cut_after: int | None = None
     """Closes each connection after so many bytes."""
+    refusals_after_cut: int = 0
+    """So many requests get `failure_status` after a connection was closed like that."""
     delay_s: float = 0
     """Before each block of 64 KiB."""
     drip_bytes: int | None = None
@@ -110,7 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, content: bytes) -> None:
         origin = self.origin
-        content = content if origin.cut_after is None else content[: origin.cut_after]
+        if origin.cut_after is not None and len(content) > origin.cut_after:
+            content = content[: origin.cut_after]
+            origin.failures += origin.refusals_after_cut
         try:
             size = origin.drip_bytes or 1 << 16
             for index in range(0, len(content), size):
