@@ -61,6 +61,8 @@ class Model(msgspec.Struct, kw_only=True):
     """That the replicas that are ready keep, each of full context; null: not known."""
     warm_conversations_now: int | None
     """The same, each of the mean length of those that are held now; null: not known, or none is held."""
+    turns_per_minute: float | None
+    """Of warm conversations, that the replicas that are ready answer at most; null: no speed was measured."""
     replicas: list[Replica]
 
 
@@ -156,6 +158,7 @@ class View:
             slots=route.slots or None,
             warm_conversations=warm(route, len(ready), length),
             warm_conversations_now=warm(route, len(ready), _mean(conversations)),
+            turns_per_minute=turns(route, len(ready)),
             replicas=replicas,
         )
 
@@ -166,6 +169,11 @@ def warm(route: Route, replicas: int, tokens: float) -> int | None:
     if not (route.slots and tokens):
         return None
     return replicas * (route.slots + int(route.cached_tokens // tokens))
+
+
+def turns(route: Route, replicas: int) -> float | None:
+    """Of warm conversations, that replicas answer in a minute, as infra's Capacity counts. None: their speed was not measured."""
+    return None if route.turns_per_hour is None else round(replicas * route.turns_per_hour / 60, 1)
 
 
 def _mean(conversations: Bindings) -> float:

@@ -106,6 +106,8 @@ class Route(BaseModel):
     """Conversations that one address keeps beside those in its cache. 0: not known, and new ones never wait for the memory of others."""
     cached_tokens: int = Field(default=0, ge=0)
     """Tokens of conversations that one address keeps in its cache."""
+    turns_per_hour: int | None = Field(default=None, ge=0)
+    """Of warm conversations, that one address answers at most. None: its speed was not measured."""
     digest: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     """SHA-256 of the model's manifest; a server that has another one under the same name is not asked. Empty: any."""
 

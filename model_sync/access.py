@@ -157,7 +157,7 @@ class Access:
         return AccessError(found) if found else None
 
     def _refused(self, error: urllib.error.HTTPError, url: str) -> Exception:
-        """What a person has to know of a 401, 403 or 407; any other error as it is."""
+        """What a person has to know of a 401, 403 or 407, and an OSError where one of them may pass; any other error as it is."""
         if self.via(error.url) and error.code == 407:
             error.close()
             return self._kept_out(407, server_of(error.url)) or error
@@ -167,6 +167,9 @@ class Access:
         server, via = server_of(error.url), self.via(error.url)
         if server != server_of(url):
             where = f"{server}{via}, where {server_of(url)} redirects to"
+            if error.code == 403:
+                # An address with a signature whose time is over, or a storage that is busy: the next attempt asks for another address.
+                return OSError(f"403 from {where}")
             return AccessError(f"got {error.code} from {where}, want the content; ask who runs them")
         if self._credential(url) is not None:
             return AccessError(

@@ -31,6 +31,8 @@ class ModelOutput(_Contract):
     """Conversations of full context whose prompts its servers keep; null where the fleet is older than this field."""
     warm_tokens: int | None = None
     """Tokens of prompts that its servers keep, of conversations of any length."""
+    turns_per_minute: float | None = None
+    """Turns of warm conversations that its servers answer at most, of the shape in docs/models.md; null where no speed was measured."""
 
 
 class StorageClasses(_Contract):

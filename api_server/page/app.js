@@ -83,7 +83,9 @@ function warmth(model) {
   const now = model.warm_conversations_now;
   const present = now === null ? "" : `, or ${number.format(now)} of the mean length of now`;
   const slots = count(model.slots, "slot", "slots");
-  return `Keeps ${count(model.warm_conversations, "agent", "agents")} of full context warm${present} (${slots} a replica, and its cache).`;
+  const turns = model.turns_per_minute === null ? "" : ` Answers up to ${number.format(model.turns_per_minute)} of their turns a minute.`;
+  const agents = count(model.warm_conversations, "agent", "agents");
+  return `Keeps ${agents} of full context warm${present} (${slots} a replica, and its cache).${turns}`;
 }
 
 function card(model) {

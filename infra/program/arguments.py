@@ -7,7 +7,7 @@ from components.contract import API_SERVER, METRICS_EXPORTER, MODEL_SERVER, OLLA
 from infra.program import delivery, tls
 from infra.program.foundations import Images
 from infra.program.settings import Settings, inputs
-from infra.program.settings.capacity import capacities, of_server
+from infra.program.settings.capacity import Capacity, capacities, of_server
 from infra.program.settings.fleet import ScaleSettings
 from infra.program.settings.model_servers import ModelServerSettings
 from infra.program.settings.section import quantity
@@ -108,6 +108,7 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
             "context_length": settings.context_length(model),
             "slots": capacity[model.name].slots,
             "cached_tokens": capacity[model.name].cached_tokens,
+            **_turns(capacity[model.name]),
         }
         for model in settings.models
     }
@@ -118,10 +119,15 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
             "max_in_flight": server.parallel + server.max_queue,
             "slots": server.parallel,
             "cached_tokens": capacity[server.model_id].cached_tokens,
+            **_turns(capacity[server.model_id]),
         }
         for server in settings.model_servers
     }
     return table | _external_routes(settings)
+
+
+def _turns(found: Capacity) -> dict[str, int]:
+    return {} if found.turns_per_hour_each is None else {"turns_per_hour": found.turns_per_hour_each}
 
 
 def _external_routes(settings: Settings) -> dict[str, dict[str, str | int]]:

@@ -23,6 +23,7 @@ def models(settings: Settings, effective: Mapping[str, int] | None = None) -> li
             effective_context=(effective or {}).get(name),
             warm_conversations=found.conversations,
             warm_tokens=found.tokens,
+            turns_per_minute=found.turns_per_minute,
         )
         for name, found in capacities(settings).items()
     ]

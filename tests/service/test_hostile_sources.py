@@ -187,7 +187,7 @@ def test_a_redirect_to_nowhere_is_refused(origin: origins.Origin, file: bytes, p
     assert "; " in found.said
 
 
-def test_s25_a_storage_host_that_refuses_in_mid_download_is_named_and_the_next_run_goes_on(
+def test_s25_a_storage_host_that_refuses_is_asked_again_by_another_address(
     origin: origins.Origin, publish: Callable[..., Run], tmp_path: Path
 ) -> None:
     """As a hub does: it redirects to storage with a signed address, whose 403 may mean that the address is too old, or the storage busy."""
@@ -197,15 +197,27 @@ def test_s25_a_storage_host_that_refuses_in_mid_download_is_named_and_the_next_r
     with origins.serving(file) as storage:
         origin.moved_to = f"{storage.url}?X-Signature=a-secret-of-an-hour"
         storage.cut_after, storage.refusals_after_cut, storage.failure_status = half, 1, 403
-        first = publish(model(origin.url, file))
-        storage.cut_after = None
-        second = publish(model(origin.url, file))
-    hosts = [each.url.split("/")[2] for each in (storage, origin)]
-    refused(first, f"got 403 from {hosts[0]}, where {hosts[1]} redirects to, want the content")
-    assert "a-secret" not in first.said
-    assert (second.status, second.names) == (0, ["tiny:1", "good:1"]), second.said
+        found = publish(model(origin.url, file))
+    assert (found.status, found.names) == (0, ["tiny:1", "good:1"]), found.said
     assert storage.requests == ["", f"bytes={half}-", f"bytes={half}-"]
     assert len(origin.requests) == 3, "it is asked for another address each time"
+
+
+def test_s25_a_storage_host_that_always_refuses_is_given_up_by_name(
+    origin: origins.Origin, publish: Callable[..., Run], tmp_path: Path
+) -> None:
+    file = tiny_gguf.make(tmp_path / "other.gguf", "Another one.").read_bytes()
+    with origins.serving(file) as storage:
+        origin.moved_to = f"{storage.url}?X-Signature=a-secret-of-an-hour"
+        storage.failures, storage.failure_status = 10**6, 403
+        found = publish(model(origin.url, file))
+        hosts = [each.url.split("/")[2] for each in (storage, origin)]
+        refused(found, f"got 403 from {hosts[0]}, where {hosts[1]} redirects to after 0 bytes, want ")
+        assert "a-secret" not in found.said
+        assert (len(storage.requests), len(origin.requests)) == (3, 3), "as often as any source that fails"
+        # Its own 403 is no matter of an address, and final.
+        refused(publish(model(storage.url, file)), f"got 403 from {hosts[0]}, want leave to read; ")
+        assert len(storage.requests) == 4
 
 
 def test_a_length_that_is_none_is_not_believed(origin: origins.Origin, file: bytes, publish: Callable[..., Run]) -> None:

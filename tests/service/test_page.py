@@ -100,7 +100,7 @@ def running(work: Path) -> Iterator[Service]:
         fleet.stop(servers[2])
         routes: dict[str, dict[str, object]] = {
             CODER: {"url": f"http://fleet.test:{fleet.port}", "slots": 4, "cached_tokens": 1_000_000},
-            WRITER: {"url": f"http://{at}", "slots": 2, "cached_tokens": 400_000},
+            WRITER: {"url": f"http://{at}", "slots": 2, "cached_tokens": 400_000, "turns_per_hour": 1234},
             EMBED: {"url": f"http://{at}", "max_in_flight": 8},
         }
         with fleet.gateway(others=routes, ALIASES_FILE=str(work / "aliases"), QUEUE_S="30") as gateway:
@@ -167,6 +167,8 @@ def test_a_key_shows_its_models_and_its_use_and_nothing_of_others(browser: Brows
         found.says("Asked again")
         for text in ("Key alice", "Alice, search team", "2 of 3 replicas ready", "not ready: it takes no connection", "131,072 tokens"):
             assert text in found.text, text
+        assert "Answers up to 20.6 of their turns a minute." in found.text
+        assert found.text.count("turns a minute") == 1, "of the other model it is not known"
         for text in ("thinking", "embeddings", "10 % of the conversations, to gpt-oss:20b", "400,000", "no limit of its own"):
             assert text in found.text, text
         assert found.page.locator("#usage").get_by_role("row", name=CODER).inner_text().split()[:2] == [CODER, "9"]

@@ -26,6 +26,7 @@ from api_server.spending import Spent, Usage
 from api_server.upstreams import Upstream
 from images import embedded
 from infra.program.settings.capacity import Capacity
+from infra.program.settings.section import Speed
 from modelfleet import wheel
 
 PAGE = Path(page.__file__).parent
@@ -150,6 +151,15 @@ def test_the_stacks_outputs_count_them_alike(servers: int, slots: int, length: i
     found = Capacity(servers=servers, slots=slots, context_length=length, kv_bytes_per_token=each, prompt_cache=cache)
     route = OLLAMA.model_copy(update={"slots": found.slots, "cached_tokens": found.cached_tokens})
     assert fleet.warm(route, servers, length) == found.conversations
+
+
+@given(st.integers(0, 9), st.integers(1, 64), st.integers(512, 10**6), st.floats(1, 10**6), st.floats(1, 10**6))
+def test_the_stacks_outputs_count_turns_alike(servers: int, slots: int, length: int, read: float, write: float) -> None:
+    speed = Speed(read=read, write=write)
+    found = Capacity(servers=servers, slots=slots, context_length=length, kv_bytes_per_token=1, prompt_cache=0, speed=speed)
+    route = OLLAMA.model_copy(update={"turns_per_hour": found.turns_per_hour_each})
+    assert fleet.turns(route, servers) == found.turns_per_minute
+    assert fleet.turns(OLLAMA, servers) is None, "not measured"
 
 
 def test_the_use_of_a_key_has_nothing_of_another() -> None:

@@ -93,10 +93,12 @@ def cost(new: Sequence[Object], old: Sequence[Object] | None) -> str:
 
 
 def carries(found: Mapping[str, Capacity]) -> str:
-    """How many conversations each model's servers keep warm."""
-    lines = ["| model | servers | answers at once | warm conversations of full context | warm tokens |", "| --- | --- | --- | --- | --- |"]
+    """How many conversations each model's servers keep warm, and how many of their turns they answer."""
+    head = ["model", "servers", "answers at once", "warm conversations of full context", "warm tokens", "turns a minute"]
+    lines = [f"| {' | '.join(head)} |", "| --- | --- | --- | --- | --- | --- |"]
     for name, each in found.items():
-        lines.append(f"| {name} | {each.servers} | {each.servers * each.slots} | {each.conversations} | {each.tokens} |")
+        turns = "not measured" if each.turns_per_minute is None else f"{each.turns_per_minute:g}"
+        lines.append(f"| {name} | {each.servers} | {each.servers * each.slots} | {each.conversations} | {each.tokens} | {turns} |")
     return "\n".join([*lines, ""])
 
 

@@ -1,4 +1,4 @@
-"""How many conversations a stack keeps warm, by which preview, outputs and the memory rules count.
+"""How many conversations a stack keeps warm, and how many turns it answers, by which preview, outputs and the memory rules count.
 
 A conversation is warm while a server holds the state of its prompt, so that its next turn reads only what is new. Each slot of a server
 holds one, of contextLength tokens at most. Host memory (promptCache) holds more, whose slots went to others:
@@ -6,17 +6,27 @@ holds one, of contextLength tokens at most. Host memory (promptCache) holds more
     servers x (slots + promptCache / (kvBytesPerToken x contextLength), rounded down)
 
 conversations of full length, and more of shorter ones.
+
+Where the speed of a server was measured, a turn of such a conversation takes a slot for as long as the new part of its prompt is read and
+the answer is written; and a server reads one prompt after the other, for that is what all of its compute is for:
+
+    servers x min(1 / read, slots / (read + write))
+
+turns a second. The prompt is that of a turn of a coding agent, or what contextLength has room for.
 """
 
 from dataclasses import dataclass
 
 from infra.program.settings.model_servers import ModelServerSettings
 from infra.program.settings.models import ModelSettings
-from infra.program.settings.section import quantity
+from infra.program.settings.section import Speed, quantity
 from infra.program.settings.sections import Sections
 
 FILL = 0.9
 """Part of a pod's memory that weights, KV cache and old prompts may take, where the last are not said."""
+PROMPT, NEW, ANSWER = 150_000, 0.05, 500
+"""A turn of a coding agent: tokens of its prompt, the part of them that its server has not read for the turn before, tokens of its answer.
+It is the work that the gateway's rules are made for (docs/gateway.md#which-server)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,8 @@ class Capacity:
     kv_bytes_per_token: int
     prompt_cache: float
     """Bytes of one server's host memory."""
+    speed: Speed | None = None
+    """Of one server."""
 
     @property
     def kv_bytes(self) -> int:
@@ -52,6 +64,20 @@ class Capacity:
         """Warm ones at most: of conversations that fill their slots."""
         return self.servers * (self.slots * self.context_length + self.cached_tokens)
 
+    @property
+    def turns_per_hour_each(self) -> int | None:
+        """Of warm conversations, that one server answers at most; None where its speed was not measured."""
+        if self.speed is None:
+            return None
+        read_s = NEW * min(PROMPT, self.context_length - ANSWER) / self.speed.read
+        write_s = ANSWER / self.speed.write
+        return round(3600 * min(1 / read_s, self.slots / (read_s + write_s)))
+
+    @property
+    def turns_per_minute(self) -> float | None:
+        """Of all servers."""
+        return None if self.turns_per_hour_each is None else round(self.servers * self.turns_per_hour_each / 60, 1)
+
 
 def of_fleet(model: ModelSettings, settings: Sections) -> Capacity:
     """A model on the Ollama servers."""
@@ -62,6 +88,7 @@ def of_fleet(model: ModelSettings, settings: Sections) -> Capacity:
         context_length=settings.context_length(model),
         kv_bytes_per_token=model.kv_bytes_per_token,
         prompt_cache=quantity(fleet.prompt_cache),
+        speed=model.speed,
     )
 
 
@@ -76,6 +103,7 @@ def of_server(server: ModelServerSettings, settings: Sections) -> Capacity:
         context_length=server.context_length,
         kv_bytes_per_token=model.kv_bytes_per_token,
         prompt_cache=max(0, min(in_slots, left)) if server.prompt_cache is None else quantity(server.prompt_cache),
+        speed=server.speed,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints
 
 from components.contract import MODEL_SERVER, model_server
-from infra.program.settings.section import PROJECT, Bytes, ModelName, Resources, Section, SettingsError
+from infra.program.settings.section import PROJECT, Bytes, ModelName, Resources, Section, SettingsError, Speed
 from infra.program.settings.workloads import WorkloadSettings
 
 SECTION, OLD = "modelServers", "modelServer"
@@ -32,6 +32,8 @@ class ModelServerSettings(Section):
     prompt_cache: Bytes | None = None
     """Memory that each server may keep old prompts in: the next turn of such a conversation reads only what is new. Unset, as much as its
     slots hold, where resources.memory has room for it."""
+    speed: Speed | None = None
+    """Measured speed of one replica, for the turns a minute that preview, outputs and the page show."""
     resources: Resources
     placement: WorkloadSettings | None = None
     """Nodes, taints, zones and account of its pods; unset, those of workloads.model-server."""

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from infra.program.settings.section import Bytes, Cidr, ModelName, Section
+from infra.program.settings.section import Bytes, Cidr, ModelName, Section, Speed
 from model_sync.proxy import Proxy
 
 IMAGE = "image"
@@ -39,6 +39,8 @@ class ModelSettings(Section):
     """How long the idle model stays loaded; fleet.keepAlive when unset."""
     replicas: int | None = Field(default=None, ge=1, le=64)
     """How many of the fleet's replicas hold it; all when unset, as it must be where the number of replicas changes by itself."""
+    speed: Speed | None = None
+    """Measured speed of one of the fleet's replicas with it, for the turns a minute that preview, outputs and the page show."""
 
     @model_validator(mode="after")
     def _source_is_complete(self) -> Self:

@@ -88,6 +88,15 @@ class Section(BaseModel):
     )
 
 
+class Speed(Section):
+    """Of one server, as it was measured; docs/models.md says how."""
+
+    read: float = Field(gt=0, le=1_000_000)
+    """Tokens of new prompts that one server reads a second. `speed` may be left out; it has both numbers, or none."""
+    write: float = Field(gt=0, le=1_000_000)
+    """Tokens a second of each answer while all of a server's slots are at work."""
+
+
 class Resources(Section):
     cpu: Cores
     """CPU request in cores; no limit, because a throttled server is slower than a busy one."""
