@@ -8,8 +8,9 @@ typed = $(if $(filter command line,$(origin $(1))),$($(1)))
 TARGET = --stack $(or $(call typed,STACK),dev) --context "$(call typed,CONTEXT)"
 AGREED = $(if $(filter 1,$(call typed,YES)),--yes)
 WANT_PYTHON = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "PYTHON: got %s, want 3.11 or newer; run make PYTHON=python3.11" % sys.version.split()[0])'
-# Where a line is slow, nobody waits for longer without a word.
-STILL = import sys, time; any(time.sleep(10) or print("venv: still installing", file=sys.stderr, flush=True) for _ in iter(int, 1))
+# A word every 10 s while packages are installed, until the shell ends, however it ends: dash runs no trap when Ctrl-C ends it.
+STILL = import os, sys, time; shell = os.getppid(); \
+	any(time.sleep(10) or os.getppid() != shell or print("venv: still installing", file=sys.stderr, flush=True) for _ in iter(int, 1))
 # The cluster tier, and the others beside it.
 WORKERS = $(if $(call typed,TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 

@@ -216,7 +216,7 @@ class Metrics(Collector):
         return demand_of(waiting, [upstream for upstream in self._upstreams if upstream.engine == "ollama"], self._fleet)
 
     def app(self) -> web.Application:
-        # The numbers of many keys are megabytes, which no client should have to wait for.
+        # To compress the numbers of many keys, which are megabytes, would hold up every stream of this process.
         shown = make_aiohttp_handler(self.registry, disable_compression=True)
 
         async def show(request: web.Request) -> web.StreamResponse:

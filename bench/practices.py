@@ -50,8 +50,9 @@ def _at(file: str, document: Any, path: str) -> Any:
 
 def agents() -> str:
     """Ours alone: a row for each number of agents."""
-    fleets: dict[str, Any] = json.loads((_RESULTS / "picking.json").read_text())["results"]["simulated fleets"]
-    sizes: dict[str, int] = json.loads((_RESULTS / "picking.json").read_text())["sizes"]["memory"]
+    document = json.loads((_RESULTS / "picking.json").read_text())
+    fleets: dict[str, Any] = document["results"]["simulated fleets"]
+    sizes: dict[str, int] = document["sizes"]["memory"]
     columns = [
         "agents",
         *(f"{FORMATS['MB'](sizes[memory])} MB: {what}" for memory in _MEMORY for what in ("turns a minute", "warm", "first word")),

@@ -23,12 +23,17 @@ def test_the_page_names_tests() -> None:
     assert len(NAMED) > 40
 
 
+def is_there(name: str) -> None:
+    """Fail unless the file, or the directory, exists, and has the test of that name."""
+    path, *within = name.split("::")
+    assert (ROOT / path).exists(), path
+    for depth, each in enumerate(within):
+        assert re.search(rf"^{'    ' * depth}(?:def|class) {each}\b", (ROOT / path).read_text(), re.MULTILINE), each
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_every_named_test_exists(name: str) -> None:
-    path, *within = name.split("::")
-    text = (ROOT / path).read_text()
-    for depth, each in enumerate(within):
-        assert re.search(rf"^{'    ' * depth}(?:def|class) {each}\b", text, re.MULTILINE), each
+    is_there(name)
 
 
 def test_every_threat_has_a_test() -> None:

@@ -3,6 +3,8 @@
 import os
 import re
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,27 @@ def test_the_machine_is_looked_at_before_anything_is_fetched() -> None:
     assert first.endswith("-m devcluster.host")
     assert any("pip install" in line for line in later)
     assert "devcluster.host" not in planned("up", "CONTEXT=west"), "a cluster of one's own asks nothing of this machine"
+
+
+def test_the_word_about_slow_packages_ends_with_its_shell() -> None:
+    (code,) = re.findall(r"-c '(import os.+still installing.+)' &", planned("up", "-B"))
+    quick = code.replace("sleep(10)", "sleep(.05)")
+    shell = subprocess.Popen(
+        ["sh", "-c", f"{sys.executable} -c '{quick}' & echo $!; sleep 60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert shell.stdout is not None
+    assert shell.stderr is not None
+    word = int(shell.stdout.readline())
+    assert shell.stderr.readline() == b"venv: still installing\n"
+    # A child of a shell without a terminal ignores SIGINT, and a shell that is killed runs no trap.
+    shell.kill()
+    shell.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{word}").exists():
+        assert time.monotonic() < deadline, "it speaks on, for ever"
+        time.sleep(0.05)
+    shell.stdout.close()
+    shell.stderr.close()
 
 
 def test_a_release_asks_first_whether_every_proof_holds() -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.test_threats import is_there
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "reports.md").read_text()
 IDS = [
@@ -31,12 +33,10 @@ def test_a_row_says_what_is_done_and_names_a_test_that_there_is(row: list[str]) 
     _, finding, done, tests = row
     assert finding
     assert done
-    named = re.findall(r"`(tests/[\w/.-]+|bench/[\w/.-]+)((?:::\w+)*)`", tests)
+    named = re.findall(r"`((?:tests|bench)/[\w/.-]+(?:::\w+)*)`", tests)
     proofs = re.findall(r"proofs? `([\w-]+)`", tests)
-    for path, inside in named:
-        assert (ROOT / path).exists(), path
-        for name in filter(None, inside.split("::")):
-            assert re.search(rf"(def|class) {name}\b", (ROOT / path).read_text()), f"{path}::{name}"
+    for name in named:
+        is_there(name)
     for proof in proofs:
         assert any(f'"{proof}"' in path.read_text() for path in (ROOT / "tests" / "proofs").glob("test_*.py")), proof
     assert named or proofs or "bench/results" in tests or tests.startswith(MEANS_NO_TEST), tests
