@@ -72,7 +72,7 @@ def prepare(tools: Sequence[str], *, agreed: bool) -> None:
     `agreed`: the user wants no question.
     """
     compiled = [tool for tool in toolchain.missing(tools) if not tool.wheel]
-    host.check(host.Needs(cache_gib=host.Needs.cache_gib + toolchain.disk_gib(compiled)))
+    host.check(host.Needs(building_gib=toolchain.disk_gib(compiled)))
     packages.ensure([*packages.RUN, *(packages.COMPILE if compiled else ())], agreed=agreed)
 
 

@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from devcluster import cgroups
-from devcluster.layout import ClusterError, clusters_dir
+from devcluster.layout import ClusterError, clusters_dir, default_name
 from devcluster.toolchain import cache_root
 
 OTHERWISE = "use make try, or your own cluster: make up CONTEXT=name"
@@ -27,17 +28,21 @@ _MEMORY_GIB = 5.5
 """The dev stack with two nodes takes 4 GiB; a machine sold with 6 GiB shows a little less."""
 _INOTIFY_PER_NODE = 12
 """Counted on a running node: kubelet 6, containerd 2, kube-proxy 1, and the control plane's on the first."""
+_LEAST_GIB = 0.5
+"""Also a later `up` writes logs, and the layers of the images that changed."""
 _PROC = Path("/proc")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """Disk that `up` is going to take, in GiB."""
+    """Disk that a first `up` takes, in GiB. What is there already is taken off."""
 
     cache_gib: float = 2.0
     """Below the cache: tools, images, models."""
     state_gib: float = 3.0
     """Below the state directory: the registry, and each node's unpacked images."""
+    building_gib: float = 0.0
+    """Below the cache while tools compile."""
 
 
 def check(needs: Needs | None = None) -> None:
@@ -102,7 +107,10 @@ def _memory_and_disk(needs: Needs) -> Iterator[str]:
     if memory < _MEMORY_GIB:
         yield f"memory: got {memory:.1f} GiB, want {_MEMORY_GIB} GiB; {OTHERWISE}"
     wanted: dict[int, tuple[Path, float]] = {}
-    for path, gib in ((cache_root(), needs.cache_gib), (clusters_dir(), needs.state_gib)):
+    cache, state = max(needs.cache_gib - _kept_gib(), min(needs.cache_gib, _LEAST_GIB)), needs.state_gib
+    if (clusters_dir() / default_name()).is_dir():
+        state = min(state, _LEAST_GIB)
+    for path, gib in ((cache_root(), cache + needs.building_gib), (clusters_dir(), state)):
         # os.path: what this user may not look into does not exist for it.
         place = next(parent for parent in (path, *path.parents) if os.path.exists(parent))  # noqa: PTH110
         device = place.stat().st_dev
@@ -114,6 +122,16 @@ def _memory_and_disk(needs: Needs) -> Iterator[str]:
             yield f"disk: got {free:.1f} GiB free at {place}, want {gib:.1f} GiB; free some, or move XDG_CACHE_HOME and XDG_STATE_HOME"
         if not os.access(place, os.W_OK):
             yield f"{place}: got a directory that cannot be written, want one that can; move XDG_CACHE_HOME and XDG_STATE_HOME"
+
+
+def _kept_gib() -> float:
+    blocks: dict[int, int] = {}
+    for path in (path for kind in ("tools", "images", "models") for path in (cache_root() / kind).rglob("*")):
+        # Another process may be at work there.
+        with suppress(OSError):
+            found = path.lstat()
+            blocks[found.st_ino] = found.st_blocks
+    return sum(blocks.values()) * 512 / 2**30
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ import pytest
 
 from devcluster import cgroups, host, layout, packages
 from devcluster.layout import ClusterError
+from devcluster.toolchain import cache_root
 
 OTHERWISE = r"use make try, or your own cluster: make up CONTEXT=name"
 
@@ -94,6 +95,24 @@ def test_a_module_that_cannot_be_loaded_is_named(good: Path, monkeypatch: pytest
 def test_disk_is_added_up_where_cache_and_state_share_one(tmp_path: Path) -> None:
     said = problems(host.Needs(cache_gib=10_000.0, state_gib=5_000.0))
     assert f" GiB free at {tmp_path}, want 15000.0 GiB; free some, or move XDG_CACHE_HOME and XDG_STATE_HOME" in said
+
+
+def test_what_cache_and_cluster_hold_already_is_not_wanted_again() -> None:
+    def wanted(needs: host.Needs) -> float:
+        return float(problems(needs).partition("want ")[2].partition(" GiB")[0])
+
+    needs = host.Needs(cache_gib=10_000.0, state_gib=5_000.0, building_gib=10_000.0)
+    held = cache_root() / "tools" / "one"
+    held.parent.mkdir(parents=True)
+    with held.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 2**28)
+    (cache_root() / "go-build").mkdir()
+    (held.parent / "link").symlink_to(held)
+    assert wanted(needs) == pytest.approx(25_000.0 - 0.25, abs=0.1)
+    (layout.clusters_dir() / layout.default_name()).mkdir(parents=True)
+    assert wanted(needs) == pytest.approx(20_000.5 - 0.25, abs=0.1)
+    # However much the cache holds, something is asked for: not all of it is of this version.
+    assert wanted(host.Needs(cache_gib=0.6, building_gib=10_000.0)) == pytest.approx(10_001.0, abs=0.1)
 
 
 def test_a_group_of_a_container_is_no_place_for_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
