@@ -1,6 +1,6 @@
 """docs/best-practices.md: bench/practices.txt, with each figure from a file of bench/results.
 
-python -m bench.practices
+python -m bench
 
 `{{file path format}}` is the figure at that path of `bench/results/<file>.json`. The path's parts are joined by `/`; the format is one of
 Python's, or one of `FORMATS`. `path by path` is the first figure divided by the second. `{{agents}}` is the table of simulated fleets.
@@ -8,7 +8,6 @@ Python's, or one of `FORMATS`. `path by path` is the first figure divided by the
 
 import json
 import re
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -82,13 +81,3 @@ def _wrapped(block: str) -> str:
 def page() -> str:
     text = _FIGURE.sub(lambda found: figure(found["file"], found["path"], found["form"]), TEXT.read_text().strip())
     return "\n\n".join(map(_wrapped, text.replace("{{agents}}", agents()).split("\n\n"))) + "\n"
-
-
-def main() -> int:
-    PAGE.write_text(page())
-    print(PAGE)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,10 +1,9 @@
 """What each way to the first answer takes, as docs/ways.md: written from the results of the proofs, never by hand.
 
-python -m bench.ways
+python -m bench
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ _VENDORS = ("pulumi", "pulumi-language-python", "pulumi-resource-kubernetes")
 _HEAD = """# The ways to the first answer, measured
 
 Each way was run on an empty Debian, with the commands of README and with what README asks for installed. To the first answer means from the
-command to the line in which the model answers; the fleet has one node. `python -m bench.ways` writes this page from the results of the
+command to the line in which the model answers; the fleet has one node. `python -m bench` writes this page from the results of the
 proofs `fresh-root` and `fresh-root-source` ([proofs.md](proofs.md)).
 
 """
@@ -77,13 +76,3 @@ def page() -> str:
         minutes = sum(source["figures"]["tools"][name]["cpu_s"] for name in _VENDORS) / 60
         rows += _VENDOR.format(minutes=minutes)
     return text + _COLUMNS + rows if rows else text.rstrip() + "\n"
-
-
-def main() -> int:
-    PAGE.write_text(page())
-    print(PAGE)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

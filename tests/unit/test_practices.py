@@ -9,7 +9,7 @@ from bench import practices
 
 
 def test_the_page_is_the_one_that_the_results_give() -> None:
-    assert practices.PAGE.read_text() == practices.page(), "run python -m bench.practices"
+    assert practices.PAGE.read_text() == practices.page(), "run python -m bench"
 
 
 def typed(text: str) -> list[str]:
