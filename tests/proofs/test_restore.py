@@ -1,6 +1,7 @@
 """A fleet's namespace, its shared models and its state are deleted; a backup and `make up` bring it back. 5 minutes."""
 
 import argparse
+import csv
 import json
 import shutil
 import time
@@ -10,10 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
+from infra.engine.errors import CommandError
 from infra.lifecycle import backup
 from tests.cluster.conftest import MODEL, SCRIPT, Stack
 from tests.cluster.kube import eventually
-from tests.cluster.test_prometheus import Ours
+from tests.cluster.test_prometheus import Ours, counted
 from tests.cluster.test_stack import ask
 from tests.proofs.records import Proof
 
@@ -27,9 +29,16 @@ def answers(stack: Stack) -> bool:
         return False
 
 
+def used(stack: Stack, capsys: pytest.CaptureFixture[str]) -> bool:
+    try:
+        return MODEL in counted(stack, capsys)
+    except CommandError:
+        return False
+
+
 @pytest.mark.timeout(1200)
 def test_a_fleet_that_was_deleted_comes_back(
-    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: dict[str, Any]
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], figures: dict[str, Any]
 ) -> None:
     target, namespace, state = Ours("dev"), stack.outputs.namespace, stack.deployment.state_dir
     object.__setattr__(target, "made", stack.deployment)
@@ -40,6 +49,7 @@ def test_a_fleet_that_was_deleted_comes_back(
     options = argparse.Namespace(**typed)
     key = stack.key
     assert ask(stack, MODEL).json()["choices"][0]["message"]["content"] == SCRIPT
+    eventually(lambda: used(stack, capsys), bool, 120, "Prometheus has seen the chat")
 
     started_at = time.monotonic()
     backup.backup(target, options)
@@ -64,4 +74,5 @@ def test_a_fleet_that_was_deleted_comes_back(
     after = json.loads(backup._catalog(target, stack.deployment))["models"]
     assert {each["name"]: each["digest"] for each in after} == {each["name"]: each["digest"] for each in before}
     figures["lost"] = "samples of metrics and entries of the cache; usage is in the backup"
-    assert (state / "backup" / backup.USAGE).read_text().startswith("day,key,")
+    rows = list(csv.DictReader((state / "backup" / backup.USAGE).open()))
+    assert MODEL in {row["model"] for row in rows}
