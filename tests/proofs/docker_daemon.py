@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from devcluster import packages
+from devcluster import node, packages
 from tests.service.buildkit import remove_groups
 
 _OF_THE_MACHINE = [Path(path) for path in ("/etc/docker", "/etc/docker/key.json", "/run/docker", "/run/docker/plugins")]
@@ -41,6 +41,8 @@ def docker(mirror: str) -> Iterator[Docker]:
             with _running(Path(directory), group, mirror) as client:
                 yield client
         finally:
+            # The daemon may leave the network namespace of its builds behind.
+            node.remove_mounts(Path(directory))
             for path in [path for path in reversed(new) if path.exists()]:
                 path.rmdir() if path.is_dir() else path.unlink()
             remove_groups(group)
