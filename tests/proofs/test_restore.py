@@ -74,5 +74,5 @@ def test_a_fleet_that_was_deleted_comes_back(
     after = json.loads(backup._catalog(target, stack.deployment))["models"]
     assert {each["name"]: each["digest"] for each in after} == {each["name"]: each["digest"] for each in before}
     figures["lost"] = "samples of metrics and entries of the cache; usage is in the backup"
-    rows = list(csv.DictReader((state / "backup" / backup.USAGE).open()))
+    rows = csv.DictReader((state / "backup" / backup.USAGE).read_text().splitlines())
     assert MODEL in {row["model"] for row in rows}
