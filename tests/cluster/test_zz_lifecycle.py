@@ -85,10 +85,10 @@ def test_an_up_that_was_killed_at_three_points_is_finished_by_the_next(stack: St
     assert any(pending), "no creation was cut off"
     finish(stack)
     assert "replaced (" not in capsys.readouterr().err, "what was made before the kill is kept"
-    stack.deployment.destroy()
 
 
 def test_down_leaves_nothing_on_the_machine_and_other_clusters_alone(stack: Stack) -> None:
+    """With a stack in it, as `make down` finds it."""
     other = load(default_name())
     before = ours(other) if other is not None else []
     assert ours(stack.cluster), "the marks are there while the cluster is up, or this test sees nothing"
