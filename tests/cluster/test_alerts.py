@@ -26,7 +26,7 @@ from tests.cluster.kube import eventually, of_others
 pytestmark = pytest.mark.cluster
 
 NAME = "alerts-judged-fast"
-SPEED = 60
+SPEED = 45
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 CAUSED = {"CacheDown", "RequestsFail", "TurnsBudgetBurnsFast"}
 """By a cache server and a model server that are gone, and clients that ask for its model."""
