@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -87,8 +88,9 @@ def both(second_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             assert found.keys() == {ROOT, second_tree}
             yield found[ROOT], found[second_tree]
         finally:
-            for name in [path.parent.name for path in layout.clusters_dir().glob("*/cluster.json")]:
-                embedded.down_named(name)
+            with ExitStack() as ends:
+                for path in layout.clusters_dir().glob("*/cluster.json"):
+                    ends.callback(embedded.down_named, path.parent.name)
         eventually(lambda: machine.difference(before, machine.snapshot()), lambda found: not found, 30, "the machine is as it was")
 
 

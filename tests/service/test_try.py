@@ -150,7 +150,7 @@ def test_a_terminal_that_sends_ctrl_c_or_is_closed_ends_it(home: Path, tiny: Pat
             assert terminal.wait(20) == 0
         else:
             terminal.kill()
-        eventually(lambda: not of_home(home), lambda: of_home(home))
+        eventually(lambda: not of_home(home), lambda: of_home(home), 20)
     assert files(home) == KEPT
 
 
