@@ -5,6 +5,7 @@ import base64
 import httpx
 import pytest
 
+from components.contract import API_SERVER
 from infra.lifecycle import keys
 from tests.cluster.conftest import ALIAS, MODEL, SCRIPT, SERVER_ID, Stack
 from tests.cluster.kube import eventually
@@ -35,7 +36,9 @@ def test_an_alias_is_pointed_elsewhere_and_no_pod_is_made_again(stack: Stack) ->
     assert answered(stack) == (SCRIPT, MODEL)
     before = pods(stack)
     changed = stack.deployment.deploy({**stack.overrides, "aliases": {ALIAS: {"model": SERVER_ID}}})
+    stack.changed = True
     assert (stack.outputs.aliases, changed.aliases) == ({ALIAS: MODEL}, {ALIAS: SERVER_ID})
+    stack.kube.touch(stack.outputs.namespace, API_SERVER)
     assert eventually(lambda: answered(stack), lambda found: found[1] != MODEL, KUBELET_S, "an answer of the other model") == (
         SCRIPT,
         SERVER_ID,
@@ -49,6 +52,8 @@ def status(stack: Stack, key: str) -> int:
 
 def test_a_key_is_made_and_taken_back_within_seconds_and_no_pod_is_made_again(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     before = pods(stack)
+    # What else is to change goes with the key: the aliases are those of before again.
+    stack.deployment.configure(stack.overrides)
     keys.change(stack.deployment, "alice", revoke=False)
     key = next(line.removeprefix("alice: ") for line in capsys.readouterr().out.splitlines() if line.startswith("alice: "))
     # Two API servers, each with a file of its own.
@@ -57,5 +62,6 @@ def test_a_key_is_made_and_taken_back_within_seconds_and_no_pod_is_made_again(st
     eventually(lambda: [status(stack, key) for _ in range(8)], lambda found: set(found) == {401}, TOUCHED_S, "the revoked key")
     assert status(stack, stack.key) == 200
     assert pods(stack) == before
+    stack.changed = False
     secret = stack.kube.get("secret", "api-server-keys", "-n", stack.outputs.namespace)
     assert key not in base64.b64decode(secret["data"]["keys"]).decode()

@@ -52,43 +52,43 @@ def holds(wanted: Any, found: Any) -> bool:
     return bool(wanted == found)
 
 
-def test_drift_of_every_kind_is_named_and_repaired_by_the_next_up(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+def of_every_kind(stack: Stack) -> dict[str, dict[str, Any]]:
+    """Kind to the object of BY_HAND, as it is."""
+    items = stack.kube.get(",".join(BY_HAND), "-n", stack.outputs.namespace)["items"]
+    return {
+        kind: next(item for item in items if item["kind"] == kind and item["metadata"]["name"].startswith(prefix))
+        for kind, (prefix, _) in BY_HAND.items()
+    }
+
+
+REMOVED = "cache-server"
+"""A Service."""
+
+
+def test_drift_of_every_kind_is_named_and_repaired_by_the_next_up_and_the_one_after_it_touches_nothing(
+    stack: Stack, capsys: pytest.CaptureFixture[str]
+) -> None:
     # With GPUs enabled and none there, the RuntimeClass and the DaemonSet exist, and no node is chosen.
     overrides = {**stack.overrides, "gpu": {"enabled": True, "memory": "16Gi"}}
     stack.deployment.deploy(overrides)
+    stack.changed = True
     namespace = stack.outputs.namespace
-    targets: dict[str, str] = {}
-    for kind, (prefix, change) in BY_HAND.items():
-        items = stack.kube.get(kind, "-n", namespace)["items"]
-        name = next(item["metadata"]["name"] for item in items if item["metadata"]["name"].startswith(prefix))
-        targets[kind] = name
-        patch = json.dumps(change)
-        stack.kube.run("patch", kind, name, "-n", namespace, "--type=merge", "-p", patch)
-        assert holds(change, stack.kube.get(kind, name, "-n", namespace)), f"{kind} was not changed"
+    targets = {kind: item["metadata"]["name"] for kind, item in of_every_kind(stack).items()}
+    for kind, name in targets.items():
+        stack.kube.run("patch", kind, name, "-n", namespace, "--type=merge", "-p", json.dumps(BY_HAND[kind][1]))
+    for kind, item in of_every_kind(stack).items():
+        assert holds(BY_HAND[kind][1], item), f"{kind} was not changed"
+    stack.kube.run("delete", "service", REMOVED, "-n", namespace)
     capsys.readouterr()
     stack.deployment.deploy(overrides)
     said = capsys.readouterr().err
-    for kind, name in targets.items():
-        assert f"drift: {kind}/{name}: " in said, said
-        items = stack.kube.get(kind, "-n", namespace)["items"]
-        found = next(item for item in items if item["metadata"]["name"].startswith(BY_HAND[kind][0]))
-        assert not holds(BY_HAND[kind][1], found), f"{kind} was not set back"
+    assert f"drift: Service/{REMOVED}: removed by hand; making it again" in said, said
+    assert stack.kube.get("service", REMOVED, "-n", namespace)
+    for kind, item in of_every_kind(stack).items():
+        assert f"drift: {kind}/{targets[kind]}: " in said, said
+        assert not holds(BY_HAND[kind][1], item), f"{kind} was not set back"
     stack.kube.run("rollout", "status", "deployment/cache-server", "-n", namespace, "--timeout=60s")
-    stack.deployment.cli.preview(refresh=True, expect_no_changes=True)
-
-
-def test_an_object_that_was_removed_by_hand_is_named_and_made_again(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
-    stack.kube.run("delete", "service", "cache-server", "-n", stack.outputs.namespace)
-    capsys.readouterr()
-    stack.deployment.deploy(stack.overrides)
-    assert "drift: Service/cache-server: removed by hand; making it again" in capsys.readouterr().err
-    assert stack.kube.get("service", "cache-server", "-n", stack.outputs.namespace)
-
-
-def test_an_up_without_changes_does_not_touch_the_stack(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
-    # The test before this one has deployed the same.
-    capsys.readouterr()
-    stack.deployment.deploy(stack.overrides)
+    stack.deployment.deploy(overrides)
     # A busy machine may take long enough for signs of life.
     assert [line for line in capsys.readouterr().err.splitlines() if not line.endswith(" goes on")] == []
 

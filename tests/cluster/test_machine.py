@@ -71,7 +71,7 @@ def loaded() -> Cluster:
     return found
 
 
-def test_a_machine_is_left_as_it_is_while_a_cluster_is_up_and_what_dies_is_started_again(tmp_path: Path) -> None:
+def test_a_machine_is_left_as_it_is_while_a_cluster_is_up_which_is_repaired_in_part_and_whole(tmp_path: Path) -> None:
     before = machine.snapshot()
     media, stick = tmp_path / "media", tmp_path / "media" / "stick"
     media.mkdir()
@@ -96,6 +96,7 @@ def test_a_machine_is_left_as_it_is_while_a_cluster_is_up_and_what_dies_is_start
     assert all(f"/clusters/{ONE}" in line for line in during["mounts"] if "/run/netns" not in line), during["mounts"]
     assert not [line for line in during["network"] if line.startswith(("- ", "+ nft", "+ ipset"))]
     what_dies_is_started_again_and_long_logs_are_cut(loaded())
+    after_a_restart_of_the_machine_up_repairs(loaded())
 
 
 def what_dies_is_started_again_and_long_logs_are_cut(cluster: Cluster) -> None:
@@ -113,6 +114,24 @@ def what_dies_is_started_again_and_long_logs_are_cut(cluster: Cluster) -> None:
     eventually(back, bool, 60, "the supervisor has started them again")
     eventually(lambda: embedded.status(cluster)[-1], lambda row: row == ("cluster", "ready"), 90, "the cluster is ready again")
     assert log.stat().st_size < 2**20 < log.with_suffix(".log.1").stat().st_size
+
+
+def after_a_restart_of_the_machine_up_repairs(cluster: Cluster) -> None:
+    # What a restart takes: processes, mounts, links, control groups; the state directory stays.
+    for name in sorted(processes.recorded(cluster), key=lambda name: name != supervisor.NAME):
+        pid = processes.running_pid(cluster, name)
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+    embedded._end_all(cluster)
+    node.remove_mounts(cluster.state_dir)
+    network.remove(cluster)
+    for each in cluster.nodes:
+        cgroups.remove(each)
+    finish(start())
+    # What the cluster says of its nodes and pods is from before the restart for some seconds; `up` asks what is there now.
+    assert network.resolves(cluster.control_plane, SERVICE_DNS, f"kubernetes.default.svc.{CLUSTER_DOMAIN}")
+    assert not network.resolves(cluster.control_plane, SERVICE_DNS, f"nothing.default.svc.{CLUSTER_DOMAIN}")
+    assert embedded.not_ready(cluster) == []
 
 
 def test_an_up_that_was_killed_at_three_points_is_finished_by_the_next_or_removed() -> None:
@@ -143,7 +162,7 @@ def test_half_of_a_mount_namespace_is_not_taken_for_a_whole_one() -> None:
     assert found == str((n1.directory / "run-containerd").stat().st_ino)
 
 
-def test_two_at_once_make_one_cluster_and_a_lost_record_is_no_reason_to_leave_it() -> None:
+def test_two_at_once_make_one_cluster_and_an_empty_record_is_no_reason_to_leave_it() -> None:
     first, second = start(), start()
     said = [finish(first), finish(second)]
     assert sum("ready after" in each for each in said) == 1
@@ -153,42 +172,21 @@ def test_two_at_once_make_one_cluster_and_a_lost_record_is_no_reason_to_leave_it
     record.write_text("")
     done = subprocess.run([sys.executable, "-m", "devcluster", "--name", ONE, "status"], cwd=ROOT, capture_output=True, text=True)
     assert "got no readable record, want slot and node_count; run make down, which removes what is left" in done.stderr
-    assert embedded.down_named(ONE), "an empty record"
-    finish(start())
-    shutil.rmtree(loaded().pid_dir)
-    (loaded().state_dir / "cluster.json").unlink()
-    assert embedded.down_named(ONE), "no record at all: the link's alias says whose it is"
+    assert embedded.down_named(ONE)
 
 
-def test_after_a_restart_of_the_machine_up_repairs_and_down_removes() -> None:
-    finish(start())
-    cluster = loaded()
-    # What a restart takes: processes, mounts, links, control groups; the state directory stays.
-    for name in sorted(processes.recorded(cluster), key=lambda name: name != supervisor.NAME):
-        pid = processes.running_pid(cluster, name)
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
-    embedded._end_all(cluster)
-    node.remove_mounts(cluster.state_dir)
-    network.remove(cluster)
-    for each in cluster.nodes:
-        cgroups.remove(each)
-    finish(start())
-    # What the cluster says of its nodes and pods is from before the restart for some seconds; `up` asks what is there now.
-    assert network.resolves(cluster.control_plane, SERVICE_DNS, f"kubernetes.default.svc.{CLUSTER_DOMAIN}")
-    assert not network.resolves(cluster.control_plane, SERVICE_DNS, f"nothing.default.svc.{CLUSTER_DOMAIN}")
-    assert embedded.not_ready(cluster) == []
-
-
-def test_a_state_directory_with_a_space_and_links_of_others_with_names_like_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_record_in_a_state_directory_with_a_space_and_links_of_others_with_names_like_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "a home"))
     foreign, others = "mfabc-host", embedded.of_others()
     subprocess.run(["ip", "link", "add", foreign, "type", "bridge"], check=True)
     try:
         finish(start())
         assert embedded.of_others() == others
+        shutil.rmtree(loaded().pid_dir)
         (loaded().state_dir / "cluster.json").unlink()
-        assert embedded.down_named(ONE), "found by the link's alias"
+        assert embedded.down_named(ONE), "no record at all: the link's alias says whose it is"
         assert Path("/sys/class/net", foreign).exists()
     finally:
         subprocess.run(["ip", "link", "del", foreign], check=True)

@@ -6,6 +6,7 @@ only be a policy's doing.
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -152,19 +153,22 @@ def agrees_with_the_table(stack: Stack, probes: dict[str, Probe], components: Se
     api = stack.cluster.control_plane.address
     wanted = expected("kube-dns", components)
 
+    def connected_from(source: str) -> set[Connection]:
+        probe = probes[source]
+        targets = [(name, each.address, port) for name, each in probes.items() if name != source for port in ALL_PORTS]
+        targets += [("kube-dns", dns, 53)]
+        # Nothing of the namespace but the activator may talk to the cluster's API, and nothing to the world outside.
+        targets += [("kube-apiserver", api, 6443), ("registry", REGISTRY.partition(":")[0], 5000)] if source in components else []
+        done = stack.kube.exec(probe.namespace, probe.name, "python3", "-c", CONNECT, json.dumps(targets))
+        assert done.returncode == 0, done.stderr
+        results = json.loads(done.stdout)
+        assert len(results) == len(targets)
+        return {(source, target, port) for target, port, connected in results if connected}
+
     def attempt() -> set[Connection]:
-        made: set[Connection] = set()
-        for source, probe in probes.items():
-            targets = [(name, each.address, port) for name, each in probes.items() if name != source for port in ALL_PORTS]
-            targets += [("kube-dns", dns, 53)]
-            # Nothing of the namespace but the activator may talk to the cluster's API, and nothing to the world outside.
-            targets += [("kube-apiserver", api, 6443), ("registry", REGISTRY.partition(":")[0], 5000)] if source in components else []
-            done = stack.kube.exec(probe.namespace, probe.name, "python3", "-c", CONNECT, json.dumps(targets))
-            assert done.returncode == 0, done.stderr
-            results = json.loads(done.stdout)
-            assert len(results) == len(targets)
-            made |= {(source, target, port) for target, port, connected in results if connected}
-        return made
+        # Each waits some seconds for what does not answer.
+        with ThreadPoolExecutor(5) as pool:
+            return set().union(*pool.map(connected_from, probes))
 
     # A policy takes effect some seconds after its pod appears.
     eventually(lambda: attempt() ^ wanted, lambda differing: not differing, 60, "connections that differ from the table are gone")

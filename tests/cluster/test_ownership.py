@@ -13,10 +13,8 @@ from infra import ROOT
 from infra.engine.errors import CliError, CommandError
 from infra.lifecycle import deployment as deployments
 from infra.lifecycle import removal
-from infra.lifecycle.bring_up import chat
 from infra.lifecycle.deployment import Deployment
-from tests.cluster import test_image_trust as image_trust
-from tests.cluster.conftest import MODEL, SCRIPT, Stack
+from tests.cluster.conftest import MODEL, Stack
 from tests.cluster.faults import deployment as pause
 from tests.cluster.kube import of_others
 from tests.cluster.test_lifecycle import BY_HAND
@@ -67,12 +65,16 @@ def test_a_second_operator_with_an_empty_state_is_told_who_has_the_fleet(stack: 
     assert f"Namespace/modelfleet: got one that stack {OURS} made and the state at hand does not know, want that stack's own state" in said
 
 
-@pytest.fixture
-def second(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deployment:
-    """Another stack for the same cluster."""
+def another_stack(stack: Stack, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Deployment:
+    """For the same cluster, with the committed values of the first one."""
     committed = deployments.stack_config("dev")
     monkeypatch.setattr(deployments, "stack_config", lambda _: dict(committed))
-    return another(stack, tmp_path, "second")
+    return another(stack, directory, "second")
+
+
+@pytest.fixture
+def second(stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deployment:
+    return another_stack(stack, tmp_path, monkeypatch)
 
 
 def test_a_second_stack_does_not_take_what_the_first_has(stack: Stack, second: Deployment) -> None:
@@ -121,49 +123,6 @@ def account(stack: Stack, role: str, directory: Path) -> Iterator[str]:
         kubeconfig["users"] = [{"name": user["name"], "user": {"token": token}} for user in kubeconfig["users"]]
         (directory / role).write_text(yaml.safe_dump(kubeconfig))
         yield str(directory / role)
-
-
-@pytest.fixture
-def trusted(stack: Stack) -> Iterator[dict[str, Any]]:
-    """What a stack has to say to run signed images alone; the first one says it until the test ends."""
-    overrides = image_trust.trusting(stack)
-    image_trust.configure(stack.deployment, overrides, stack.outputs.namespace)
-    try:
-        stack.deployment.deploy(overrides)
-        yield overrides
-    finally:
-        image_trust.distrust(stack)
-
-
-def test_two_fleets_live_in_one_cluster_and_one_goes_without_the_other_noticing(
-    stack: Stack, second: Deployment, trusted: dict[str, Any], tmp_path: Path
-) -> None:
-    """The second one is made by an account with no more rights than the documented ones, and looked at by one that may only read.
-
-    Both let signed images in alone: each has a webhook of its own, and one that comes or goes opens no namespace of the other's.
-    """
-    service = {**stack.overrides.get("apiServer", {}), "nodePort": 30123}
-    unsigned = image_trust.unsigned(stack)
-    refused = f"spec.containers[0].image: got {unsigned}, want a signature by a key of images.trust"
-
-    def is_guarded(namespace: str) -> bool:
-        return refused in stack.kube.refused("apply", "-n", namespace, "-f", "-", stdin=image_trust.pod("unsigned", unsigned))
-
-    assert is_guarded(stack.outputs.namespace)
-    with account(stack, "deployer", tmp_path) as deploys, account(stack, "previewer", tmp_path) as reads, nothing_changes(stack):
-        deployer = dataclasses.replace(second, kubeconfig=deploys)
-        overrides = {**trusted, "cluster": {"namespace": "team-b"}, "apiServer": service}
-        image_trust.configure(deployer, overrides, "team-b")
-        outputs = deployer.deploy(overrides)
-        assert (outputs.namespace, outputs.storage_classes.hot) == ("team-b", "team-b-local-nvme")
-        url = f"http://{stack.cluster.control_plane.address}:{outputs.node_port}"
-        assert chat(url, second.key_file.read_text(), MODEL, "Say it.") == SCRIPT
-        assert is_guarded("team-b")
-        assert is_guarded(stack.outputs.namespace)
-        assert dataclasses.replace(second, kubeconfig=reads).cli.preview(refresh=True).lines() == []
-        removal.down(deployer, agreed=True)
-    assert is_guarded(stack.outputs.namespace)
-    assert chat(stack.url, stack.key, MODEL, "Say it.") == SCRIPT
 
 
 def test_an_object_of_an_operator_is_taken_over_only_by_name(stack: Stack) -> None:

@@ -3,14 +3,14 @@
 import argparse
 import csv
 import io
-import time
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
 
 from components.alerts import rule_groups
-from components.contract import PROMETHEUS, SCRAPED
+from components.contract import API_SERVER, PROMETHEUS, SCRAPED
 from components.prometheus import SCRAPE_S
 from infra.lifecycle import embedded as lifecycle
 from infra.lifecycle import usage
@@ -49,10 +49,21 @@ def test_it_is_up_and_reads_every_pod_that_has_metrics(stack: Stack) -> None:
     assert len(rules) == sum(len(group["rules"]) for group in rule_groups())
 
 
+def wait_until_read(stack: Stack) -> None:
+    """Until Prometheus has read each API server after now: what was asked before is in it."""
+    now = datetime.now(UTC)
+
+    def unread() -> set[tuple[str, str]]:
+        found = asked(stack, "targets")["activeTargets"]
+        read = {each["labels"]["instance"] for each in found if datetime.fromisoformat(each["lastScrape"]) > now}
+        return {(component, address) for component, address in pods(stack) if component == API_SERVER and address not in read}
+
+    eventually(unread, lambda left: not left, 4 * SCRAPE_S, "every API server was read")
+
+
 def test_usage_has_the_chats_of_a_key(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     """By the command's own forwarded port, and exactly."""
-    # What tests before this one asked has been read by then.
-    time.sleep(2 * SCRAPE_S)
+    wait_until_read(stack)
     body = {"messages": [{"role": "user", "content": "Say it."}], "max_tokens": 64, "temperature": 0}
     before = {MODEL: (0, 0), SERVER_ID: (0, 0)} | counted(stack, capsys)
     wanted = {MODEL: 3, SERVER_ID: 2}

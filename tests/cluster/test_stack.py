@@ -88,7 +88,7 @@ def test_a_killed_ollama_pod_comes_back_and_serves(stack: Stack) -> None:
     assert stack.kube.get("pod", "ollama-0", "-n", namespace)["metadata"]["uid"] != before
 
 
-def test_a_changed_service_replaces_only_its_own_pods(stack: Stack) -> None:
+def test_a_changed_service_replaces_only_its_own_pods_and_an_update_that_was_killed_is_finished_by_the_next(stack: Stack) -> None:
     def pods() -> dict[str, str]:
         """Without those that are about to end: an API server goes when a Prometheus has read the last of its metrics."""
         items = [item["metadata"] for item in stack.kube.get("pods", "-n", stack.outputs.namespace)["items"]]
@@ -101,14 +101,12 @@ def test_a_changed_service_replaces_only_its_own_pods(stack: Stack) -> None:
     embedded.push(stack.cluster, [edited])
     overrides = json.loads(json.dumps(stack.overrides))
     overrides["images"]["refs"]["metrics-exporter"] = edited.reference
+    stack.changed = True
     stack.deployment.deploy(overrides)
     after = eventually(pods, lambda now: len(now) == len(before), 60, "as many pods as before")
     assert {before[uid] for uid in before.keys() - after.keys()} == {"metrics-exporter"}
     assert {after[uid] for uid in after.keys() - before.keys()} == {"metrics-exporter"}
-
-
-def test_an_update_that_was_killed_is_finished_by_the_next(stack: Stack) -> None:
-    """The one that sets back what the test before this one has changed."""
+    # The update that sets it back is killed.
     cli = stack.deployment.cli
     stack.deployment.configure(stack.overrides)
     environment = cli.environment()
@@ -123,6 +121,7 @@ def test_an_update_that_was_killed_is_finished_by_the_next(stack: Stack) -> None
             os.kill(pid, signal.SIGKILL)
     assert seen
     stack.deployment.deploy(stack.overrides)
+    stack.changed = False
     cli.preview(expect_no_changes=True)
     assert ask(stack, MODEL).status_code == 200
 

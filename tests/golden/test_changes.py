@@ -36,11 +36,11 @@ def with_tier(stack: str, tier: str, **values: Any) -> dict[str, Any]:
     return {"storage": {tier: {**storage[tier], **values}}}
 
 
-def test_a_replaced_storage_class_leaves_every_claim_alone(engine: Engine) -> None:
-    for tier, name in (("shared", "shared-models"), ("hot", "local-nvme")):
-        planned = engine.planned(with_tier(engine.stack, tier, parameters={"a": "b"}))
-        assert changed(planned) == {f"StorageClass/{name}": "replace"}
-        refuse_data_loss(planned, ())
+def test_replaced_storage_classes_leave_every_claim_alone(engine: Engine) -> None:
+    tiers = [with_tier(engine.stack, tier, parameters={"a": "b"})["storage"] for tier in ("shared", "hot")]
+    planned = engine.planned({"storage": {**tiers[0], **tiers[1]}})
+    assert changed(planned) == {"StorageClass/shared-models": "replace", "StorageClass/local-nvme": "replace"}
+    refuse_data_loss(planned, ())
 
 
 def test_a_larger_shared_claim_grows_in_place(engine: Engine) -> None:

@@ -136,10 +136,11 @@ def start_api_server(
     process: Mapping[str, str] | None = None,
     files: int = 0,
     group: Path | str = "",
+    module: str = "api_server",
     **env: str,
 ) -> Service:
     """An API server that runs until the stack is closed; its keys and its log are in `work`. `process`: its environment beside its
-    settings. `files` and `group`: as in `running`."""
+    settings. `files`, `group` and `module`: as in `running`."""
     keys = work / "keys"
     if not keys.exists():
         keys.write_text(f"{KEY}\n\n")
@@ -155,7 +156,7 @@ def start_api_server(
     }
     variables = {f"API_SERVER_{key}": value for key, value in settings.items()} | dict(process or {})
     ca = Path(env["TLS_DIR"]) / "ca.crt" if "TLS_DIR" in env else None
-    service = stack.enter_context(running("api_server", port, variables, work / "api-server.log", ready, files=files, ca=ca, group=group))
+    service = stack.enter_context(running(module, port, variables, work / "api-server.log", ready, files=files, ca=ca, group=group))
     service.metrics_url = f"http://127.0.0.1:{metrics_port}"
     return service
 

@@ -4,8 +4,8 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.service.neighbours import Fleet, Request, Server, word
 from tests.service.processes import Service
 from tests.service.test_neighbours import until
 
-SILENT_S = 20
+SILENT_S = 17
 """Longer than a stream of ours is silent (14 s), and than Envoy waits by itself (15 s)."""
 TOLD = ("API_SERVER_MAX_BODY_BYTES", "API_SERVER_REQUEST_TIMEOUT_S", "API_SERVER_TLS_NAMES")
 """What the rendering tells the process."""
@@ -60,6 +60,8 @@ class Behind:
     front: Front
     gateway: Service
     server: Server
+    silence: "Future[tuple[int, float, str]]"
+    """An answer's status after a long silence, when the first part of a stream came, and that stream. It begins before the tests do."""
 
     def ask(self, text: str, **fields: object) -> httpx.Response:
         with self.front.client() as client:
@@ -92,26 +94,21 @@ def behind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             policy = rendered["BackendTLSPolicy/api-server"]["spec"]
             program = envoy_program(tmp_path_factory.mktemp("envoy"))
             front = stack.enter_context(envoy(program, work, secret, gateway, rendered["HTTPRoute/api-server"]["spec"], policy))
-        yield Behind(front, gateway, server)
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        yield Behind(front, gateway, server, pool.submit(silence, front))
 
 
-def test_a_long_silence_ends_neither_a_stream_nor_an_answer(behind: Behind) -> None:
-    def streamed() -> tuple[float, str]:
+def silence(front: Front) -> tuple[int, float, str]:
+    with ThreadPoolExecutor(1) as pool, front.client() as one, front.client() as other:
+        whole = pool.submit(one.post, "/v1/chat/completions", json=chat("silent"))
         started = time.monotonic()
-        with behind.front.client() as client, client.stream("POST", "/v1/chat/completions", json=chat("silent", stream=True)) as answer:
+        with other.stream("POST", "/v1/chat/completions", json=chat("silent", stream=True)) as answer:
             assert answer.status_code == 200
             parts = answer.iter_text()
             first = next(parts)
-            return time.monotonic() - started, first + "".join(parts)
-
-    with ThreadPoolExecutor(2) as pool:
-        whole, stream = pool.submit(behind.ask, "silent"), pool.submit(streamed)
-        assert whole.result().status_code == 200
-        first_s, text = stream.result()
-    assert first_s < SILENT_S / 2, "what is there is not held back"
-    assert text.count("tick") == 2
-    assert text.endswith("data: [DONE]\n\n")
-    assert "\n:" in text, "a sign of life"
+            first_s = time.monotonic() - started
+            text = first + "".join(parts)
+        return whole.result().status_code, first_s, text
 
 
 def of_bytes(size: int) -> bytes:
@@ -135,60 +132,53 @@ def test_who_has_no_key_is_refused_before_the_body(behind: Behind) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
 
 
-def test_a_client_that_leaves_frees_the_server(behind: Behind) -> None:
-    with behind.front.client() as client, client.stream("POST", "/v1/chat/completions", json=chat("for ever", stream=True)) as answer:
-        assert "tick" in next(answer.iter_text())
-        assert behind.server.at_once == 1
-    until(lambda: behind.server.at_once == 0, timeout_s=10)
-    assert in_flight(behind.gateway) == 0
-
-
-def in_flight(gateway: Service) -> float:
-    text = httpx.get(f"{gateway.metrics_url}/metrics", timeout=10).text
-    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("api_server_in_flight_requests{"))
-
-
-INNER_BODY = json.dumps(chat("smuggled")).encode()
-INNER = (
-    f"POST /v1/chat/completions?smuggled HTTP/1.1\r\nHost: {HOST}\r\nx-api-key: {KEY}\r\nContent-Length: {len(INNER_BODY)}\r\n\r\n"
-).encode() + INNER_BODY
-CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(INNER), INNER)
 TE, CL = b"Transfer-Encoding: chunked", b"Content-Length: %d"
-SMUGGLES: dict[str, tuple[tuple[bytes, ...], bytes]] = {
-    # lines of the outer request's head, and what follows it
-    "CL.TE": ((CL % (5 + len(INNER)), TE), b"0\r\n\r\n" + INNER),
-    "TE.CL": ((TE, CL % 4), CHUNKED),
-    "CL.TE, in the other order": ((TE, CL % (5 + len(INNER))), b"0\r\n\r\n" + INNER),
-    "a space before the colon": ((b"Transfer-Encoding : chunked", CL % (5 + len(INNER))), b"0\r\n\r\n" + INNER),
-    "a tab": ((b"Transfer-Encoding:\tchunked", CL % (5 + len(INNER))), b"0\r\n\r\n" + INNER),
-    "a vertical tab": ((b"Transfer-Encoding: \x0bchunked", CL % (5 + len(INNER))), b"0\r\n\r\n" + INNER),
-    "another coding": ((b"Transfer-Encoding: xchunked", CL % (5 + len(INNER))), b"0\r\n\r\n" + INNER),
-    "two codings": ((TE, b"Transfer-Encoding: identity", CL % (5 + len(INNER))), b"0\r\n\r\n" + INNER),
-    "a list of codings": ((b"Transfer-Encoding: identity, chunked", CL % (5 + len(INNER))), b"0\r\n\r\n" + INNER),
-    "obs-fold of the coding": ((b"Transfer-Encoding:\r\n chunked", CL % (5 + len(INNER))), b"0\r\n\r\n" + INNER),
-    "obs-fold that hides the coding": ((b"X: a\r\n Transfer-Encoding: chunked", CL % (5 + len(INNER))), b"0\r\n\r\n" + INNER),
-    "a bare line feed that hides it": ((b"X: a\nTransfer-Encoding: chunked", CL % (5 + len(INNER))), b"0\r\n\r\n" + INNER),
-    "a bare carriage return": ((b"X: a\rTransfer-Encoding: chunked", CL % (5 + len(INNER))), b"0\r\n\r\n" + INNER),
-    "an underscore": ((b"Transfer_Encoding: chunked", CL % (5 + len(INNER))), b"0\r\n\r\n" + INNER),
-    "two lengths": ((CL % 0, CL % len(INNER)), INNER),
-    "two lengths, in the other order": ((CL % len(INNER), CL % 0), INNER),
-    "a list of lengths": ((b"Content-Length: 0, %d" % len(INNER),), INNER),
-    "a length with a sign": ((b"Content-Length: +0", CL % len(INNER)), INNER),
-    "a length in octal": ((b"Content-Length: 0x0", CL % len(INNER)), INNER),
-    "a length that may be dropped": ((CL % len(INNER), b"Connection: Content-Length"), INNER),
-    "a coding that may be dropped": ((TE, b"Connection: Transfer-Encoding"), CHUNKED),
-    "a chunk extension with a line feed": ((TE,), b"2;\nxx\r\n%x\r\n0\r\n\r\n%b\r\n0\r\n\r\n" % (5 + len(INNER), INNER)),
-    "chunk sizes that end with a line feed": ((TE,), b"0\n\n" + INNER),
-    "a chunk that is longer than it says": ((TE,), b"2\r\nxx" + b"0\r\n\r\n" + INNER),
-    "a chunk size with a sign": ((TE,), b"+0\r\n\r\n" + INNER),
-    "a chunk size with a prefix": ((TE,), b"0x0\r\n\r\n" + INNER),
-    "a chunk size that runs over": ((TE,), b"1%b\r\n\r\n" % (b"0" * 16) + INNER),
-    "a trailer that is a length": ((TE,), b"0\r\n" + CL % len(INNER) + b"\r\n\r\n" + INNER),
-    "Expect that nobody knows": ((CL % len(INNER), b"Expect: y 100-continue"), INNER),
-    "Expect": ((CL % len(INNER), b"Expect: 100-continue"), INNER),
-    "an upgrade": ((CL % len(INNER), b"Connection: upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13"), INNER),
-    "an upgrade to HTTP/2": ((CL % len(INNER), b"Connection: upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAoAAA"), INNER),
-}  # fmt: skip
+
+
+def inner(word: str) -> bytes:
+    """The request that is smuggled, with that word in its first line and as its message."""
+    body = json.dumps(chat(word)).encode()
+    head = f"POST /v1/chat/completions?{word} HTTP/1.1\r\nHost: {HOST}\r\nx-api-key: {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def smuggles(smuggled: bytes) -> dict[str, tuple[tuple[bytes, ...], bytes]]:
+    """Lines of the outer request's head, and what follows it."""
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(smuggled), smuggled)
+    return {
+        "CL.TE": ((CL % (5 + len(smuggled)), TE), b"0\r\n\r\n" + smuggled),
+        "TE.CL": ((TE, CL % 4), chunked),
+        "CL.TE, in the other order": ((TE, CL % (5 + len(smuggled))), b"0\r\n\r\n" + smuggled),
+        "a space before the colon": ((b"Transfer-Encoding : chunked", CL % (5 + len(smuggled))), b"0\r\n\r\n" + smuggled),
+        "a tab": ((b"Transfer-Encoding:\tchunked", CL % (5 + len(smuggled))), b"0\r\n\r\n" + smuggled),
+        "a vertical tab": ((b"Transfer-Encoding: \x0bchunked", CL % (5 + len(smuggled))), b"0\r\n\r\n" + smuggled),
+        "another coding": ((b"Transfer-Encoding: xchunked", CL % (5 + len(smuggled))), b"0\r\n\r\n" + smuggled),
+        "two codings": ((TE, b"Transfer-Encoding: identity", CL % (5 + len(smuggled))), b"0\r\n\r\n" + smuggled),
+        "a list of codings": ((b"Transfer-Encoding: identity, chunked", CL % (5 + len(smuggled))), b"0\r\n\r\n" + smuggled),
+        "obs-fold of the coding": ((b"Transfer-Encoding:\r\n chunked", CL % (5 + len(smuggled))), b"0\r\n\r\n" + smuggled),
+        "obs-fold that hides the coding": ((b"X: a\r\n Transfer-Encoding: chunked", CL % (5 + len(smuggled))), b"0\r\n\r\n" + smuggled),
+        "a bare line feed that hides it": ((b"X: a\nTransfer-Encoding: chunked", CL % (5 + len(smuggled))), b"0\r\n\r\n" + smuggled),
+        "a bare carriage return": ((b"X: a\rTransfer-Encoding: chunked", CL % (5 + len(smuggled))), b"0\r\n\r\n" + smuggled),
+        "an underscore": ((b"Transfer_Encoding: chunked", CL % (5 + len(smuggled))), b"0\r\n\r\n" + smuggled),
+        "two lengths": ((CL % 0, CL % len(smuggled)), smuggled),
+        "two lengths, in the other order": ((CL % len(smuggled), CL % 0), smuggled),
+        "a list of lengths": ((b"Content-Length: 0, %d" % len(smuggled),), smuggled),
+        "a length with a sign": ((b"Content-Length: +0", CL % len(smuggled)), smuggled),
+        "a length in octal": ((b"Content-Length: 0x0", CL % len(smuggled)), smuggled),
+        "a length that may be dropped": ((CL % len(smuggled), b"Connection: Content-Length"), smuggled),
+        "a coding that may be dropped": ((TE, b"Connection: Transfer-Encoding"), chunked),
+        "a chunk extension with a line feed": ((TE,), b"2;\nxx\r\n%x\r\n0\r\n\r\n%b\r\n0\r\n\r\n" % (5 + len(smuggled), smuggled)),
+        "chunk sizes that end with a line feed": ((TE,), b"0\n\n" + smuggled),
+        "a chunk that is longer than it says": ((TE,), b"2\r\nxx" + b"0\r\n\r\n" + smuggled),
+        "a chunk size with a sign": ((TE,), b"+0\r\n\r\n" + smuggled),
+        "a chunk size with a prefix": ((TE,), b"0x0\r\n\r\n" + smuggled),
+        "a chunk size that runs over": ((TE,), b"1%b\r\n\r\n" % (b"0" * 16) + smuggled),
+        "a trailer that is a length": ((TE,), b"0\r\n" + CL % len(smuggled) + b"\r\n\r\n" + smuggled),
+        "Expect that nobody knows": ((CL % len(smuggled), b"Expect: y 100-continue"), smuggled),
+        "Expect": ((CL % len(smuggled), b"Expect: 100-continue"), smuggled),
+        "an upgrade": ((CL % len(smuggled), b"Connection: upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13"), smuggled),
+        "an upgrade to HTTP/2": ((CL % len(smuggled), b"Connection: upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAoAAA"), smuggled),
+    }  # fmt: skip
 
 
 def sent(front: Front, raw: bytes) -> bytes:
@@ -206,27 +196,59 @@ def sent(front: Front, raw: bytes) -> bytes:
 @pytest.mark.parametrize(("method", "version"), [(b"POST", b"HTTP/1.1"), (b"GET", b"HTTP/1.1"), (b"POST", b"HTTP/1.0")])
 def test_nothing_reaches_the_gateway_that_the_proxy_did_not_understand(behind: Behind, method: bytes, version: bytes) -> None:
     """Both must agree where a request ends: what one takes for a body, and the other for a request, would be asked in another's name."""
-    asked: Callable[[], int] = lambda: sum(word(each) == "smuggled" for each in behind.server.seen if each.body is not None)  # noqa: E731
-    for name, (lines, rest) in SMUGGLES.items():
-        before, known = asked(), behind.front.understood("?smuggled")
+
+    def tried(number: int, name: str) -> str:
+        """The word of its smuggled request."""
+        smuggled = f"smuggled-{number:02}-{method.decode()}-{version[-3:].decode()}"
+        lines, rest = smuggles(inner(smuggled))[name]
         head = [method + b" /v1/chat/completions " + version, b"Host: " + HOST.encode(), b"x-api-key: " + KEY.encode(), *lines, b"", b""]
         sent(behind.front, b"\r\n".join(head) + rest)
         # What would be left on a connection that the proxy keeps comes before the next request on it.
         for turn in range(2):
             said = behind.ask(f"after {name} {turn}"[:60])
             assert (said.status_code, said.json()["choices"][0]["message"]["content"]) == (200, f"after {name} {turn}"[:60])
-        reached = asked() - before
+        return smuggled
+
+    names = list(smuggles(b""))
+    # Each of them waits for an answer that may not come.
+    with ThreadPoolExecutor(8) as pool:
+        words = dict(zip(names, pool.map(tried, range(len(names)), names), strict=True))
+    for name, smuggled in words.items():
+        reached = [word(each) for each in behind.server.seen if each.body is not None].count(smuggled)
         assert reached <= 1, name
         if reached:
             # Both took it for the client's next request.
-            until(lambda: behind.front.understood("?smuggled") == known + 1, timeout_s=10)  # noqa: B023
+            until(lambda smuggled=smuggled: behind.front.understood(f"?{smuggled}") == 1, timeout_s=10)
+
+
+def test_a_long_silence_ends_neither_a_stream_nor_an_answer(behind: Behind) -> None:
+    """It lasts while the tests before this one run."""
+    status, first_s, text = behind.silence.result()
+    assert status == 200
+    assert first_s < SILENT_S / 2, "what is there is not held back"
+    assert text.count("tick") == 2
+    assert text.endswith("data: [DONE]\n\n")
+    assert "\n:" in text, "a sign of life"
+
+
+def test_a_client_that_leaves_frees_the_server(behind: Behind) -> None:
+    behind.silence.result()
+    with behind.front.client() as client, client.stream("POST", "/v1/chat/completions", json=chat("for ever", stream=True)) as answer:
+        assert "tick" in next(answer.iter_text())
+        assert behind.server.at_once == 1
+    until(lambda: behind.server.at_once == 0, timeout_s=10)
+    assert in_flight(behind.gateway) == 0
+
+
+def in_flight(gateway: Service) -> float:
+    text = httpx.get(f"{gateway.metrics_url}/metrics", timeout=10).text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("api_server_in_flight_requests{"))
 
 
 def test_what_is_smuggled_would_be_answered(behind: Behind) -> None:
     """Or the test before could not fail."""
-    before = behind.front.understood("?smuggled")
-    assert b"smuggled" in sent(behind.front, INNER)
-    until(lambda: behind.front.understood("?smuggled") == before + 1)
+    assert b"alone" in sent(behind.front, inner("alone"))
+    until(lambda: behind.front.understood("?alone") == 1)
 
 
 def test_names_with_underscores_pass_nginx_when_it_is_told(tmp_path: Path) -> None:

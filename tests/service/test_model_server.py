@@ -266,7 +266,7 @@ def test_a_cache_that_is_down_is_bypassed(model_server: ModelServerFactory) -> N
 def test_more_than_slots_and_queue_is_refused_at_once(model_server: ModelServerFactory) -> None:
     service = model_server("slow:1", PARALLEL="1", MAX_QUEUE="1")
     results: list[httpx.Response] = []
-    threads = [threading.Thread(target=lambda: results.append(ask(service, "slow:1", max_tokens=300))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: results.append(ask(service, "slow:1", max_tokens=100))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -315,7 +315,7 @@ def test_a_dead_engine_is_reported_and_ends_the_server(model_server: ModelServer
 
 
 def test_an_engine_that_hangs_ends_the_server(model_server: ModelServerFactory) -> None:
-    service = model_server("tiny:1", ENGINE_SILENCE_S="10", DRAIN_S="0")
+    service = model_server("tiny:1", ENGINE_SILENCE_S="5", DRAIN_S="0")
     engine = int(Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text())
     os.kill(engine, signal.SIGSTOP)
     assert service.ended() == 1

@@ -139,13 +139,13 @@ class TestDyingServers:
             assert {response.status_code for response in asking.all().values()} == {200}
 
     def test_one_that_fails_is_out_and_comes_back_slowly(self, fleet: Fleet) -> None:
-        fails = True
+        fails, go_on = True, threading.Event()
 
         async def behaviour(request: Request) -> None:
             if fails:
                 await request.answer(b'{"error": {"message": "no"}}', "500 Internal Server Error")
                 return
-            await asyncio.sleep(8)
+            await asyncio.to_thread(go_on.wait, 60)
             await request.answer()
 
         bad, *good = fleet.add(behaviour, answers, answers)
@@ -167,9 +167,11 @@ class TestDyingServers:
             assert "127.0.0.2 is out: failed too often in a row" in api.log.read_text()
             fails = False
             until(lambda: not is_out())
-            asking = Asking(api)
+            asking, before = Asking(api), sum(len(server.seen) for server in good)
             for number in range(12):
                 asking.one(f"again {number}")
+            until(lambda: sum(len(server.seen) for server in good) == before + 11)
+            go_on.set()
             assert {response.status_code for response in asking.all().values()} == {200}
             assert (len(bad.seen), bad.most_at_once) == (6, 1), "one request at first"
 
@@ -178,9 +180,10 @@ class TestDyingServers:
             first, _, rest = EVENTS.partition(b"\n\n")
             await request.head("200 OK", "text/event-stream")
             await request.say(first + b"\n\n")
-            await asyncio.sleep(20)
+            await asyncio.to_thread(go_on.wait, 60)
             await request.say(rest)
 
+        go_on = threading.Event()
         silent, good = fleet.add(pauses, answers)
         with fleet.gateway(route={"max_in_flight": 16}, SERVER_SILENCE_S="2") as api:
             asking = Asking(api)
@@ -192,6 +195,7 @@ class TestDyingServers:
             assert {ask(api, messages=[{"role": "user", "content": f"{number}"}]).status_code for number in range(20)} == {200}
             assert len(silent.seen) == before
             assert good.seen
+            go_on.set()
             assert {response.status_code for response in asking.all().values()} == {200}, "those that it had are not taken from it"
 
     def test_one_that_reads_a_long_prompt_is_not(self, fleet: Fleet) -> None:
@@ -225,7 +229,12 @@ class TestLookUps:
             until(lambda: ask(api).status_code == 503)
 
     def test_a_server_that_leaves_and_comes_back_keeps_its_count(self, fleet: Fleet) -> None:
-        fleet.add(slowly(12))
+        async def behaviour(request: Request) -> None:
+            await asyncio.to_thread(go_on.wait, 60)
+            await request.answer()
+
+        go_on = threading.Event()
+        fleet.add(behaviour)
         with fleet.gateway(route={"max_in_flight": 1}) as api:
             asking = Asking(api)
             asking.one("first")
@@ -235,6 +244,7 @@ class TestLookUps:
             fleet.look_up(*fleet.servers)
             until(lambda: ask(api).status_code != 503)
             assert ask(api).status_code == 429
+            go_on.set()
             assert asking.all()["first"].status_code == 200
             assert in_flight(api) == 0
 

@@ -13,12 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
-from api_server.bindings import PAUSE_S
 from model_sync import gguf
 from tests import tiny_gguf
 from tests.service import names
 from tests.service import ollama as ollama_process
 from tests.service.conftest import KEY, SCRIPT, start_api_server
+from tests.service.hasty_gateway import PAUSE_S
 from tests.service.processes import Service, free_port, running
 from tests.service.test_gateway import demand, metric
 
@@ -118,7 +118,8 @@ def gateway(cluster: Cluster, tmp_path: Path) -> Iterator[Service]:
     (tmp_path / "token").write_text("t")
     with ExitStack() as stack:
         settings = {"METRICS_PORT": str(port), "QUEUE_S": "60", "HOLD_S": "60"}
-        api = start_api_server(stack, tmp_path, routes, "/ready", cluster.name.environment, 0, **settings)
+        hasty = (0, "", "tests.service.hasty_gateway")
+        api = start_api_server(stack, tmp_path, routes, "/ready", cluster.name.environment, *hasty, **settings)
         env = {
             "GATEWAYS": f"127.0.0.1:{port}",
             "SCALE_URL": cluster.url,

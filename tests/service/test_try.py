@@ -36,8 +36,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
+def home(tmp_path: Path) -> Iterator[Path]:
+    """Whatever a test leaves there running ends with it."""
+    yield tmp_path / "home"
+    for pid in of_home(tmp_path / "home"):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -120,13 +124,13 @@ def test_however_it_ends_no_process_is_left(home: Path, tiny: Path, number: sign
     assert files(home) == KEPT
 
 
-def of_home(home: Path) -> list[str]:
+def of_home(home: Path) -> dict[int, str]:
     """Living processes that have this home, or a directory below it, in their environment."""
-    found = []
+    found = {}
     for environ in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
             if f"HOME={home}" in environ.read_text(errors="replace"):
-                found.append((environ.parent / "cmdline").read_text().replace("\0", " "))
+                found[int(environ.parent.name)] = (environ.parent / "cmdline").read_text().replace("\0", " ")
     return found
 
 
@@ -146,7 +150,7 @@ def test_a_terminal_that_sends_ctrl_c_or_is_closed_ends_it(home: Path, tiny: Pat
             assert terminal.wait(20) == 0
         else:
             terminal.kill()
-        eventually(lambda: not of_home(home), lambda: of_home(home))
+        eventually(lambda: not of_home(home), lambda: of_home(home), 20)
     assert files(home) == KEPT
 
 

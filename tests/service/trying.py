@@ -18,7 +18,8 @@ from typing import Any
 from modelfleet.models import pinned
 from tests.service.processes import ROOT
 
-TRY = [sys.executable, "-m", "modelfleet", "try"]
+TRY = ["env", "--default-signal=HUP", sys.executable, "-m", "modelfleet", "try"]
+"""As from a terminal: a suite that nohup started ignores the hangup, and so would all that it starts."""
 LIMIT_S = 180
 _INDEX = ("PIP_", "UV_", "SSL_CERT_", "REQUESTS_CA_BUNDLE")
 """Variables that say how this machine reaches its package index."""

@@ -56,7 +56,10 @@ def named(taken: Snapshot) -> list[tuple[str, str]]:
 
 
 def test_faults_were_recorded() -> None:
-    """All that the cluster tier injects into a namespace of its own (`UPDATE_SNAPSHOTS=1`), and its stack's own model server."""
+    """All that the cluster tier injects into a namespace of its own, and its stack's own model server.
+
+    UPDATE_SNAPSHOTS=claim-leaving .venv/bin/python -m pytest tests/cluster/test_explain.py -k every_fault
+    """
     # Its own test below has this one, until the cluster tier records it.
     unrecorded = {"claim-leaving"}
     assert {path.stem for path in RECORDED} | unrecorded == {*FAULTS, "model-missing"}

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from cryptography import x509
 
+from components.contract import API_SERVER
 from infra.lifecycle.bring_up import Certified, chat
 from infra.preparation.certificates import api_server_tls
 from modelfleet_outputs import FleetOutputs
@@ -83,6 +84,7 @@ def test_a_renewed_certificate_restarts_no_pod_and_ends_no_connection(stack: Sta
         ask()
         outputs = stack.deployment.deploy(overrides(stack))
         assert outputs.authority == secured.authority
+        stack.kube.touch(outputs.namespace, API_SERVER)
 
         def look() -> int:
             ask()
