@@ -77,7 +77,8 @@ def _run(options: argparse.Namespace) -> int:
         print(f"export KUBECONFIG={cluster.kubeconfig}")
         return 0
     if options.command == "down":
-        clusters.down_named(options.name)
+        if not clusters.down_named(options.name):
+            clusters.say(f"devcluster: nothing of {options.name} is up")
         return 0
     cluster = _existing(options.name)
     if options.command == "status":

@@ -45,6 +45,7 @@ from devcluster.layout import (
     create,
     load,
     lock_file,
+    recorded,
     save,
 )
 from devcluster.oci import Image
@@ -297,9 +298,10 @@ def _by_marks(name: str) -> Cluster | None:
 
 
 def of_others() -> list[str]:
-    """State directories of clusters on this machine that other users, or this one with another HOME, have."""
+    """State directories of clusters on this machine that other users have, or this one with another HOME, or that lost their records."""
     aliases = [path.read_text().strip().split(" ", 3) for path in LINKS.glob("mf*-host/ifalias")]
-    return sorted(words[3] for words in aliases if len(words) == 4 and words[0] == "modelfleet" and Path(words[3]).parent != clusters_dir())
+    ours = {str(cluster.state_dir) for cluster in recorded()}
+    return sorted(words[3] for words in aliases if len(words) == 4 and words[0] == "modelfleet" and words[3] not in ours)
 
 
 def _down(cluster: Cluster) -> None:

@@ -201,13 +201,11 @@ def recorded() -> list[Cluster]:
 
 
 def default_name() -> str:
-    """The name of this checkout's cluster: that of the one it has, or else `modelfleet`, with a suffix where another checkout has that."""
-    clusters = recorded()
-    for cluster in clusters:
+    """The name of this checkout's cluster: that of the one it has, or else one that is made of its path, which no other checkout makes."""
+    for cluster in recorded():
         if cluster.checkout == ROOT and cluster.name.startswith(_DEFAULT_NAME):
             return cluster.name
-    taken = {cluster.name for cluster in clusters}
-    return _DEFAULT_NAME if _DEFAULT_NAME not in taken else f"{_DEFAULT_NAME}-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:6]}"
+    return f"{_DEFAULT_NAME}-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:6]}"
 
 
 def create(name: str, node_count: int, taken: Iterable[ipaddress.IPv4Network] = ()) -> Cluster:

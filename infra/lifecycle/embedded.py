@@ -74,10 +74,7 @@ class EmbeddedCluster:
             say("down: the embedded cluster and all that it made are gone")
             return
         say("down: nothing is up")
-        for other in embedded.of_others():
-            state, name = Path(other).parents[2], Path(other).name
-            remove = f"sudo env XDG_STATE_HOME={state} {sys.executable} -m devcluster --name {name} down"
-            say(f"down: there is a cluster in {other}, of another user or HOME; it goes with: {remove}")
+        _say_of_others("down")
 
     @_errors_of_a_command()
     def prometheus(self, deployment: Deployment) -> AbstractContextManager[str]:
@@ -95,6 +92,7 @@ class EmbeddedCluster:
         cluster = load(default_name())
         if cluster is None:
             print("down; run make up")
+            _say_of_others("status")
             return 1
         rows = embedded.status(cluster)
         for name, state in rows:
@@ -102,6 +100,13 @@ class EmbeddedCluster:
         outputs = on_embedded(cluster, self.stack).outputs()
         print(f"{'endpoint':28} {_endpoint(cluster, outputs)}{outputs.base_path}")
         return 0 if rows[-1][1] == "ready" else 1
+
+
+def _say_of_others(command: str) -> None:
+    for other in embedded.of_others():
+        state, name = Path(other).parents[2], Path(other).name
+        remove = f"sudo env XDG_STATE_HOME={state} {sys.executable} -m devcluster --name {name} down"
+        say(f"{command}: there is a cluster in {other}, of another user or HOME, or without its record; it goes with: {remove}")
 
 
 def on_embedded(cluster: Cluster, stack: str) -> Deployment:

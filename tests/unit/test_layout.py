@@ -1,5 +1,6 @@
 """Two clusters of one machine share no address."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -45,14 +46,20 @@ def test_an_unusable_name_is_refused(name: str) -> None:
 
 
 def test_a_cluster_is_named_after_its_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert layout.default_name() == "modelfleet"
+    """Also while nobody has a record yet, and where somebody's record is lost: two checkouts never mean the same cluster."""
+    first = layout.default_name()
+    monkeypatch.setattr(layout, "ROOT", tmp_path / "second")
+    second = layout.default_name()
+    assert first != second
+    assert all(re.fullmatch("modelfleet-[0-9a-f]{6}", name) for name in (first, second))
+    layout.save(layout.Cluster(name=second, slot=99, node_count=1, checkout=tmp_path / "second"))
+    (layout.clusters_dir() / second / "cluster.json").write_text("")
+    assert layout.default_name() == second
+
+
+def test_a_cluster_of_before_keeps_its_name() -> None:
     layout.create("modelfleet", 1)
     assert layout.default_name() == "modelfleet"
-    monkeypatch.setattr(layout, "ROOT", tmp_path / "second")
-    other = layout.default_name()
-    assert other.startswith("modelfleet-")
-    layout.save(layout.Cluster(name=other, slot=99, node_count=1, checkout=tmp_path / "second"))
-    assert layout.default_name() == other
 
 
 def test_an_unreadable_record_is_one_clear_error_and_hides_no_other_cluster() -> None:
@@ -64,14 +71,17 @@ def test_an_unreadable_record_is_one_clear_error_and_hides_no_other_cluster() ->
     assert layout.recorded() == [two]
 
 
-def test_clusters_of_another_home_are_found_by_their_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clusters_of_another_home_and_those_without_a_record_are_found_by_their_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = layout.create("one", 1)
     theirs = f"modelfleet modelfleet 2 {tmp_path}/elsewhere/modelfleet/clusters/modelfleet"
-    for name, alias in (("mf10-host", own.host_alias), ("mf11-host", theirs), ("mf12-host", ""), ("eth0", "")):
+    lost = f"modelfleet two 1 {layout.clusters_dir()}/two"
+    for name, alias in (("mf10-host", own.host_alias), ("mf11-host", theirs), ("mf12-host", ""), ("mf13-host", lost), ("eth0", "")):
         (tmp_path / "net" / name).mkdir(parents=True)
         (tmp_path / "net" / name / "ifalias").write_text(f"{alias}\n")
     monkeypatch.setattr(cluster, "LINKS", tmp_path / "net")
-    assert cluster.of_others() == [f"{tmp_path}/elsewhere/modelfleet/clusters/modelfleet"]
+    assert cluster.of_others() == sorted([f"{tmp_path}/elsewhere/modelfleet/clusters/modelfleet", f"{layout.clusters_dir()}/two"])
 
 
 def test_link_names_fit_the_kernel() -> None:
