@@ -108,10 +108,10 @@ def _memory_and_disk(needs: Needs) -> Iterator[str]:
         yield f"memory: got {memory:.1f} GiB, want {_MEMORY_GIB} GiB; {OTHERWISE}"
     wanted: dict[int, tuple[Path, float]] = {}
     cache, state = max(needs.cache_gib - _kept_gib(), min(needs.cache_gib, _LEAST_GIB)), needs.state_gib
-    if (clusters_dir() / default_name()).is_dir():
+    # os.path: what this user may not look into does not exist for it.
+    if os.path.isdir(clusters_dir() / default_name()):  # noqa: PTH112
         state = min(state, _LEAST_GIB)
     for path, gib in ((cache_root(), cache + needs.building_gib), (clusters_dir(), state)):
-        # os.path: what this user may not look into does not exist for it.
         place = next(parent for parent in (path, *path.parents) if os.path.exists(parent))  # noqa: PTH110
         device = place.stat().st_dev
         wanted[device] = (place, wanted.get(device, (place, 0.0))[1] + gib)
@@ -126,11 +126,13 @@ def _memory_and_disk(needs: Needs) -> Iterator[str]:
 
 def _kept_gib() -> float:
     blocks: dict[int, int] = {}
-    for path in (path for kind in ("tools", "images", "models") for path in (cache_root() / kind).rglob("*")):
-        # Another process may be at work there.
-        with suppress(OSError):
-            found = path.lstat()
-            blocks[found.st_ino] = found.st_blocks
+    # os.walk: what this user may not look into does not exist for it.
+    for directory, _, names in itertools.chain.from_iterable(os.walk(cache_root() / kind) for kind in ("tools", "images", "models")):
+        for name in names:
+            # Another process may be at work there.
+            with suppress(OSError):
+                found = Path(directory, name).lstat()
+                blocks[found.st_ino] = found.st_blocks
     return sum(blocks.values()) * 512 / 2**30
 
 

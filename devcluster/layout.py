@@ -190,9 +190,11 @@ def load(name: str) -> Cluster | None:
 def recorded() -> list[Cluster]:
     """Every cluster of this user on this machine that has a readable record."""
     found: list[Cluster] = []
-    for path in sorted(clusters_dir().glob("*/cluster.json")):
+    # Names alone: nothing is recorded for a user who may not look there, as under `su` without `-`.
+    names = sorted(os.listdir(clusters_dir())) if os.access(clusters_dir(), os.R_OK | os.X_OK) else []  # noqa: PTH208
+    for name in (each for each in names if (clusters_dir() / each / "cluster.json").exists()):
         try:
-            cluster = load(path.parent.name)
+            cluster = load(name)
         except RecordError:
             continue
         if cluster is not None:
