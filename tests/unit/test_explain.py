@@ -60,9 +60,7 @@ def test_faults_were_recorded() -> None:
 
     UPDATE_SNAPSHOTS=claim-leaving .venv/bin/python -m pytest tests/cluster/test_explain.py -k every_fault
     """
-    # Its own test below has this one, until the cluster tier records it.
-    unrecorded = {"claim-leaving"}
-    assert {path.stem for path in RECORDED} | unrecorded == {*FAULTS, "model-missing"}
+    assert {path.stem for path in RECORDED} == {*FAULTS, "model-missing"}
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
