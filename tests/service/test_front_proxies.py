@@ -177,7 +177,10 @@ def smuggles(smuggled: bytes) -> dict[str, tuple[tuple[bytes, ...], bytes]]:
         "Expect that nobody knows": ((CL % len(smuggled), b"Expect: y 100-continue"), smuggled),
         "Expect": ((CL % len(smuggled), b"Expect: 100-continue"), smuggled),
         "an upgrade": ((CL % len(smuggled), b"Connection: upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13"), smuggled),
-        "an upgrade to HTTP/2": ((CL % len(smuggled), b"Connection: upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAoAAA"), smuggled),
+        "an upgrade to HTTP/2": (
+            (CL % len(smuggled), b"Connection: upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAoAAA"),
+            smuggled,
+        ),
     }  # fmt: skip
 
 
