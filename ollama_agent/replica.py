@@ -146,18 +146,21 @@ class Replica:
                 continue
             if connections.listener(port) != self._listener:
                 return  # The last load ended the server: this model has no part in it.
-            problem = await self._load(ollama, model)
-            if problem is None:
+            outcome = await self._load(ollama, model)
+            if model not in self.catalog.models:
+                return  # It left, or came anew, while it was loaded: nothing is known about it.
+            if isinstance(outcome, Proof):
+                self.proofs[model.name] = outcome
                 self.problems.put(model.name, None)
                 return
-            if self.problems.line(model.name) != problem.line:
-                log.error("%s", problem.line)
-            self.problems.put(model.name, problem)
+            if self.problems.line(model.name) != outcome.line:
+                log.error("%s", outcome.line)
+            self.problems.put(model.name, outcome)
             wait_s = min(max(self._retry_at.get(model.name, (0.0, 0.0))[1] * 2, _RETRY_S[0]), _RETRY_S[1])
             self._retry_at[model.name] = (time.monotonic() + wait_s, wait_s)
 
-    async def _load(self, ollama: Ollama, model: Model) -> Problem | None:
-        """Load and look at what the server allocated. Returns what is wrong."""
+    async def _load(self, ollama: Ollama, model: Model) -> Proof | Problem:
+        """Load and look at what the server allocated."""
         path, digest = f"models.{model.name}", self.available.get(model.name)
         if digest is None:
             return Problem("waiting", f"{path}: got no such model in the store, want it; wait for the writer, or look at its log")
@@ -176,10 +179,7 @@ class Replica:
             return Problem("load", f"{got}, want it loaded; give the replica more memory, or remove the model")
         if not was_loaded:
             self.load_s[model.name] = time.monotonic() - started
-        problem = self._short_of(model)
-        if problem is None:
-            self.proofs[model.name] = Proof(digest, self.memory.loaded[model.name].context_length)
-        return problem
+        return self._short_of(model) or Proof(digest, self.memory.loaded[model.name].context_length)
 
     def _short_of(self, model: Model) -> Problem | None:
         """What a model that was just loaded has not got."""

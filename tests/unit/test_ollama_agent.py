@@ -1,14 +1,19 @@
 """What the agent concludes from what it reads."""
 
+import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from ollama_agent import connections, probe
 from ollama_agent.catalog import Catalog, Model
-from ollama_agent.settings import ProbeSettings
+from ollama_agent.ollama import Ollama, OllamaError
+from ollama_agent.replica import Replica
+from ollama_agent.settings import AgentSettings, ProbeSettings
 
 HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 
@@ -110,3 +115,35 @@ def test_a_model_that_is_still_loading_breaks_nothing_and_is_waited_for() -> Non
 
 def test_the_result_is_the_smallest_context_of_all_replicas() -> None:
     assert probe.effective(settings(), {"ollama-0": answer(32768), "ollama-1": answer(16384)}) == {"a:1": 16384}
+
+
+class Leaving(Ollama):
+    """A server whose load fails just after the model has left the catalog."""
+
+    leave: Callable[[], None]
+
+    async def load(self, model: Model, timeout_s: float) -> None:
+        self.leave()
+        raise OllamaError("500 unknown model architecture")
+
+
+def test_a_load_that_ends_after_its_model_has_left_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The last line of the log is what `make explain` repeats."""
+    path = tmp_path / "catalog.json"
+    path.write_text(json.dumps({"version": 1, "models": [{"name": "a:1", "context_length": 8}]}))
+    replica = Replica(AgentSettings(ollama_url="http://127.0.0.1:1", catalog=path), Catalog(path), available={"a:1": "ab"})
+    replica.catalog.refresh()
+
+    def leave() -> None:
+        path.write_text(json.dumps({"version": 1, "models": []}))
+        replica.catalog.refresh()
+
+    async def load() -> None:
+        async with aiohttp.ClientSession() as session:
+            server = Leaving("http://127.0.0.1:1", session)
+            server.leave = leave
+            await replica.load_next(server)
+
+    asyncio.run(load())
+    assert not caplog.records
+    assert not replica.problems.all()
