@@ -16,7 +16,7 @@ from images import embedded
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for package in ("infra", "components") for path in (ROOT / package).rglob("*.py"))
 OF_SERVICES = sorted(path for package in (*embedded.SERVICES.values(), "model_sync") for path in (ROOT / package).rglob("*.py"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FUNCTION_LINES, FILE_LINES, SERVICE_FILE_LINES, COLUMNS, CONSTRUCTOR_MEDIAN = 60, 300, 250, 140, 25
 PACKAGES = {
     "program": set(),
