@@ -93,3 +93,9 @@ def needed(demands: Sequence[Demand]) -> int:
 def lacking(demands: Sequence[Demand], current: int) -> bool:
     """Whether a request waits although every gateway reaches all servers: what each holds leaves it no room, whatever the sums say."""
     return any(demand.short for demand in demands) and all(demand.ready >= current for demand in demands)
+
+
+def needed_by(demand: Demand) -> int:
+    """The same by what one gateway knows, for autoscalers that read a number: one server more than answer while a request waits that all of
+    them together have room for, but no single one."""
+    return max(needed([demand]), demand.ready + 1 if lacking([demand], demand.ready) else 0)

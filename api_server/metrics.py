@@ -14,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from api_server import fields
-from api_server.demand import LEAVING_S, Demand, demand_of, needed
+from api_server.demand import LEAVING_S, Demand, demand_of, needed_by
 from api_server.peers import Peers
 from api_server.place import Place
 from api_server.readers import Readers
@@ -180,7 +180,7 @@ class Metrics(Collector):
             "api_server_needed_servers", "Servers of the fleet that conversations and requests need, by what it knows"
         )
         if self._fleet:
-            needs.add_metric([], needed([self.demand()]))
+            needs.add_metric([], needed_by(self.demand()))
         for model, count in self.waiting.items():
             waiting.add_metric([model], count)
         return [in_flight, up, out, waiting, held, needs, reserved, gateways, agrees, *self._of_keys(), *self._of_certificate()]

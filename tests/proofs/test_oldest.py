@@ -8,7 +8,6 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +15,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from devcluster import toolchain
-from devcluster.pinned import Tool
 from infra.program.cluster import OLDEST
 from tests.component.test_platforms import objects
 from tests.contract.test_laws import documents
 from tests.overlay import PLATFORMS
-from tests.proofs.records import ROOT, Proof
+from tests.proofs.modules import Module, compiled
+from tests.proofs.records import Proof
 from tests.proofs.unwrapped import plain
 from tests.service.processes import free_port
 
@@ -31,14 +30,8 @@ PROOF = Proof(
 TOKEN = "of-this-test-alone"
 
 
-class _Oldest(Tool):
-    @property
-    def source(self) -> Path:
-        return ROOT / "tests" / "proofs" / "oldest"
-
-
-KUBERNETES = _Oldest(
-    name="kubernetes-oldest",
+KUBERNETES = Module(
+    name="oldest",
     packages={"kube-apiserver-oldest": "k8s.io/kubernetes/cmd/kube-apiserver"},
     cpu_minutes=7,
     version_of="k8s.io/kubernetes",
@@ -50,10 +43,7 @@ KUBERNETES = _Oldest(
 @pytest.fixture(scope="module")
 def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """The command line of kubectl at a new API server of that version."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toolchain, "TOOLCHAIN", (*toolchain.TOOLCHAIN, KUBERNETES))
-        patch.setattr(toolchain, "BY_NAME", {**toolchain.BY_NAME, KUBERNETES.name: KUBERNETES})
-        tools = toolchain.ensure([KUBERNETES.name, "etcd", "kubectl"])
+    tools = compiled(KUBERNETES, "etcd", "kubectl")
     work, etcd_port, peer_port, port = tmp_path_factory.mktemp("oldest"), free_port(), free_port(), free_port()
     key = rsa.generate_private_key(65537, 2048)
     form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())

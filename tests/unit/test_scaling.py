@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from api_server.activator import Activator, Settings
 from api_server.address import Address
 from api_server.bindings import PAUSE_S, SMALL, Bindings
-from api_server.demand import Demand, OfModel, demand_of, lacking, needed
+from api_server.demand import Demand, OfModel, demand_of, lacking, needed, needed_by
 from api_server.place import Wanted
 from api_server.room import Room
 from api_server.scaling import Scaling
@@ -64,6 +64,22 @@ OLD = {"places": 0, "ready": 0}
 )
 def test_what_is_needed(demands: list[Demand], servers: int) -> None:
     assert needed(demands) == servers
+
+
+@pytest.mark.parametrize(
+    ("said", "servers"),
+    [
+        (demand(in_flight=6), 2),
+        # There is room by the sums, and yet it waits where two servers answer.
+        (demand(waiting=1, short=1, ready=2), 3),
+        (demand(waiting=9, short=9, ready=1), 3),
+        # It waits for the server that holds its conversation.
+        (demand(waiting=1, in_flight=4, ready=1), 1),
+        (demand(waiting=1, short=1, ready=0), 1),
+    ],
+)
+def test_an_autoscaler_is_told_of_a_request_that_no_server_has_room_for(said: Demand, servers: int) -> None:
+    assert needed_by(said) == servers
 
 
 @given(slots=st.integers(1, 64), size=st.integers(0, 10**9), count=st.integers(0, 1000), each=st.integers(1, 10**7))
