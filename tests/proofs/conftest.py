@@ -10,9 +10,10 @@ import pytest
 from bench.conditions import conditions
 from tests.cluster.conftest import first, kube, stack, started
 from tests.proofs.records import ROOT, Declared, declared
+from tests.proofs.vllm_environment import vllm_python
 
-__all__ = ["first", "kube", "stack", "started"]
-"""A cluster of its own with the dev stack, for the proofs that ask for one."""
+__all__ = ["first", "kube", "stack", "started", "vllm_python"]
+"""A cluster of its own with the dev stack, and an environment with vLLM, for the proofs that ask for one."""
 FIGURES = pytest.StashKey[dict[str, Any]]()
 PROOF = pytest.StashKey[tuple[Declared, dict[str, str]]]()
 """What is being recorded, with its digests of before the run."""

@@ -6,9 +6,7 @@ Its packages are in a virtual environment of their own. vLLM's authors build non
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -23,7 +21,7 @@ from model_server.engines import Vllm
 from model_server.settings import Settings
 from model_sync import tree
 from tests.contract.test_vllm_flags import ALL
-from tests.proofs.records import ROOT, Proof
+from tests.proofs.records import Proof
 from tests.service import conformance
 from tests.service.conftest import start_model_server
 
@@ -77,19 +75,6 @@ PROMPTS = ("The capital of France is", "def fibonacci(n):\n", "Once upon a time,
 TOKENS = 32
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The Python of a virtual environment with vLLM and transformers."""
-    uv, target = Path(sys.executable).parent / "uv", tmp_path_factory.mktemp("vllm") / "venv"
-    subprocess.run([uv, "venv", "-q", "--python", sys.executable, target], check=True)
-    lock = ROOT / "tests" / "proofs" / "vllm.lock"
-    # The lock has all that is wanted; what the packages want of each other includes a torch that PyPI has not.
-    argv = [uv, "pip", "install", "-q", "--python", target / "bin" / "python", "--require-hashes", "--no-deps", "-r", lock]
-    subprocess.run(argv, check=True)
-    yield target / "bin" / "python"
-    shutil.rmtree(target)
-
-
 def run(python: Path, program: str, *arguments: str) -> str:
     env = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([python, "-c", program, *arguments], capture_output=True, text=True, timeout=600, env=env)
@@ -98,12 +83,12 @@ def run(python: Path, program: str, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real model as safetensors."""
     work = tmp_path_factory.mktemp("tree")
     [weights] = embedded.default_model().values()
     (work / "packed.gguf").symlink_to(weights)
-    run(python, TREE, str(work), "packed.gguf", str(work / "model"))
+    run(vllm_python, TREE, str(work), "packed.gguf", str(work / "model"))
     return work / "model"
 
 
@@ -122,13 +107,15 @@ def settings(python: Path, work: Path) -> Mapping[str, str]:
 
 
 @pytest.fixture(scope="module")
-def engine(python: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, figures: dict[str, Any]) -> Iterator[conformance.Engine]:
+def engine(
+    vllm_python: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, figures: dict[str, Any]
+) -> Iterator[conformance.Engine]:
     work = tmp_path_factory.mktemp("engine")
     tree.add("real:1", model, work / "models")
     with ExitStack() as stack:
         started = time.monotonic()
         process = {"VLLM_CPU_KVCACHE_SPACE": "1", "HOME": str(work)}
-        service = start_model_server(stack, work / "models", work, "real:1", "", process, **settings(python, work))
+        service = start_model_server(stack, work / "models", work, "real:1", "", process, **settings(vllm_python, work))
         # It loads PyTorch first, and warms up.
         service.wait_for("/ready", timeout_s=600)
         figures["seconds_to_ready"] = round(time.monotonic() - started)
@@ -136,11 +123,11 @@ def engine(python: Path, model: Path, tmp_path_factory: pytest.TempPathFactory, 
 
 
 @pytest.mark.timeout(1200)
-def test_its_own_parser_takes_every_flag(python: Path, model: Path) -> None:
+def test_its_own_parser_takes_every_flag(vllm_python: Path, model: Path) -> None:
     rendered = [
         vllm.command(Vllm(model, Settings(engine="vllm", model="a:1", **changes)).parameters, 8000)[3:] for changes in ({}, {**ALL})
     ]
-    assert run(python, PARSE, json.dumps(rendered)) == "parsed"
+    assert run(vllm_python, PARSE, json.dumps(rendered)) == "parsed"
 
 
 @pytest.mark.timeout(900)
@@ -155,9 +142,11 @@ def test_it_calls_tools(engine: conformance.Engine) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_greedy_answers_are_those_of_transformers(engine: conformance.Engine, python: Path, model: Path, figures: dict[str, Any]) -> None:
+def test_greedy_answers_are_those_of_transformers(
+    engine: conformance.Engine, vllm_python: Path, model: Path, figures: dict[str, Any]
+) -> None:
     """In float32, token by token, up to where the two likeliest differ by less than 1e-3: there rounding may choose."""
-    wanted: list[list[int]] = json.loads(run(python, GREEDY, str(model), str(TOKENS), *PROMPTS))
+    wanted: list[list[int]] = json.loads(run(vllm_python, GREEDY, str(model), str(TOKENS), *PROMPTS))
     for prompt, tokens in zip(PROMPTS, wanted, strict=True):
         assert len(tokens) > TOKENS // 4, "too few to compare"
         asked = {"max_tokens": len(tokens), "temperature": 0, "ignore_eos": True, "return_token_ids": True}
