@@ -100,6 +100,7 @@ STORAGE = Board(
         "Cache of answers": (
             Panel("Share of hits", "percentunit", {f"{_HITS} / ({_HITS} + {_MISSES})": "hits", "cache_up": "the cache answers"}),
             Panel("Look-ups of model servers", "reqps", {rate("model_server_cache_lookups_total", "outcome"): "{{outcome}}"}),
+            Panel("Tokens kept over a restart of a model server", "short", {f"model_server_restored_tokens{_IN}": "{{pod}}"}),
             Panel(
                 "Texts to embed",
                 "reqps",

@@ -32,6 +32,7 @@ async def serve(settings: Settings) -> int:
     engine, digest = engine_of(settings)
     cache = AnswerCache(settings.cache_url, settings.cache_password_file) if settings.cache_url else None
     server = ModelServer(settings, engine, digest, cache)
+    server.metrics.restored.set_function(lambda: engine.restored_tokens)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -54,6 +55,8 @@ async def serve(settings: Settings) -> int:
         await asyncio.sleep(settings.drain_delay_s)
     listener.close()
     await runner.cleanup()
+    if not failed:
+        await engine.leave()
     lifetime.cancel()
     await engine.stop()
     if cache is not None:

@@ -78,6 +78,8 @@ class Engine(ABC):
     """Path to what is passed on."""
     version: str = ""
     """Of the program that runs the weights; empty while it is not known."""
+    restored_tokens: int = 0
+    """Of conversations that another process of before had."""
     counts: ClassVar[bool] = False
     """Whether the engine counts tokens by itself; otherwise its answers say them."""
 
@@ -99,6 +101,12 @@ class Engine(ABC):
     @abstractmethod
     def refusal(self, status: int, body: bytes) -> ApiError:
         """The engine's error in our form."""
+
+    async def arrived(self, session: aiohttp.ClientSession, url: str) -> None:  # noqa: B027 (most engines have nothing to do)
+        """What is done before the engine gets its first request."""
+
+    async def leave(self) -> None:  # noqa: B027
+        """What is done after its last one, before it is stopped."""
 
     async def tokens(self) -> Tokens | None:
         """Where the engine counts by itself: since it began. None while it does not answer. Raises what a question may."""
@@ -141,6 +149,7 @@ class Engine(ABC):
             self._abilities = await self._ask(self._session, url)
         except UNEXPECTED as error:
             log.warning("engine: got %s when asked what the model can do, want its properties; nothing is known", type(error).__name__)
+        await self.arrived(self._session, url)
         self._url = url
         log.info("model loaded, engine at %s", self._url)
 

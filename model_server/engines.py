@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from model_server.endpoints import BY_PATH, OF_VLLM
 from model_server.engine import ASKED, Engine, Tokens
 from model_server.errors import ApiError, refusal, too_long, unsupported
+from model_server.kept import Kept, identity
 from model_server.pooling import pooling
 from model_server.settings import Settings
 from model_server.store import find_gguf, find_tree
@@ -29,7 +30,9 @@ class LlamaCpp(Engine):
     module = "model_server.llama_cpp"
     endpoints = BY_PATH
 
-    def __init__(self, weights: Path, settings: Settings) -> None:
+    def __init__(self, weights: Path, settings: Settings, digest: str = "") -> None:
+        self._digest = digest
+        self.kept = Kept(settings.kept_dir, settings.kept_mib * 2**20, settings.kept_s) if settings.kept_dir else None
         super().__init__(
             {
                 "binary": str(settings.llama_server or ""),
@@ -41,8 +44,17 @@ class LlamaCpp(Engine):
                 "parallel": settings.parallel,
                 "prompt_cache_mib": settings.prompt_cache_mib,
                 "threads": settings.threads,
+                "slots_dir": f"{self.kept.directory}/" if self.kept else "",
             }
         )
+
+    async def arrived(self, session: aiohttp.ClientSession, url: str) -> None:
+        if self.kept is not None and not self.parameters["pooling"]:
+            self.restored_tokens = await self.kept.restore(session, url, identity(self._digest, self.version, self.parameters))
+
+    async def leave(self) -> None:
+        if self.kept is not None and self._session is not None and self.ready and not self.parameters["pooling"]:
+            await self.kept.save(self._session, self._url, identity(self._digest, self.version, self.parameters))
 
     async def _ask(self, session: aiohttp.ClientSession, url: str) -> frozenset[str]:
         async with session.get(f"{url}/props", timeout=ASKED) as response:
@@ -164,4 +176,4 @@ def engine_of(settings: Settings) -> tuple[Engine, str]:
         weights, digest = find_tree(settings.models_dir, settings.model, settings.weights_dir)
         return Vllm(weights, settings), digest
     weights, digest = find_gguf(settings.models_dir, settings.model)
-    return LlamaCpp(weights, settings), digest
+    return LlamaCpp(weights, settings, digest), digest

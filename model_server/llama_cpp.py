@@ -45,6 +45,8 @@ def main() -> int:
     params.verbosity = 1
     # Old prompts kept in host memory; upstream's default is 8 GiB.
     params.cache_ram_mib = given["prompt_cache_mib"]
+    if given["slots_dir"]:
+        params.slot_save_path = given["slots_dir"]
     if given["threads"]:
         params.cpuparams.n_threads = given["threads"]
     server = library.Server(params)
@@ -69,6 +71,8 @@ def command(given: Mapping[str, Any], port: int) -> list[str]:
         "--fit": "off",
         "--gpu-layers": "all",
     }
+    if given["slots_dir"]:
+        arguments["--slot-save-path"] = given["slots_dir"]
     if given["threads"]:
         arguments["--threads"] = given["threads"]
     if given["pooling"]:

@@ -28,6 +28,7 @@ class Metrics:
         self.duration = Histogram("model_server_request_duration_seconds", "Whole requests", buckets=_SECONDS, registry=registry)
         self.cache = Counter("model_server_cache_lookups", "Look-ups by outcome: hit, miss, bypass", ["outcome"], registry=registry)
         self.engine_up = Gauge("model_server_engine_up", "Whether the engine has its model and lives", registry=registry)
+        self.restored = Gauge("model_server_restored_tokens", "Tokens that a process of before had kept for this one", registry=registry)
 
     def reached(self, tokens: Tokens) -> None:
         """What an engine that counts by itself has read and written since it began."""

@@ -71,6 +71,13 @@ class Settings(Environment):
     """Requests that may wait; more are refused with 503."""
     prompt_cache_mib: int = Field(default=256, ge=0)
     """Host memory, in MiB, for prompts whose slots went to others."""
+    kept_dir: Path | None = None
+    """Where llama.cpp's conversations are kept from one process to the next one: a directory of this server alone, on a disk of its node.
+    None: nowhere."""
+    kept_mib: int = Field(default=0, ge=0)
+    """What they may take there, in MiB."""
+    kept_s: float = Field(default=20, gt=0)
+    """Time for writing all of them when the server has drained, and for reading them before it is ready."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of the engine; 0 means one a core."""
     llama_server: Path | None = None

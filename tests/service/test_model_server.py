@@ -363,6 +363,7 @@ def test_the_engine_ends_with_a_server_that_is_killed_while_it_loads(tmp_path: P
         "parallel": 1,
         "prompt_cache_mib": 0,
         "threads": 1,
+        "slots_dir": "",
     }
     parameters = json.dumps(given)
     server = (

@@ -14,6 +14,7 @@ GIVEN = {
     "parallel": 2,
     "prompt_cache_mib": 1024,
     "threads": 8,
+    "slots_dir": "/cache/kept/",
     "pooling": 0,
 }
 

@@ -1,0 +1,149 @@
+"""Conversations that outlive llama.cpp's process: what its slots hold, in files on a disk of the pod's node.
+
+They are written when the server has drained, and read by the next one before it says that it is ready. Whoever is killed leaves none: then
+the next turn reads its whole prompt again, as without this. Each file is used once, and by the same engine alone: the same weights,
+program, context and slots. A sum tells whether a file is as it was written. A slot gives a prompt what it has of the very same tokens, as
+it did before.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+log = logging.getLogger("model_server")
+_LIST = "kept.json"
+_UNEXPECTED = (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError)
+
+
+class _Slot(BaseModel):
+    """A slot in a file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int
+    file: str
+    size: int
+    sha256: str
+    tokens: int
+
+
+class _Kept(BaseModel):
+    """All of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine: str
+    slots: list[_Slot]
+
+
+class Kept:
+    """`directory`: of this server alone. `limit_bytes`: what it may take, with one file more while that is written. `limit_s`: for all of
+    writing, and for all of reading."""
+
+    def __init__(self, directory: Path, limit_bytes: int, limit_s: float) -> None:
+        self.directory, self._limit_bytes, self._limit_s = directory, limit_bytes, limit_s
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    async def save(self, session: aiohttp.ClientSession, url: str, engine: str) -> None:
+        """The longest conversation first, for as long as there are bytes and time. `engine`: what must be the same to read them."""
+        self._clear()
+        slots: list[_Slot] = []
+        left = self._limit_bytes
+        try:
+            async with asyncio.timeout(self._limit_s):
+                for number, held in await _held(session, url):
+                    path = self.directory / f"{time.time_ns():x}-{number}.slot"
+                    said = await _asked(session, f"{url}/slots/{number}?action=save", path.name)
+                    size = path.stat().st_size
+                    if size > left:
+                        path.unlink()
+                        continue
+                    left -= size
+                    slots.append(_Slot(number=number, file=path.name, size=size, sha256=await _sum(path), tokens=int(said["n_saved"])))
+                    log.info("kept %d tokens of slot %d, %d bytes", held, number, size)
+        except _UNEXPECTED as error:
+            log.warning("%s: got %s, want conversations kept there; what is missing is read again", self.directory, error or "no time left")
+        names = {slot.file for slot in slots}
+        for path in self.directory.glob("*.slot"):
+            if path.name not in names:
+                path.unlink()
+        new = self.directory / f"{_LIST}.new"
+        new.write_text(_Kept(engine=engine, slots=slots).model_dump_json())
+        new.replace(self.directory / _LIST)
+
+    async def restore(self, session: aiohttp.ClientSession, url: str, engine: str) -> int:
+        """Tokens that are there again of what was kept for this engine; then nothing is kept any more. What cannot be read is read from
+        prompts again."""
+        try:
+            kept = _Kept.model_validate_json((self.directory / _LIST).read_bytes())
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValidationError):
+            log.warning("%s: got another list than this server writes, want its own; nothing is read", self.directory / _LIST)
+            self._clear()
+            return 0
+        tokens = 0
+        # First: an engine that this kills would be killed again.
+        (self.directory / _LIST).unlink()
+        try:
+            if kept.engine != engine:
+                log.info("conversations were kept by another engine, model or size; nothing is read")
+                return 0
+            async with asyncio.timeout(self._limit_s):
+                for slot in kept.slots:
+                    if await _sum(self.directory / slot.file) != slot.sha256:
+                        log.warning("%s: got other content than was written, want the same; it is left out", slot.file)
+                        continue
+                    said = await _asked(session, f"{url}/slots/{slot.number}?action=restore", slot.file)
+                    tokens += int(said["n_restored"])
+        except _UNEXPECTED as error:
+            log.warning("%s: got %s, want conversations from there; their prompts are read again", self.directory, error or "no time left")
+        finally:
+            self._clear()
+        log.info("%d tokens of conversations are there again", tokens)
+        return tokens
+
+    def _clear(self) -> None:
+        for path in self.directory.iterdir():
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def identity(digest: str, version: str, parameters: Mapping[str, Any]) -> str:
+    """What two engines must have in common for one to read what the other has kept."""
+    same = {name: parameters[name] for name in ("context", "parallel", "binary")}
+    return json.dumps({"weights": digest, "program": version, **same}, sort_keys=True)
+
+
+async def _held(session: aiohttp.ClientSession, url: str) -> Sequence[tuple[int, int]]:
+    """Slots that hold a conversation and are idle, with their tokens, the longest first. Source: llama.cpp, tools/server/README.md."""
+    async with session.get(f"{url}/slots") as response:
+        slots = await response.json()
+    found = [(int(slot["id"]), int(slot.get("n_prompt_tokens", 0))) for slot in slots if not slot["is_processing"]]
+    return sorted(((number, tokens) for number, tokens in found if tokens), key=lambda each: -each[1])
+
+
+async def _asked(session: aiohttp.ClientSession, url: str, name: str) -> Mapping[str, Any]:
+    """llama.cpp's answer to a request for a slot. Raises ValueError with its own words."""
+    async with session.post(url, json={"filename": name}) as response:
+        if response.status != HTTPStatus.OK:
+            raise ValueError((await response.text())[:200])
+        return await response.json()
+
+
+async def _sum(path: Path) -> str:
+    def read() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return await asyncio.to_thread(read)
