@@ -52,6 +52,8 @@ class Kept:
 
     def __init__(self, directory: Path, limit_bytes: int, limit_s: float) -> None:
         self.directory, self._limit_bytes, self._limit_s = directory, limit_bytes, limit_s
+        self._restored: dict[int, int] = {}
+        """Slot to tokens; llama.cpp tells only what a request has put into a slot."""
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     async def save(self, session: aiohttp.ClientSession, url: str, engine: str) -> None:
@@ -61,7 +63,7 @@ class Kept:
         left = self._limit_bytes
         try:
             async with asyncio.timeout(self._limit_s):
-                for number, held in await _held(session, url):
+                for number, held in await self._held(session, url):
                     path = self.directory / f"{time.time_ns():x}-{number}.slot"
                     said = await _asked(session, f"{url}/slots/{number}?action=save", path.name)
                     size = path.stat().st_size
@@ -92,7 +94,6 @@ class Kept:
             log.warning("%s: got another list than this server writes, want its own; nothing is read", self.directory / _LIST)
             self._clear()
             return 0
-        tokens = 0
         # First: an engine that this kills would be killed again.
         (self.directory / _LIST).unlink()
         try:
@@ -105,13 +106,21 @@ class Kept:
                         log.warning("%s: got other content than was written, want the same; it is left out", slot.file)
                         continue
                     said = await _asked(session, f"{url}/slots/{slot.number}?action=restore", slot.file)
-                    tokens += int(said["n_restored"])
+                    self._restored[slot.number] = int(said["n_restored"])
         except _UNEXPECTED as error:
             log.warning("%s: got %s, want conversations from there; their prompts are read again", self.directory, error or "no time left")
         finally:
             self._clear()
-        log.info("%d tokens of conversations are there again", tokens)
-        return tokens
+        log.info("%d tokens of conversations are there again", sum(self._restored.values()))
+        return sum(self._restored.values())
+
+    async def _held(self, session: aiohttp.ClientSession, url: str) -> Sequence[tuple[int, int]]:
+        """Slots that hold a conversation and are idle, with their tokens, the longest first. Source: llama.cpp, tools/server/README.md."""
+        async with session.get(f"{url}/slots") as response:
+            slots = await response.json()
+        idle = [(int(slot["id"]), int(slot.get("n_prompt_tokens", 0))) for slot in slots if not slot["is_processing"]]
+        found = [(number, tokens or self._restored.get(number, 0)) for number, tokens in idle]
+        return sorted(((number, tokens) for number, tokens in found if tokens), key=lambda each: -each[1])
 
     def _clear(self) -> None:
         for path in self.directory.iterdir():
@@ -123,14 +132,6 @@ def identity(digest: str, version: str, parameters: Mapping[str, Any]) -> str:
     """What two engines must have in common for one to read what the other has kept."""
     same = {name: parameters[name] for name in ("context", "parallel", "binary")}
     return json.dumps({"weights": digest, "program": version, **same}, sort_keys=True)
-
-
-async def _held(session: aiohttp.ClientSession, url: str) -> Sequence[tuple[int, int]]:
-    """Slots that hold a conversation and are idle, with their tokens, the longest first. Source: llama.cpp, tools/server/README.md."""
-    async with session.get(f"{url}/slots") as response:
-        slots = await response.json()
-    found = [(int(slot["id"]), int(slot.get("n_prompt_tokens", 0))) for slot in slots if not slot["is_processing"]]
-    return sorted(((number, tokens) for number, tokens in found if tokens), key=lambda each: -each[1])
 
 
 async def _asked(session: aiohttp.ClientSession, url: str, name: str) -> Mapping[str, Any]:
