@@ -1,7 +1,7 @@
 """Run by vLLM's Python: writers of the bounded tier. Each line of standard input makes one more, whose pid is printed; a pid ends that one.
 
-A writer stores blocks at full speed, whose bytes follow from their keys, and reads some of them again. It exits with 3 and a line when a
-block has other bytes, or when a file is gone that it wrote less than YOUNG_S ago.
+A writer stores blocks at full speed, whose bytes follow from their keys, reads some of them again, and damages a few. It exits with 3 and a
+line when a block has other bytes, when a damaged one is taken, and when a file is gone that it wrote less than YOUNG_S ago.
 """
 
 import hashlib
@@ -53,6 +53,18 @@ def fail(text: str) -> None:
     os._exit(3)
 
 
+def damage(path: Path) -> None:
+    """As a disk does: one bit, and no time of the file says so."""
+    try:
+        with path.open("r+b") as file:
+            file.seek(BLOCK // 2)
+            byte = file.read(1)[0]
+            file.seek(BLOCK // 2)
+            file.write(bytes([byte ^ 1]))
+    except FileNotFoundError:
+        return
+
+
 class Writer:
     def __init__(self) -> None:
         self.memory = np.zeros((CHUNKS, BLOCK), dtype=np.uint8)
@@ -81,7 +93,8 @@ class Writer:
                 fail("a block could not be written")
             now = time.time()
             paths = [Path(self.tier.file_mapper.get_file_name(key(number))) for number in fresh]
-            recent.extend((now, path) for path in paths if path.exists() and path.stat().st_mtime > now - YOUNG_S / 2)
+            intact = fresh != hot  # the other one may damage those
+            recent.extend((now, path) for path in paths if intact and path.exists() and path.stat().st_mtime > now - YOUNG_S / 2)
             self.tier.touch([key(number) for number in hot], self.context)
             while recent and now - recent[0][0] > YOUNG_S / 4:
                 when, path = recent.popleft()
@@ -90,7 +103,13 @@ class Writer:
             self.memory[:] = 0
             # vLLM asks first what is there, too.
             there = [number for number, path in zip(fresh[:HOT], paths, strict=False) if path.exists()]
+            damaged = bool(there) and numbers.random() < 0.1
+            if damaged:
+                recent.clear()  # what is damaged is removed at once
+                damage(Path(self.tier.file_mapper.get_file_name(key(numbers.choice(there)))))
             if there and self.moved(there, load=True):
+                if damaged:
+                    fail("a damaged block was taken")
                 for chunk, number in enumerate(there):
                     if self.memory[chunk].tobytes() != content(number):
                         fail("a block has other bytes")
