@@ -17,6 +17,7 @@ from devcluster import cluster as embedded
 from devcluster.oci import RuntimeConfig, assemble, cached_layer, write_tree
 from devcluster.system_images import images_cache
 from devcluster.toolchain import entry
+from infra.program.settings.committed import stack_config
 from tests.cluster.conftest import Stack
 from tests.cluster.kube import eventually
 from tests.cluster.test_scale_to_zero import replicas
@@ -145,7 +146,9 @@ def autoscaler(namespace: str) -> dict[str, Any]:
 def scaled(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     """Two replicas that each have the memory for two agents, and an autoscaler over them."""
     reference = image(stack.cluster)
-    stack.overrides["monitoring"] = {"prometheus": {"clients": [{"namespace": NAMESPACE, "labels": {"app": "adapter"}}]}}
+    prometheus = stack_config("dev")["modelfleet:monitoring"]["prometheus"]
+    clients = [{"namespace": NAMESPACE, "labels": {"app": "adapter"}}]
+    stack.overrides["monitoring"] = {"prometheus": {**prometheus, "clients": clients}}
     fleet = small(stack, tmp_path_factory.mktemp("models"), numParallel=2, autoscaled=True)
     for each in adapter(fleet, reference):
         fleet.kube.run("apply", "-f", "-", stdin=json.dumps(each))
