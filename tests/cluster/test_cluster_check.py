@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from infra.lifecycle import cluster_check
+from infra.program.settings.gpu import GpuSettings
 from tests.cluster.conftest import Stack
 from tests.cluster.test_ownership import account, nothing_changes
 
@@ -58,4 +59,20 @@ def test_one_that_enforces_nothing_and_makes_no_volumes(
     )
     assert second.error.startswith("modelfleet:storage.shared.provisioner: got ExternalProvisioning (")
     assert "nobody.example.com" in second.error
+    assert stack.kube.get(*LABELLED)["items"] == []
+
+
+def test_a_node_that_should_have_gpus_and_has_none(stack: Stack, asked: cluster_check.Asked, deployer: str) -> None:
+    """A pod reads the files of each node. The cluster's own nodes have neither driver nor toolkit."""
+    gpu = GpuSettings.model_validate({"enabled": True, "memory": "46068Mi", "nodes": {"kubernetes.io/os": "linux"}})
+    with nothing_changes(stack):
+        answers = cluster_check.check(stack.deployment.context, deployer, dataclasses.replace(asked, gpu=gpu))
+    said = [answer.error or answer.says for answer in answers[3:]]
+    for node in stack.cluster.nodes:
+        found = [line.removeprefix(f"node {node.name}, ") for line in said if line.startswith(f"node {node.name}, ")]
+        layers = [line.partition(":")[0] for line in found]
+        assert layers == ["driver", "toolkit", "runtime", "handler", "CDI", "devices", "taint"], said
+        assert found[0].startswith("driver: got no /proc/driver/nvidia/version, want")
+        assert found[2].startswith("runtime: containerd://2.")
+        assert found[5] == "devices: got none, want nvidia.com/gpu; install the device plugin, or look at its pod on this node"
     assert stack.kube.get(*LABELLED)["items"] == []

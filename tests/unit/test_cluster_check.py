@@ -1,12 +1,13 @@
 """What the cluster check says of a pod that did not run."""
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from infra.lifecycle import cluster_check
-from infra.lifecycle.cluster_check import asked_of, cause
+from infra.lifecycle.cluster_check import asked_of
+from infra.lifecycle.trial import Cluster, Trial, cause
 from tests.unit.test_settings import REFS, stack_config
 
 WAITS = ("PersistentVolumeClaim", "Normal", "WaitForFirstConsumer")
@@ -52,13 +53,15 @@ def test_among_equals_it_is_the_last() -> None:
     assert cause([]) == "nothing"
 
 
-class _Noted(cluster_check._Cluster):
+class _Noted(Cluster):
     """Notes what would be created, in place of a cluster."""
 
     def __init__(self) -> None:
         self.created: list[tuple[str, dict[str, Any]]] = []
 
-    def create(self, version: str, kind: str, name: str, namespace: str | None, **body: Any) -> None:
+    def create(
+        self, version: str, kind: str, name: str, namespace: str | None, labels: Mapping[str, str] | None = None, **body: Any
+    ) -> None:
         self.created.append((kind, body))
 
 
@@ -73,6 +76,6 @@ class _Noted(cluster_check._Cluster):
 )
 def test_a_check_runs_where_the_image_does(images: dict[str, Any], image: str, selector: dict[str, str]) -> None:
     asked, cluster = asked_of({**stack_config("dev"), "modelfleet:images": images}, image, None), _Noted()
-    cluster_check._Trial(cluster, asked)._start("open", ["pass"])
+    Trial(cluster, asked).start("open", ["pass"])
     (job,) = (body for kind, body in cluster.created if kind == "Job")
     assert job["spec"]["template"]["spec"]["nodeSelector"] == selector

@@ -112,6 +112,23 @@ def test_pressure_on_a_node_is_named() -> None:
     assert named(snapshot(Node=[node("n1", MemoryPressure="True")])) == [("node-pressure", "Node/n1")]
 
 
+def test_a_gpu_node_without_a_gpu_is_named() -> None:
+    """Of the nodes that the pods' RuntimeClass goes to; the others need none."""
+    there, bare, other = node("n1"), node("n2"), node("n3")
+    for each in (there, bare):
+        each["metadata"]["labels"] = {"nvidia.com/gpu.present": "true"}
+    there["status"]["allocatable"] = {"nvidia.com/gpu": "1"}
+    bare["status"]["allocatable"] = {"nvidia.com/gpu": "0"}
+    runtime = {"metadata": metadata("nvidia"), "scheduling": {"nodeSelector": {"nvidia.com/gpu.present": "true"}}}
+    server = pod("ollama-0", "ollama", status={"phase": "Running", "containerStatuses": []})
+    server["spec"] |= {"runtimeClassName": "nvidia"}
+    server["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": "1"}}
+    found = snapshot(Node=[there, bare, other], RuntimeClass=[runtime], Pod=[server])
+    assert named(found) == [("gpu-node", "Node/n2")]
+    server["spec"]["resourceClaims"] = [{"name": "gpu"}]
+    assert named(found) == []
+
+
 @pytest.mark.parametrize(
     ("network", "found"), [("fd00::/8", []), ("10.0.0.0/8", [("policy", "NetworkPolicy/theirs")])], ids=["theirs", "of the other family"]
 )

@@ -13,6 +13,7 @@ RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     admission.refused,
     volumes.claims,
     placement.unschedulable,
+    placement.gpu_nodes,
     containers.sandbox,
     containers.volumes,
     containers.images,

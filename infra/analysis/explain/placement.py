@@ -46,6 +46,30 @@ def nodes(facts: Facts) -> Iterator[Finding]:
                 )
 
 
+def gpu_nodes(facts: Facts) -> Iterator[Finding]:
+    """Nodes that a RuntimeClass of the stack's pods goes to, and whose kubelet has no GPU to give. Claims have devices of their own."""
+    pods = [pod for pod in facts.all("Pod") if not pod["spec"].get("resourceClaims")]
+    names = {pod["spec"].get("runtimeClassName") for pod in pods if _gpus(pod)}
+    selectors = [((facts.find("RuntimeClass", name) or {}).get("scheduling") or {}).get("nodeSelector") for name in names if name]
+    for node in facts.all("Node"):
+        wanted = any(selector and selector.items() <= labels(node).items() for selector in selectors)
+        allocatable = node["status"].get("allocatable", {})
+        if wanted and not any(name.startswith("nvidia.com/") and count != "0" for name, count in allocatable.items()):
+            yield Finding(
+                cause="gpu-node",
+                subject=key(node, "Node"),
+                got="the labels of a GPU node, and no resource of nvidia.com",
+                want="its GPUs",
+                do="see which layer it lacks: make check CONTEXT=…, and docs/gpu-nodes.md",
+                about=frozenset({key(node, "Node")}),
+            )
+
+
+def _gpus(pod: Object) -> bool:
+    asked = [name for each in pod["spec"]["containers"] for name in each.get("resources", {}).get("limits", {})]
+    return any(name.startswith("nvidia.com/") for name in asked)
+
+
 def unschedulable(facts: Facts) -> Iterator[Finding]:
     """Pods that fit no node. The reason is the scheduler's; the advice comes from a look at the nodes."""
     known: dict[tuple[str, str], _Why] = {}
