@@ -98,16 +98,16 @@ class Conversation:
 
 
 class Engine:
-    """One kind of server, of which new ones can be started."""
+    """One kind of server, of which new ones can be started. `keeps`: where one leaves its conversations to the next; None: nowhere."""
 
-    def __init__(self, start: Callable[[ExitStack], Service]) -> None:
-        self._start = start
+    def __init__(self, start: Callable[[ExitStack, Path | None], Service], keeps: Path | None = None) -> None:
+        self._start, self.keeps = start, keeps
 
     @contextmanager
-    def running(self) -> Iterator[str]:
-        """The URL of a new one, with the model in memory."""
+    def running(self, keeps: Path | None = None) -> Iterator[str]:
+        """The URL of a new one, with the model in memory. At the end it is told to stop, as in a rolling update."""
         with ExitStack() as stack:
-            url = self._start(stack).url
+            url = self._start(stack, keeps).url
             # The first request of a process is slower than all others.
             Conversation(0, 64).ask(url)
             yield url
@@ -118,20 +118,26 @@ def engines(work: Path, store: Path) -> dict[str, Engine]:
     served = {"CONTEXT_LENGTH": str(CONTEXT), "PARALLEL": "1", "PROMPT_CACHE_MIB": str(CACHE_MIB), "MAX_QUEUE": "8"}
     loaded = {"OLLAMA_CONTEXT_LENGTH": str(CONTEXT), "OLLAMA_NUM_PARALLEL": "1", "LLAMA_ARG_CACHE_RAM": str(CACHE_MIB)}
 
-    def of_ollama(stack: ExitStack) -> Service:
+    def of_ours(stack: ExitStack, keeps: Path | None) -> Service:
+        kept = {"KEPT_DIR": str(keeps), "KEPT_MIB": str(CACHE_MIB), "DRAIN_DELAY_S": "0"} if keeps else {}
+        return start_model_server(stack, store, work, CHAT, "/ready", None, **served, **kept)
+
+    def of_ollama(stack: ExitStack, _: Path | None) -> Service:
         service = stack.enter_context(ollama.running(program, store, work, 0, **loaded))
         ollama.load(service, CHAT)
         return service
 
     return {
-        "model_server": Engine(lambda stack: start_model_server(stack, store, work, CHAT, "/ready", None, **served)),
+        "model_server": Engine(of_ours, work / "kept"),
         "ollama": Engine(of_ollama),
     }
 
 
 def turns(engine: Engine, sizes: Sizes) -> dict[str, Any]:
     """Seconds to the first event of a turn, by where the prompt of the one before was kept."""
-    found: dict[str, list[tuple[float, int | None]]] = {name: [] for name in ("cold", "same_slot", "host_memory", "restarted", "elsewhere")}
+    found: dict[str, list[tuple[float, int | None]]] = {
+        name: [] for name in ("cold", "same_slot", "host_memory", "restarted", "rolled", "elsewhere")
+    }
     for number in range(1, sizes.rounds + 1):
         conversation, other = Conversation(number, sizes.tokens), Conversation(-number, sizes.tokens)
         with engine.running() as url:
@@ -143,8 +149,13 @@ def turns(engine: Engine, sizes: Sizes) -> dict[str, Any]:
                 found["elsewhere"].append(conversation.ask(second))
         with engine.running() as url:
             found["restarted"].append(conversation.ask(url))
+        if engine.keeps is not None:
+            with engine.running(engine.keeps) as url:
+                conversation.ask(url)
+            with engine.running(engine.keeps) as url:
+                found["rolled"].append(conversation.ask(url))
     results: dict[str, Any] = {}
-    for name, each in found.items():
+    for name, each in ((name, each) for name, each in found.items() if each):
         first_s = statistics.median(seconds for seconds, _ in each)
         kept = [tokens for _, tokens in each if tokens is not None]
         results[name] = {"first_event_s": round(first_s, 3), "kept_tokens": round(statistics.median(kept)) if kept else None}
@@ -221,7 +232,8 @@ def met(results: Mapping[str, Any]) -> dict[str, bool]:
     return {
         f"{name}, {place}": results[name]["turns"][place]["times_sooner_than_cold"] >= AIM
         for name in ("model_server", "ollama")
-        for place in ("same_slot", "host_memory")
+        for place in ("same_slot", "host_memory", "rolled")
+        if place in results[name]["turns"]
     }
 
 
