@@ -25,7 +25,7 @@ def cache(settings: Settings, namespace: pulumi.Input[str], images: Images) -> c
         image=images["cache-server"],
         password=inputs.cache_password(),
         max_memory_bytes=int(quantity(settings.cache.max_memory)),
-        eviction_policy=settings.cache.eviction_policy,
+        eviction_policy=settings.cache.server_policy,
         resources=resources(settings.cache.resources),
         workload=workload(settings, "cache-server"),
     )
