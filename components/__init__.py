@@ -8,7 +8,7 @@ from .governance import Governance, GovernanceArgs
 from .gpu import ClaimArgs, GpuRuntime, GpuRuntimeArgs, PriorityClassesArgs, SharingArgs
 from .image_trust import ImageTrust, ImageTrustArgs
 from .images import RuntimeImages, RuntimeImagesArgs
-from .model_server import ModelServer, ModelServerArgs
+from .model_server import ModelServer, ModelServerArgs, VllmArgs
 from .models import ModelStore, ModelStoreArgs
 from .monitoring import Monitoring, MonitoringArgs
 from .network import DnsArgs, Network, NetworkArgs, OriginArgs, PodsArgs, PoolArgs
@@ -69,5 +69,6 @@ __all__ = [
     "TierArgs",
     "TlsArgs",
     "TolerationArgs",
+    "VllmArgs",
     "WorkloadArgs",
 ]

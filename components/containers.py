@@ -21,6 +21,8 @@ class ResourceArgs:
     """CPU request, a Kubernetes quantity. There is no CPU limit."""
     memory: str
     """Memory request and limit, a Kubernetes quantity."""
+    ephemeral_storage: str | None = None
+    """Request and limit of the node's own disk, a Kubernetes quantity. None: what the namespace's LimitRange says."""
     gpus: int = 0
     gpu_resource: str = "nvidia.com/gpu"
     claims_gpus: bool = False
@@ -29,10 +31,11 @@ class ResourceArgs:
 
 def resources(args: ResourceArgs) -> core.ResourceRequirementsArgs:
     claimed = args.claims_gpus and args.gpus > 0
-    gpu = {args.gpu_resource: str(args.gpus)} if args.gpus and not claimed else {}
+    more = {args.gpu_resource: str(args.gpus)} if args.gpus and not claimed else {}
+    more |= {"ephemeral-storage": args.ephemeral_storage} if args.ephemeral_storage else {}
     return core.ResourceRequirementsArgs(
-        requests={"cpu": args.cpu, "memory": args.memory, **gpu},
-        limits={"memory": args.memory, **gpu},
+        requests={"cpu": args.cpu, "memory": args.memory, **more},
+        limits={"memory": args.memory, **more},
         claims=[core.ResourceClaimArgs(name=GPU_CLAIM)] if claimed else None,
     )
 

@@ -122,16 +122,17 @@ def deployment(
     *,
     replicas: int | None = 1,
     annotations: Mapping[str, pulumi.Input[str]] | None = None,
+    noted: Mapping[str, str] | None = None,
     strategy: apps.DeploymentStrategyArgs | None = None,
     progress_deadline_s: int | None = None,
 ) -> apps.Deployment:
-    """A Deployment under the component's own name. `annotations` are those of its pods.
+    """A Deployment under the component's own name. `annotations` are those of its pods, `noted` its own.
 
     An update fails when no pod gets ready for `progress_deadline_s` seconds; None: 600, Kubernetes' default.
     """
     return apps.Deployment(
         name,
-        metadata=metadata(component, namespace),
+        metadata=metadata(component, namespace, annotations=noted),
         spec=apps.DeploymentSpecArgs(
             replicas=replicas,
             strategy=strategy,

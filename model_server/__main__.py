@@ -19,6 +19,7 @@ from model_server.engine import Engine, EngineError
 from model_server.engines import engine_of
 from model_server.settings import Settings, SettingsError
 from model_server.store import StoreError
+from model_server.words import leave
 
 log = logging.getLogger("model_server")
 
@@ -49,6 +50,8 @@ async def serve(settings: Settings) -> int:
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait([lifetime, stopped], return_when=asyncio.FIRST_COMPLETED)
     failed = lifetime.done()
+    if failed and settings.last_words_file is not None:
+        leave(settings.last_words_file, engine.words.lines, str(lifetime.exception() or lifetime.result()))
     if not failed:
         log.info("draining: unready for %g s, then up to %g s for requests in flight", settings.drain_delay_s, settings.drain_s)
         server.draining = True
@@ -66,19 +69,22 @@ async def serve(settings: Settings) -> int:
     return 1 if failed else 0
 
 
-async def _engine_lifetime(engine: Engine, limit_s: float) -> None:
-    """Ends when the engine does, or when it was silent for so long."""
+async def _engine_lifetime(engine: Engine, limit_s: float) -> str:
+    """Ends when the engine does, or when it was silent for so long. Returns why."""
     try:
         await engine.start()
     except EngineError as error:
         log.error("%s", error)
-        return
+        return str(error)
     ended, silent = asyncio.create_task(engine.wait()), asyncio.create_task(engine.silent(limit_s))
     try:
         await asyncio.wait([ended, silent], return_when=asyncio.FIRST_COMPLETED)
+        await engine.words.end()
         why = f"exit status {ended.result()}, want it to run" if ended.done() else "no answer, want one; it hangs"
         engine.kill()
-        log.error("engine: got %s; ending so that it is started again", why)
+        why = f"engine: got {why}; ending so that it is started again"
+        log.error("%s", why)
+        return f"{why}; it said: {engine.words.reason}" if engine.words.reason else why
     finally:
         ended.cancel()
         silent.cancel()

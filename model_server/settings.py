@@ -108,6 +108,8 @@ class Settings(Environment):
     engine_silence_s: float = Field(default=300, gt=0)
     """An engine that answers no question for so long hangs, and the process ends. While it reads one piece of a prompt, 2048 tokens, it
     answers none: minutes for a large model on a slow CPU."""
+    last_words_file: Path | None = None
+    """Where it is said why the engine ended: a kubelet reads it there. None means nowhere but in the log."""
     cache_url: str = Field(default="", pattern=r"^(rediss?://.*)?$")
     """Where exact answers are kept; empty means nowhere."""
     cache_password_file: Path | None = None

@@ -69,6 +69,9 @@ def environment(ours: Mapping[str, str], home: str) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "VLLM_HOST_IP": "127.0.0.1",
         "VLLM_CACHE_ROOT": home,
+        # Triton's, FlashInfer's and CUDA's caches are below the home, and PyTorch asks for a user's name: a number has none.
+        "HOME": home,
+        "USER": "vllm",
         "OMP_WAIT_POLICY": ours.get("OMP_WAIT_POLICY", "passive"),
     }
 

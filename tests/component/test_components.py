@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import yaml
 import components as c
 from api_server.keys import Keys
 from components.contract import ACTIVATOR, AGENT_CONTROL_PORT, AGENT_PORT, COMPONENTS, CONTEXT_PROBE, DNS_CLIENTS, EDGES, PORTS
+from components.images import content_tag
 from infra.analysis.policy import rules
 from infra.program.settings.constraints import EPHEMERAL_DEFAULT
 from infra.program.settings.section import quantity
@@ -656,9 +658,27 @@ def test_prebuilt_images_are_taken_as_they_are(preview: bool) -> None:
 def test_images_are_built_under_a_tag_of_their_content(builder: Literal["docker-build", "docker"], kind: str) -> None:
     recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(builder=builder, registry="registry.example.com/x", source=ROOT)))
     built = [resource.inputs for resource in recorder.resources if resource.typ == kind]
-    assert len(built) == 12
+    assert len(built) == 13
     tags = {tag for inputs in built for tag in inputs.get("tags", [inputs.get("imageName")])}
     assert all(":src-" in tag for tag in tags)
+
+
+def test_an_image_stands_on_the_one_that_this_build_pushed() -> None:
+    """The chain is made in its order, each once, also where its end alone is wanted; another base is another image."""
+    wanted = c.RuntimeImagesArgs(builder="docker-build", registry="registry.example.com/x", source=ROOT, images=["model-server-vllm"])
+    pushed = {"docker-build:index:Image": {"ref": "registry.example.com/x/some@sha256:1"}}
+    recorder = render(lambda: c.RuntimeImages("i", wanted), outputs=pushed)
+    built = [(item["tags"][0].rpartition("/")[2].partition(":")[0], item["buildArgs"].get("BASE")) for item in recorder.kind("Image")]
+    base = "registry.example.com/x/some@sha256:1"
+    assert built == [("cuda-base", None), ("python-base", base), ("model-server-vllm", base)]
+
+
+def test_another_base_is_another_tag(tmp_path: Path) -> None:
+    for context in ("images/cuda-base", "images/python-base", "images/model-server-vllm", "model_server"):
+        shutil.copytree(ROOT / context, tmp_path / context)
+    before = [content_tag(tmp_path, image) for image in ("cuda-base", "python-base", "model-server-vllm")]
+    (tmp_path / "images/cuda-base/Dockerfile").write_text("FROM x")
+    assert not set(before) & {content_tag(tmp_path, image) for image in ("cuda-base", "python-base", "model-server-vllm")}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from api_server.settings import Route
-from components.ollama_agent import LOAD_S
 from infra.analysis.policy import rules
 from infra.program import stack
 from infra.program.settings import parse
@@ -141,7 +140,10 @@ def test_a_model_server_has_the_time_that_a_large_model_takes() -> None:
     (server,) = (item["spec"] for item in objects() if item["kind"] == "Deployment" and item["metadata"]["name"] == "model-server")
     (container,) = server["template"]["spec"]["containers"]
     probe = container["startupProbe"]
-    assert LOAD_S <= probe["periodSeconds"] * probe["failureThreshold"] < server["progressDeadlineSeconds"], "or the update fails before"
+    # 19 GB at a quarter of the speed that a network file system was seen to have.
+    assert 19e9 / 18e6 <= probe["periodSeconds"] * probe["failureThreshold"] < server["progressDeadlineSeconds"], (
+        "or the update fails before"
+    )
 
 
 def test_one_pod_a_node_is_not_spread() -> None:

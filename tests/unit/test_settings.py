@@ -113,7 +113,7 @@ def test_s16_an_embedding_model_stands_beside_a_coder_where_the_least_context_is
         ({"models": [{**SMALL, "name": "untagged"}]}, "modelfleet:models.0.name: got 'untagged', want"),
         (
             {"models": [{**SMALL, "sise": 1}]},
-            "modelfleet:models.0.sise: got an unknown key, want one of contextLength, digest, keepAlive, kvBytesPerToken",
+            "modelfleet:models.0.sise: got an unknown key, want one of contextLength, digest, format, keepAlive, kvBytesPerToken",
         ),
         ({"models": []}, "modelfleet:models: got [], want "),
         ({"modelServers": []}, "modelfleet:modelServers: got none, want one at least; add one"),

@@ -3,7 +3,7 @@
 import ipaddress
 import re
 import ssl
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -22,6 +22,8 @@ class ModelSettings(Section):
     """name:tag in the model store, and the model id of the API."""
     size: Bytes
     """Size of the weights: of the GGUF file, rounded up. A larger file is refused."""
+    format: Literal["gguf", "safetensors"] = "gguf"
+    """Form of the model's files: one GGUF file or a split one; or a tree of safetensors."""
     kv_bytes_per_token: int = Field(ge=1, le=2**26)
     """Bytes of KV cache for one token: 2 x layers x KV heads x head dimension x bytes per element (2 for f16, Ollama's default).
     The numbers are in the model's GGUF metadata: block_count, attention.head_count_kv, attention.key_length."""

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
-from infra.program.settings import capacity
-from infra.program.settings.section import in_gib, quantity
+from components.model_server import VLLM_DISK
+from infra.program.settings import capacity, server_memory
+from infra.program.settings.images import VLLM_IMAGE
+from infra.program.settings.section import quantity
 from infra.program.settings.sections import Sections
 
 
@@ -22,22 +24,64 @@ def names(settings: Sections) -> Iterator[str]:
             yield f"{path}.name: got {server.name}, want one that names no Service of another model server; choose another"
         if server.model not in models:
             yield f"{path}.model: got {server.model}, want one of models {', '.join(models)}; add it there"
-        if server.model_id in models:
+        if server.model_id in (model.name for model in settings.fleet_models):
             yield f"{path}.modelId: got {server.model_id}, want an id that no model has; choose another"
         if server.model_id in (other.model_id for other in servers[:index]):
             yield f"{path}.modelId: got {server.model_id} again, want an id of its own; for more of one server, raise its replicas"
 
 
+def engines(settings: Sections) -> Iterator[str]:
+    """What each engine can run, and on which GPUs."""
+    gpu = settings.gpu
+    wanted = {"llama-cpp": "gguf", "vllm": "safetensors"}
+    for index, server in enumerate(settings.model_servers):
+        path = f"modelServers.{index}"
+        found = next((model for model in settings.models if model.name == server.model), None)
+        if found is not None and found.format != wanted[server.engine]:
+            other = next(engine for engine, form in wanted.items() if form == found.format)
+            yield (
+                f"{path}.model: got {server.model}, of format {found.format}, with engine {server.engine}, want {wanted[server.engine]}; "
+                f"choose such a model, or engine {other}"
+            )
+        if server.gpus and not gpu.enabled:
+            yield f"{path}.gpus: got {server.gpus}, want 0 while gpu.enabled is false; enable gpu or set it to 0"
+        if server.gpus > 1 and gpu.sharing.strategy != "none":
+            yield f"{path}.gpus: got {server.gpus}, want at most 1 with gpu.sharing {gpu.sharing.strategy}; take larger shares"
+        if server.engine == "vllm" and gpu.sharing.strategy in ("time-slicing", "mps"):
+            # It takes its part of the memory that the GPU says it has, and measures while it starts what others on the GPU change.
+            want = "want none or mig: vLLM plans for a GPU or a partition of its own"
+            yield f"{path}.engine: got vllm with gpu.sharing {gpu.sharing.strategy}, {want}; change gpu.sharing, or use llama-cpp"
+    images, runs_vllm = settings.images, any(server.engine == "vllm" for server in settings.model_servers)
+    if runs_vllm and images.builder == "prebuilt" and VLLM_IMAGE not in images.refs:
+        want = "want a reference with a model server of engine vllm; add it, or use llama-cpp"
+        yield f"images.refs.{VLLM_IMAGE}: got nothing, {want}"
+
+
+def quota(settings: Sections) -> Iterator[str]:
+    """GPUs of all servers of models together."""
+    fleet, most = settings.fleet, settings.governance.gpu_quota
+    of_servers = settings.serving_gpus - fleet.replicas * fleet.gpus_per_pod
+    if settings.serving_gpus > most:
+        more = f", and {of_servers} of modelServers" if of_servers else ""
+        yield (
+            f"fleet: got {settings.serving_gpus} GPUs (replicas {fleet.replicas} x gpusPerPod {fleet.gpus_per_pod}{more}), want at most "
+            f"governance.gpuQuota {most}; raise the quota or lower the fleet"
+        )
+
+
+def compiled(settings: Sections) -> tuple[float, str]:
+    """Bytes of the nodes' own disks that servers of vLLM may use, and how that is said."""
+    count = sum(server.replicas for server in settings.model_servers if server.engine == "vllm")
+    return count * quantity(VLLM_DISK), f", and {VLLM_DISK} for each of {count} that compile" if count else ""
+
+
 def memory(settings: Sections) -> Iterator[str]:
-    """A model server has no GPU: its weights, KV cache and old prompts are all in its memory."""
+    """What each server must hold fits its GPUs and its pod."""
     for index, server in enumerate(settings.model_servers):
         if server.model not in settings.model_names:
             continue
-        path, found = f"modelServers.{index}", capacity.of_server(server, settings)
-        weights = quantity(settings.model(server.model).size)
-        need = weights + found.kv_bytes + found.prompt_cache
-        if need > quantity(server.resources.memory):
-            yield (
-                f"{path}.resources.memory: got {server.resources.memory}, want at least {in_gib(need)} (weights {in_gib(weights)}, "
-                f"promptCache {in_gib(found.prompt_cache)}, KV cache {in_gib(found.kv_bytes)}); raise it, or lower {path}.contextLength"
-            )
+        path, model, found = f"modelServers.{index}", settings.model(server.model), capacity.of_server(server, settings)
+        if server.gpus and settings.gpu.enabled:
+            yield from server_memory.gpu_problems(path, server, model, settings.gpu)
+        kv = 0 if server.gpus else found.kv_bytes
+        yield from server_memory.host_problems(path, server, model, kv, found.prompt_cache)
