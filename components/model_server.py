@@ -7,15 +7,17 @@ import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
 from .cache import access
-from .contract import MODEL_SERVER, MODEL_VERSION_ANNOTATION, PORTS, type_token
-from .models import STORE_PATH
+from .contract import COPIES_ANNOTATION, MODEL_SERVER, MODEL_VERSION_ANNOTATION, PORTS, selector, type_token
+from .models import HYDRATION_S, LOCAL_VOLUME, SHARED_PATH, STORE_PATH, copier, local_claim
 from .ollama_agent import LOAD_S
 from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
 _DRAIN_S = 120
-_START_S = LOAD_S + 300
-"""Seconds from a pod to its first answer: to pull the image, and to load the model."""
+START_S = HYDRATION_S + LOAD_S + 300
+"""Seconds from a pod to its first answer: to pull the image, to copy the model to its own volume, and to load it."""
+_FIRST_READY = {"pulumi.com/waitFor": "jsonpath={.status.readyReplicas}"}
+"""The field is there once a replica is ready."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,20 @@ class ModelServerArgs:
     component: str = MODEL_SERVER
     """Name of its objects, and label of its pods: `contract.model_server(NAME)` for each but the first."""
     image: pulumi.Input[str]
+    sync_image: pulumi.Input[str]
+    """Image whose `model_sync` copies the model to the replica's own volume."""
     shared_claim: pulumi.Input[str]
+    hot_class: pulumi.Input[str]
+    hot_size: str
+    hot_bytes: int
+    """The same in bytes."""
+    retain: bool
+    """Keep the replicas' volumes when the server is deleted."""
+    keep_copies: bool = True
+    """Keep the volumes of replicas that were scaled away."""
+    hands_over: bool = False
+    """A Deployment of the same name serves the model so far. It is deleted at the end of an update, so the update must not wait for more
+    than one new replica: the nodes may have no room for all of both."""
     cache_secret: pulumi.Input[str]
     """Secret with the password of the cache server's user."""
     cache_user: str | None = None
@@ -47,12 +62,17 @@ class ModelServerArgs:
 
 
 class ModelServer(pulumi.ComponentResource):
-    """Deployment and headless Service of the model server. It reads the shared store and writes to nothing but the cache server.
+    """A StatefulSet of model servers, each with its own node-local copy of its model, and a headless Service.
+
+    A replica copies the model from the shared store before its server starts, hashing what it writes, or what it finds from before. The
+    server reads that volume alone, and writes to nothing but the cache server.
 
     For example:
 
         server = ModelServer("server", ModelServerArgs(namespace="fleet", image="registry.example.com/model-server@sha256:" + 64 * "0",
-                                                       shared_claim="shared-models", cache_secret="cache-auth", replicas=2,
+                                                       sync_image="registry.example.com/model-sync@sha256:" + 64 * "0",
+                                                       shared_claim="shared-models", hot_class="local-nvme", hot_size="50Gi",
+                                                       hot_bytes=50 * 2**30, retain=True, cache_secret="cache-auth", replicas=2,
                                                        resources=ResourceArgs(cpu="8", memory="24Gi"), model="qwen3-coder:30b",
                                                        model_version="1",
                                                        model_id="qwen3-coder-30b-cpu", context_length=32768, parallel=2, max_queue=16,
@@ -67,28 +87,43 @@ class ModelServer(pulumi.ComponentResource):
         child = pulumi.ResourceOptions(parent=self)
         service = objects.service(f"{name}-service", args.component, args.namespace, {"http": PORTS[MODEL_SERVER]}, child, headless=True)
         runs = objects.account(f"{name}-account", args.component, args.namespace, child, args.workload)
-        # One after another.
-        whole = f"{_START_S * args.replicas}s"
-        slow = pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create=whole, update=whole))
-        pods.deployment(
-            f"{name}-servers",
-            args.component,
-            args.namespace,
-            _pod(args),
-            pulumi.ResourceOptions.merge(runs, slow),
-            replicas=args.replicas,
-            annotations={MODEL_VERSION_ANNOTATION: args.model_version},
-            progress_deadline_s=_START_S,
-        )
+        _servers(f"{name}-servers", args, runs)
         objects.disruption_budget(f"{name}-budget", args.component, args.namespace, child)
         self.url = service.metadata.name.apply(lambda host: f"http://{host}:{PORTS[MODEL_SERVER]}")
         self.register_outputs({"url": self.url})
 
 
+def _servers(name: str, args: ModelServerArgs, opts: pulumi.ResourceOptions) -> k8s.apps.v1.StatefulSet:
+    # One after another.
+    whole = f"{START_S * args.replicas}s"
+    slow = pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create=whole, update=whole))
+    noted = (_FIRST_READY if args.hands_over else {}) | ({} if args.keep_copies else {COPIES_ANNOTATION: "disposable"})
+    return k8s.apps.v1.StatefulSet(
+        name,
+        metadata=objects.metadata(args.component, args.namespace, annotations=noted),
+        spec=k8s.apps.v1.StatefulSetSpecArgs(
+            # The Service's name, not its Output: awaiting one from the other would deadlock.
+            service_name=args.component,
+            replicas=args.replicas,
+            pod_management_policy="Parallel",
+            selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(args.component)),
+            template=pods.template(args.component, _pod(args), {MODEL_VERSION_ANNOTATION: args.model_version}),
+            volume_claim_templates=[local_claim(args.hot_class, args.hot_size)],
+            persistent_volume_claim_retention_policy=k8s.apps.v1.StatefulSetPersistentVolumeClaimRetentionPolicyArgs(
+                when_deleted="Retain" if args.retain else "Delete", when_scaled="Retain" if args.keep_copies else "Delete"
+            ),
+        ),
+        opts=pulumi.ResourceOptions.merge(opts, slow),
+    )
+
+
 def _pod(args: ModelServerArgs) -> core.PodSpecArgs:
     tmp, tmp_mount = containers.scratch()
     cache = access(args.cache_secret, args.cache_user)
-    store = containers.claim("models", args.shared_claim, read_only=True)
+    shared = containers.claim("shared", args.shared_claim, read_only=True)
+    shared_mount = core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH, read_only=True)
+    store = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH)
+    read_only_store = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH, read_only=True)
     port = PORTS[MODEL_SERVER]
     container = core.ContainerArgs(
         name=MODEL_SERVER,
@@ -112,11 +147,13 @@ def _pod(args: ModelServerArgs) -> core.PodSpecArgs:
         ports=[core.ContainerPortArgs(name="http", container_port=port)],
         resources=containers.resources(args.resources),
         security_context=containers.security(),
-        volume_mounts=[tmp_mount, cache.mount, core.VolumeMountArgs(name="models", mount_path=STORE_PATH, read_only=True)],
+        volume_mounts=[tmp_mount, cache.mount, read_only_store],
         readiness_probe=containers.http_probe("/ready", port),
-        # As long as an Ollama server may take for one model: weights are read over the network, through the page cache.
+        # As long as an Ollama server may take for one model.
         startup_probe=containers.http_probe("/ready", port, period_s=2, failures=LOAD_S // 2),
         liveness_probe=containers.liveness(port),
     )
     placement = pods.Placement(workload=args.workload, priority_class=args.priority_class)
-    return pods.spec(args.component, [container], [tmp, cache.volume, store], placement, grace_s=_DRAIN_S + 15)
+    copy = copier(args.sync_image, args.model, args.hot_bytes, [tmp_mount, shared_mount, store])
+    volumes = [tmp, cache.volume, shared]
+    return pods.spec(args.component, [container], volumes, placement, init_containers=[copy], grace_s=_DRAIN_S + 15)

@@ -11,6 +11,7 @@ from infra.program.settings.capacity import Capacity, capacities, of_server
 from infra.program.settings.fleet import ScaleSettings
 from infra.program.settings.model_servers import ModelServerSettings
 from infra.program.settings.section import quantity
+from infra.program.settings.server_rules import local_size
 from infra.program.settings.services import PrometheusSettings
 from infra.program.workload import resources, workload
 
@@ -54,7 +55,7 @@ def fleet(settings: Settings, namespace: pulumi.Input[str], images: Images, runt
         priority_class=runtime.priority_class,
         claim_template=runtime.claim_template,
         agent=_agent(settings, images["ollama-agent"]),
-        models={model.name: model.replicas or wanted.replicas for model in settings.models},
+        models={model.name: model.replicas or wanted.replicas for model in settings.fleet_models},
         retain=settings.storage.retain,
         workload=workload(settings, "ollama"),
     )
@@ -78,7 +79,13 @@ def model_server(
         namespace=namespace,
         component=wanted.component,
         image=images["model-server"],
+        sync_image=images["model-sync"],
         shared_claim=store.shared_claim,
+        hot_class=store.hot_class,
+        hot_size=local_size(wanted, settings),
+        hot_bytes=int(quantity(local_size(wanted, settings))),
+        retain=settings.storage.retain,
+        keep_copies=settings.fleet.keeps_copies,
         cache_secret=answers.users_secret_name,
         cache_user=MODEL_SERVER,
         replicas=wanted.replicas,
@@ -110,7 +117,7 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
             "cached_tokens": capacity[model.name].cached_tokens,
             **_turns(capacity[model.name]),
         }
-        for model in settings.models
+        for model in settings.fleet_models
     }
     table |= {
         server.model_id: {

@@ -110,6 +110,6 @@ def of_server(server: ModelServerSettings, settings: Sections) -> Capacity:
 def capacities(settings: Sections) -> dict[str, Capacity]:
     """By the id that clients name, in the order of the outputs."""
     return {
-        **{model.name: of_fleet(model, settings) for model in settings.models},
+        **{model.name: of_fleet(model, settings) for model in settings.fleet_models},
         **{server.model_id: of_server(server, settings) for server in settings.model_servers},
     }
