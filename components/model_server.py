@@ -7,8 +7,16 @@ import pulumi_kubernetes as k8s
 
 from . import containers, gpu, objects, pods
 from .cache import access
-from .contract import MODEL_SERVER, MODEL_VERSION_ANNOTATION, PORTS, RUNTIME_ANNOTATION, type_token
-from .models import STORE_PATH
+from .contract import (
+    COPIES_ANNOTATION,
+    MODEL_SERVER,
+    MODEL_VERSION_ANNOTATION,
+    PORTS,
+    RUNTIME_ANNOTATION,
+    selector,
+    type_token,
+)
+from .models import HYDRATION_S, LOCAL_VOLUME, SHARED_PATH, STORE_PATH, copier, local_claim
 from .ollama_agent import LOAD_S
 from .workload import ORDINARY, WorkloadArgs
 
@@ -18,8 +26,7 @@ _DRAIN_S = 120
 _PULL_S, _PULL_VLLM_S = 300, 1200
 """Seconds for an image to come: vLLM's has 10 GB."""
 _READ_BYTES_S = 18_000_000
-"""Of weights that come over a network file system: a quarter of the 72 MB/s that one reader was seen to have (ollama issue 5826), for
-several replicas read at once."""
+"""Of weights on a slow disk: a quarter of the 72 MB/s that a reader over a network was seen to have (ollama issue 5826)."""
 _BEGIN_S, _BEGIN_VLLM_S = 300, 900
 """Seconds beside the reading: a first answer on a slow CPU; and vLLM imports PyTorch, compiles, and captures CUDA graphs."""
 _CACHE_PATH, _CACHE_SIZE = "/var/cache/vllm", "6Gi"
@@ -28,6 +35,8 @@ VLLM_DISK = "8Gi"
 """The node's own disk that a pod may use, for that and all else. By the namespace's default it would be evicted for what it compiles."""
 _LAST_WORDS = "/dev/termination-log"
 """Where the kubelet looks for what a container that ended has to say: its own default."""
+_FIRST_READY = {"pulumi.com/waitFor": "jsonpath={.status.readyReplicas}"}
+"""The field is there once a replica is ready."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +64,20 @@ class ModelServerArgs:
     component: str = MODEL_SERVER
     """Name of its objects, and label of its pods: `contract.model_server(NAME)` for each but the first."""
     image: pulumi.Input[str]
+    sync_image: pulumi.Input[str]
+    """Image whose `model_sync` copies the model to the replica's own volume."""
     shared_claim: pulumi.Input[str]
+    hot_class: pulumi.Input[str]
+    hot_size: str
+    hot_bytes: int
+    """The same in bytes."""
+    retain: bool
+    """Keep the replicas' volumes when the server is deleted."""
+    keep_copies: bool = True
+    """Keep the volumes of replicas that were scaled away."""
+    hands_over: bool = False
+    """A Deployment of the same name serves the model so far. It is deleted at the end of an update, so the update must not wait for more
+    than one new replica: the nodes may have no room for all of both."""
     cache_secret: pulumi.Input[str]
     """Secret with the password of the cache server's user."""
     cache_user: str | None = None
@@ -78,7 +100,7 @@ class ModelServerArgs:
     llama_server: str = ""
     """Path of llama.cpp's own server in the image, for GPUs; empty: the build for CPUs of the image `model-server`."""
     runtime_class: pulumi.Input[str] | None = None
-    """Of pods with GPUs. Empty: the nodes' default runtime is wanted; that is noted on the Deployment, for the policy pack."""
+    """Of pods with GPUs. Empty: the nodes' default runtime is wanted; that is noted on the StatefulSet, for the policy pack."""
     claim: gpu.ClaimArgs | None = None
     """The GPUs of each pod, where they are claimed."""
     priority_class: pulumi.Input[str] | None = None
@@ -86,14 +108,19 @@ class ModelServerArgs:
 
 
 class ModelServer(pulumi.ComponentResource):
-    """Deployment and headless Service of the model server. It reads the shared store and writes to nothing but the cache server.
+    """A StatefulSet of model servers, each with its own node-local copy of its model, and a headless Service.
 
-    With GPUs a rollout takes one pod down before the next one comes, since there may be no GPU to spare.
+    A replica copies the model from the shared store before its server starts, hashing what it writes, or what it finds from before. The
+    server reads that volume alone, and writes to nothing but the cache server.
+
+    A rollout takes one pod down before its next one comes: to its volume, and to its GPUs.
 
     For example:
 
         server = ModelServer("server", ModelServerArgs(namespace="fleet", image="registry.example.com/model-server@sha256:" + 64 * "0",
-                                                       shared_claim="shared-models", cache_secret="cache-auth", replicas=2,
+                                                       sync_image="registry.example.com/model-sync@sha256:" + 64 * "0",
+                                                       shared_claim="shared-models", hot_class="local-nvme", hot_size="50Gi",
+                                                       hot_bytes=50 * 2**30, retain=True, cache_secret="cache-auth", replicas=2,
                                                        resources=ResourceArgs(cpu="8", memory="24Gi"), model="qwen3-coder:30b",
                                                        model_version="1",
                                                        model_id="qwen3-coder-30b-cpu", context_length=32768, parallel=2, max_queue=16,
@@ -111,29 +138,10 @@ class ModelServer(pulumi.ComponentResource):
         claimed = None
         if args.claim is not None:
             claimed = gpu.claim_template(f"{name}-claim", args.component, args.claim, child)
-        ready_s = _start_s(args) + (_PULL_VLLM_S if args.vllm else _PULL_S)
-        # One after another.
-        whole = f"{ready_s * args.replicas}s"
-        slow = pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create=whole, update=whole))
-        pods.deployment(
-            f"{name}-servers",
-            args.component,
-            args.namespace,
-            _pod(args, claimed),
-            pulumi.ResourceOptions.merge(runs, slow),
-            replicas=args.replicas,
-            annotations={MODEL_VERSION_ANNOTATION: args.model_version},
-            noted={RUNTIME_ANNOTATION: "node-default"} if args.runtime_class == "" else None,
-            strategy=_IN_PLACE if args.resources.gpus else None,
-            progress_deadline_s=ready_s,
-        )
+        _servers(f"{name}-servers", args, claimed, runs)
         objects.disruption_budget(f"{name}-budget", args.component, args.namespace, child)
         self.url = service.metadata.name.apply(lambda host: f"http://{host}:{PORTS[MODEL_SERVER]}")
         self.register_outputs({"url": self.url})
-
-
-_IN_PLACE = apps.DeploymentStrategyArgs(rolling_update=apps.RollingUpdateDeploymentArgs(max_surge=0, max_unavailable=1))
-"""A new pod takes the GPUs of an old one: there may be no others."""
 
 
 def _start_s(args: ModelServerArgs) -> int:
@@ -178,11 +186,40 @@ def _disk(wanted: VllmArgs | None) -> list[tuple[core.VolumeArgs, core.VolumeMou
     return found
 
 
+def _servers(name: str, args: ModelServerArgs, claimed: pulumi.Input[str] | None, opts: pulumi.ResourceOptions) -> apps.StatefulSet:
+    # One after another.
+    ready_s = HYDRATION_S + _start_s(args) + (_PULL_VLLM_S if args.vllm else _PULL_S)
+    whole = f"{ready_s * args.replicas}s"
+    slow = pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create=whole, update=whole))
+    noted = (_FIRST_READY if args.hands_over else {}) | ({} if args.keep_copies else {COPIES_ANNOTATION: "disposable"})
+    noted |= {RUNTIME_ANNOTATION: "node-default"} if args.runtime_class == "" else {}
+    return apps.StatefulSet(
+        name,
+        metadata=objects.metadata(args.component, args.namespace, annotations=noted),
+        spec=apps.StatefulSetSpecArgs(
+            # The Service's name, not its Output: awaiting one from the other would deadlock.
+            service_name=args.component,
+            replicas=args.replicas,
+            pod_management_policy="Parallel",
+            selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(args.component)),
+            template=pods.template(args.component, _pod(args, claimed), {MODEL_VERSION_ANNOTATION: args.model_version}),
+            volume_claim_templates=[local_claim(args.hot_class, args.hot_size)],
+            persistent_volume_claim_retention_policy=apps.StatefulSetPersistentVolumeClaimRetentionPolicyArgs(
+                when_deleted="Retain" if args.retain else "Delete", when_scaled="Retain" if args.keep_copies else "Delete"
+            ),
+        ),
+        opts=pulumi.ResourceOptions.merge(opts, slow),
+    )
+
+
 def _pod(args: ModelServerArgs, claimed: pulumi.Input[str] | None) -> core.PodSpecArgs:
     tmp, tmp_mount = containers.scratch()
     disk = _disk(args.vllm)
     cache = access(args.cache_secret, args.cache_user)
-    store = containers.claim("models", args.shared_claim, read_only=True)
+    shared = containers.claim("shared", args.shared_claim, read_only=True)
+    shared_mount = core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH, read_only=True)
+    store = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH)
+    read_only_store = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH, read_only=True)
     port = PORTS[MODEL_SERVER]
     container = core.ContainerArgs(
         name=MODEL_SERVER,
@@ -207,10 +244,7 @@ def _pod(args: ModelServerArgs, claimed: pulumi.Input[str] | None) -> core.PodSp
         ports=[core.ContainerPortArgs(name="http", container_port=port)],
         resources=containers.resources(replace(args.resources, ephemeral_storage=VLLM_DISK) if args.vllm else args.resources),
         security_context=containers.security(),
-        volume_mounts=[
-            *(tmp_mount, cache.mount, core.VolumeMountArgs(name="models", mount_path=STORE_PATH, read_only=True)),
-            *(mount for _, mount in disk),
-        ],
+        volume_mounts=[tmp_mount, cache.mount, read_only_store, *(mount for _, mount in disk)],
         readiness_probe=containers.http_probe("/ready", port),
         startup_probe=containers.http_probe("/ready", port, period_s=2, failures=_start_s(args) // 2),
         liveness_probe=containers.liveness(port),
@@ -225,5 +259,6 @@ def _pod(args: ModelServerArgs, claimed: pulumi.Input[str] | None) -> core.PodSp
         claim_template=claimed,
         gpu_toleration=args.resources.gpus > 0,
     )
-    volumes = [tmp, cache.volume, store, *(volume for volume, _ in disk)]
-    return pods.spec(args.component, [container], volumes, placement, grace_s=_DRAIN_S + 15)
+    copy = copier(args.sync_image, args.model, args.hot_bytes, [tmp_mount, shared_mount, store])
+    volumes = [tmp, cache.volume, shared, *(volume for volume, _ in disk)]
+    return pods.spec(args.component, [container], volumes, placement, init_containers=[copy], grace_s=_DRAIN_S + 15)

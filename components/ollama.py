@@ -8,7 +8,7 @@ import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
 from .contract import AGENT_CONTROL_PORT, COPIES_ANNOTATION, OLLAMA, PORTS, RUNTIME_ANNOTATION, selector, type_token
-from .models import SHARED_PATH, STORE_PATH, follower
+from .models import LOCAL_VOLUME, SHARED_PATH, STORE_PATH, follower, local_claim
 from .ollama_agent import LOAD_S, AgentArgs, agent_container, context_probe, drain_hook, replicas_service, revision
 from .workload import ORDINARY, WorkloadArgs
 
@@ -118,7 +118,7 @@ def _servers(name: str, args: OllamaFleetArgs, version: pulumi.Input[str], opts:
             pod_management_policy="Parallel",
             selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(OLLAMA)),
             template=pods.template(OLLAMA, _pod(args, version)),
-            volume_claim_templates=[_claim(args)],
+            volume_claim_templates=[local_claim(args.hot_class, args.hot_size)],
             persistent_volume_claim_retention_policy=retention,
         ),
         opts=pods.scaled_by_others(opts) if args.autoscaled else opts,
@@ -154,8 +154,8 @@ def _revision(args: OllamaFleetArgs) -> pulumi.Output[str]:
 
 def _pod(args: OllamaFleetArgs, version: pulumi.Input[str]) -> core.PodSpecArgs:
     tmp, tmp_mount = containers.scratch()
-    store = core.VolumeMountArgs(name="models", mount_path=STORE_PATH)
-    read_only_store = core.VolumeMountArgs(name="models", mount_path=STORE_PATH, read_only=True)
+    store = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH)
+    read_only_store = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH, read_only=True)
     shared = containers.claim("shared", args.shared_claim, read_only=True)
     shared_mount = core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH, read_only=True)
     container = core.ContainerArgs(
@@ -190,15 +190,4 @@ def _pod(args: OllamaFleetArgs, version: pulumi.Input[str]) -> core.PodSpecArgs:
         placement,
         init_containers=[sync, agent_container(args.agent, version, gpu=args.resources.gpus > 0)],
         grace_s=args.agent.grace_s,
-    )
-
-
-def _claim(args: OllamaFleetArgs) -> core.PersistentVolumeClaimArgs:
-    return core.PersistentVolumeClaimArgs(
-        metadata=k8s.meta.v1.ObjectMetaArgs(name="models"),
-        spec=core.PersistentVolumeClaimSpecArgs(
-            access_modes=["ReadWriteOnce"],
-            storage_class_name=args.hot_class,
-            resources=core.VolumeResourceRequirementsArgs(requests={"storage": args.hot_size}),
-        ),
     )

@@ -198,5 +198,5 @@ def engine_of(settings: Settings) -> tuple[Engine, str]:
     if settings.engine == "vllm":
         weights, digest = find_tree(settings.models_dir, settings.model, settings.weights_dir)
         return Vllm(weights, settings), digest
-    weights, digest = find_gguf(settings.models_dir, settings.model)
+    weights, digest = find_gguf(settings.models_dir, settings.model, settings.weights_dir)
     return LlamaCpp(weights, settings, digest), digest

@@ -86,7 +86,7 @@ class Settings(Environment):
     vllm_python: Path | None = None
     """A Python that has vLLM, whose packages are of other versions than ours; None means this one."""
     weights_dir: Path = Path("/tmp/weights")  # noqa: S108 (a directory of the pod)
-    """Where vLLM finds the files of a model by their names: links into the store."""
+    """Where an engine finds the files of a model by their names, where there are several: links into the store."""
     vllm_cache_dir: Path = Path("/tmp/vllm")  # noqa: S108
     """Where vLLM keeps what it has compiled."""
     tensor_parallel: int = Field(default=1, ge=1, le=8)

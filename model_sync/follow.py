@@ -49,6 +49,8 @@ class Replica:
     """The Ollama of this pod."""
     agent: str = "http://127.0.0.1:9466"
     """The agent of this pod."""
+    only: str = ""
+    """The one model that this store is for, whoever of the fleet has it: a model server's."""
     _withheld: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Model to the digest that ended the server while it was loaded, and the reason, as the agent said last."""
     _sound: set[str] = field(default_factory=set)
@@ -67,7 +69,10 @@ class Replica:
     def hydrate(self) -> list[str]:
         """One pass. Returns the problems: their models are left out, or stay as they are here. Raises StoreError without a catalog."""
         published, problems = self._published()
-        held = [entry for entry in published.models if catalog.is_held_by(entry.name, entry.replicas, published.fleet, self.ordinal)]
+        held = [entry for entry in published.models if self._holds(entry, published.fleet)]
+        if self.only and not held:
+            known = ", ".join(entry.name for entry in published.models) or "none"
+            raise StoreError(published.problems.get(self.only) or f"{self.only}: got {known} in the catalog, want it; run the writer")
         # Whoever asked for such a model would end the server for all others.
         ends = {entry.name: self._withheld[entry.name][1] for entry in held if self._ends_server(entry)}
         problems |= ends
@@ -77,7 +82,9 @@ class Replica:
                 left.unlink()
             before = self._served()
             # Where our own catalog is damaged, the manifests still tell what is here.
-            here = {entry.name: served for entry in held if (served := self._whole(before.entry(entry.name) or entry))}
+            # A store for one model has no room for two versions, and nobody reads it yet.
+            old = {} if self.only else {entry.name: entry for entry in before.models}
+            here = {entry.name: served for entry in held if (served := self._whole(old.get(entry.name, entry)))}
             self._publish(published, held, here, problems)
             self._retire({manifest_path(name) for name in here})
             for entry in held:
@@ -95,6 +102,9 @@ class Replica:
                 self._publish(published, held, here, problems)
             self.retired.sweep()
         return list(problems.values())
+
+    def _holds(self, entry: Entry, fleet: int) -> bool:
+        return entry.name == self.only if self.only else catalog.is_held_by(entry.name, entry.replicas, fleet, self.ordinal)
 
     def _ends_server(self, entry: Entry) -> bool:
         return self._withheld.get(entry.name, ("", ""))[0] == entry.digest.removeprefix("sha256:")

@@ -13,6 +13,7 @@ from infra.program.settings.images import VLLM_IMAGE
 from infra.program.settings.model_servers import ModelServerSettings
 from infra.program.settings.section import quantity
 from infra.program.settings.server_memory import shm_bytes
+from infra.program.settings.server_rules import local_size
 from infra.program.settings.services import PrometheusSettings
 from infra.program.workload import resources, workload
 
@@ -82,7 +83,13 @@ def model_server(
         namespace=namespace,
         component=wanted.component,
         image=llama_cpp.image if llama_cpp else images[VLLM_IMAGE if wanted.engine == "vllm" else "model-server"],
+        sync_image=images["model-sync"],
         shared_claim=store.shared_claim,
+        hot_class=store.hot_class,
+        hot_size=local_size(wanted, settings),
+        hot_bytes=int(quantity(local_size(wanted, settings))),
+        retain=settings.storage.retain,
+        keep_copies=settings.fleet.keeps_copies,
         cache_secret=answers.users_secret_name,
         cache_user=MODEL_SERVER,
         replicas=wanted.replicas,

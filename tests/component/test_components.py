@@ -510,13 +510,18 @@ def test_the_writer_may_leave_for_its_sources_alone() -> None:
     assert rule["to"] == [{"ipBlock": {"cidr": "2001:db8::7/128"}}]
 
 
-def test_the_model_server_reads_the_store_and_knows_the_cache() -> None:
+def model_server(**fields: Any) -> Recorder:
     args = c.ModelServerArgs(
         namespace="ns",
         image="x@sha256:1",
+        sync_image="y@sha256:1",
         shared_claim="shared-models",
+        hot_class="local-nvme",
+        hot_size="2Gi",
+        hot_bytes=2**31,
+        retain=True,
         cache_secret="cache-auth",
-        replicas=1,
+        replicas=2,
         resources=SMALL,
         model="a:1",
         model_version="sha256:1",
@@ -526,13 +531,38 @@ def test_the_model_server_reads_the_store_and_knows_the_cache() -> None:
         max_queue=4,
         priority_class="gpu-priority",
     )
-    pod = render(lambda: c.ModelServer("m", args)).one("Deployment")["spec"]["template"]["spec"]
+    return render(lambda: c.ModelServer("m", dataclasses.replace(args, **fields)))
+
+
+def test_the_model_server_reads_its_own_copy_and_knows_the_cache() -> None:
+    spec = model_server().one("StatefulSet")["spec"]
+    pod = spec["template"]["spec"]
     container = pod["containers"][0]
     assert container["ports"][0]["containerPort"] == 8080
-    assert next(mount for mount in container["volumeMounts"] if mount["name"] == "models")["readOnly"] is True
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    assert (mounts["models"]["mountPath"], mounts["models"]["readOnly"], "shared" in mounts) == ("/models", True, False)
     values = {entry["name"]: entry["value"] for entry in container["env"]}
     assert values["MODEL_SERVER_CACHE_URL"] == "redis://cache-server:6379/0"
     assert "sha256" not in str(values), "no secret value stands in the environment"
+
+
+def test_a_model_server_starts_when_its_own_claim_has_the_model() -> None:
+    spec = model_server().one("StatefulSet")["spec"]
+    (claim,) = spec["volumeClaimTemplates"]
+    assert (claim["spec"]["storageClassName"], claim["spec"]["resources"]["requests"]["storage"]) == ("local-nvme", "2Gi")
+    (copy,) = spec["template"]["spec"]["initContainers"]
+    assert copy["args"] == ["copy", "/shared", "/models", "a:1", f"--capacity={2**31}"]
+    assert {mount["name"]: mount.get("readOnly") for mount in copy["volumeMounts"]} == {"tmp": None, "shared": True, "models": None}
+    assert "restartPolicy" not in copy, "it ends before the server starts"
+    assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
+    loose = model_server(retain=False, keep_copies=False).one("StatefulSet")["spec"]
+    assert loose["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Delete", "whenScaled": "Delete"}
+
+
+def test_an_update_waits_for_all_replicas_but_where_a_deployment_makes_room_at_its_end() -> None:
+    assert "annotations" not in model_server().one("StatefulSet")["metadata"]
+    handing_over = model_server(hands_over=True).one("StatefulSet")["metadata"]["annotations"]
+    assert handing_over == {"pulumi.com/waitFor": "jsonpath={.status.readyReplicas}"}
 
 
 def test_the_cache_server_has_a_bound_a_policy_and_a_password_outside_its_configuration() -> None:

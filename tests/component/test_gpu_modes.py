@@ -82,7 +82,7 @@ def one(found: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any
 def test_the_resource_that_pods_ask_for_is_the_one_that_is_counted(mode: str) -> None:
     found = objects(mode)
     resource = RESOURCES[mode]
-    (container,) = one(found, "StatefulSet")["spec"]["template"]["spec"]["containers"]
+    (container,) = one(found, "StatefulSet", "ollama")["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"][resource] == container["resources"]["requests"][resource] == "1"
     assert one(found, "ResourceQuota", "quota")["spec"]["hard"][f"requests.{resource}"] == "8"
     assert one(found, "ResourceQuota", "batch")["spec"]["hard"] == {f"requests.{resource}": "5"}
@@ -96,7 +96,7 @@ def test_the_resource_that_pods_ask_for_is_the_one_that_is_counted(mode: str) ->
 def test_claimed_devices_are_those_of_the_template_and_the_quota(mode: str) -> None:
     found = objects(mode)
     template = one(found, "ResourceClaimTemplate")
-    pod = one(found, "StatefulSet")["spec"]["template"]["spec"]
+    pod = one(found, "StatefulSet", "ollama")["spec"]["template"]["spec"]
     assert pod["resourceClaims"] == [{"name": "gpu", "resourceClaimTemplateName": template["metadata"]["name"]}]
     (request,) = template["spec"]["spec"]["devices"]["requests"]
     assert request["exactly"]["deviceClassName"] == DEVICES[mode]

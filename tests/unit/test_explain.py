@@ -93,8 +93,8 @@ def test_a_model_server_that_is_gone_is_missed_by_its_policy() -> None:
     }
     taken = snapshot(NetworkPolicy=[policy])
     taken.objects["Namespace"][0]["metadata"]["labels"] = {"app.kubernetes.io/part-of": "modelfleet"}
-    assert ("component-missing", "Deployment/model-server-coder") in named(taken)
-    assert ("component-missing", "Deployment/model-server") not in named(taken)
+    assert ("component-missing", "StatefulSet/model-server-coder") in named(taken)
+    assert ("component-missing", "StatefulSet/model-server") not in named(taken)
 
 
 def test_an_empty_namespace_has_nothing_to_say() -> None:

@@ -182,9 +182,9 @@ class Facts:
 
     @property
     def servers(self) -> list[str]:
-        """Components of the model servers; of one whose Deployment is gone, the policy is there."""
+        """Components of the model servers; of one whose StatefulSet is gone, the policy is there."""
         selected = (policy["spec"].get("podSelector", {}).get("matchLabels") or {} for policy in self.all("NetworkPolicy"))
-        named = [self.component(item) for kind in ("Deployment", "Pod") for item in self.all(kind)]
+        named = [self.component(item) for kind in ("StatefulSet", "Pod") for item in self.all(kind)]
         found = {name for name in [*named, *(each.get("app.kubernetes.io/name", "") for each in selected)] if kind_of(name) == MODEL_SERVER}
         return sorted(found) or [MODEL_SERVER]
 

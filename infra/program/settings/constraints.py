@@ -26,8 +26,6 @@ EPHEMERAL_DEFAULT = 64 * MIB
 """Disk that the namespace's LimitRange requests for a container without a request for it. None of our containers has one."""
 SIDECARS = (FOLLOWER_RESOURCES, AGENT_RESOURCES)
 """Resources of the containers beside each Ollama server in its pod."""
-HOT_FILL = 0.9
-"""Part of the node-local volume that models may fill: a new version arrives beside the old one, and a full disk evicts pods."""
 _LABEL = 63
 """Most characters of a namespace's name, and of a Service's (RFC 1123)."""
 _ONE_AT_A_TIME = re.compile(r"llama3\.2-vision|qwen3-vl|qwen3\.[56]|qwen3-next|lfm2|nemotron-?(h|3)", re.IGNORECASE)
@@ -44,6 +42,7 @@ def problems(settings: Sections) -> list[str]:
         server_rules.names,
         server_rules.engines,
         server_rules.quota,
+        server_rules.holders,
         _aliases,
         _delivery,
         _contexts,
@@ -52,6 +51,7 @@ def problems(settings: Sections) -> list[str]:
         _gpu_memory,
         _host_memory,
         server_rules.memory,
+        server_rules.storage,
         _storage,
         _cache,
         _quota,
@@ -129,7 +129,7 @@ def _delivery(settings: Sections) -> Iterator[str]:
     fleet = settings.fleet
     for index, model in enumerate(settings.models):
         path = f"models.{index}"
-        if model.format == "gguf" and settings.context_length(model) > fleet.context_length:
+        if model.in_fleet and settings.context_length(model) > fleet.context_length:
             yield f"{path}.contextLength: got {model.context_length}, want at most fleet.contextLength {fleet.context_length}; raise that"
         if (model.replicas or 1) > fleet.replicas:
             yield f"{path}.replicas: got {model.replicas}, want at most fleet.replicas {fleet.replicas}; lower it, or leave it out for all"
@@ -151,10 +151,8 @@ def _unplaced(settings: Sections) -> Iterator[str]:
 def _largest_replica(settings: Sections) -> list[ModelSettings]:
     """The models of the replica that must hold most bytes."""
     fleet = settings.fleet.replicas
-    held = [
-        [model for model in settings.fleet_models if is_held_by(model.name, model.replicas or 0, fleet, ordinal)]
-        for ordinal in range(fleet)
-    ]
+    models = settings.fleet_models
+    held = [[model for model in models if is_held_by(model.name, model.replicas or 0, fleet, ordinal)] for ordinal in range(fleet)]
     return max(held, key=lambda models: sum(quantity(model.size) for model in models))
 
 
@@ -198,7 +196,7 @@ def _host_memory(settings: Sections) -> Iterator[str]:
 def _contexts(settings: Sections) -> Iterator[str]:
     fleet = settings.fleet
     for index, model in enumerate(settings.models):
-        if model.format == "gguf" and settings.context_length(model) < fleet.min_context:
+        if model.in_fleet and settings.context_length(model) < fleet.min_context:
             yield (
                 f"models.{index}.contextLength: got {settings.context_length(model)}, want at least fleet.minContext {fleet.min_context}; "
                 "raise it, or say by minContext that less will do"
@@ -215,8 +213,8 @@ def _storage(settings: Sections) -> Iterator[str]:
     hot, shared = settings.storage.hot, settings.storage.shared
     held = sum(quantity(model.size) for model in _largest_replica(settings))
     need = sum(quantity(model.size) for model in settings.models)
-    if held > HOT_FILL * quantity(hot.size):
-        yield f"storage.hot.size: got {hot.size}, want at least {in_gib(held / HOT_FILL)}, the models and a tenth more; raise it"
+    if (room := held / server_rules.HOT_FILL) > quantity(hot.size):
+        yield f"storage.hot.size: got {hot.size}, want at least {in_gib(room)}, the models and a tenth more; raise it"
     if shared.claim is not None and not settings.storage.retain:
         yield f"storage.shared.claim: got {shared.claim} with retain false, want true, or the claim would go with the namespace; set it"
     if need > quantity(shared.size):
@@ -260,6 +258,7 @@ def _quota(settings: Sections) -> Iterator[str]:
     cpu = sum(count * quantity(each.cpu) for count, each in parts) + sum(quantity(each.cpu) for each in surge)
     memory = sum(count * quantity(each.memory) for count, each in parts) + sum(quantity(each.memory) for each in surge)
     claimed = fleet.replicas * quantity(storage.hot.size) + quantity(storage.shared.size) + sum(quantity(each.size) for each in prometheus)
+    claimed += sum(server.replicas * quantity(server_rules.local_size(server, settings)) for server in servers)
     if cpu > quantity(limits.cpu):
         yield f"governance.cpu: got {limits.cpu}, want at least {cpu:.1f}, all requests and a rollout; raise it"
     if memory > quantity(limits.memory):
@@ -277,7 +276,7 @@ def _quota(settings: Sections) -> Iterator[str]:
             f"{EPHEMERAL_DEFAULT // MIB}Mi for each of {containers} containers{more_disk}; raise it"
         )
     more = " and Prometheus'" if prometheus else ""
-    if (claims := fleet.replicas + 1 + len(prometheus)) > limits.claims:
+    if (claims := fleet.replicas + sum(server.replicas for server in servers) + 1 + len(prometheus)) > limits.claims:
         yield f"governance.claims: got {limits.claims}, want at least {claims}, one a replica, the shared one{more}; raise it"
     if claimed > quantity(limits.storage):
         yield f"governance.storage: got {limits.storage}, want at least {in_gib(claimed)}, the sum of all claims; raise it"

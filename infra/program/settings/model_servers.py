@@ -68,6 +68,8 @@ class ModelServerSettings(Section):
     speed: Speed | None = None
     """Measured speed of one replica, for the turns a minute that preview, outputs and the page show."""
     resources: Resources
+    local_size: Bytes | None = None
+    """Size of the node-local claim that each replica keeps its copy of the model in; storage.hot.size when unset."""
     placement: WorkloadSettings | None = None
     """Nodes, taints, zones and account of its pods; unset, those of workloads.model-server."""
     llama_cpp: LlamaCppSettings | None = None

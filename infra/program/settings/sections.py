@@ -32,7 +32,7 @@ class Sections(Section):
     gpu: GpuSettings = GpuSettings()
     governance: GovernanceSettings = GovernanceSettings()
     models: list[ModelSettings] = Field(min_length=1, max_length=32)
-    """The models of the fleet, in the order of routes and outputs, and those that model servers alone have: of format safetensors."""
+    """The models of the fleet, and those of model servers, in the order of routes and outputs."""
     aliases: dict[Annotated[str, Field(pattern=ALIAS)], AliasSettings] = Field(default={}, max_length=64)
     """Other names that clients use for the models, such as those that an agent asks for by itself."""
     external_pools: dict[Annotated[str, Field(pattern=POOL)], ExternalPoolSettings] = Field(default={}, max_length=16)
@@ -66,13 +66,14 @@ class Sections(Section):
         return own if self.gpu.runtime_class is None else self.gpu.runtime_class
 
     @property
-    def fleet_models(self) -> list[ModelSettings]:
-        """Those that Ollama can run, so that every replica of the fleet may have them."""
-        return [model for model in self.models if model.format == "gguf"]
+    def model_names(self) -> list[str]:
+        """Of all that are in the store."""
+        return [model.name for model in self.models]
 
     @property
-    def model_names(self) -> list[str]:
-        return [model.name for model in self.models]
+    def fleet_models(self) -> list[ModelSettings]:
+        """Those that replicas of the fleet hold, and clients ask for by their names."""
+        return [model for model in self.models if model.in_fleet]
 
     @property
     def writer_reaches(self) -> list[tuple[str, int]]:
@@ -86,7 +87,8 @@ class Sections(Section):
     def ids(self) -> list[str]:
         """Names of everything that clients can ask, but for aliases."""
         external = [model.id for pool in self.external_pools.values() for model in pool.models]
-        return [*(model.name for model in self.fleet_models), *(server.model_id for server in self.model_servers), *external]
+        fleet = [model.name for model in self.fleet_models]
+        return [*fleet, *(server.model_id for server in self.model_servers), *external]
 
     @property
     def server_components(self) -> list[str]:

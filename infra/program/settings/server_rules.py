@@ -5,8 +5,37 @@ from collections.abc import Iterator
 from components.model_server import VLLM_DISK
 from infra.program.settings import capacity, server_memory
 from infra.program.settings.images import VLLM_IMAGE
-from infra.program.settings.section import quantity
+from infra.program.settings.model_servers import ModelServerSettings
+from infra.program.settings.section import in_gib, quantity
 from infra.program.settings.sections import Sections
+
+HOT_FILL = 0.9
+"""Part of a node-local volume that models may fill: a new version arrives beside the old one, and a full disk evicts pods."""
+
+
+def local_size(server: ModelServerSettings, settings: Sections) -> str:
+    """Size of the claim of each of its replicas."""
+    return server.local_size or settings.storage.hot.size
+
+
+def storage(settings: Sections) -> Iterator[str]:
+    """The model fits into the server's own claim."""
+    for index, server in enumerate(settings.model_servers):
+        size = local_size(server, settings)
+        if server.model in settings.model_names and (need := quantity(settings.model(server.model).size) / HOT_FILL) > quantity(size):
+            where = f"modelServers.{index}.localSize" if server.local_size else "storage.hot.size"
+            want = f"want at least {in_gib(need)} for model server {server.name}, its model and a tenth more"
+            yield f"{where}: got {size}, {want}; raise it, or set modelServers.{index}.localSize"
+
+
+def holders(settings: Sections) -> Iterator[str]:
+    """Every model is on some server, and the fleet has one."""
+    if not settings.fleet_models:
+        yield "models: got none that the fleet can hold, want one at least; add one in one GGUF file, or set no replicas of 0"
+    for index, model in enumerate(settings.models):
+        if not model.in_fleet and model.name not in (server.model for server in settings.model_servers):
+            got = f"models.{index}: got {model.name} on no replica of the fleet"
+            yield f"{got}, want a server that has it; add it to modelServers, or remove it"
 
 
 def names(settings: Sections) -> Iterator[str]:
