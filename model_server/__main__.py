@@ -17,6 +17,7 @@ from model_server.cache import AnswerCache
 from model_server.connections import Connection
 from model_server.engine import Engine, EngineError
 from model_server.engines import engine_of
+from model_server.metrics import Tier
 from model_server.settings import Settings, SettingsError
 from model_server.store import StoreError
 from model_server.words import leave
@@ -33,6 +34,8 @@ async def serve(settings: Settings) -> int:
     engine, digest = engine_of(settings)
     cache = AnswerCache(settings.cache_url, settings.cache_password_file) if settings.cache_url else None
     server = ModelServer(settings, engine, digest, cache)
+    if settings.keeper_file is not None:
+        server.metrics.registry.register(Tier(settings.keeper_file))
     server.metrics.restored.set_function(lambda: engine.restored_tokens)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -132,6 +132,8 @@ class Vllm(Engine):
                 "tool_call_parser": settings.tool_call_parser,
                 "reasoning_parser": settings.reasoning_parser,
                 "enforce_eager": settings.enforce_eager,
+                "offload_mib": settings.offload_mib,
+                "tier_dir": str(settings.tier_dir or ""),
             },
             settings.context_length,
         )

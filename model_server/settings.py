@@ -105,6 +105,12 @@ class Settings(Environment):
     """How vLLM reads thoughts; empty: they are a part of the text."""
     enforce_eager: bool = False
     """No CUDA graphs: less memory, slower."""
+    offload_mib: int = Field(default=0, ge=0)
+    """Host memory, in MiB and of all GPUs together, that vLLM keeps old prompts in; 0: none."""
+    tier_dir: Path | None = None
+    """Where vLLM keeps what has left that memory, as a keeper allows it (model_server/tier). None: nowhere."""
+    keeper_file: Path | None = None
+    """Where that keeper says how it is."""
     engine_silence_s: float = Field(default=300, gt=0)
     """An engine that answers no question for so long hangs, and the process ends. While it reads one piece of a prompt, 2048 tokens, it
     answers none: minutes for a large model on a slow CPU."""
