@@ -3,6 +3,7 @@
 from .activator import Activator, ActivatorArgs
 from .api_server import ApiServer, ApiServerArgs
 from .cache import CacheServer, CacheServerArgs
+from .cache_tier import CacheTierArgs
 from .containers import ResourceArgs
 from .governance import Governance, GovernanceArgs
 from .gpu import ClaimArgs, GpuRuntime, GpuRuntimeArgs, PriorityClassesArgs, SharingArgs
@@ -30,6 +31,7 @@ __all__ = [
     "ApiServerArgs",
     "CacheServer",
     "CacheServerArgs",
+    "CacheTierArgs",
     "ClaimArgs",
     "DnsArgs",
     "ExposureArgs",

@@ -1,12 +1,13 @@
 """The model server: our supervisor, and llama.cpp or vLLM behind it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pulumi
 import pulumi_kubernetes as k8s
 
 from . import containers, gpu, objects, pods
 from .cache import access
+from .cache_tier import CacheTierArgs, tier
 from .contract import (
     COPIES_ANNOTATION,
     MODEL_SERVER,
@@ -29,10 +30,9 @@ _READ_BYTES_S = 18_000_000
 """Of weights on a slow disk: a quarter of the 72 MB/s that a reader over a network was seen to have (ollama issue 5826)."""
 _BEGIN_S, _BEGIN_VLLM_S = 300, 900
 """Seconds beside the reading: a first answer on a slow CPU; and vLLM imports PyTorch, compiles, and captures CUDA graphs."""
-_CACHE_PATH, _CACHE_SIZE = "/var/cache/vllm", "6Gi"
-"""What vLLM compiles."""
-VLLM_DISK = "8Gi"
-"""The node's own disk that a pod may use, for that and all else. By the namespace's default it would be evicted for what it compiles."""
+_CACHE_PATH = "/var/cache/vllm"
+COMPILED = "6Gi"
+"""What vLLM compiles, on a server's own volume."""
 _LAST_WORDS = "/dev/termination-log"
 """Where the kubelet looks for what a container that ended has to say: its own default."""
 _FIRST_READY = {"pulumi.com/waitFor": "jsonpath={.status.readyReplicas}"}
@@ -92,7 +92,11 @@ class ModelServerArgs:
     parallel: int
     max_queue: int
     prompt_cache_bytes: int = 256 * 2**20
-    """Host memory for old prompts."""
+    """Host memory for old prompts, of llama.cpp."""
+    offload_bytes: int = 0
+    """The same of vLLM, which has them in its KV cache first."""
+    tier: CacheTierArgs | None = None
+    """Disk for the state of conversations."""
     model_bytes: int | None = None
     """Size of the weights, which the time for a start follows. None: half an hour, whatever the size."""
     vllm: VllmArgs | None = None
@@ -138,7 +142,7 @@ class ModelServer(pulumi.ComponentResource):
         claimed = None
         if args.claim is not None:
             claimed = gpu.claim_template(f"{name}-claim", args.component, args.claim, child)
-        _servers(f"{name}-servers", args, claimed, runs)
+        _servers(f"{name}-servers", args, claimed, _Disk(name, args, child), runs)
         objects.disruption_budget(f"{name}-budget", args.component, args.namespace, child)
         self.url = service.metadata.name.apply(lambda host: f"http://{host}:{PORTS[MODEL_SERVER]}")
         self.register_outputs({"url": self.url})
@@ -169,24 +173,37 @@ def _of_engine(args: ModelServerArgs) -> dict[str, str]:
         "MODEL_SERVER_DTYPE": wanted.dtype,
         "MODEL_SERVER_KV_CACHE_DTYPE": wanted.kv_cache_dtype,
         "MODEL_SERVER_VLLM_CACHE_DIR": _CACHE_PATH,
+        **({"MODEL_SERVER_OFFLOAD_MIB": str(args.offload_bytes // 2**20)} if args.offload_bytes else {}),
         **{f"MODEL_SERVER_{name}": value for name, value in optional.items() if value},
     }
 
 
-def _disk(wanted: VllmArgs | None) -> list[tuple[core.VolumeArgs, core.VolumeMountArgs]]:
-    """What vLLM writes to: what it has compiled, which lives as long as the pod; and memory that its processes share."""
-    if wanted is None:
-        return []
-    found = [containers.scratch("vllm-cache", _CACHE_PATH, _CACHE_SIZE)]
-    if wanted.shm_bytes:
-        shared = core.EmptyDirVolumeSourceArgs(medium="Memory", size_limit=f"{wanted.shm_bytes // 2**20}Mi")
-        # Where POSIX has it, and the runtime a small one.
-        mount = core.VolumeMountArgs(name="shm", mount_path="/dev/shm")  # noqa: S108
-        found.append((core.VolumeArgs(name="shm", empty_dir=shared), mount))
-    return found
+class _Disk:
+    """What a server writes to, beside its copy of the model: all that its pod and its StatefulSet have for that."""
+
+    def __init__(self, name: str, args: ModelServerArgs, opts: pulumi.ResourceOptions) -> None:
+        volume, self.scratch = containers.scratch()
+        self.tier = tier(
+            *(name, args.component, args.namespace, args.tier, opts),
+            image=args.image,
+            scratch=self.scratch,
+            vllm=args.vllm is not None,
+        )
+        self.volumes, self.mounts = [volume, *self.tier.volumes], [self.scratch, *self.tier.mounts]
+        if args.vllm is None:
+            return
+        # What vLLM has compiled stays with the weights, over restarts of the pod.
+        self.mounts.append(core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=_CACHE_PATH, sub_path="vllm-cache"))
+        if args.vllm.shm_bytes:
+            shared = core.EmptyDirVolumeSourceArgs(medium="Memory", size_limit=f"{args.vllm.shm_bytes // 2**20}Mi")
+            # Where POSIX has it, and the runtime a small one.
+            self.mounts.append(core.VolumeMountArgs(name="shm", mount_path="/dev/shm"))  # noqa: S108
+            self.volumes.append(core.VolumeArgs(name="shm", empty_dir=shared))
 
 
-def _servers(name: str, args: ModelServerArgs, claimed: pulumi.Input[str] | None, opts: pulumi.ResourceOptions) -> apps.StatefulSet:
+def _servers(
+    name: str, args: ModelServerArgs, claimed: pulumi.Input[str] | None, disk: _Disk, opts: pulumi.ResourceOptions
+) -> apps.StatefulSet:
     # One after another.
     ready_s = HYDRATION_S + _start_s(args) + (_PULL_VLLM_S if args.vllm else _PULL_S)
     whole = f"{ready_s * args.replicas}s"
@@ -202,8 +219,8 @@ def _servers(name: str, args: ModelServerArgs, claimed: pulumi.Input[str] | None
             replicas=args.replicas,
             pod_management_policy="Parallel",
             selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(args.component)),
-            template=pods.template(args.component, _pod(args, claimed), {MODEL_VERSION_ANNOTATION: args.model_version}),
-            volume_claim_templates=[local_claim(args.hot_class, args.hot_size)],
+            template=pods.template(args.component, _pod(args, claimed, disk), {MODEL_VERSION_ANNOTATION: args.model_version}),
+            volume_claim_templates=[local_claim(args.hot_class, args.hot_size), *disk.tier.templates],
             persistent_volume_claim_retention_policy=apps.StatefulSetPersistentVolumeClaimRetentionPolicyArgs(
                 when_deleted="Retain" if args.retain else "Delete", when_scaled="Retain" if args.keep_copies else "Delete"
             ),
@@ -212,9 +229,7 @@ def _servers(name: str, args: ModelServerArgs, claimed: pulumi.Input[str] | None
     )
 
 
-def _pod(args: ModelServerArgs, claimed: pulumi.Input[str] | None) -> core.PodSpecArgs:
-    tmp, tmp_mount = containers.scratch()
-    disk = _disk(args.vllm)
+def _pod(args: ModelServerArgs, claimed: pulumi.Input[str] | None, disk: _Disk) -> core.PodSpecArgs:
     cache = access(args.cache_secret, args.cache_user)
     shared = containers.claim("shared", args.shared_claim, read_only=True)
     shared_mount = core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH, read_only=True)
@@ -238,13 +253,14 @@ def _pod(args: ModelServerArgs, claimed: pulumi.Input[str] | None) -> core.PodSp
                 "MODEL_SERVER_CACHE_PASSWORD_FILE": cache.password_file,
                 "MODEL_SERVER_DRAIN_S": str(_DRAIN_S),
                 **_of_engine(args),
+                **disk.tier.env,
                 "MODEL_SERVER_LAST_WORDS_FILE": _LAST_WORDS,
             }
         ),
         ports=[core.ContainerPortArgs(name="http", container_port=port)],
-        resources=containers.resources(replace(args.resources, ephemeral_storage=VLLM_DISK) if args.vllm else args.resources),
+        resources=containers.resources(args.resources),
         security_context=containers.security(),
-        volume_mounts=[tmp_mount, cache.mount, read_only_store, *(mount for _, mount in disk)],
+        volume_mounts=[*disk.mounts, cache.mount, read_only_store],
         readiness_probe=containers.http_probe("/ready", port),
         startup_probe=containers.http_probe("/ready", port, period_s=2, failures=_start_s(args) // 2),
         liveness_probe=containers.liveness(port),
@@ -259,6 +275,7 @@ def _pod(args: ModelServerArgs, claimed: pulumi.Input[str] | None) -> core.PodSp
         claim_template=claimed,
         gpu_toleration=args.resources.gpus > 0,
     )
-    copy = copier(args.sync_image, args.model, args.hot_bytes, [tmp_mount, shared_mount, store])
-    volumes = [tmp, cache.volume, shared, *(volume for volume, _ in disk)]
-    return pods.spec(args.component, [container], volumes, placement, init_containers=[copy], grace_s=_DRAIN_S + 15)
+    copy = copier(args.sync_image, args.model, args.hot_bytes, [disk.scratch, shared_mount, store])
+    grace_s = _DRAIN_S + disk.tier.grace_s + 15
+    volumes = [*disk.volumes, cache.volume, shared]
+    return pods.spec(args.component, [container], volumes, placement, init_containers=[copy, *disk.tier.sidecars], grace_s=grace_s)

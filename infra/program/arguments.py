@@ -7,7 +7,7 @@ from components.contract import API_SERVER, METRICS_EXPORTER, MODEL_SERVER, OLLA
 from infra.program import delivery, tls
 from infra.program.foundations import Images
 from infra.program.settings import Settings, inputs
-from infra.program.settings.capacity import Capacity, capacities, of_server
+from infra.program.settings.capacity import Capacity, capacities, of_server, offloaded
 from infra.program.settings.fleet import ScaleSettings
 from infra.program.settings.images import VLLM_IMAGE
 from infra.program.settings.model_servers import ModelServerSettings
@@ -102,12 +102,27 @@ def model_server(
         parallel=wanted.parallel,
         max_queue=wanted.max_queue,
         prompt_cache_bytes=int(of_server(wanted, settings).prompt_cache),
+        offload_bytes=int(offloaded(wanted)),
+        tier=_tier(wanted, settings, store),
         vllm=_vllm(wanted) if wanted.engine == "vllm" else None,
         llama_server=llama_cpp.program if llama_cpp else "",
         runtime_class=(runtime.runtime_class or "") if wanted.gpus else None,
         claim=c.ClaimArgs(namespace=namespace, count=wanted.gpus, mig_profile=gpu.sharing.profile) if claims else None,
         priority_class=runtime.priority_class,
         workload=workload(settings, "model-server", wanted.placement),
+    )
+
+
+def _tier(wanted: ModelServerSettings, settings: Settings, store: c.Storage) -> c.CacheTierArgs | None:
+    cache, shared = settings.cache, settings.storage.shared
+    if cache.max_size is None:
+        return None
+    return c.CacheTierArgs(
+        size=cache.max_size,
+        size_bytes=int(quantity(cache.max_size)),
+        storage_class=store.hot_class,
+        shared_class=store.shared_class if cache.shared_cache and wanted.engine == "vllm" else None,
+        shared_access_mode=shared.access_mode,
     )
 
 

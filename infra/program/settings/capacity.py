@@ -108,12 +108,17 @@ def of_server(server: ModelServerSettings, settings: Sections) -> Capacity:
 
 def _kept(server: ModelServerSettings, model: ModelSettings, settings: Sections) -> float:
     if server.engine == "vllm":
-        return server_memory.kv_left_over(server, model, settings.gpu)
+        return server_memory.kv_left_over(server, model, settings.gpu) + offloaded(server)
     if server.prompt_cache is not None:
         return quantity(server.prompt_cache)
     in_slots = model.kv_bytes_per_token * server.context_length * server.parallel
     on_host = 0 if server.gpus else in_slots
     return max(0.0, min(in_slots, FILL * quantity(server.resources.memory) - quantity(model.size) - on_host))
+
+
+def offloaded(server: ModelServerSettings) -> float:
+    """Bytes of host memory for old prompts of vLLM."""
+    return quantity(server.prompt_cache) if server.engine == "vllm" and server.prompt_cache is not None else 0.0
 
 
 def capacities(settings: Sections) -> dict[str, Capacity]:

@@ -10,6 +10,7 @@ where a unit is a whole GPU, an equal share, or a MIG partition (`GpuSettings.un
 import re
 from collections.abc import Iterator
 
+from components.cache_tier import KEEPER_RESOURCES
 from components.contract import ARCHITECTURE
 from components.models import FOLLOWER_RESOURCES
 from components.ollama_agent import AGENT_RESOURCES, PROBE_RESOURCES
@@ -43,6 +44,7 @@ def problems(settings: Sections) -> list[str]:
         server_rules.engines,
         server_rules.quota,
         server_rules.holders,
+        server_rules.tiers,
         _aliases,
         _delivery,
         _contexts,
@@ -247,6 +249,7 @@ def _quota(settings: Sections) -> Iterator[str]:
         (1, PROBE_RESOURCES),
         (settings.gpu_pods, settings.gpu.overhead),
         *((server.replicas, server.resources) for server in servers),
+        (keepers := server_rules.keepers(settings), KEEPER_RESOURCES),
         (1, settings.cache.resources),
         (settings.api_server.replicas, settings.api_server.resources),
         (1, settings.monitoring.resources),
@@ -259,6 +262,8 @@ def _quota(settings: Sections) -> Iterator[str]:
     memory = sum(count * quantity(each.memory) for count, each in parts) + sum(quantity(each.memory) for each in surge)
     claimed = fleet.replicas * quantity(storage.hot.size) + quantity(storage.shared.size) + sum(quantity(each.size) for each in prometheus)
     claimed += sum(server.replicas * quantity(server_rules.local_size(server, settings)) for server in servers)
+    tiers = server_rules.tier_claims(settings)
+    claimed += sum(tiers)
     if cpu > quantity(limits.cpu):
         yield f"governance.cpu: got {limits.cpu}, want at least {cpu:.1f}, all requests and a rollout; raise it"
     if memory > quantity(limits.memory):
@@ -268,15 +273,14 @@ def _quota(settings: Sections) -> Iterator[str]:
     count += int(fleet.scaling is not None)
     if count > limits.pods:
         yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and six more; raise it or lower replicas"
-    containers = count + fleet.replicas * len(SIDECARS)
-    compiled, more_disk = server_rules.compiled(settings)
-    if (disk := containers * EPHEMERAL_DEFAULT + compiled) > quantity(limits.ephemeral_storage):
+    containers = count + fleet.replicas * len(SIDECARS) + keepers
+    if (disk := containers * EPHEMERAL_DEFAULT) > quantity(limits.ephemeral_storage):
         yield (
             f"governance.ephemeralStorage: got {limits.ephemeral_storage}, want at least {in_gib(disk)}, "
-            f"{EPHEMERAL_DEFAULT // MIB}Mi for each of {containers} containers{more_disk}; raise it"
+            f"{EPHEMERAL_DEFAULT // MIB}Mi for each of {containers} containers; raise it"
         )
-    more = " and Prometheus'" if prometheus else ""
-    if (claims := fleet.replicas + sum(server.replicas for server in servers) + 1 + len(prometheus)) > limits.claims:
+    more = (" and Prometheus'" if prometheus else "") + (f", and {len(tiers)} of cache.maxSize" if tiers else "")
+    if (claims := fleet.replicas + sum(server.replicas for server in servers) + 1 + len(prometheus) + len(tiers)) > limits.claims:
         yield f"governance.claims: got {limits.claims}, want at least {claims}, one a replica, the shared one{more}; raise it"
     if claimed > quantity(limits.storage):
         yield f"governance.storage: got {limits.storage}, want at least {in_gib(claimed)}, the sum of all claims; raise it"

@@ -64,7 +64,7 @@ class ModelServerSettings(Section):
     """Requests that may wait; more get 503."""
     prompt_cache: Bytes | None = None
     """Memory that each server may keep old prompts in: the next turn of such a conversation reads only what is new. Unset, as much as its
-    slots hold, where resources.memory has room for it. vLLM has them in its KV cache, and none here."""
+    slots hold, where resources.memory has room for it. vLLM has them in its KV cache first; unset, there alone."""
     speed: Speed | None = None
     """Measured speed of one replica, for the turns a minute that preview, outputs and the page show."""
     resources: Resources
@@ -83,11 +83,6 @@ class ModelServerSettings(Section):
         if self.engine == "vllm":
             if not self.gpus:
                 problems.append("gpus: got 0 with engine vllm, want one at least; set it, or use llama-cpp, which runs on CPUs too")
-            if self.prompt_cache is not None:
-                want = "want none, since vLLM has old prompts in its KV cache"
-                problems.append(
-                    f"promptCache: got {self.prompt_cache} with engine vllm, {want}; remove it, or raise vllm.memoryUtilization"
-                )
         elif self.vllm is not None:
             problems.append(f"vllm: got a section with engine {self.engine}, want it with engine vllm; remove it, or set engine")
         elif self.gpus and self.llama_cpp is None:

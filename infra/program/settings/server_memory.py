@@ -106,7 +106,9 @@ def host_problems(path: str, server: ModelServerSettings, model: ModelSettings, 
     if server.engine == "vllm":
         # Files are read through the page cache, which goes as it must; what the processes have stays.
         processes, shared = VLLM_PROCESS * (server.gpus + 2), shm_bytes(server.gpus)
-        need, parts = processes + shared, f"{server.gpus + 2} processes {in_gib(processes)}, shared memory {in_gib(shared)}"
+        # What it has of old prompts is shared by its processes, and locked for the GPUs.
+        need = processes + shared + prompts
+        parts = f"{server.gpus + 2} processes {in_gib(processes)}, shared memory {in_gib(shared)}, promptCache {in_gib(prompts)}"
         do = "raise it"
     else:
         need = weights + prompts + kv

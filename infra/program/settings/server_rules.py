@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from components.model_server import VLLM_DISK
+from components.model_server import COMPILED
 from infra.program.settings import capacity, server_memory
 from infra.program.settings.images import VLLM_IMAGE
 from infra.program.settings.model_servers import ModelServerSettings
@@ -22,9 +22,13 @@ def storage(settings: Sections) -> Iterator[str]:
     """The model fits into the server's own claim."""
     for index, server in enumerate(settings.model_servers):
         size = local_size(server, settings)
-        if server.model in settings.model_names and (need := quantity(settings.model(server.model).size) / HOT_FILL) > quantity(size):
+        if server.model not in settings.model_names:
+            continue
+        compiled = quantity(COMPILED) if server.engine == "vllm" else 0.0
+        if (need := quantity(settings.model(server.model).size) / HOT_FILL + compiled) > quantity(size):
             where = f"modelServers.{index}.localSize" if server.local_size else "storage.hot.size"
-            want = f"want at least {in_gib(need)} for model server {server.name}, its model and a tenth more"
+            more = f", and {COMPILED} for what vLLM compiles" if compiled else ""
+            want = f"want at least {in_gib(need)} for model server {server.name}, its model and a tenth more{more}"
             yield f"{where}: got {size}, {want}; raise it, or set modelServers.{index}.localSize"
 
 
@@ -98,12 +102,6 @@ def quota(settings: Sections) -> Iterator[str]:
         )
 
 
-def compiled(settings: Sections) -> tuple[float, str]:
-    """Bytes of the nodes' own disks that servers of vLLM may use, and how that is said."""
-    count = sum(server.replicas for server in settings.model_servers if server.engine == "vllm")
-    return count * quantity(VLLM_DISK), f", and {VLLM_DISK} for each of {count} that compile" if count else ""
-
-
 def memory(settings: Sections) -> Iterator[str]:
     """What each server must hold fits its GPUs and its pod."""
     for index, server in enumerate(settings.model_servers):
@@ -113,4 +111,35 @@ def memory(settings: Sections) -> Iterator[str]:
         if server.gpus and settings.gpu.enabled:
             yield from server_memory.gpu_problems(path, server, model, settings.gpu)
         kv = 0 if server.gpus else found.kv_bytes
-        yield from server_memory.host_problems(path, server, model, kv, found.prompt_cache)
+        prompts = capacity.offloaded(server) if server.engine == "vllm" else found.prompt_cache
+        yield from server_memory.host_problems(path, server, model, kv, prompts)
+
+
+def tier_claims(settings: Sections) -> list[float]:
+    """Bytes of each claim that cache.maxSize makes."""
+    cache = settings.cache
+    if cache.max_size is None:
+        return []
+    shares = [cache.shared_cache and server.engine == "vllm" for server in settings.model_servers]
+    counts = [1 if shared else server.replicas for shared, server in zip(shares, settings.model_servers, strict=True)]
+    return [quantity(cache.max_size)] * sum(counts)
+
+
+def keepers(settings: Sections) -> int:
+    """Sidecars that bound vLLM's tiers."""
+    return sum(server.replicas for server in settings.model_servers if server.engine == "vllm" and settings.cache.max_size is not None)
+
+
+def tiers(settings: Sections) -> Iterator[str]:
+    """What `cache` says of the disks of model servers."""
+    cache, vllm = settings.cache, [index for index, server in enumerate(settings.model_servers) if server.engine == "vllm"]
+    if cache.shared_cache and not vllm:
+        want = "want a model server with vLLM: llama.cpp's conversations are of one process alone"
+        yield f"cache.sharedCache: got true, {want}; remove it, or use vllm"
+    if cache.shared_cache and settings.storage.shared.claim is not None:
+        want = "want a class in storage.shared, by which claims for the tiers can be made"
+        yield f"cache.sharedCache: got true with storage.shared.claim, {want}; name a class, or remove sharedCache"
+    for index in vllm if cache.max_size is not None else ():
+        if settings.model_servers[index].prompt_cache is None:
+            want = "want host memory, through which vLLM's blocks come to the disk and back"
+            yield f"modelServers.{index}.promptCache: got nothing with cache.maxSize, {want}; set it"
