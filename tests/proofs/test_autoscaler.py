@@ -181,9 +181,9 @@ def test_it_grows_for_an_agent_that_has_no_room_and_shrinks_when_it_has_gone(sca
     def works(agent: str) -> list[int]:
         found: list[int] = []
         while not ended.is_set():
-            # After ten turns the history begins anew, within the context.
-            found.append(turn(scaled, agent, len(found) % 10).status_code)
-            time.sleep(2)
+            # Within the context. A history that begins anew is a further conversation, and that of before holds its memory for a minute.
+            found.append(turn(scaled, agent, len(found) % 60).status_code)
+            time.sleep(3)
         return found
 
     with ThreadPoolExecutor(3) as pool:
