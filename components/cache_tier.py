@@ -8,7 +8,7 @@ import pulumi
 import pulumi_kubernetes as k8s
 
 from . import containers, objects
-from .contract import PROTECTED_ANNOTATION
+from .contract import COPIES_ANNOTATION
 
 core = k8s.core.v1
 _VOLUME, _PATH = "cache", "/cache"
@@ -89,10 +89,10 @@ def tier(
     if args.shared_class is None:
         return Tier(env, [mount], templates=[_template(args)], sidecars=[keeper])
     # It is bound when a pod is there, which Pulumi would wait for before it makes the pod.
-    kept = {PROTECTED_ANNOTATION: "false", **objects.SKIP_AWAIT}
+    noted = {COPIES_ANNOTATION: "disposable", **objects.SKIP_AWAIT}
     claim = core.PersistentVolumeClaim(
         f"{name}-cache",
-        metadata=objects.metadata(component, namespace, suffix="-cache", annotations=kept),
+        metadata=objects.metadata(component, namespace, suffix="-cache", annotations=noted),
         spec=core.PersistentVolumeClaimSpecArgs(
             access_modes=[args.shared_access_mode],
             storage_class_name=args.shared_class,

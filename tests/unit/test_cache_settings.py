@@ -37,7 +37,7 @@ def prod(server: dict[str, Any] | None = None, **cache: Any) -> dict[str, Any]:
     ("cache", "line"),
     [
         ({"compression": True}, "modelfleet:cache.compression: got true, want false: keys and values shrink by a tenth at most"),
-        ({"metricsEnabled": False}, "modelfleet:cache.metricsEnabled: got false, want"),
+        ({"metricsEnabled": False}, "modelfleet:cache.metricsEnabled: got False, want true"),
         ({"sharedCache": True}, "modelfleet:cache.maxSize: got nothing with sharedCache, want the size of the shared tier; set it"),
         ({"maxSize": "1Gi", "sharedCache": True}, "modelfleet:cache.sharedCache: got true, want a model server with vLLM"),
         (
@@ -57,7 +57,7 @@ def test_vllm_needs_host_memory_before_its_disk() -> None:
     ]
     settings = parse(prod({"promptCache": "8Gi"}, maxSize="50Gi"))
     more = capacities(settings)["qwen3-8b"].prompt_cache - capacities(parse(prod()))["qwen3-8b"].prompt_cache
-    assert more == 8 * GIB
+    assert more == pytest.approx(8 * GIB)
 
 
 def test_host_memory_of_vllm_is_counted_into_its_pod() -> None:
@@ -70,7 +70,7 @@ def test_a_shared_tier_needs_a_class() -> None:
     config = prod({"promptCache": "8Gi"}, maxSize="50Gi", sharedCache=True)
     parse(config)
     config["storage"]["shared"] = {"size": config["storage"]["shared"]["size"], "claim": "ours"}
-    config["cluster"]["take"] = config["cluster"]["namespace"]
+    config["cluster"]["take"] = ["Namespace/modelfleet"]
     assert any(line.startswith("modelfleet:cache.sharedCache: got true with storage.shared.claim") for line in refused(config))
 
 
