@@ -1,6 +1,6 @@
 """The model server: our supervisor, and llama.cpp or vLLM behind it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -20,8 +20,8 @@ _PULL_S, _PULL_VLLM_S = 300, 1200
 _READ_BYTES_S = 18_000_000
 """Of weights that come over a network file system: a quarter of the 72 MB/s that one reader was seen to have (ollama issue 5826), for
 several replicas read at once."""
-_BEGIN_S, _BEGIN_VLLM_S = 300, 900
-"""Seconds beside the reading: a first answer on a slow CPU; and vLLM imports PyTorch, compiles, and captures CUDA graphs."""
+_BEGIN_S, _BEGIN_VLLM_S = 600, 900
+"""Seconds beside the reading: a first answer on a busy CPU; and vLLM imports PyTorch, compiles, and captures CUDA graphs."""
 _CACHE_PATH, _CACHE_SIZE = "/var/cache/vllm", "6Gi"
 """What vLLM compiles."""
 VLLM_DISK = "8Gi"
@@ -205,7 +205,7 @@ def _pod(args: ModelServerArgs, claimed: pulumi.Input[str] | None) -> core.PodSp
             }
         ),
         ports=[core.ContainerPortArgs(name="http", container_port=port)],
-        resources=containers.resources(replace(args.resources, ephemeral_storage=VLLM_DISK) if args.vllm else args.resources),
+        resources=containers.resources(args.resources, disk=VLLM_DISK if args.vllm else None),
         security_context=containers.security(),
         volume_mounts=[
             *(tmp_mount, cache.mount, core.VolumeMountArgs(name="models", mount_path=STORE_PATH, read_only=True)),
