@@ -21,18 +21,17 @@ class ResourceArgs:
     """CPU request, a Kubernetes quantity. There is no CPU limit."""
     memory: str
     """Memory request and limit, a Kubernetes quantity."""
-    ephemeral_storage: str | None = None
-    """Request and limit of the node's own disk, a Kubernetes quantity. None: what the namespace's LimitRange says."""
     gpus: int = 0
     gpu_resource: str = "nvidia.com/gpu"
     claims_gpus: bool = False
     """The GPUs come by the pod's claim `gpu` (DRA), not as an extended resource."""
 
 
-def resources(args: ResourceArgs) -> core.ResourceRequirementsArgs:
+def resources(args: ResourceArgs, *, disk: str | None = None) -> core.ResourceRequirementsArgs:
+    """`disk`: request and limit of the node's own, where the namespace's default will not do."""
     claimed = args.claims_gpus and args.gpus > 0
     more = {args.gpu_resource: str(args.gpus)} if args.gpus and not claimed else {}
-    more |= {"ephemeral-storage": args.ephemeral_storage} if args.ephemeral_storage else {}
+    more |= {"ephemeral-storage": disk} if disk else {}
     return core.ResourceRequirementsArgs(
         requests={"cpu": args.cpu, "memory": args.memory, **more},
         limits={"memory": args.memory, **more},

@@ -28,8 +28,8 @@ _PULL_S, _PULL_VLLM_S = 300, 1200
 """Seconds for an image to come: vLLM's has 10 GB."""
 _READ_BYTES_S = 18_000_000
 """Of weights on a slow disk: a quarter of the 72 MB/s that a reader over a network was seen to have (ollama issue 5826)."""
-_BEGIN_S, _BEGIN_VLLM_S = 300, 900
-"""Seconds beside the reading: a first answer on a slow CPU; and vLLM imports PyTorch, compiles, and captures CUDA graphs."""
+_BEGIN_S, _BEGIN_VLLM_S = 600, 900
+"""Seconds beside the reading: a first answer on a busy CPU; and vLLM imports PyTorch, compiles, and captures CUDA graphs."""
 _CACHE_PATH = "/var/cache/vllm"
 COMPILED = "6Gi"
 """What vLLM compiles, on a server's own volume."""

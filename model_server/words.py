@@ -10,8 +10,9 @@ _PIECE = 65_536
 _KEPT = 16_384
 _LONGEST = 4096
 """Bytes that a kubelet takes of a container's last words. Source: Kubernetes, pkg/kubelet/container, MaxPodTerminationMessageLogLength."""
-_CAUSES = (re.compile(r"^\S+ E "), re.compile(r"\b[A-Z]\w*(Error|Exception): \S"), re.compile(r"rror"))
-"""How lines look that name an error: llama.cpp's, Python's, others. What follows the first of a kind is what came of it."""
+_CAUSES = tuple(map(re.compile, (r"^\S+ E ", r"^Value error, ", r"\b[A-Z]\w*(Error|Exception): \S", r"rror")))
+"""How lines look that name an error: llama.cpp's, pydantic's, Python's, others. What follows the first of a kind is what came of it."""
+_LESS = re.compile(r"\b(WARNING|INFO|DEBUG)\b")
 
 
 class LastWords:
@@ -46,7 +47,7 @@ class LastWords:
     def reason(self) -> str:
         """The first line that names an error, or else the last one; empty where nothing was said."""
         lines = self.lines
-        named = (line for cause in _CAUSES for line in lines if cause.search(line))
+        named = (line for cause in _CAUSES for line in lines if cause.search(line) and not _LESS.search(line))
         return next(named, lines[-1] if lines else "")[:300]
 
 

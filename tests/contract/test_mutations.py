@@ -232,3 +232,26 @@ def test_a_harmful_line_of_a_dockerfile_is_caught(name: str) -> None:
 def test_a_base_that_is_not_the_pinned_one_is_caught(base: str) -> None:
     pins = {"debian": {"tag": "12-slim", "digest": f"sha256:{'0' * 64}"}}
     assert any(base in line for line in dockerfiles.violations(DOCKERFILE.format(base=base, line="RUN true"), pins))
+
+
+CHAINED = 'ARG BASE\nFROM ${BASE}\nRUN apt-get install -y g++\nUSER 10001:10001\nLABEL dev.modelfleet.compiles="kernels, when it starts"\n'
+
+
+def test_an_image_may_stand_on_what_its_build_gives_it_and_say_what_it_compiles() -> None:
+    assert dockerfiles.violations(CHAINED, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("ARG BASE\n", "ARG BASE=ubuntu:latest\n", "FROM ${BASE}: got an unpinned base"),
+        ("ARG BASE\n", "", "FROM ${BASE}: got an unpinned base"),
+        ("BASE", "OTHER", "FROM ${OTHER}: got an unpinned base"),
+        ("kernels, when it starts", "", "g++: got it in the final stage"),
+        ("LABEL", "ENV", "g++: got it in the final stage"),
+        ("LABEL", "#", "g++: got it in the final stage"),
+    ],
+)
+def test_a_base_that_could_be_any_and_a_compiler_without_a_reason_are_caught(old: str, new: str, line: str) -> None:
+    found = dockerfiles.violations(CHAINED.replace(old, new), {})
+    assert [each for each in found if each.startswith(line)], found

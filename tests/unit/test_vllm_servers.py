@@ -1,8 +1,11 @@
 """A model server of engine vllm: what is refused before anything is made, and with which numbers."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from infra.program import foundations
 from infra.program.arguments import routes
@@ -201,3 +204,20 @@ def test_llama_cpp_on_a_gpu_has_all_of_it_there() -> None:
     assert (need.weights + need.kv + need.workspace) / GIB == pytest.approx(19e9 / GIB + 12 + 1.5)
     (line,) = refused(server | {"contextLength": 131072})
     assert "got 1 with 45.0Gi (45.0Gi a unit by gpu.memory 46068Mi), want 67.2Gi" in line
+
+
+def test_the_example_in_the_docs_is_one() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "engines.md").read_text()
+    example, image = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    config = document("prod")
+    config["governance"] |= {"production": False}
+    config["fleet"] |= {"contextLength": 32768}
+    for name, values in example.items():
+        config[name.removeprefix("modelfleet:")] = values
+    settings = parse(config)
+    (server,) = (each for each in settings.model_servers if each.engine == "vllm")
+    assert capacities(settings)[server.model_id].conversations >= server.parallel
+    # The second is a part of a server.
+    pinned = {"image": image["llamaCpp"]["image"].replace("…", "0" * 64)}
+    config["modelServers"][0] = SERVER | {"engine": "llama-cpp", "model": "coder:30b", "gpus": image["gpus"], "llamaCpp": pinned}
+    assert parse(config).model_servers[0].llama_cpp is not None

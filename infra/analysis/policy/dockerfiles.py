@@ -13,7 +13,7 @@ _COMPILERS = re.compile(
 _INSTALLS = re.compile(r"\b(pip3?|uv|pipx|poetry|conda|mamba)\b.*\b(install|sync|add)\b")
 _BASE = re.compile(r"^ARG BASE$", re.MULTILINE)
 """Without a default, so that a build must say which."""
-_COMPILES = re.compile(r'\bdev\.modelfleet\.compiles="[^"]{20,}"')
+_COMPILES = re.compile(r'^LABEL .*\bdev\.modelfleet\.compiles="[^"]{20,}"')
 _LOCKED = re.compile(r"--require-hashes|\buv sync\b.*--(locked|frozen)")
 
 
@@ -52,9 +52,9 @@ def bases_are_pinned(text: str, pins: Mapping[str, Any]) -> list[str]:
 
 def runtime_has_no_compiler(text: str) -> list[str]:
     """But where an image says by a label what it compiles while it runs (docs/adr/0027-a-compiler-beside-vllm.md)."""
-    if _COMPILES.search(text):
-        return []
     _, instructions = _stages(text)[-1]
+    if any(_COMPILES.search(line) for line in instructions):
+        return []
     packages = [match for line in instructions if line.startswith("RUN") for match in _COMPILERS.findall(line)]
     return [f"{package}: got it in the final stage, want compilers in a builder stage only; copy the result" for package in packages]
 

