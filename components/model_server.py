@@ -8,7 +8,7 @@ import pulumi_kubernetes as k8s
 from . import containers, objects, pods
 from .cache import access
 from .contract import COPIES_ANNOTATION, MODEL_SERVER, MODEL_VERSION_ANNOTATION, PORTS, selector, type_token
-from .models import HYDRATION_S, LOCAL_VOLUME, SHARED_PATH, STORE_PATH, copier, local_claim
+from .models import HYDRATION_S, LOCAL_VOLUME, SHARED_PATH, STORE_PATH, LocalCopyArgs, copier, kept_claims, local_claim
 from .ollama_agent import LOAD_S
 from .workload import ORDINARY, WorkloadArgs
 
@@ -28,17 +28,9 @@ class ModelServerArgs:
     component: str = MODEL_SERVER
     """Name of its objects, and label of its pods: `contract.model_server(NAME)` for each but the first."""
     image: pulumi.Input[str]
-    sync_image: pulumi.Input[str]
-    """Image whose `model_sync` copies the model to the replica's own volume."""
     shared_claim: pulumi.Input[str]
-    hot_class: pulumi.Input[str]
-    hot_size: str
-    hot_bytes: int
-    """The same in bytes."""
-    retain: bool
-    """Keep the replicas' volumes when the server is deleted."""
-    keep_copies: bool = True
-    """Keep the volumes of replicas that were scaled away."""
+    local: LocalCopyArgs | None = None
+    """Each replica's own copy of the model. None: the servers read the shared claim."""
     hands_over: bool = False
     """A Deployment of the same name serves the model so far. It is deleted at the end of an update, so the update must not wait for more
     than one new replica: the nodes may have no room for all of both."""
@@ -69,10 +61,11 @@ class ModelServer(pulumi.ComponentResource):
 
     For example:
 
-        server = ModelServer("server", ModelServerArgs(namespace="fleet", image="registry.example.com/model-server@sha256:" + 64 * "0",
-                                                       sync_image="registry.example.com/model-sync@sha256:" + 64 * "0",
-                                                       shared_claim="shared-models", hot_class="local-nvme", hot_size="50Gi",
-                                                       hot_bytes=50 * 2**30, retain=True, cache_secret="cache-auth", replicas=2,
+        image = "registry.example.com/model-server@sha256:" + 64 * "0"
+        local = LocalCopyArgs(image="registry.example.com/model-sync@sha256:" + 64 * "0", storage_class="local-nvme", size="50Gi",
+                              capacity_bytes=50 * 2**30, retain=True)
+        server = ModelServer("server", ModelServerArgs(namespace="fleet", image=image, shared_claim="shared-models", local=local,
+                                                       cache_secret="cache-auth", replicas=2,
                                                        resources=ResourceArgs(cpu="8", memory="24Gi"), model="qwen3-coder:30b",
                                                        model_version="1",
                                                        model_id="qwen3-coder-30b-cpu", context_length=32768, parallel=2, max_queue=16,
@@ -97,7 +90,8 @@ def _servers(name: str, args: ModelServerArgs, opts: pulumi.ResourceOptions) -> 
     # One after another.
     whole = f"{START_S * args.replicas}s"
     slow = pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create=whole, update=whole))
-    noted = (_FIRST_READY if args.hands_over else {}) | ({} if args.keep_copies else {COPIES_ANNOTATION: "disposable"})
+    local = args.local
+    noted = (_FIRST_READY if args.hands_over else {}) | ({} if local is None or local.keep else {COPIES_ANNOTATION: "disposable"})
     return k8s.apps.v1.StatefulSet(
         name,
         metadata=objects.metadata(args.component, args.namespace, annotations=noted),
@@ -108,10 +102,8 @@ def _servers(name: str, args: ModelServerArgs, opts: pulumi.ResourceOptions) -> 
             pod_management_policy="Parallel",
             selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(args.component)),
             template=pods.template(args.component, _pod(args), {MODEL_VERSION_ANNOTATION: args.model_version}),
-            volume_claim_templates=[local_claim(args.hot_class, args.hot_size)],
-            persistent_volume_claim_retention_policy=k8s.apps.v1.StatefulSetPersistentVolumeClaimRetentionPolicyArgs(
-                when_deleted="Retain" if args.retain else "Delete", when_scaled="Retain" if args.keep_copies else "Delete"
-            ),
+            volume_claim_templates=None if local is None else [local_claim(local.storage_class, local.size)],
+            persistent_volume_claim_retention_policy=None if local is None else kept_claims(deleted=local.retain, scaled=local.keep),
         ),
         opts=pulumi.ResourceOptions.merge(opts, slow),
     )
@@ -120,10 +112,7 @@ def _servers(name: str, args: ModelServerArgs, opts: pulumi.ResourceOptions) -> 
 def _pod(args: ModelServerArgs) -> core.PodSpecArgs:
     tmp, tmp_mount = containers.scratch()
     cache = access(args.cache_secret, args.cache_user)
-    shared = containers.claim("shared", args.shared_claim, read_only=True)
-    shared_mount = core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH, read_only=True)
-    store = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH)
-    read_only_store = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH, read_only=True)
+    store = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH, read_only=True)
     port = PORTS[MODEL_SERVER]
     container = core.ContainerArgs(
         name=MODEL_SERVER,
@@ -147,13 +136,19 @@ def _pod(args: ModelServerArgs) -> core.PodSpecArgs:
         ports=[core.ContainerPortArgs(name="http", container_port=port)],
         resources=containers.resources(args.resources),
         security_context=containers.security(),
-        volume_mounts=[tmp_mount, cache.mount, read_only_store],
+        volume_mounts=[tmp_mount, cache.mount, store],
         readiness_probe=containers.http_probe("/ready", port),
         # As long as an Ollama server may take for one model.
         startup_probe=containers.http_probe("/ready", port, period_s=2, failures=LOAD_S // 2),
         liveness_probe=containers.liveness(port),
     )
     placement = pods.Placement(workload=args.workload, priority_class=args.priority_class)
-    copy = copier(args.sync_image, args.model, args.hot_bytes, [tmp_mount, shared_mount, store])
-    volumes = [tmp, cache.volume, shared]
-    return pods.spec(args.component, [container], volumes, placement, init_containers=[copy], grace_s=_DRAIN_S + 15)
+    volumes, init = [tmp, cache.volume], []
+    if args.local is None:
+        volumes.append(containers.claim(LOCAL_VOLUME, args.shared_claim, read_only=True))
+    else:
+        volumes.append(containers.claim("shared", args.shared_claim, read_only=True))
+        shared = core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH, read_only=True)
+        own = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH)
+        init.append(copier(args.local, args.model, [tmp_mount, shared, own]))
+    return pods.spec(args.component, [container], volumes, placement, init_containers=init, grace_s=_DRAIN_S + 15)

@@ -79,13 +79,8 @@ def model_server(
         namespace=namespace,
         component=wanted.component,
         image=images["model-server"],
-        sync_image=images["model-sync"],
         shared_claim=store.shared_claim,
-        hot_class=store.hot_class,
-        hot_size=local_size(wanted, settings),
-        hot_bytes=int(quantity(local_size(wanted, settings))),
-        retain=settings.storage.retain,
-        keep_copies=settings.fleet.keeps_copies,
+        local=_local_copy(local_size(wanted, settings), settings, images, store),
         cache_secret=answers.users_secret_name,
         cache_user=MODEL_SERVER,
         replicas=wanted.replicas,
@@ -99,6 +94,17 @@ def model_server(
         prompt_cache_bytes=int(of_server(wanted, settings).prompt_cache),
         priority_class=runtime.priority_class,
         workload=workload(settings, "model-server", wanted.placement),
+    )
+
+
+def _local_copy(size: str, settings: Settings, images: Images, store: c.Storage) -> c.LocalCopyArgs:
+    return c.LocalCopyArgs(
+        image=images["model-sync"],
+        storage_class=store.hot_class,
+        size=size,
+        capacity_bytes=int(quantity(size)),
+        retain=settings.storage.retain,
+        keep=settings.fleet.keeps_copies,
     )
 
 

@@ -98,7 +98,7 @@ MORE: dict[str, Change] = {
     "no limit on memory": lambda s: s.container()["resources"]["limits"].pop("memory"),
     "no request for cores": lambda s: s.container()["resources"]["requests"].pop("cpu"),
     "no readiness": lambda s: s.container().pop("readinessProbe"),
-    "no liveness": lambda s: s.container("Deployment", "model-server").pop("livenessProbe"),
+    "no liveness": lambda s: s.container("StatefulSet", "model-server").pop("livenessProbe"),
     "a load balancer that nobody asked for": lambda s: s.spec("Service", "api-server").update(type="LoadBalancer"),
     "a node port that nobody asked for": lambda s: s.spec("Service", "cache-server").update(type="NodePort"),
     "an address of another network": lambda s: s.spec("Service", "api-server").update(externalIPs=["203.0.113.1"]),
