@@ -10,7 +10,7 @@ from .gpu import ClaimArgs, GpuRuntime, GpuRuntimeArgs, PriorityClassesArgs, Sha
 from .image_trust import ImageTrust, ImageTrustArgs
 from .images import RuntimeImages, RuntimeImagesArgs
 from .model_server import ModelServer, ModelServerArgs, VllmArgs
-from .models import ModelStore, ModelStoreArgs
+from .models import LocalCopyArgs, ModelStore, ModelStoreArgs
 from .monitoring import Monitoring, MonitoringArgs
 from .network import DnsArgs, Network, NetworkArgs, OriginArgs, PodsArgs, PoolArgs
 from .objectives import ObjectivesArgs
@@ -44,6 +44,7 @@ __all__ = [
     "ImageTrustArgs",
     "IngressArgs",
     "IssuerArgs",
+    "LocalCopyArgs",
     "ModelServer",
     "ModelServerArgs",
     "ModelStore",

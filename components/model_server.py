@@ -17,7 +17,7 @@ from .contract import (
     selector,
     type_token,
 )
-from .models import HYDRATION_S, LOCAL_VOLUME, SHARED_PATH, STORE_PATH, copier, local_claim
+from .models import HYDRATION_S, LOCAL_VOLUME, SHARED_PATH, STORE_PATH, LocalCopyArgs, copier, kept_claims, local_claim
 from .ollama_agent import LOAD_S
 from .workload import ORDINARY, WorkloadArgs
 
@@ -33,6 +33,7 @@ _BEGIN_S, _BEGIN_VLLM_S = 600, 900
 _CACHE_PATH = "/var/cache/vllm"
 COMPILED = "6Gi"
 """What vLLM compiles, on a server's own volume."""
+_NODE_DISK = "8Gi"
 _LAST_WORDS = "/dev/termination-log"
 """Where the kubelet looks for what a container that ended has to say: its own default."""
 _FIRST_READY = {"pulumi.com/waitFor": "jsonpath={.status.readyReplicas}"}
@@ -64,17 +65,9 @@ class ModelServerArgs:
     component: str = MODEL_SERVER
     """Name of its objects, and label of its pods: `contract.model_server(NAME)` for each but the first."""
     image: pulumi.Input[str]
-    sync_image: pulumi.Input[str]
-    """Image whose `model_sync` copies the model to the replica's own volume."""
     shared_claim: pulumi.Input[str]
-    hot_class: pulumi.Input[str]
-    hot_size: str
-    hot_bytes: int
-    """The same in bytes."""
-    retain: bool
-    """Keep the replicas' volumes when the server is deleted."""
-    keep_copies: bool = True
-    """Keep the volumes of replicas that were scaled away."""
+    local: LocalCopyArgs | None = None
+    """Each replica's own copy of the model. None: the servers read the shared claim."""
     hands_over: bool = False
     """A Deployment of the same name serves the model so far. It is deleted at the end of an update, so the update must not wait for more
     than one new replica: the nodes may have no room for all of both."""
@@ -121,10 +114,11 @@ class ModelServer(pulumi.ComponentResource):
 
     For example:
 
-        server = ModelServer("server", ModelServerArgs(namespace="fleet", image="registry.example.com/model-server@sha256:" + 64 * "0",
-                                                       sync_image="registry.example.com/model-sync@sha256:" + 64 * "0",
-                                                       shared_claim="shared-models", hot_class="local-nvme", hot_size="50Gi",
-                                                       hot_bytes=50 * 2**30, retain=True, cache_secret="cache-auth", replicas=2,
+        image = "registry.example.com/model-server@sha256:" + 64 * "0"
+        local = LocalCopyArgs(image="registry.example.com/model-sync@sha256:" + 64 * "0", storage_class="local-nvme", size="50Gi",
+                              capacity_bytes=50 * 2**30, retain=True)
+        server = ModelServer("server", ModelServerArgs(namespace="fleet", image=image, shared_claim="shared-models", local=local,
+                                                       cache_secret="cache-auth", replicas=2,
                                                        resources=ResourceArgs(cpu="8", memory="24Gi"), model="qwen3-coder:30b",
                                                        model_version="1",
                                                        model_id="qwen3-coder-30b-cpu", context_length=32768, parallel=2, max_queue=16,
@@ -192,8 +186,12 @@ class _Disk:
         self.volumes, self.mounts = [volume, *self.tier.volumes], [self.scratch, *self.tier.mounts]
         if args.vllm is None:
             return
-        # What vLLM has compiled stays with the weights, over restarts of the pod.
-        self.mounts.append(core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=_CACHE_PATH, sub_path="vllm-cache"))
+        # What vLLM has compiled stays with a copy of the weights, over restarts of the pod.
+        kept = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=_CACHE_PATH, sub_path="vllm-cache")
+        if args.local is None:
+            volume, kept = containers.scratch("vllm-cache", _CACHE_PATH, COMPILED)
+            self.volumes.append(volume)
+        self.mounts.append(kept)
         if args.vllm.shm_bytes:
             shared = core.EmptyDirVolumeSourceArgs(medium="Memory", size_limit=f"{args.vllm.shm_bytes // 2**20}Mi")
             # Where POSIX has it, and the runtime a small one.
@@ -208,8 +206,10 @@ def _servers(
     ready_s = HYDRATION_S + _start_s(args) + (_PULL_VLLM_S if args.vllm else _PULL_S)
     whole = f"{ready_s * args.replicas}s"
     slow = pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create=whole, update=whole))
-    noted = (_FIRST_READY if args.hands_over else {}) | ({} if args.keep_copies else {COPIES_ANNOTATION: "disposable"})
+    local = args.local
+    noted = (_FIRST_READY if args.hands_over else {}) | ({} if local is None or local.keep else {COPIES_ANNOTATION: "disposable"})
     noted |= {RUNTIME_ANNOTATION: "node-default"} if args.runtime_class == "" else {}
+    claims = [*([] if local is None else [local_claim(local.storage_class, local.size)]), *disk.tier.templates]
     return apps.StatefulSet(
         name,
         metadata=objects.metadata(args.component, args.namespace, annotations=noted),
@@ -220,10 +220,8 @@ def _servers(
             pod_management_policy="Parallel",
             selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(args.component)),
             template=pods.template(args.component, _pod(args, claimed, disk), {MODEL_VERSION_ANNOTATION: args.model_version}),
-            volume_claim_templates=[local_claim(args.hot_class, args.hot_size), *disk.tier.templates],
-            persistent_volume_claim_retention_policy=apps.StatefulSetPersistentVolumeClaimRetentionPolicyArgs(
-                when_deleted="Retain" if args.retain else "Delete", when_scaled="Retain" if args.keep_copies else "Delete"
-            ),
+            volume_claim_templates=claims or None,
+            persistent_volume_claim_retention_policy=None if local is None else kept_claims(deleted=local.retain, scaled=local.keep),
         ),
         opts=pulumi.ResourceOptions.merge(opts, slow),
     )
@@ -231,10 +229,7 @@ def _servers(
 
 def _pod(args: ModelServerArgs, claimed: pulumi.Input[str] | None, disk: _Disk) -> core.PodSpecArgs:
     cache = access(args.cache_secret, args.cache_user)
-    shared = containers.claim("shared", args.shared_claim, read_only=True)
-    shared_mount = core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH, read_only=True)
-    store = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH)
-    read_only_store = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH, read_only=True)
+    store = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH, read_only=True)
     port = PORTS[MODEL_SERVER]
     container = core.ContainerArgs(
         name=MODEL_SERVER,
@@ -258,9 +253,10 @@ def _pod(args: ModelServerArgs, claimed: pulumi.Input[str] | None, disk: _Disk) 
             }
         ),
         ports=[core.ContainerPortArgs(name="http", container_port=port)],
-        resources=containers.resources(args.resources),
+        # Without a copy of its own, what it compiles is on the node's own disk.
+        resources=containers.resources(args.resources, disk=_NODE_DISK if args.vllm and args.local is None else None),
         security_context=containers.security(),
-        volume_mounts=[*disk.mounts, cache.mount, read_only_store],
+        volume_mounts=[*disk.mounts, cache.mount, store],
         readiness_probe=containers.http_probe("/ready", port),
         startup_probe=containers.http_probe("/ready", port, period_s=2, failures=_start_s(args) // 2),
         liveness_probe=containers.liveness(port),
@@ -275,7 +271,14 @@ def _pod(args: ModelServerArgs, claimed: pulumi.Input[str] | None, disk: _Disk) 
         claim_template=claimed,
         gpu_toleration=args.resources.gpus > 0,
     )
-    copy = copier(args.sync_image, args.model, args.hot_bytes, [disk.scratch, shared_mount, store])
+    volumes, init = [*disk.volumes, cache.volume], []
+    if args.local is None:
+        volumes.append(containers.claim(LOCAL_VOLUME, args.shared_claim, read_only=True))
+    else:
+        volumes.append(containers.claim("shared", args.shared_claim, read_only=True))
+        shared = core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH, read_only=True)
+        own = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH)
+        init.append(copier(args.local, args.model, [disk.scratch, shared, own]))
+    init += disk.tier.sidecars
     grace_s = _DRAIN_S + disk.tier.grace_s + 15
-    volumes = [*disk.volumes, cache.volume, shared]
-    return pods.spec(args.component, [container], volumes, placement, init_containers=[copy, *disk.tier.sidecars], grace_s=grace_s)
+    return pods.spec(args.component, [container], volumes, placement, init_containers=init, grace_s=grace_s)

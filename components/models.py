@@ -58,6 +58,22 @@ class ModelStoreArgs:
     workload: WorkloadArgs = ORDINARY
 
 
+@dataclass(frozen=True, kw_only=True)
+class LocalCopyArgs:
+    """A claim of its own for each replica of a server, and what copies the model there."""
+
+    image: pulumi.Input[str]
+    """Carries `model_sync`."""
+    storage_class: pulumi.Input[str]
+    size: str
+    capacity_bytes: int
+    """The same in bytes."""
+    retain: bool
+    """Keep the volumes when the server is deleted."""
+    keep: bool = True
+    """Keep the volumes of replicas that were scaled away."""
+
+
 class ModelStore(pulumi.ComponentResource):
     """A Job that delivers the declared models into the shared claim: verified blobs first, then manifests, last the catalog.
 
@@ -186,16 +202,23 @@ def follower(image: pulumi.Input[str], capacity_bytes: int, mounts: list[core.Vo
     )
 
 
-def copier(image: pulumi.Input[str], model: str, capacity_bytes: int, mounts: list[core.VolumeMountArgs]) -> core.ContainerArgs:
+def copier(local: LocalCopyArgs, model: str, mounts: list[core.VolumeMountArgs]) -> core.ContainerArgs:
     """Copies one model to the volume of a server that reads it at its start alone, and ends. What is there already is hashed again."""
     return core.ContainerArgs(
         name="model-sync",
-        image=image,
-        args=["copy", SHARED_PATH, STORE_PATH, model, f"--capacity={capacity_bytes}"],
+        image=local.image,
+        args=["copy", SHARED_PATH, STORE_PATH, model, f"--capacity={local.capacity_bytes}"],
         resources=containers.resources(FOLLOWER_RESOURCES),
         security_context=containers.security(),
         termination_message_policy="FallbackToLogsOnError",
         volume_mounts=mounts,
+    )
+
+
+def kept_claims(*, deleted: bool, scaled: bool) -> k8s.apps.v1.StatefulSetPersistentVolumeClaimRetentionPolicyArgs:
+    """Whether the claims of a StatefulSet's replicas stay when it is deleted, and when it is scaled in."""
+    return k8s.apps.v1.StatefulSetPersistentVolumeClaimRetentionPolicyArgs(
+        when_deleted="Retain" if deleted else "Delete", when_scaled="Retain" if scaled else "Delete"
     )
 
 

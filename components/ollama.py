@@ -8,7 +8,7 @@ import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
 from .contract import AGENT_CONTROL_PORT, COPIES_ANNOTATION, OLLAMA, PORTS, RUNTIME_ANNOTATION, selector, type_token
-from .models import LOCAL_VOLUME, SHARED_PATH, STORE_PATH, follower, local_claim
+from .models import LOCAL_VOLUME, SHARED_PATH, STORE_PATH, follower, kept_claims, local_claim
 from .ollama_agent import LOAD_S, AgentArgs, agent_container, context_probe, drain_hook, replicas_service, revision
 from .workload import ORDINARY, WorkloadArgs
 
@@ -103,9 +103,6 @@ class OllamaFleet(pulumi.ComponentResource):
 
 
 def _servers(name: str, args: OllamaFleetArgs, version: pulumi.Input[str], opts: pulumi.ResourceOptions) -> k8s.apps.v1.StatefulSet:
-    retention = k8s.apps.v1.StatefulSetPersistentVolumeClaimRetentionPolicyArgs(
-        when_deleted="Retain" if args.retain else "Delete", when_scaled="Retain" if args.keep_copies else "Delete"
-    )
     noted = {RUNTIME_ANNOTATION: "node-default"} if args.runtime_class == "" else {}
     noted |= {} if args.keep_copies else {COPIES_ANNOTATION: "disposable"}
     return k8s.apps.v1.StatefulSet(
@@ -119,7 +116,7 @@ def _servers(name: str, args: OllamaFleetArgs, version: pulumi.Input[str], opts:
             selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(OLLAMA)),
             template=pods.template(OLLAMA, _pod(args, version)),
             volume_claim_templates=[local_claim(args.hot_class, args.hot_size)],
-            persistent_volume_claim_retention_policy=retention,
+            persistent_volume_claim_retention_policy=kept_claims(deleted=args.retain, scaled=args.keep_copies),
         ),
         opts=pods.scaled_by_others(opts) if args.autoscaled else opts,
     )

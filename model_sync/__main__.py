@@ -57,6 +57,8 @@ def _follow(options: argparse.Namespace) -> int:
             again_at = time.monotonic() + (options.retry_s if problems else options.check_s)
             if _serves(replica, problems):
                 options.marker.write_text(_started())
+            if not replica.settle():
+                again_at = time.monotonic()
         _evict(replica)
         if options.once:
             return 1 if said else 0
@@ -70,7 +72,7 @@ def _copy(options: argparse.Namespace) -> int:
         print(f"error: {problem}", file=sys.stderr)
     _evict(replica)
     held = catalog.read(replica.store)
-    return 0 if held and held.entry(options.model) else 1
+    return 0 if replica.settle() and held and held.entry(options.model) else 1
 
 
 def _started() -> str:

@@ -83,13 +83,8 @@ def model_server(
         namespace=namespace,
         component=wanted.component,
         image=llama_cpp.image if llama_cpp else images[VLLM_IMAGE if wanted.engine == "vllm" else "model-server"],
-        sync_image=images["model-sync"],
         shared_claim=store.shared_claim,
-        hot_class=store.hot_class,
-        hot_size=local_size(wanted, settings),
-        hot_bytes=int(quantity(local_size(wanted, settings))),
-        retain=settings.storage.retain,
-        keep_copies=settings.fleet.keeps_copies,
+        local=_local_copy(local_size(wanted, settings), settings, images, store),
         cache_secret=answers.users_secret_name,
         cache_user=MODEL_SERVER,
         replicas=wanted.replicas,
@@ -128,6 +123,17 @@ def _tier(wanted: ModelServerSettings, settings: Settings, store: c.Storage) -> 
 
 def _vllm(wanted: ModelServerSettings) -> c.VllmArgs:
     return c.VllmArgs(**wanted.of_vllm.model_dump(), shm_bytes=shm_bytes(wanted.gpus))
+
+
+def _local_copy(size: str, settings: Settings, images: Images, store: c.Storage) -> c.LocalCopyArgs:
+    return c.LocalCopyArgs(
+        image=images["model-sync"],
+        storage_class=store.hot_class,
+        size=size,
+        capacity_bytes=int(quantity(size)),
+        retain=settings.storage.retain,
+        keep=settings.fleet.keeps_copies,
+    )
 
 
 def routes(settings: Settings) -> dict[str, dict[str, str | int]]:

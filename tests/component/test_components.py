@@ -510,16 +510,15 @@ def test_the_writer_may_leave_for_its_sources_alone() -> None:
     assert rule["to"] == [{"ipBlock": {"cidr": "2001:db8::7/128"}}]
 
 
+LOCAL = c.LocalCopyArgs(image="y@sha256:1", storage_class="local-nvme", size="2Gi", capacity_bytes=2**31, retain=True)
+
+
 def model_server(**fields: Any) -> Recorder:
     args = c.ModelServerArgs(
         namespace="ns",
         image="x@sha256:1",
-        sync_image="y@sha256:1",
         shared_claim="shared-models",
-        hot_class="local-nvme",
-        hot_size="2Gi",
-        hot_bytes=2**31,
-        retain=True,
+        local=LOCAL,
         cache_secret="cache-auth",
         replicas=2,
         resources=SMALL,
@@ -555,8 +554,17 @@ def test_a_model_server_starts_when_its_own_claim_has_the_model() -> None:
     assert {mount["name"]: mount.get("readOnly") for mount in copy["volumeMounts"]} == {"tmp": None, "shared": True, "models": None}
     assert "restartPolicy" not in copy, "it ends before the server starts"
     assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
-    loose = model_server(retain=False, keep_copies=False).one("StatefulSet")["spec"]
+    loose = model_server(local=dataclasses.replace(LOCAL, retain=False, keep=False)).one("StatefulSet")["spec"]
     assert loose["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Delete", "whenScaled": "Delete"}
+
+
+def test_a_model_server_without_a_class_for_copies_reads_the_shared_store() -> None:
+    spec = model_server(local=None).one("StatefulSet")["spec"]
+    assert not {"volumeClaimTemplates", "persistentVolumeClaimRetentionPolicy"} & spec.keys()
+    pod = spec["template"]["spec"]
+    assert "initContainers" not in pod
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["models"]["persistentVolumeClaim"] == {"claimName": "shared-models", "readOnly": True}
 
 
 def test_an_update_waits_for_all_replicas_but_where_a_deployment_makes_room_at_its_end() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from devcluster.pki import Authority
 from model_server.store import find_gguf, find_tree
 from model_sync import store
+from model_sync.__main__ import main
 from tests import tiny_gguf
 from tests.service import hub as hubs
 from tests.service import origins, registries
+from tests.service.conftest import start_model_server
 from tests.service.test_model_sync import names, publish
 from tests.service.test_private_sources import Desk
 from tests.unit.test_model_files import FILES, TAKEN, artifact, safetensors
@@ -125,6 +128,23 @@ def test_a_split_model_of_a_hub_is_taken_whole(desk: Desk, authority: Authority,
         assert f"got no q4/{parts[1].name} at that commit, want it; correct the source" in desk.said
     first, _ = find_gguf(desk.shared, "tree:1", tmp_path / "weights")
     assert [path.read_bytes() for path in sorted(first.parent.iterdir())] == [path.read_bytes() for path in parts]
+
+
+def test_llama_cpp_answers_with_a_split_model_from_a_copy_of_its_own(tmp_path: Path) -> None:
+    parts = tiny_gguf.make_split(tmp_path / "part", "In three parts.", part_tensors=4)
+    assert len(parts) == 3
+    content = {path.name: path.read_bytes() for path in parts}
+    with origins.serving(listed(content)) as origin:
+        origin.paths = {f"/m/{name}": each for name, each in content.items()}
+        source = f"{origin.url.rpartition('/')[0]}/m/SHA256SUMS"
+        wanted = model(source, digest=store.file_digest(origin.content), format="gguf", size=1 << 22)
+        assert publish(tmp_path / "shared", wanted) == (0, "")
+    assert main(["copy", str(tmp_path / "shared"), str(tmp_path / "hot"), "tree:1"]) == 0
+    with ExitStack() as stack:
+        server = start_model_server(stack, tmp_path / "hot", tmp_path, "tree:1", WEIGHTS_DIR=str(tmp_path / "weights"))
+        body = {"model": "tree:1", "messages": [{"role": "user", "content": "Say it."}], "max_tokens": 64, "temperature": 0}
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+    assert answer["choices"][0]["message"]["content"] == "In three parts."
 
 
 def listed(paths: dict[str, bytes]) -> bytes:
