@@ -7,14 +7,13 @@ import logging
 import resource
 import signal
 import sys
-from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from model_server.app import ModelServer
 from model_server.cache import AnswerCache
-from model_server.connections import Connection
+from model_server.connections import Connection, Connections
 from model_server.engine import Engine, EngineError
 from model_server.engines import engine_of
 from model_server.metrics import Tier
@@ -45,8 +44,8 @@ async def serve(settings: Settings) -> int:
     await runner.setup()
     assert runner.server is not None  # noqa: S101 (it was set up)
     loop = asyncio.get_running_loop()
-    options: dict[str, Any] = {"loop": loop, "access_log": None}
-    connection = functools.partial(Connection, runner.server, **options)
+    connections = Connections(settings.max_connections, settings.head_s)
+    connection = functools.partial(Connection, connections, runner.server, access_log=None)
     listener = await loop.create_server(connection, settings.host, settings.port, reuse_address=True)
     log.info("port %d open, loading %s", settings.port, settings.model)
     lifetime = asyncio.create_task(_engine_lifetime(engine, settings.engine_silence_s))

@@ -119,6 +119,12 @@ class Settings(Environment):
     cache_url: str = Field(default="", pattern=r"^(rediss?://.*)?$")
     """Where exact answers are kept; empty means nowhere."""
     cache_password_file: Path | None = None
+    max_connections: int = Field(default=1024, ge=8)
+    """Connections at once. API servers need one for each request, and the kubelet one for each probe."""
+    head_s: float = Field(default=30, gt=0)
+    """Longest time from a connection, or from the first byte of a later request on it, to the end of a request's head."""
+    body_s: float = Field(default=60, gt=0)
+    """Longest time for a request's body."""
     drain_s: float = Field(default=120, ge=0)
     drain_delay_s: float = Field(default=2, ge=0)
 

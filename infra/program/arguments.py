@@ -65,7 +65,13 @@ def fleet(settings: Settings, namespace: pulumi.Input[str], images: Images, runt
 
 def _agent(settings: Settings, image: pulumi.Input[str]) -> c.AgentArgs:
     wanted = settings.fleet
-    return c.AgentArgs(image=image, drain_s=wanted.drain_seconds, min_context=wanted.min_context, probe=workload(settings, "context-probe"))
+    return c.AgentArgs(
+        image=image,
+        drain_s=wanted.drain_seconds,
+        min_context=wanted.min_context,
+        embedding=tuple(model.name for model in settings.models if model.embeds),
+        probe=workload(settings, "context-probe"),
+    )
 
 
 def model_server(

@@ -50,15 +50,18 @@ def test_prod_has_the_sizes_of_the_design() -> None:
     assert (settings.storage.shared.size, settings.storage.hot.size, settings.cache.max_memory) == ("1Ti", "100Gi", "4Gi")
 
 
-def test_s16_an_embedding_model_stands_beside_a_coder_where_the_least_context_is_its_own() -> None:
+def test_s16_an_embedding_model_stands_beside_a_coder() -> None:
     small = {"name": "nomic-embed-text:v1.5", "size": "300M", "kvBytesPerToken": 9216, "contextLength": 2048}
     config = document("prod")
     config["models"].append(small | {key: config["models"][0][key] for key in ("digest", "source") if key in config["models"][0]})
-    with pytest.raises(SettingsError, match=r"contextLength: got 2048, want at least fleet.minContext \d+; raise it, or say by minContext"):
+    with pytest.raises(SettingsError, match=r"contextLength: got 2048, want at least fleet.minContext \d+; raise it, say by minContext"):
         parse(config)
-    config["fleet"]["minContext"] = 2048
+    config["models"][-1]["embeds"] = True
     accepted = parse(config)
     assert [accepted.context_length(model) for model in accepted.models] == [accepted.fleet.context_length, 2048]
+    config["models"][0]["contextLength"] = 2048
+    with pytest.raises(SettingsError, match=r"models.0.contextLength: got 2048, want at least fleet.minContext"):
+        parse(config)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,8 @@ def test_s16_an_embedding_model_stands_beside_a_coder_where_the_least_context_is
         ({"fleet": {"scaleToZero": {}}}, "modelfleet:fleet.scaleToZero.kubernetesCidrs: got nothing, want a value"),
         (
             {"fleet": {"minContext": 16384}},
-            "modelfleet:models.0.contextLength: got 4096, want at least fleet.minContext 16384; raise it, or say by minContext that less will do",
+            "modelfleet:models.0.contextLength: got 4096, want at least fleet.minContext 16384; "
+            "raise it, say by minContext that less will do, or by models.embeds that it does not chat",
         ),
         (
             {"models": [{**SMALL, "name": "qwen3.5:4b"}], "fleet": {"numParallel": 2}},
@@ -114,7 +118,7 @@ def test_s16_an_embedding_model_stands_beside_a_coder_where_the_least_context_is
         ({"models": [{**SMALL, "name": "untagged"}]}, "modelfleet:models.0.name: got 'untagged', want"),
         (
             {"models": [{**SMALL, "sise": 1}]},
-            "modelfleet:models.0.sise: got an unknown key, want one of contextLength, digest, format, keepAlive, kvBytesPerToken",
+            "modelfleet:models.0.sise: got an unknown key, want one of contextLength, digest, embeds, format, keepAlive, kvBytesPerToken",
         ),
         ({"models": []}, "modelfleet:models: got [], want "),
         ({"modelServers": []}, "modelfleet:modelServers: got none, want one at least; add one"),

@@ -198,10 +198,10 @@ def _host_memory(settings: Sections) -> Iterator[str]:
 def _contexts(settings: Sections) -> Iterator[str]:
     fleet = settings.fleet
     for index, model in enumerate(settings.models):
-        if model.in_fleet and settings.context_length(model) < fleet.min_context:
+        if model.in_fleet and not model.embeds and settings.context_length(model) < fleet.min_context:
             yield (
                 f"models.{index}.contextLength: got {settings.context_length(model)}, want at least fleet.minContext {fleet.min_context}; "
-                "raise it, or say by minContext that less will do"
+                "raise it, say by minContext that less will do, or by models.embeds that it does not chat"
             )
     for model in settings.fleet_models if fleet.num_parallel > 1 else []:
         if _ONE_AT_A_TIME.match(model.name.rpartition("/")[2]):

@@ -41,6 +41,8 @@ class ModelSettings(Section):
     whose commit says what is wanted."""
     context_length: int | None = Field(default=None, ge=512, le=1_048_576)
     """Tokens that a request to this model may have; fleet.contextLength when unset, and at most that."""
+    embeds: bool = False
+    """It makes embeddings or scores and does not chat: `fleet.minContext` is not asked of it."""
     quantization: str = Field(default="", pattern=r"^[A-Z0-9_]{0,20}$")
     """For example Q4_K_M: another one in the file is refused."""
     keep_alive: str | None = Field(default=None, pattern=KEEP_ALIVE)
