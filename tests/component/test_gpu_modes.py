@@ -10,7 +10,6 @@ from infra.analysis.policy import rules
 from infra.program import stack
 from infra.program.settings import parse
 from infra.program.settings.images import VLLM_IMAGE
-from infra.program.settings.section import quantity
 from model_server.settings import Settings as ServerSettings
 from tests.component.harness import render, rendered
 from tests.unit.test_settings import REFS, document
@@ -118,7 +117,7 @@ def test_no_rule_is_broken(mode: str) -> None:
 
 def vllm_pod(mode: str, gpus: int = 1) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
     """The pod of the server of vLLM, its container, and the container's variables."""
-    pod = one(objects(mode, gpus), "Deployment", "model-server-chat")["spec"]["template"]["spec"]
+    pod = one(objects(mode, gpus), "StatefulSet", "model-server-chat")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     return pod, container, {each["name"]: each["value"] for each in container["env"]}
 
@@ -149,14 +148,11 @@ def test_no_rule_is_broken_by_a_server_of_vllm(mode: str) -> None:
 
 def test_a_server_of_vllm_has_room_for_what_it_writes_and_time_to_begin() -> None:
     pod, container, env = vllm_pod("whole")
-    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
-    volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    assert env["MODEL_SERVER_VLLM_CACHE_DIR"] in mounts
-    assert "/dev/shm" not in mounts, "one process needs none"  # noqa: S108
-    limit = container["resources"]["limits"]["ephemeral-storage"]
-    assert container["resources"]["requests"]["ephemeral-storage"] == limit
-    cache = volumes[mounts[env["MODEL_SERVER_VLLM_CACHE_DIR"]]]["emptyDir"]["sizeLimit"]
-    assert quantity(cache) < quantity(limit), "or the pod is evicted for what it compiles"
+    [compiled] = [mount for mount in container["volumeMounts"] if mount["mountPath"] == env["MODEL_SERVER_VLLM_CACHE_DIR"]]
+    copies = [mount["name"] for each in pod["initContainers"] for mount in each["volumeMounts"] if mount["mountPath"] == "/models"]
+    assert copies == [compiled["name"]], "beside its copy of the weights"
+    assert not compiled.get("readOnly") and compiled["subPath"]
+    assert "/dev/shm" not in [mount["mountPath"] for mount in container["volumeMounts"]], "one process needs none"  # noqa: S108
     assert {
         "MODEL_SERVER_KV_CACHE_DTYPE": "fp8",
         "MODEL_SERVER_TOOL_CALL_PARSER": "hermes",
@@ -167,20 +163,18 @@ def test_a_server_of_vllm_has_room_for_what_it_writes_and_time_to_begin() -> Non
     assert probe["periodSeconds"] * probe["failureThreshold"] >= 900 + 2**34 // 18_000_000 - 2
 
 
-def test_several_gpus_share_memory_and_are_handed_over_one_server_at_a_time() -> None:
+def test_several_gpus_share_memory() -> None:
     pod, container, env = vllm_pod("whole", 4)
     assert env["MODEL_SERVER_TENSOR_PARALLEL"] == container["resources"]["limits"]["nvidia.com/gpu"] == "4"
     (shared,) = (volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "shm")
     assert shared == {"medium": "Memory", "sizeLimit": "2048Mi"}
     assert [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "shm"] == ["/dev/shm"]  # noqa: S108
-    strategy = one(objects("whole", 4), "Deployment", "model-server-chat")["spec"]["strategy"]
-    assert strategy["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}, "there may be no GPU to spare"
 
 
 def test_what_is_rendered_is_what_the_server_reads() -> None:
     """Its settings refuse what they do not know, and take what is there."""
     for server in ("model-server", "model-server-chat"):
-        (deployment,) = (item for item in objects("whole", 1) if item["kind"] == "Deployment" and item["metadata"]["name"] == server)
+        (deployment,) = (item for item in objects("whole", 1) if item["kind"] == "StatefulSet" and item["metadata"]["name"] == server)
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
         env = {each["name"]: each["value"] for each in container["env"] if each["name"].startswith("MODEL_SERVER_")}
         with pytest.MonkeyPatch.context() as patch:

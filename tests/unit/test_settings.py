@@ -654,7 +654,15 @@ def test_a_model_that_the_fleet_cannot_load_is_for_model_servers_alone(fields: d
     config["models"] = [SMALL, FOR_SERVERS | fields]
     with pytest.raises(SettingsError, match=r"models\.1: got big:1 on no replica of the fleet, want a server that has it; add it to"):
         parse(config)
-    # Its name is no id, so a server may have it as its own.
+
+
+@pytest.mark.parametrize(
+    "fields", [{"replicas": 0}, {"source": f"huggingface://198.51.100.7/team/big/big-00001-of-00002.gguf:{COMMIT}"}], ids=["none", "split"]
+)
+def test_a_model_of_a_model_server_alone_is_no_id_of_the_fleet(fields: dict[str, Any]) -> None:
+    """So the server may have its name as its own."""
+    config = document()
+    config["models"] = [SMALL, FOR_SERVERS | fields]
     config["modelServers"] = [SERVER | {"model": "big:1", "modelId": "big:1"}]
     accepted = parse(config)
     assert [model.name for model in accepted.fleet_models] == ["smollm2:135m"]

@@ -86,12 +86,6 @@ PATH = "modelfleet:modelServers.1"
             {},
             f"{PATH}.llamaCpp: got a section with engine vllm and 1 GPUs, want it with llama-cpp on GPUs; remove it",
         ),
-        (
-            {"promptCache": "1Gi"},
-            {},
-            f"{PATH}.promptCache: got 1Gi with engine vllm, want none, since vLLM has old prompts in its KV cache; remove it, or raise "
-            "vllm.memoryUtilization",
-        ),
         ({"engine": "tgi"}, {}, f"{PATH}.engine: got 'tgi', want 'llama-cpp' or 'vllm'; correct it (docs/configuration.md)"),
         ({"vllm": {"tensorParallel": 2}}, {}, f"{PATH}.vllm.tensorParallel: got an unknown key, want one of dtype, eager"),
         (
@@ -129,11 +123,6 @@ PATH = "modelfleet:modelServers.1"
             {"gpus": 2, "resources": {"cpu": "8", "memory": "8Gi"}},
             {},
             f"{PATH}.resources.memory: got 8Gi, want at least 9.5Gi (4 processes 8.0Gi, shared memory 1.5Gi); raise it",
-        ),
-        (
-            {},
-            {"governance": {"ephemeralStorage": "8Gi", "production": False}},
-            "modelfleet:governance.ephemeralStorage: got 8Gi, want at least 9",
         ),
     ],
 )
@@ -199,10 +188,11 @@ def test_the_fleet_has_nothing_of_a_tree() -> None:
 def test_llama_cpp_on_a_gpu_has_all_of_it_there() -> None:
     """By hand: 17.7 GiB of weights, 96 KiB x 32768 x 4 = 12, and 1.5 beside them."""
     server = {"engine": "llama-cpp", "model": "qwen3-coder:30b", "llamaCpp": {"image": f"a@sha256:{'0' * 64}"}}
-    settings = parse(stack(server))
+    models = document("prod")["models"]
+    settings = parse(stack(server, models=models))
     need = server_memory.on_gpus(settings.model_servers[1], settings.models[0])
     assert (need.weights + need.kv + need.workspace) / GIB == pytest.approx(19e9 / GIB + 12 + 1.5)
-    (line,) = refused(server | {"contextLength": 131072})
+    (line,) = refused(server | {"contextLength": 131072}, models=models)
     assert "got 1 with 45.0Gi (45.0Gi a unit by gpu.memory 46068Mi), want 67.2Gi" in line
 
 
@@ -218,6 +208,7 @@ def test_the_example_in_the_docs_is_one() -> None:
     (server,) = (each for each in settings.model_servers if each.engine == "vllm")
     assert capacities(settings)[server.model_id].conversations >= server.parallel
     # The second is a part of a server.
+    config["models"] = [model for model in config["models"] if model.get("format") != "safetensors"]
     pinned = {"image": image["llamaCpp"]["image"].replace("…", "0" * 64)}
     config["modelServers"][0] = SERVER | {"engine": "llama-cpp", "model": "coder:30b", "gpus": image["gpus"], "llamaCpp": pinned}
     assert parse(config).model_servers[0].llama_cpp is not None

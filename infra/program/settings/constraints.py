@@ -55,7 +55,7 @@ def problems(settings: Sections) -> list[str]:
         server_rules.memory,
         server_rules.storage,
         _storage,
-        _cache,
+        server_rules.cache,
         _quota,
     )
     found = [line for check in checks for line in check(settings)] + list(external.problems(settings.external_pools, settings.ids))
@@ -221,22 +221,6 @@ def _storage(settings: Sections) -> Iterator[str]:
         yield f"storage.shared.claim: got {shared.claim} with retain false, want true, or the claim would go with the namespace; set it"
     if need > quantity(shared.size):
         yield f"storage.shared.size: got {shared.size}, want at least {in_gib(need)}, the sum of all models; raise it"
-
-
-def _cache(settings: Sections) -> Iterator[str]:
-    cache = settings.cache
-    if quantity(cache.max_memory) >= quantity(cache.resources.memory):
-        yield (
-            f"cache.maxMemory: got {cache.max_memory}, want less than cache.resources.memory "
-            f"{cache.resources.memory}; leave a tenth for the server itself"
-        )
-    if cache.compression:
-        loses = "keys and values shrink by a tenth at most, and unpack slower than a disk reads them (docs/cache.md)"
-        yield f"cache.compression: got true, want false: {loses}; remove it, or set kvCacheDtype of a model server with vLLM"
-    if cache.max_size is not None and cache.eviction_policy not in ("lru", "allkeys-lru"):
-        yield f"cache.evictionPolicy: got {cache.eviction_policy} with maxSize, want lru, which all tiers have; set that"
-    if cache.shared_cache and cache.max_size is None:
-        yield "cache.maxSize: got nothing with sharedCache, want the size of the shared tier; set it"
 
 
 def _quota(settings: Sections) -> Iterator[str]:

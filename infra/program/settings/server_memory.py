@@ -109,7 +109,8 @@ def host_problems(path: str, server: ModelServerSettings, model: ModelSettings, 
         processes, shared = VLLM_PROCESS * (server.gpus + 2), shm_bytes(server.gpus)
         # What it has of old prompts is shared by its processes, and locked for the GPUs.
         need = processes + shared + prompts
-        parts = f"{server.gpus + 2} processes {in_gib(processes)}, shared memory {in_gib(shared)}, promptCache {in_gib(prompts)}"
+        parts = f"{server.gpus + 2} processes {in_gib(processes)}, shared memory {in_gib(shared)}"
+        parts += f", promptCache {in_gib(prompts)}" if prompts else ""
         do = "raise it"
     else:
         need = weights + prompts + kv

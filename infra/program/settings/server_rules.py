@@ -115,6 +115,23 @@ def memory(settings: Sections) -> Iterator[str]:
         yield from server_memory.host_problems(path, server, model, kv, prompts)
 
 
+def cache(settings: Sections) -> Iterator[str]:
+    """What the section itself cannot have, whatever the engines are."""
+    cache = settings.cache
+    if quantity(cache.max_memory) >= quantity(cache.resources.memory):
+        yield (
+            f"cache.maxMemory: got {cache.max_memory}, want less than cache.resources.memory "
+            f"{cache.resources.memory}; leave a tenth for the server itself"
+        )
+    if cache.compression:
+        loses = "keys and values shrink by a tenth at most, and unpack slower than a disk reads them (docs/cache.md)"
+        yield f"cache.compression: got true, want false: {loses}; remove it, or set kvCacheDtype of a model server with vLLM"
+    if cache.max_size is not None and cache.eviction_policy not in ("lru", "allkeys-lru"):
+        yield f"cache.evictionPolicy: got {cache.eviction_policy} with maxSize, want lru, which all tiers have; set that"
+    if cache.shared_cache and cache.max_size is None:
+        yield "cache.maxSize: got nothing with sharedCache, want the size of the shared tier; set it"
+
+
 def tier_claims(settings: Sections) -> list[float]:
     """Bytes of each claim that cache.maxSize makes."""
     cache = settings.cache
