@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 LOCK := $(VENV)/uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
+GPU_LOCK = $(subst 3.11,3.12,$(LOCK)) --python-platform x86_64-manylinux_2_28
 export BASE
 # What decides about a cluster is typed with the command: an exported variable of that name is somebody else's.
 typed = $(if $(filter command line,$(origin $(1))),$($(1)))
@@ -102,6 +103,8 @@ lock: .venv/.stamp ## resolve the dependencies again into the committed lock fil
 	@$(LOCK) --override tests/proofs/vllm.overrides tests/proofs/vllm.in -o tests/proofs/vllm.lock
 	@$(LOCK) -c requirements.lock images/ollama/engine.in -o images/ollama/engine.lock
 	@$(LOCK) --no-deps images/cache-server/server.in -o images/cache-server/server.lock
+	@$(GPU_LOCK) images/model-server-vllm/engine.in images/python-base/base.in -o images/model-server-vllm/engine.lock
+	@$(GPU_LOCK) -c images/model-server-vllm/engine.lock images/python-base/base.in -o images/python-base/base.lock
 
 pins: .venv/.stamp ## write the digests that registries give for base images; MODELS=host/namespace/model:tag prints those of models
 	@$(VENV)/python -m images.pins $(call typed,MODELS) $(if $(call typed,MIRROR),--mirror $(call typed,MIRROR))

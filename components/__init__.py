@@ -3,13 +3,14 @@
 from .activator import Activator, ActivatorArgs
 from .api_server import ApiServer, ApiServerArgs
 from .cache import CacheServer, CacheServerArgs
+from .cache_tier import CacheTierArgs
 from .containers import ResourceArgs
 from .governance import Governance, GovernanceArgs
 from .gpu import ClaimArgs, GpuRuntime, GpuRuntimeArgs, PriorityClassesArgs, SharingArgs
 from .image_trust import ImageTrust, ImageTrustArgs
 from .images import RuntimeImages, RuntimeImagesArgs
-from .model_server import ModelServer, ModelServerArgs
-from .models import ModelStore, ModelStoreArgs
+from .model_server import ModelServer, ModelServerArgs, VllmArgs
+from .models import LocalCopyArgs, ModelStore, ModelStoreArgs
 from .monitoring import Monitoring, MonitoringArgs
 from .network import DnsArgs, Network, NetworkArgs, OriginArgs, PodsArgs, PoolArgs
 from .objectives import ObjectivesArgs
@@ -30,6 +31,7 @@ __all__ = [
     "ApiServerArgs",
     "CacheServer",
     "CacheServerArgs",
+    "CacheTierArgs",
     "ClaimArgs",
     "DnsArgs",
     "ExposureArgs",
@@ -42,6 +44,7 @@ __all__ = [
     "ImageTrustArgs",
     "IngressArgs",
     "IssuerArgs",
+    "LocalCopyArgs",
     "ModelServer",
     "ModelServerArgs",
     "ModelStore",
@@ -69,5 +72,6 @@ __all__ = [
     "TierArgs",
     "TlsArgs",
     "TolerationArgs",
+    "VllmArgs",
     "WorkloadArgs",
 ]

@@ -84,6 +84,14 @@ _RULES = (
         "Look at the log of the pod with that address.",
     ),
     (
+        "KeeperFails",
+        "warning",
+        "max by (instance) (model_server_tier_keeper_failing) > 0",
+        "10m",
+        "The keeper of the disk for old prompts of the model server at {{ $labels.instance }} cannot read or write it.",
+        "Look at the log of the container cache-keeper there, and at its volume. Engines write nothing more; prompts are read again.",
+    ),
+    (
         "CacheDown",
         "warning",
         "cache_up == 0",

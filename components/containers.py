@@ -27,12 +27,14 @@ class ResourceArgs:
     """The GPUs come by the pod's claim `gpu` (DRA), not as an extended resource."""
 
 
-def resources(args: ResourceArgs) -> core.ResourceRequirementsArgs:
+def resources(args: ResourceArgs, *, disk: str | None = None) -> core.ResourceRequirementsArgs:
+    """`disk`: request and limit of the node's own, where the namespace's default will not do."""
     claimed = args.claims_gpus and args.gpus > 0
-    gpu = {args.gpu_resource: str(args.gpus)} if args.gpus and not claimed else {}
+    more = {args.gpu_resource: str(args.gpus)} if args.gpus and not claimed else {}
+    more |= {"ephemeral-storage": disk} if disk else {}
     return core.ResourceRequirementsArgs(
-        requests={"cpu": args.cpu, "memory": args.memory, **gpu},
-        limits={"memory": args.memory, **gpu},
+        requests={"cpu": args.cpu, "memory": args.memory, **more},
+        limits={"memory": args.memory, **more},
         claims=[core.ResourceClaimArgs(name=GPU_CLAIM)] if claimed else None,
     )
 

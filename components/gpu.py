@@ -101,7 +101,7 @@ class GpuRuntime(pulumi.ComponentResource):
         self.priority_class, self.gateway_priority_class, self.batch_priority_class = _priorities(name, args, child)
         if args.sharing is not None:
             _sharing(f"{name}-sharing", args.prefix + SHARING_CONFIG, args.sharing, child)
-        self.claim_template = _claim_template(f"{name}-claim", args.claim, child) if args.claim is not None else None
+        self.claim_template = claim_template(f"{name}-claim", CLAIM_TEMPLATE, args.claim, child) if args.claim is not None else None
         self.register_outputs(
             {
                 "runtime_class": self.runtime_class,
@@ -184,17 +184,18 @@ def _priorities(
     )
 
 
-def _claim_template(name: str, args: ClaimArgs, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
+def claim_template(name: str, template: str, args: ClaimArgs, opts: pulumi.ResourceOptions) -> pulumi.Output[str]:
+    """A ResourceClaimTemplate of the name `template`, which each pod gets a claim of its own by."""
     # The SDK has no type for resource.k8s.io/v1 yet; its v1beta2 is not served where only v1 is.
     k8s.apiextensions.CustomResource(
         name,
         api_version="resource.k8s.io/v1",
         kind="ResourceClaimTemplate",
-        metadata=meta.ObjectMetaArgs(name=CLAIM_TEMPLATE, namespace=args.namespace, labels=labels("gpu-runtime")),
+        metadata=meta.ObjectMetaArgs(name=template, namespace=args.namespace, labels=labels("gpu-runtime")),
         spec={"spec": claim(args.count, args.mig_profile)},
         opts=_replaced(opts, "spec"),
     )
-    return _name(CLAIM_TEMPLATE)
+    return _name(template)
 
 
 def device_class(mig_profile: str | None) -> str:

@@ -24,8 +24,11 @@ CONTEXTS: Mapping[str, Sequence[str]] = {
     "ollama-agent": ("images/ollama-agent", "ollama_agent"),
     "prometheus": ("images/prometheus",),
     "image-verifier": ("images/image-verifier", "image_verifier"),
+    "model-server-vllm": ("images/model-server-vllm", "model_server"),
 }
 """Image name to the paths below RuntimeImagesArgs.source that its Dockerfile copies from; their content names the tag."""
+BASES: Mapping[str, str] = {"python-base": "cuda-base", "model-server-vllm": "python-base"}
+"""Image name to the image that it stands on: the argument BASE of its build, by digest. All others stand on images of others."""
 _EPOCH = "1764000000"
 """Time of every file of a built image, in seconds since 1970: a constant, so that the same sources give the same digest."""
 
@@ -70,10 +73,17 @@ class RuntimeImages(pulumi.ComponentResource):
     def __init__(self, name: str, args: RuntimeImagesArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__(type_token("RuntimeImages"), name, {}, opts)
         every = args.refs if args.builder == "prebuilt" else CONTEXTS
+        self._made: dict[str, pulumi.Output[str]] = {}
         self.refs = {image: self._reference(name, image, args) for image in (args.images or every)}
         self.register_outputs({"refs": dict(self.refs)})
 
     def _reference(self, name: str, image: str, args: RuntimeImagesArgs) -> pulumi.Output[str]:
+        """Each is made once, however many stand on it."""
+        if image not in self._made:
+            self._made[image] = self._make(name, image, args)
+        return self._made[image]
+
+    def _make(self, name: str, image: str, args: RuntimeImagesArgs) -> pulumi.Output[str]:
         if args.builder == "prebuilt":
             if image not in args.refs:
                 raise pulumi.RunError(f"{name}: got no reference for {image}, want repository@sha256:…; add it to refs")
@@ -88,6 +98,7 @@ class RuntimeImages(pulumi.ComponentResource):
         if not args.build:
             return pulumi.Output.from_input(tag)
         dockerfile = str(source / "images" / image / "Dockerfile")
+        base = {"BASE": self._reference(name, BASES[image], args)} if image in BASES else {}
         child = pulumi.ResourceOptions(parent=self, retain_on_delete=True)
         if args.builder == "docker-build":
             import pulumi_docker_build as docker_build  # noqa: PLC0415 (a second to import, and not installed by every user)
@@ -98,7 +109,7 @@ class RuntimeImages(pulumi.ComponentResource):
                 # Not `push=True`, which would add a second export that keeps the build's own file times.
                 push=False,
                 exports=[docker_build.ExportArgs(raw="type=registry,rewrite-timestamp=true")],
-                build_args={"SOURCE_DATE_EPOCH": _EPOCH},
+                build_args={"SOURCE_DATE_EPOCH": _EPOCH, **base},
                 # A preview must not need a builder.
                 build_on_preview=False,
                 context=docker_build.BuildContextArgs(location=str(source)),
@@ -111,7 +122,7 @@ class RuntimeImages(pulumi.ComponentResource):
             return built.ref
         import pulumi_docker as docker  # noqa: PLC0415
 
-        build = docker.DockerBuildArgs(context=str(source), dockerfile=dockerfile, platform=args.platform)
+        build = docker.DockerBuildArgs(context=str(source), dockerfile=dockerfile, platform=args.platform, args=base or None)
         login = _from(args.registry_auth, lambda found: _server(login_for(args.registry, found)))
         return docker.Image(f"{name}-{image}", image_name=tag, build=build, registry=login, opts=child).repo_digest
 
@@ -130,8 +141,8 @@ def _server(login: Login | None) -> dict[str, str] | None:
 
 
 def content_tag(source: Path, image: str) -> str:
-    """`src-` and twelve hex digits of everything that the image's build copies from `source`."""
-    digest = hashlib.sha256()
+    """`src-` and twelve hex digits of everything that the image's build copies from `source`, and of what it stands on."""
+    digest = hashlib.sha256(content_tag(source, BASES[image]).encode() if image in BASES else b"")
     for context in CONTEXTS[image]:
         found = sorted((source / context).rglob("*"))
         if not found:

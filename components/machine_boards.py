@@ -100,7 +100,6 @@ STORAGE = Board(
         "Cache of answers": (
             Panel("Share of hits", "percentunit", {f"{_HITS} / ({_HITS} + {_MISSES})": "hits", "cache_up": "the cache answers"}),
             Panel("Look-ups of model servers", "reqps", {rate("model_server_cache_lookups_total", "outcome"): "{{outcome}}"}),
-            Panel("Tokens kept over a restart of a model server", "short", {f"model_server_restored_tokens{_IN}": "{{pod}}"}),
             Panel(
                 "Texts to embed",
                 "reqps",
@@ -116,6 +115,37 @@ STORAGE = Board(
                 "Share of tokens that model servers need not read again",
                 "percentunit",
                 {share(_REUSED, f"({_REUSED} + {_READ})"): "reused"},
+            ),
+            Panel("Tokens kept over a restart of a model server", "short", {"model_server_restored_tokens": "{{instance}}"}),
+            Panel(
+                "Disk for old prompts in use",
+                "percentunit",
+                {"model_server_tier_bytes / model_server_tier_limit_bytes": "{{instance}}"},
+                "Of model servers with vLLM, and with cache.maxSize.",
+            ),
+            Panel(
+                "Files that went from it by second",
+                "short",
+                {
+                    rate("model_server_tier_removed_files_total", "reason"): "{{reason}}",
+                    f"sum(rate(model_server_tier_removed_bytes_total{WINDOW}))": "bytes",
+                },
+                "For the limit, for a disk that others fill, of models that nobody has any more, and what a killed engine left.",
+            ),
+            Panel(
+                "Files, and the time since the oldest was used",
+                "short",
+                {"model_server_tier_files": "{{instance}}: files", "model_server_tier_oldest_seconds": "{{instance}}: seconds"},
+            ),
+            Panel(
+                "Keepers",
+                "short",
+                {
+                    "sum(model_server_tier_keeper_active)": "at work",
+                    "sum(model_server_tier_keeper_failing)": "that fail",
+                    "max(model_server_tier_writers)": "engines that write into one tier",
+                    "max(model_server_tier_look_seconds)": "seconds of a look",
+                },
             ),
         ),
     },

@@ -13,12 +13,13 @@ from .contract import MODEL_WRITER, type_token
 from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
+LOCAL_VOLUME = "models"
 SHARED_PATH = "/shared"
 STORE_PATH = "/models"
 _CREDENTIALS_PATH, _CREDENTIALS_FILE = "/etc/model-sync/credentials", "credentials.json"
 _AUTHORITIES_PATH, _AUTHORITIES_FILE = "/etc/model-sync/authorities", "ca.crt"
 _File = tuple[core.VolumeArgs, core.VolumeMountArgs]
-_HYDRATION_S = 3600
+HYDRATION_S = 3600
 """How long the first copy of a replica's models may take: 100 GB at 28 MB/s."""
 
 FOLLOWER_RESOURCES = containers.ResourceArgs(cpu="50m", memory="128Mi")
@@ -55,6 +56,22 @@ class ModelStoreArgs:
     """Names that are reached without it, each with all names below it."""
     priority_class: pulumi.Input[str] | None = None
     workload: WorkloadArgs = ORDINARY
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalCopyArgs:
+    """A claim of its own for each replica of a server, and what copies the model there."""
+
+    image: pulumi.Input[str]
+    """Carries `model_sync`."""
+    storage_class: pulumi.Input[str]
+    size: str
+    capacity_bytes: int
+    """The same in bytes."""
+    retain: bool
+    """Keep the volumes when the server is deleted."""
+    keep: bool = True
+    """Keep the volumes of replicas that were scaled away."""
 
 
 class ModelStore(pulumi.ComponentResource):
@@ -179,7 +196,39 @@ def follower(image: pulumi.Input[str], capacity_bytes: int, mounts: list[core.Vo
             # The marker holds the start time of process 1. A marker from before a restart is still there, but holds another time.
             exec_=core.ExecActionArgs(command=["sh", "-c", f'test "$(cut -d" " -f22 /proc/1/stat)" = "$(cat {marker})"']),
             period_seconds=2,
-            failure_threshold=_HYDRATION_S // 2,
+            failure_threshold=HYDRATION_S // 2,
         ),
         volume_mounts=mounts,
+    )
+
+
+def copier(local: LocalCopyArgs, model: str, mounts: list[core.VolumeMountArgs]) -> core.ContainerArgs:
+    """Copies one model to the volume of a server that reads it at its start alone, and ends. What is there already is hashed again."""
+    return core.ContainerArgs(
+        name="model-sync",
+        image=local.image,
+        args=["copy", SHARED_PATH, STORE_PATH, model, f"--capacity={local.capacity_bytes}"],
+        resources=containers.resources(FOLLOWER_RESOURCES),
+        security_context=containers.security(),
+        termination_message_policy="FallbackToLogsOnError",
+        volume_mounts=mounts,
+    )
+
+
+def kept_claims(*, deleted: bool, scaled: bool) -> k8s.apps.v1.StatefulSetPersistentVolumeClaimRetentionPolicyArgs:
+    """Whether the claims of a StatefulSet's replicas stay when it is deleted, and when it is scaled in."""
+    return k8s.apps.v1.StatefulSetPersistentVolumeClaimRetentionPolicyArgs(
+        when_deleted="Retain" if deleted else "Delete", when_scaled="Retain" if scaled else "Delete"
+    )
+
+
+def local_claim(storage_class: pulumi.Input[str], size: str) -> core.PersistentVolumeClaimArgs:
+    """A claim for each replica's own copy of models, as a template of a StatefulSet."""
+    return core.PersistentVolumeClaimArgs(
+        metadata=k8s.meta.v1.ObjectMetaArgs(name=LOCAL_VOLUME),
+        spec=core.PersistentVolumeClaimSpecArgs(
+            access_modes=["ReadWriteOnce"],
+            storage_class_name=storage_class,
+            resources=core.VolumeResourceRequirementsArgs(requests={"storage": size}),
+        ),
     )

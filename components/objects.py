@@ -16,11 +16,17 @@ SKIP_AWAIT = {"pulumi.com/skipAwait": "true"}
 
 
 def metadata(
-    component: str, namespace: pulumi.Input[str], *, named: bool = True, annotations: Mapping[str, str] | None = None
+    component: str,
+    namespace: pulumi.Input[str],
+    *,
+    named: bool = True,
+    annotations: Mapping[str, str] | None = None,
+    suffix: str = "",
 ) -> k8s.meta.v1.ObjectMetaArgs:
-    """Object metadata. `named=False` leaves the name to Pulumi, so that a replacement is made before the old one goes."""
+    """Object metadata. `named=False` leaves the name to Pulumi, so that a replacement is made before the old one goes. `suffix`: of a
+    further object of the component."""
     return k8s.meta.v1.ObjectMetaArgs(
-        name=component if named else None,
+        name=f"{component}{suffix}" if named else None,
         namespace=namespace,
         labels=labels(component),
         annotations=dict(annotations) if annotations else None,

@@ -8,7 +8,7 @@ import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
 from .contract import AGENT_CONTROL_PORT, COPIES_ANNOTATION, OLLAMA, PORTS, RUNTIME_ANNOTATION, selector, type_token
-from .models import SHARED_PATH, STORE_PATH, follower
+from .models import LOCAL_VOLUME, SHARED_PATH, STORE_PATH, follower, kept_claims, local_claim
 from .ollama_agent import LOAD_S, AgentArgs, agent_container, context_probe, drain_hook, replicas_service, revision
 from .workload import ORDINARY, WorkloadArgs
 
@@ -103,9 +103,6 @@ class OllamaFleet(pulumi.ComponentResource):
 
 
 def _servers(name: str, args: OllamaFleetArgs, version: pulumi.Input[str], opts: pulumi.ResourceOptions) -> k8s.apps.v1.StatefulSet:
-    retention = k8s.apps.v1.StatefulSetPersistentVolumeClaimRetentionPolicyArgs(
-        when_deleted="Retain" if args.retain else "Delete", when_scaled="Retain" if args.keep_copies else "Delete"
-    )
     noted = {RUNTIME_ANNOTATION: "node-default"} if args.runtime_class == "" else {}
     noted |= {} if args.keep_copies else {COPIES_ANNOTATION: "disposable"}
     return k8s.apps.v1.StatefulSet(
@@ -118,8 +115,8 @@ def _servers(name: str, args: OllamaFleetArgs, version: pulumi.Input[str], opts:
             pod_management_policy="Parallel",
             selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(OLLAMA)),
             template=pods.template(OLLAMA, _pod(args, version)),
-            volume_claim_templates=[_claim(args)],
-            persistent_volume_claim_retention_policy=retention,
+            volume_claim_templates=[local_claim(args.hot_class, args.hot_size)],
+            persistent_volume_claim_retention_policy=kept_claims(deleted=args.retain, scaled=args.keep_copies),
         ),
         opts=pods.scaled_by_others(opts) if args.autoscaled else opts,
     )
@@ -154,8 +151,8 @@ def _revision(args: OllamaFleetArgs) -> pulumi.Output[str]:
 
 def _pod(args: OllamaFleetArgs, version: pulumi.Input[str]) -> core.PodSpecArgs:
     tmp, tmp_mount = containers.scratch()
-    store = core.VolumeMountArgs(name="models", mount_path=STORE_PATH)
-    read_only_store = core.VolumeMountArgs(name="models", mount_path=STORE_PATH, read_only=True)
+    store = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH)
+    read_only_store = core.VolumeMountArgs(name=LOCAL_VOLUME, mount_path=STORE_PATH, read_only=True)
     shared = containers.claim("shared", args.shared_claim, read_only=True)
     shared_mount = core.VolumeMountArgs(name="shared", mount_path=SHARED_PATH, read_only=True)
     container = core.ContainerArgs(
@@ -190,15 +187,4 @@ def _pod(args: OllamaFleetArgs, version: pulumi.Input[str]) -> core.PodSpecArgs:
         placement,
         init_containers=[sync, agent_container(args.agent, version, gpu=args.resources.gpus > 0)],
         grace_s=args.agent.grace_s,
-    )
-
-
-def _claim(args: OllamaFleetArgs) -> core.PersistentVolumeClaimArgs:
-    return core.PersistentVolumeClaimArgs(
-        metadata=k8s.meta.v1.ObjectMetaArgs(name="models"),
-        spec=core.PersistentVolumeClaimSpecArgs(
-            access_modes=["ReadWriteOnce"],
-            storage_class_name=args.hot_class,
-            resources=core.VolumeResourceRequirementsArgs(requests={"storage": args.hot_size}),
-        ),
     )

@@ -36,7 +36,9 @@ class AgentArgs:
     drain_s: int
     """Longest wait for requests in flight when a replica has to stop."""
     min_context: int
-    """Tokens that every replica must hold for every model."""
+    """Tokens that every replica must hold for every model that chats."""
+    embedding: Sequence[str] = ()
+    """Models that do not chat, of which only their own context is asked."""
     probe: WorkloadArgs = ORDINARY
     """Of the Job that asks the agents."""
 
@@ -135,6 +137,7 @@ def context_probe(
                 "OLLAMA_PROBE_REVISION": version,
                 "OLLAMA_PROBE_MODELS": json.dumps(dict(models)),
                 "OLLAMA_PROBE_MIN_CONTEXT": str(args.min_context),
+                **({"OLLAMA_PROBE_EMBEDDING": json.dumps(list(args.embedding))} if args.embedding else {}),
                 "OLLAMA_PROBE_TIMEOUT_S": str(timeout_s),
             }
         ),

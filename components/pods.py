@@ -122,20 +122,16 @@ def deployment(
     *,
     replicas: int | None = 1,
     annotations: Mapping[str, pulumi.Input[str]] | None = None,
+    noted: Mapping[str, str] | None = None,
     strategy: apps.DeploymentStrategyArgs | None = None,
-    progress_deadline_s: int | None = None,
 ) -> apps.Deployment:
-    """A Deployment under the component's own name. `annotations` are those of its pods.
-
-    An update fails when no pod gets ready for `progress_deadline_s` seconds; None: 600, Kubernetes' default.
-    """
+    """A Deployment under the component's own name. `annotations` are those of its pods, `noted` its own."""
     return apps.Deployment(
         name,
-        metadata=metadata(component, namespace),
+        metadata=metadata(component, namespace, annotations=noted),
         spec=apps.DeploymentSpecArgs(
             replicas=replicas,
             strategy=strategy,
-            progress_deadline_seconds=progress_deadline_s,
             selector=k8s.meta.v1.LabelSelectorArgs(match_labels=selector(component)),
             template=template(component, pod, annotations),
         ),

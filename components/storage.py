@@ -64,6 +64,8 @@ class Storage(pulumi.ComponentResource):
     """
 
     hot_class: pulumi.Output[str]
+    shared_class: pulumi.Output[str]
+    """StorageClass of further claims that several nodes mount."""
     shared_claim: pulumi.Output[str]
 
     def __init__(self, name: str, args: StorageArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -77,6 +79,7 @@ class Storage(pulumi.ComponentResource):
         self.shared_claim = (
             self._claim(name, args, shared_class) if args.shared_claim is None else pulumi.Output.from_input(args.shared_claim)
         )
+        self.shared_class = pulumi.Output.from_input(shared_class)
         self.register_outputs({"hot_class": self.hot_class, "shared_claim": self.shared_claim})
 
     def _claim(self, name: str, args: StorageArgs, shared_class: str) -> pulumi.Output[str]:

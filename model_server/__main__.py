@@ -7,18 +7,19 @@ import logging
 import resource
 import signal
 import sys
-from typing import Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from model_server.app import ModelServer
 from model_server.cache import AnswerCache
-from model_server.connections import Connection
+from model_server.connections import Connection, Connections
 from model_server.engine import Engine, EngineError
 from model_server.engines import engine_of
+from model_server.metrics import Tier
 from model_server.settings import Settings, SettingsError
 from model_server.store import StoreError
+from model_server.words import leave
 
 log = logging.getLogger("model_server")
 
@@ -32,6 +33,8 @@ async def serve(settings: Settings) -> int:
     engine, digest = engine_of(settings)
     cache = AnswerCache(settings.cache_url, settings.cache_password_file) if settings.cache_url else None
     server = ModelServer(settings, engine, digest, cache)
+    if settings.keeper_file is not None:
+        server.metrics.registry.register(Tier(settings.keeper_file))
     server.metrics.restored.set_function(lambda: engine.restored_tokens)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -41,14 +44,16 @@ async def serve(settings: Settings) -> int:
     await runner.setup()
     assert runner.server is not None  # noqa: S101 (it was set up)
     loop = asyncio.get_running_loop()
-    options: dict[str, Any] = {"loop": loop, "access_log": None}
-    connection = functools.partial(Connection, runner.server, **options)
+    connections = Connections(settings.max_connections, settings.head_s)
+    connection = functools.partial(Connection, connections, runner.server, access_log=None)
     listener = await loop.create_server(connection, settings.host, settings.port, reuse_address=True)
     log.info("port %d open, loading %s", settings.port, settings.model)
     lifetime = asyncio.create_task(_engine_lifetime(engine, settings.engine_silence_s))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait([lifetime, stopped], return_when=asyncio.FIRST_COMPLETED)
     failed = lifetime.done()
+    if failed and settings.last_words_file is not None:
+        leave(settings.last_words_file, engine.words.lines, str(lifetime.exception() or lifetime.result()))
     if not failed:
         log.info("draining: unready for %g s, then up to %g s for requests in flight", settings.drain_delay_s, settings.drain_s)
         server.draining = True
@@ -66,19 +71,22 @@ async def serve(settings: Settings) -> int:
     return 1 if failed else 0
 
 
-async def _engine_lifetime(engine: Engine, limit_s: float) -> None:
-    """Ends when the engine does, or when it was silent for so long."""
+async def _engine_lifetime(engine: Engine, limit_s: float) -> str:
+    """Ends when the engine does, or when it was silent for so long. Returns why."""
     try:
         await engine.start()
     except EngineError as error:
         log.error("%s", error)
-        return
+        return str(error)
     ended, silent = asyncio.create_task(engine.wait()), asyncio.create_task(engine.silent(limit_s))
     try:
         await asyncio.wait([ended, silent], return_when=asyncio.FIRST_COMPLETED)
+        await engine.words.end()
         why = f"exit status {ended.result()}, want it to run" if ended.done() else "no answer, want one; it hangs"
         engine.kill()
-        log.error("engine: got %s; ending so that it is started again", why)
+        why = f"engine: got {why}; ending so that it is started again"
+        log.error("%s", why)
+        return f"{why}; it said: {engine.words.reason}" if engine.words.reason else why
     finally:
         ended.cancel()
         silent.cancel()

@@ -16,6 +16,7 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 
 from model_server import endpoints, openapi
 from model_server.cache import AnswerCache, CacheUnavailable
+from model_server.connections import MAX_BODY_BYTES, whole_body
 from model_server.endpoints import Api, Endpoint
 from model_server.engine import Answer, Engine
 from model_server.errors import ApiError, shape
@@ -24,7 +25,6 @@ from model_server.settings import Settings
 
 log = logging.getLogger("model_server")
 _RETRY_S = "2"
-_MAX_BODY_BYTES = 32 * 2**20
 _TAIL_BYTES = 4096
 """The engine's counts stand in the first or the last event of a stream, which are shorter than this."""
 
@@ -42,7 +42,7 @@ class ModelServer:
         self._waiting = 0
 
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._middleware])
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._middleware])
         app.on_response_prepare.append(shape)
         for path in self.engine.endpoints:
             app.router.add_post(path, self.forward)
@@ -137,7 +137,7 @@ class ModelServer:
                 raise ApiError(
                     503, "server_error", "engine: got no loaded model yet, want it; try again", "loading", {"Retry-After": _RETRY_S}
                 )
-            payload = self._payload(endpoint, await request.read())
+            payload = self._payload(endpoint, await whole_body(request, self.settings.body_s))
             lookup = await self._lookup(request, endpoint, payload)
             if lookup.body is not None:
                 response: web.StreamResponse = web.Response(body=lookup.body, content_type="application/json", headers=lookup.headers)

@@ -17,10 +17,13 @@ import aiohttp
 
 from model_server.endpoints import BY_PATH, Endpoint
 from model_server.errors import ApiError
+from model_server.words import LastWords
 
 log = logging.getLogger("model_server")
 _ASK_S = 5.0
 """Between two questions whether the engine still works."""
+_LAST_S = 2.0
+"""For an engine to end that does not answer any more."""
 _LOADED_S = 0.1
 """Between two questions whether the model is loaded."""
 UNEXPECTED = (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError, AttributeError)
@@ -83,8 +86,9 @@ class Engine(ABC):
     counts: ClassVar[bool] = False
     """Whether the engine counts tokens by itself; otherwise its answers say them."""
 
-    def __init__(self, parameters: Mapping[str, Any]) -> None:
-        self.parameters = parameters
+    def __init__(self, parameters: Mapping[str, Any], context: int) -> None:
+        """`context`: tokens of one request, which were promised."""
+        self.parameters, self.context, self.words = parameters, context, LastWords()
         self._process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
         self._url = ""
@@ -93,6 +97,14 @@ class Engine(ABC):
     @abstractmethod
     async def _ask(self, session: aiohttp.ClientSession, url: str) -> frozenset[str]:
         """What the loaded model can do. Raises any of UNEXPECTED where the engine does not say it as its pinned version does."""
+
+    @abstractmethod
+    async def _has(self, session: aiohttp.ClientSession, url: str) -> int:
+        """Tokens that one request may have, as the engine says it. Raises any of UNEXPECTED."""
+
+    @abstractmethod
+    def _question(self) -> tuple[str, Mapping[str, Any]]:
+        """Path and payload of the least that the loaded model can be asked."""
 
     @abstractmethod
     async def _works(self, session: aiohttp.ClientSession, url: str, left_s: float) -> bool:
@@ -126,7 +138,7 @@ class Engine(ABC):
         return self._process is not None and self._process.returncode is not None
 
     async def start(self) -> None:
-        """Load the model. Raises EngineError."""
+        """Load the model, and have it answer once with the context that was promised. Raises EngineError."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -134,12 +146,13 @@ class Engine(ABC):
             json.dumps(self.parameters),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
-        assert self._process.stdout is not None  # noqa: S101 (a pipe was asked for)
+        assert self._process.stdout is not None and self._process.stderr is not None  # noqa: S101 (pipes were asked for)
+        self.words.follow(self._process.stderr)
         line = await self._process.stdout.readline()
         if not line:
-            status = await self._process.wait()
-            raise EngineError(f"engine: got exit status {status} while loading, want a loaded model; see the lines above")
+            raise await self._ended("while loading, want a loaded model")
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         # An engine may close a connection after a stream without saying so, and the next request on it would find it closed.
         self._session = aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0, force_close=True))
@@ -149,9 +162,11 @@ class Engine(ABC):
             self._abilities = await self._ask(self._session, url)
         except UNEXPECTED as error:
             log.warning("engine: got %s when asked what the model can do, want its properties; nothing is known", type(error).__name__)
+        await self._proven(self._session, url)
+        # Afterwards: the question takes a slot.
         await self.arrived(self._session, url)
         self._url = url
-        log.info("model loaded, engine at %s", self._url)
+        log.info("model loaded, and answers with %d tokens; engine at %s", self.context, self._url)
 
     async def _loaded(self, url: str) -> None:
         """Ends when the engine says that the model is loaded. Raises EngineError when the process ended."""
@@ -162,7 +177,33 @@ class Engine(ABC):
                     if response.status == HTTPStatus.OK:
                         return
             await asyncio.sleep(_LOADED_S)
-        raise EngineError(f"engine: got exit status {self._process.returncode} while loading, want a loaded model; see the lines above")
+        raise await self._ended("while loading, want a loaded model")
+
+    async def _ended(self, when: str) -> EngineError:
+        """What is said of an engine that has ended, or is about to."""
+        assert self._process is not None  # noqa: S101
+        status = await self._process.wait()
+        await self.words.end()
+        return EngineError(f"engine: got exit status {status} {when}; it said: {self.words.reason or 'nothing'}")
+
+    async def _proven(self, session: aiohttp.ClientSession, url: str) -> None:
+        """Whether it answers, and how long a request may be, is what the engine itself says: loaded weights alone do not show it."""
+        try:
+            has = await self._has(session, url)
+            if has < self.context:
+                want = f"want {self.context}; lower the context length, or take a model that was made for it"
+                raise EngineError(f"engine: got a context of {has} tokens, {want}")
+            path, payload = self._question()
+            async with session.post(f"{url}{path}", json={"model": self.parameters["alias"], **payload}) as response:
+                body = await response.read()
+        except UNEXPECTED as error:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_S):
+                    raise await self._ended("at its first question, want an answer") from None
+            raise EngineError(f"engine: got {type(error).__name__} at its first question, want an answer; see its log") from None
+        if response.status != HTTPStatus.OK:
+            said = self.refusal(response.status, body).body("openai")["error"]["message"]
+            raise EngineError(f"engine: got status {response.status} at its first question, want an answer; it said: {said}")
 
     async def silent(self, limit_s: float) -> None:
         """Ends when the loop of the engine did not go on for so long, though its process lives."""

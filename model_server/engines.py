@@ -15,13 +15,15 @@ from model_server.endpoints import BY_PATH, OF_VLLM
 from model_server.engine import ASKED, Engine, Tokens
 from model_server.errors import ApiError, refusal, too_long, unsupported
 from model_server.kept import Kept, identity
-from model_server.pooling import pooling
+from model_server.pooling import RANK, pooling
 from model_server.settings import Settings
 from model_server.store import find_gguf, find_tree
 from model_server.vllm import VERSION
 
 _THOUGHTS = ("<think>", "enable_thinking", "reasoning_content", "reasoning_effort")
 """One of them stands in the chat template of every model that thinks."""
+_TOKEN: tuple[str, Mapping[str, Any]] = "/v1/completions", {"prompt": "a", "max_tokens": 1, "temperature": 0}
+_EMBEDDING: tuple[str, Mapping[str, Any]] = "/v1/embeddings", {"input": "a"}
 
 
 class LlamaCpp(Engine):
@@ -45,7 +47,8 @@ class LlamaCpp(Engine):
                 "prompt_cache_mib": settings.prompt_cache_mib,
                 "threads": settings.threads,
                 "slots_dir": f"{self.kept.directory}/" if self.kept else "",
-            }
+            },
+            settings.context_length,
         )
 
     async def arrived(self, session: aiohttp.ClientSession, url: str) -> None:
@@ -61,6 +64,16 @@ class LlamaCpp(Engine):
             properties = await response.json()
         self.version = f"llama.cpp {properties['build_info']}"
         return _abilities(properties)
+
+    async def _has(self, session: aiohttp.ClientSession, url: str) -> int:
+        """Of one slot: it cuts slots to what the model was made for."""
+        async with session.get(f"{url}/props", timeout=ASKED) as response:
+            return int((await response.json())["default_generation_settings"]["n_ctx"])
+
+    def _question(self) -> tuple[str, Mapping[str, Any]]:
+        if self.parameters["pooling"] == RANK:
+            return "/v1/rerank", {"query": "a", "documents": ["a"]}
+        return _EMBEDDING if self.parameters["pooling"] else _TOKEN
 
     async def _works(self, session: aiohttp.ClientSession, url: str, left_s: float) -> bool:
         """It is asked for its slots, because that question, unlike the one for its health, goes through the loop that generates
@@ -102,6 +115,7 @@ class Vllm(Engine):
     def __init__(self, weights: Path, settings: Settings) -> None:
         self._parsers = {"tools": settings.tool_call_parser, "thinking": settings.reasoning_parser}
         self._steps = -1.0
+        self._writes = True
         super().__init__(
             {
                 "python": str(settings.vllm_python or sys.executable),
@@ -118,16 +132,27 @@ class Vllm(Engine):
                 "tool_call_parser": settings.tool_call_parser,
                 "reasoning_parser": settings.reasoning_parser,
                 "enforce_eager": settings.enforce_eager,
-            }
+                "offload_mib": settings.offload_mib,
+                "tier_dir": str(settings.tier_dir or ""),
+            },
+            settings.context_length,
         )
 
     async def _ask(self, session: aiohttp.ClientSession, url: str) -> frozenset[str]:
         """vLLM has the paths of what the model can do; how its tools and thoughts are read, only the settings know."""
         async with session.get(f"{url}/openapi.json", timeout=ASKED) as response:
             paths: Mapping[str, Any] = (await response.json())["paths"]
+        self._writes = "/v1/completions" in paths
         if "/v1/chat/completions" not in paths:
             return frozenset({"completion"} if "/v1/completions" in paths else ())
         return frozenset({"completion", *(name for name, parser in self._parsers.items() if parser)})
+
+    async def _has(self, session: aiohttp.ClientSession, url: str) -> int:
+        async with session.get(f"{url}/v1/models", timeout=ASKED) as response:
+            return int((await response.json())["data"][0]["max_model_len"])
+
+    def _question(self) -> tuple[str, Mapping[str, Any]]:
+        return _TOKEN if self._writes else _EMBEDDING
 
     async def _works(self, session: aiohttp.ClientSession, url: str, left_s: float) -> bool:
         """Nothing that it answers goes through the loop that generates. But while it has requests, the loop counts its steps."""
@@ -175,5 +200,5 @@ def engine_of(settings: Settings) -> tuple[Engine, str]:
     if settings.engine == "vllm":
         weights, digest = find_tree(settings.models_dir, settings.model, settings.weights_dir)
         return Vllm(weights, settings), digest
-    weights, digest = find_gguf(settings.models_dir, settings.model)
+    weights, digest = find_gguf(settings.models_dir, settings.model, settings.weights_dir)
     return LlamaCpp(weights, settings, digest), digest

@@ -1,12 +1,27 @@
 """The metric catalogue."""
 
+import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from model_server.endpoints import Api
 from model_server.engine import Tokens
 
+_TIER = {
+    "bytes": "What the tier of files takes of its disk, with what may be added until the next look",
+    "limit_bytes": "What it may take; less than was set where others fill the disk",
+    "files": "Its files",
+    "oldest_seconds": "Since the file was used that was used longest ago",
+    "writers": "Engines that write into it",
+    "keeper_active": "Whether this keeper is the one at work",
+    "keeper_failing": "Whether its last look failed: then engines soon write nothing more",
+    "look_seconds": "Time of its last look",
+}
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -53,6 +68,30 @@ class Metrics:
         self.prompt_tokens.inc(read)
         self.cached_tokens.inc(reused)
         self.generated_tokens.inc(written)
+
+
+class Tier(Collector):
+    """What the keeper of vLLM's tier of files says in its file, for as long as it says something."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            said = json.loads(self._path.read_bytes())
+            gauges: dict[str, float] = said["gauges"]
+            removed: dict[str, int] = said["removed_files"]
+            removed_bytes = float(said["removed_bytes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        for name, text in _TIER.items():
+            if name in gauges:
+                yield GaugeMetricFamily(f"model_server_tier_{name}", text, value=gauges[name])
+        files = CounterMetricFamily("model_server_tier_removed_files", "Files that went, by why", labels=["reason"])
+        for reason, count in removed.items():
+            files.add_metric([reason], count)
+        yield files
+        yield CounterMetricFamily("model_server_tier_removed_bytes", "Their bytes", value=removed_bytes)
 
 
 def _last(body: bytes, name: str) -> int:

@@ -86,7 +86,7 @@ class Settings(Environment):
     vllm_python: Path | None = None
     """A Python that has vLLM, whose packages are of other versions than ours; None means this one."""
     weights_dir: Path = Path("/tmp/weights")  # noqa: S108 (a directory of the pod)
-    """Where vLLM finds the files of a model by their names: links into the store."""
+    """Where an engine finds the files of a model by their names, where there are several: links into the store."""
     vllm_cache_dir: Path = Path("/tmp/vllm")  # noqa: S108
     """Where vLLM keeps what it has compiled."""
     tensor_parallel: int = Field(default=1, ge=1, le=8)
@@ -105,12 +105,26 @@ class Settings(Environment):
     """How vLLM reads thoughts; empty: they are a part of the text."""
     enforce_eager: bool = False
     """No CUDA graphs: less memory, slower."""
+    offload_mib: int = Field(default=0, ge=0)
+    """Host memory, in MiB and of all GPUs together, that vLLM keeps old prompts in; 0: none."""
+    tier_dir: Path | None = None
+    """Where vLLM keeps what has left that memory, as a keeper allows it (model_server/tier). None: nowhere."""
+    keeper_file: Path | None = None
+    """Where that keeper says how it is."""
     engine_silence_s: float = Field(default=300, gt=0)
     """An engine that answers no question for so long hangs, and the process ends. While it reads one piece of a prompt, 2048 tokens, it
     answers none: minutes for a large model on a slow CPU."""
+    last_words_file: Path | None = None
+    """Where it is said why the engine ended: a kubelet reads it there. None means nowhere but in the log."""
     cache_url: str = Field(default="", pattern=r"^(rediss?://.*)?$")
     """Where exact answers are kept; empty means nowhere."""
     cache_password_file: Path | None = None
+    max_connections: int = Field(default=1024, ge=8)
+    """Connections at once. API servers need one for each request, and the kubelet one for each probe."""
+    head_s: float = Field(default=30, gt=0)
+    """Longest time from a connection, or from the first byte of a later request on it, to the end of a request's head."""
+    body_s: float = Field(default=60, gt=0)
+    """Longest time for a request's body."""
     drain_s: float = Field(default=120, ge=0)
     drain_delay_s: float = Field(default=2, ge=0)
 

@@ -34,31 +34,50 @@ def _manifest(store: Path, name: str) -> tuple[Path, dict[str, Any]]:
         raise StoreError(f"{manifest_path}: got no JSON, want a manifest; publish the model again") from None
 
 
-def find_gguf(store: Path, name: str) -> tuple[Path, str]:
-    """Path of the weights and their digest (`sha256:…`). Raises StoreError."""
+def find_gguf(store: Path, name: str, directory: Path) -> tuple[Path, str]:
+    """Path of the weights and their digest (`sha256:…`); of split ones the first part, beside the others in `directory`.
+
+    Raises StoreError.
+    """
     manifest_path, manifest = _manifest(store, name)
     layer = next((layer for layer in manifest.get("layers", []) if layer.get("mediaType") == _GGUF), None)
-    if layer is None:
+    if layer is not None:
+        return _blob(store, layer), layer["digest"]
+    parts = sorted(path for path in _files(manifest) if path.endswith(".gguf"))
+    if not parts:
         raise StoreError(f"{manifest_path}: got no GGUF layer, want one; this engine runs GGUF models")
-    return _blob(store, layer), layer["digest"]
+    return _linked(store, manifest_path, manifest, directory) / parts[0], _digest(manifest_path)
 
 
 def find_tree(store: Path, name: str, directory: Path) -> tuple[Path, str]:
     """`directory` with the files of a model by their names, which are links into the store; and the digest of its manifest, which has
     those of all files. Raises StoreError."""
     manifest_path, manifest = _manifest(store, name)
-    layers = [layer for layer in manifest.get("layers", []) if layer.get("mediaType") == _FILE]
-    files = {str((layer.get("annotations") or {}).get(_TITLE, "")): layer for layer in layers}
-    if "config.json" not in files:
+    if "config.json" not in _files(manifest):
         raise StoreError(f"{manifest_path}: got no config.json, want a model as a tree of files; this engine runs safetensors")
+    return _linked(store, manifest_path, manifest, directory), _digest(manifest_path)
+
+
+def _files(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Path in the tree to the layer of each file."""
+    layers = [layer for layer in manifest.get("layers", []) if layer.get("mediaType") == _FILE]
+    return {str((layer.get("annotations") or {}).get(_TITLE, "")): layer for layer in layers}
+
+
+def _linked(store: Path, manifest_path: Path, manifest: Mapping[str, Any], directory: Path) -> Path:
+    """`directory`, with the files of the tree."""
     shutil.rmtree(directory, ignore_errors=True)
-    for path, layer in files.items():
+    for path, layer in _files(manifest).items():
         if not _PATH.fullmatch(path):
             raise StoreError(f"{manifest_path}: got the path {path[:80]!r}, want one within the tree; do not use the model")
         target = directory / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(_blob(store, layer))
-    return directory, f"sha256:{hashlib.sha256(manifest_path.read_bytes()).hexdigest()}"
+    return directory
+
+
+def _digest(manifest_path: Path) -> str:
+    return f"sha256:{hashlib.sha256(manifest_path.read_bytes()).hexdigest()}"
 
 
 def _blob(store: Path, layer: Mapping[str, Any]) -> Path:

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from model_server import child
@@ -24,7 +25,7 @@ def main() -> int:
         return 1
     given, port = json.loads(sys.argv[1]), child.free_port()
     child.say(announce, f"http://127.0.0.1:{port}")
-    child.become(command(given, port), environment(os.environ, given["home"]))
+    child.become(command(given, port), environment(os.environ, given["home"], tier=bool(given["tier_dir"])))
     return 1
 
 
@@ -54,21 +55,37 @@ def command(given: Mapping[str, Any], port: int) -> list[str]:
         switches.append("--enable-auto-tool-choice")
     if given["enforce_eager"]:
         switches.append("--enforce-eager")
+    if given["offload_mib"]:
+        pairs["--kv-transfer-config"] = json.dumps(_offloading(given["offload_mib"], given["tier_dir"]))
     return [given["python"], "-m", _MODULE, *child.flags(pairs, switches)]
 
 
-def environment(ours: Mapping[str, str], home: str) -> dict[str, str]:
-    """What vLLM runs with: nothing is looked for or reported on the network, and its caches are in one directory.
+def _offloading(mib: int, tier_dir: str) -> dict[str, Any]:
+    """Old prompts in host memory, and what leaves that in files. Source: vllm/v1/kv_offload/tiering/spec.py of VERSION."""
+    more: dict[str, Any] = {"cpu_bytes_to_use": mib * 2**20}
+    if tier_dir:
+        tier = {"type": "BoundedFileTier", "module_path": "model_server.tier.vllm_tier", "root_dir": tier_dir}
+        more |= {"spec_name": "TieringOffloadingSpec", "secondary_tiers": [tier]}
+    return {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": more}
+
+
+def environment(ours: Mapping[str, str], home: str, *, tier: bool = False) -> dict[str, str]:
+    """What vLLM runs with: nothing is looked for or reported on the network, and its caches are in one directory. `tier`: it has to find a
+    module of this package, which imports nothing but Python's own library.
 
     Source: vllm/envs.py of VERSION, and huggingface_hub's page on environment variables.
     """
     kept = {name: value for name, value in ours.items() if name not in _OF_OURS}
+    kept |= {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)} if tier else {}
     return kept | {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_HOST_IP": "127.0.0.1",
         "VLLM_CACHE_ROOT": home,
+        # Triton's, FlashInfer's and CUDA's caches are below the home, and PyTorch asks for a user's name: a number has none.
+        "HOME": home,
+        "USER": "vllm",
         "OMP_WAIT_POLICY": ours.get("OMP_WAIT_POLICY", "passive"),
     }
 

@@ -1,4 +1,4 @@
-"""Models from their sources into the shared store (`publish`, `clean`), and from there to each replica (`follow`)."""
+"""Models from their sources into the shared store (`publish`, `clean`), and from there to each replica (`follow`, `copy`)."""
 
 import argparse
 import os
@@ -57,10 +57,22 @@ def _follow(options: argparse.Namespace) -> int:
             again_at = time.monotonic() + (options.retry_s if problems else options.check_s)
             if _serves(replica, problems):
                 options.marker.write_text(_started())
+            if not replica.settle():
+                again_at = time.monotonic()
         _evict(replica)
         if options.once:
             return 1 if said else 0
         time.sleep(options.poll_s)
+
+
+def _copy(options: argparse.Namespace) -> int:
+    """Before a server starts: all of its model, or an exit status that keeps it from starting."""
+    replica = Replica(options.shared, options.store, 0, options.capacity, keep_s=0, only=options.model)
+    for problem in replica.hydrate():
+        print(f"error: {problem}", file=sys.stderr)
+    _evict(replica)
+    held = catalog.read(replica.store)
+    return 0 if replica.settle() and held and held.entry(options.model) else 1
 
 
 def _started() -> str:
@@ -133,6 +145,12 @@ def _parser() -> argparse.ArgumentParser:
     follow.add_argument("--agent", default="http://127.0.0.1:9466", help="the agent of that Ollama, at its port for the pod alone")
     follow.add_argument("--once", action="store_true", help="one pass, then end")
     follow.set_defaults(run=_follow)
+    copy = commands.add_parser("copy", help="have one model in a server's own store, whole, and end")
+    copy.add_argument("shared", type=Path)
+    copy.add_argument("store", type=Path)
+    copy.add_argument("model")
+    copy.add_argument("--capacity", type=int, help="bytes of the volume, where it does not hold itself to them")
+    copy.set_defaults(run=_copy)
     return parser
 
 

@@ -15,6 +15,8 @@ from model_sync.store import DIGEST, StoreError, has_content, manifest_path, wri
 
 FILE = "catalog.json"
 VERSION = 1
+NO_REPLICA = -1
+"""For a model that model servers alone have."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Entry:
     """Bytes of all blobs."""
     context_length: int
     replicas: int
-    """How many replicas hold it; 0 is all."""
+    """How many replicas of the fleet hold it; 0 is all, NO_REPLICA is none."""
     keep_alive: str
 
 
@@ -85,6 +87,8 @@ def write(store: Path, catalog: Catalog) -> None:
 
 def is_held_by(name: str, replicas: int, fleet: int, ordinal: int) -> bool:
     """Rendezvous hashing: when the fleet grows or shrinks, only the models of the replicas that came or went move."""
+    if replicas == NO_REPLICA:
+        return False
     if not 0 < replicas < fleet:
         return True
     ranked = sorted(range(fleet), key=lambda each: hashlib.sha256(f"{name} {each}".encode()).digest())

@@ -14,16 +14,20 @@ class Declared:
 
     name: str
     source: str
-    """`image`, `registry://host/namespace/model:tag`, `registry+http://…`, `https://…`, `http://…` or `file:///…`."""
+    """`image`, `registry://host/namespace/model:tag`, `huggingface://host/owner/name[/file]:commit`, each also with `+http`; `https://…`,
+    `http://…` or `file:///…`."""
     digest: str
-    """Of the manifest in a registry, of the file elsewhere; may be empty for `image`."""
+    """Of the manifest in a registry or an image, of the file or the list elsewhere; may be empty for `image` and for a hub."""
     size: int
     """Bytes that the weights have at most."""
     context_length: int
     quantization: str
     """Of the GGUF file; empty is any."""
     replicas: int
+    """Of the fleet, that hold it: 0 is all, NO_REPLICA is none."""
     keep_alive: str
+    format: str = "gguf"
+    """`gguf`, in one file or in parts, or `safetensors`."""
 
 
 def declared(text: str) -> tuple[int, list[Declared]]:

@@ -6,7 +6,6 @@ What an earlier life of the pod left here is hashed once before it is served: di
 Whatever is damaged here is dropped and copied again, and nothing of that concerns another model.
 """
 
-import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,10 @@ from pathlib import Path
 
 from model_sync import catalog
 from model_sync.catalog import Catalog, Entry
+from model_sync.copies import copy
 from model_sync.retired import Retired
 from model_sync.server import unload, withheld
 from model_sync.store import (
-    CHUNK_BYTES,
     REPAIR,
     Blob,
     StoreError,
@@ -30,7 +29,6 @@ from model_sync.store import (
     is_present,
     manifest_path,
     manifests,
-    name_whole,
     remove_manifest,
     sha256,
     write_file,
@@ -49,10 +47,14 @@ class Replica:
     """The Ollama of this pod."""
     agent: str = "http://127.0.0.1:9466"
     """The agent of this pod."""
+    only: str = ""
+    """The one model that this store is for, whoever of the fleet has it: a model server's."""
     _withheld: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Model to the digest that ended the server while it was loaded, and the reason, as the agent said last."""
     _sound: set[str] = field(default_factory=set)
     """Digests of the blobs that this process has hashed, here or on their way here."""
+    _unsettled: list[Blob] = field(default_factory=list)
+    """Those that may not be on the disk yet."""
 
     @property
     def retired(self) -> Retired:
@@ -67,7 +69,10 @@ class Replica:
     def hydrate(self) -> list[str]:
         """One pass. Returns the problems: their models are left out, or stay as they are here. Raises StoreError without a catalog."""
         published, problems = self._published()
-        held = [entry for entry in published.models if catalog.is_held_by(entry.name, entry.replicas, published.fleet, self.ordinal)]
+        held = [entry for entry in published.models if self._holds(entry, published.fleet)]
+        if self.only and not held:
+            known = ", ".join(entry.name for entry in published.models) or "none"
+            raise StoreError(published.problems.get(self.only) or f"{self.only}: got {known} in the catalog, want it; run the writer")
         # Whoever asked for such a model would end the server for all others.
         ends = {entry.name: self._withheld[entry.name][1] for entry in held if self._ends_server(entry)}
         problems |= ends
@@ -77,7 +82,9 @@ class Replica:
                 left.unlink()
             before = self._served()
             # Where our own catalog is damaged, the manifests still tell what is here.
-            here = {entry.name: served for entry in held if (served := self._whole(before.entry(entry.name) or entry))}
+            # A store for one model has no room for two versions, and nobody reads it yet.
+            old = {} if self.only else {entry.name: entry for entry in before.models}
+            here = {entry.name: served for entry in held if (served := self._whole(old.get(entry.name, entry)))}
             self._publish(published, held, here, problems)
             self._retire({manifest_path(name) for name in here})
             for entry in held:
@@ -95,6 +102,9 @@ class Replica:
                 self._publish(published, held, here, problems)
             self.retired.sweep()
         return list(problems.values())
+
+    def _holds(self, entry: Entry, fleet: int) -> bool:
+        return entry.name == self.only if self.only else catalog.is_held_by(entry.name, entry.replicas, fleet, self.ordinal)
 
     def _ends_server(self, entry: Entry) -> bool:
         return self._withheld.get(entry.name, ("", ""))[0] == entry.digest.removeprefix("sha256:")
@@ -174,14 +184,37 @@ class Replica:
         wanted = [blob for blob in dict.fromkeys(blobs(content, path)) if not self._has(blob, entry)]
         self.retired.make_room(sum(blob.size for blob in wanted), entry.name)
         for blob in wanted:
-            _copy(self.shared / "blobs" / blob.file_name, self.store / "blobs" / blob.file_name, blob)
+            copy(self.shared / "blobs" / blob.file_name, self.store / "blobs" / blob.file_name, blob)
             self._sound.add(blob.digest)
+            self._unsettled.append(blob)
         if (self.store / path).is_file() and (self.store / path).read_bytes() != content:
             unload(self.server, entry.name)
             self.retired.keep(self.store / path)
         write_file(self.store, self.store / path, content)
         self.retired.forget(entry.digest)
         print(f"{entry.name}: {sum(blob.size for blob in wanted)} bytes copied, {entry.digest}", flush=True)
+
+    def settle(self) -> bool:
+        """Wait until the disk has what was copied. Returns whether it has; what it could not write is dropped, and copied again.
+
+        A server may start before: whatever a node loses by a crash, the next life of the pod finds when it hashes all that is here.
+        """
+        unsettled, self._unsettled = self._unsettled, []
+        found = [self._settle(self.store / "blobs" / blob.file_name, blob) for blob in unsettled]
+        return all(found)
+
+    def _settle(self, path: Path, blob: Blob) -> bool:
+        try:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            print(f"warning: {path}: got {error.strerror}, want it on the disk; copying it again", flush=True)
+            self._sound.discard(blob.digest)
+            drop(path)
+            return False
+        return True
 
     def _manifest(self, entry: Entry, path: Path) -> bytes:
         source = self.shared / path
@@ -200,28 +233,3 @@ class Replica:
                 self.retired.keep(self.store / path)
                 remove_manifest(self.store, path)
                 print(f"{display_name(path)}: no longer served", flush=True)
-
-
-def _copy(source: Path, target: Path, blob: Blob) -> None:
-    """Raises StoreError on damage; leaves nothing then."""
-    fresh = target.with_name(f".{target.name}.partial")
-    digest = hashlib.sha256()
-    try:
-        with source.open("rb") as reader, fresh.open("wb") as writer:
-            if blob.size:
-                os.posix_fallocate(writer.fileno(), 0, blob.size)
-            left = blob.size
-            while chunk := reader.read(min(CHUNK_BYTES, left + 1)):
-                left -= len(chunk)
-                if left < 0:
-                    raise StoreError(f"{source}: got more than {blob.size} bytes, want those of {blob.digest}; {REPAIR}")
-                digest.update(chunk)
-                writer.write(chunk)
-            writer.flush()
-            os.fsync(writer.fileno())
-        found = f"sha256:{digest.hexdigest()}"
-        if found != blob.digest:
-            raise StoreError(f"{source}: got content {found}, want {blob.digest}; {REPAIR}")
-        name_whole(fresh, target)
-    finally:
-        fresh.unlink(missing_ok=True)

@@ -26,6 +26,9 @@ _FILE_TYPES = {
 _FAMILY = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TEMPLATE = "tokenizer.chat_template"
+_SPLIT = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
+"""Source: llama.cpp, src/llama.cpp, llama_split_path."""
+_PARTS = 512
 
 
 def metadata(path: Path) -> dict[str, Any]:
@@ -37,7 +40,35 @@ def require_model(path: Path, facts: Mapping[str, Any]) -> None:
     """Raises StoreError unless it is one language model in one file, with templates that a server may run."""
     parts = facts.get("split.count", 0)
     if isinstance(parts, int) and parts > 1:
-        raise StoreError(f"{path}: got one of {parts} parts, want a model in one file; join them with llama-gguf-split --merge")
+        do = "name a source that lists all of them (docs/models.md), or join them with llama-gguf-split --merge"
+        raise StoreError(f"{path}: got one of {parts} parts, want a model in one file; {do}")
+    require_language_model(path, facts)
+
+
+def require_parts(parts: Mapping[str, Path]) -> dict[str, Any]:
+    """The keys of a model that is split into these files, in order. Raises StoreError unless they are all of its parts."""
+    found: dict[str, Any] = {}
+    for number, (name, path) in enumerate(parts.items()):
+        facts = metadata(path)
+        got = facts.get("split.no", 0), facts.get("split.count", 1)
+        if got != (number, len(parts)):
+            raise StoreError(f"{name}: got part {got[0]} of {got[1]} in it, want {number} of {len(parts)}; publish the parts of one model")
+        if number == 0:
+            require_language_model(path, facts)
+            found = facts
+    return found
+
+
+def parts_of(name: str) -> list[str]:
+    """The names of all parts of a split model, by that of one of them; only the name itself, where it is that of no part."""
+    found = _SPLIT.fullmatch(name)
+    if found is None or not 1 <= int(found[2]) <= int(found[3]) <= _PARTS:
+        return [name]
+    return [f"{found[1]}-{number:05}-of-{found[3]}.gguf" for number in range(1, int(found[3]) + 1)]
+
+
+def require_language_model(path: Path, facts: Mapping[str, Any]) -> None:
+    """Raises StoreError unless it is a language model, or the first part of one, with templates that a server may run."""
     kind = "mmproj" if facts.get("general.architecture") == "clip" else facts.get("general.type", "model")
     if kind != "model":
         name = {"mmproj": "a projector for images", "adapter": "an adapter"}.get(str(kind), f"a GGUF of type {str(kind)[:20]!r}")

@@ -4,17 +4,20 @@
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from model_sync import catalog, gguf, templates
+from model_sync import catalog, gguf, templates, tree
 from model_sync.access import Access, AccessError
 from model_sync.catalog import Catalog, Entry
 from model_sync.declared import IMAGE, Declared
-from model_sync.fetch import Pace, Target, fetch
+from model_sync.fetch import Pace
+from model_sync.files import HUBS, LIST, of_artifact, of_hub, of_list, require_digest
+from model_sync.forms import SAFETENSORS, deliver, require_quantization
+from model_sync.intake import SMALL_BYTES, Intake
 from model_sync.source import ATTEMPTS, Source, SourceError, document
 from model_sync.store import (
     MODEL_LAYER,
@@ -28,20 +31,15 @@ from model_sync.store import (
     exclusive,
     file_digest,
     has_content,
-    is_present,
     manifest_path,
     manifests,
     remove_manifest,
-    room,
-    sha256,
     sound_blobs,
     write_blob,
     write_file,
 )
 
 _REGISTRIES = {"registry": "https", "registry+http": "http"}
-_SMALL_LAYERS_BYTES = 64 << 20
-"""What templates, licenses and parameters may have beyond the declared size of the weights; blobs up to it are hashed again in each run."""
 
 
 @dataclass
@@ -84,16 +82,31 @@ class Writer:
             return Catalog()
 
     def _deliver(self, model: Declared) -> Entry:
-        base = self._from_registry(model) if model.source != IMAGE and "registry" in urlsplit(model.source).scheme else None
-        if base is None:
-            base = self._from_image(model) if model.source == IMAGE else self._from_file(model)
-        self._check(model, base)
-        content = json.dumps(self._with_context(base, model.context_length), separators=(",", ":")).encode()
+        base = self._base(model)
+        if any(layer["mediaType"] == MODEL_LAYER for layer in base["layers"]):
+            self._check(model, base)
+            base = self._with_context(base, model.context_length)
+        content = tree.written(base)
         target = self.store / manifest_path(model.name)
         if not has_content(target, content):
             write_file(self.store, target, content)
         size = sum(blob.size for blob in dict.fromkeys(blobs(content, target)))
         return Entry(model.name, file_digest(content), size, model.context_length, model.replicas, model.keep_alive)
+
+    def _base(self, model: Declared) -> dict[str, Any]:
+        """The manifest as the source has it, or one of ours for its files; its blobs are in the store then."""
+        scheme = "" if model.source == IMAGE else urlsplit(model.source).scheme
+        if not scheme:
+            return self._from_image(model)
+        if scheme in _REGISTRIES:
+            return self._from_registry(model)
+        if scheme in HUBS:
+            return self._from_hub(model)
+        if model.source.endswith(f"/{LIST}"):
+            listed = document(Source(model.source, access=self.access), self.attempts)
+            require_digest(model.source, listed, model.digest)
+            return deliver(model, of_list(model.source, listed, self.access), self._intake)
+        return self._from_file(model)
 
     def _from_image(self, model: Declared) -> dict[str, Any]:
         path = self.seed / manifest_path(model.name)
@@ -101,8 +114,10 @@ class Writer:
             names = ", ".join(display_name(found) for found in manifests(self.seed)) or "none"
             raise StoreError(f"{path}: got no manifest, want one of {names}; build the image with the model, or name a source")
         content = path.read_bytes()
-        _require_digest(str(path), content, model.digest)
-        return self._layers(content, path, model, lambda blob: Source(f"file://{quote(str(self.seed / 'blobs' / blob.file_name))}"))
+        require_digest(str(path), content, model.digest)
+        return self._layers(
+            content, str(path), model, lambda digest: Source(f"file://{quote(str(self.seed / 'blobs' / digest.replace(':', '-')))}")
+        )
 
     def _from_registry(self, model: Declared) -> dict[str, Any]:
         scheme, rest = model.source.split("://", 1)
@@ -115,75 +130,62 @@ class Writer:
             return Source(f"{base}/{path}", headers, self.access, repository)
 
         content = document(source(f"manifests/{tag}", accept), self.attempts)
-        _require_digest(model.source, content, model.digest)
-        return self._layers(content, Path(f"{repository}:{tag}"), model, lambda blob: source(f"blobs/{blob.digest}", {}))
+        require_digest(model.source, content, model.digest)
+        return self._layers(content, f"{repository}:{tag}", model, lambda digest: source(f"blobs/{digest}", {}))
 
-    def _layers(self, content: bytes, path: Path, model: Declared, source: Any) -> dict[str, Any]:
-        wanted = list(dict.fromkeys(blobs(content, path)))
+    def _layers(self, content: bytes, where: str, model: Declared, source: Callable[[str], Source]) -> dict[str, Any]:
+        files = of_artifact(content, where, source)
+        if files or model.format == SAFETENSORS:
+            return deliver(model, files, self._intake)
+        wanted = list(dict.fromkeys(blobs(content, Path(where))))
         total = sum(blob.size for blob in wanted)
-        if total > model.size + _SMALL_LAYERS_BYTES:
+        if total > model.size + SMALL_BYTES:
             raise StoreError(f"{model.source}: got {total} bytes of layers, want at most size {model.size}; raise models.<name>.size")
-        absent = [blob for blob in wanted if not is_present(self.store, blob, verify=self.verify or blob.size <= _SMALL_LAYERS_BYTES)]
-        self._reserve(sum(blob.size for blob in absent) - self._partial_bytes(absent), model)
+        absent = self._intake.absent(wanted)
+        self._intake.reserve(absent, model.name)
         for blob in absent:
-            self._fetch(source(blob), blob.digest, blob.size, blob.size)
+            self._intake.fetch(source(blob.digest), blob.digest, blob.size, blob.size)
         return json.loads(content)
 
+    def _from_hub(self, model: Declared) -> dict[str, Any]:
+        """The commit says which files; a digest is that of the one file, or of the manifest of several."""
+        base = deliver(model, of_hub(model.source, self.access, self.attempts), self._intake)
+        single = next((layer["digest"] for layer in base["layers"] if layer["mediaType"] == MODEL_LAYER), None)
+        found = single or file_digest(tree.written(base))
+        if model.digest not in ("", found):
+            raise StoreError(f"{model.source}: got content {found}, want {model.digest}; do not use it, or correct models.<name>.digest")
+        return base
+
     def _from_file(self, model: Declared) -> dict[str, Any]:
-        blob = Blob(model.digest, 0)
-        path = self.store / "blobs" / blob.file_name
-        if not self._is_whole(path, model.digest):
-            self._fetch(Source(model.source, access=self.access), model.digest, None, model.size)
-        found = Blob(model.digest, path.stat().st_size)
+        path = self._intake.path(model.digest)
+        if not self._intake.is_whole(model.digest):
+            self._intake.fetch(Source(model.source, access=self.access), model.digest, None, model.size)
         facts = gguf.metadata(path)
         gguf.require_model(path, facts)
-        return gguf.manifest(found, facts, self.store)
+        return gguf.manifest(Blob(model.digest, path.stat().st_size), facts, self.store)
 
-    def _is_whole(self, path: Path, digest: str) -> bool:
-        """Its size is in the manifests that name it; a blob that none names yet is hashed."""
-        if not path.is_file():
-            return False
-        sizes = {blob.size for manifest in manifests(self.store) for blob in sound_blobs(self.store, manifest) if blob.digest == digest}
-        return (path.stat().st_size in sizes and not self.verify) or sha256(path) == digest
-
-    def _partial_bytes(self, absent: Sequence[Blob]) -> int:
-        partials = [self.store / "blobs" / f".{blob.file_name}.partial" for blob in absent]
-        return sum(path.stat().st_size for path in partials if path.is_file())
-
-    def _reserve(self, needed: int, model: Declared) -> None:
-        free = room(self.store, self.capacity)
-        if needed > free:
-            raise StoreError(f"{self.store}: got {free} bytes free, want {needed} for {model.name}; enlarge storage.shared.size")
-
-    def _fetch(self, source: Source, digest: str, size: int | None, limit: int) -> None:
-        path = self.store / "blobs" / digest.replace(":", "-")
-        fetch(source, Target(path, digest, size, limit, lambda: room(self.store, self.capacity)), self.pace, self.attempts)
+    @property
+    def _intake(self) -> Intake:
+        return Intake(self.store, self.capacity, self.pace, self.verify, self.attempts, self.access)
 
     def _check(self, model: Declared, base: dict[str, Any]) -> None:
         """What the configuration says of the weights is true of the file."""
-        layer = next((entry for entry in base["layers"] if entry["mediaType"] == MODEL_LAYER), None)
-        if layer is None:
-            raise StoreError(f"{model.source}: got no layer {MODEL_LAYER}, want one; the manifest is of something else")
+        layer = next(entry for entry in base["layers"] if entry["mediaType"] == MODEL_LAYER)
         if layer["size"] > model.size:
             raise StoreError(
                 f"{model.source}: got weights of {layer['size']} bytes, want at most size {model.size}; raise models.<name>.size"
             )
-        path = self.store / "blobs" / Blob(layer["digest"], layer["size"]).file_name
+        path = self._intake.path(layer["digest"])
         facts = gguf.metadata(path)
         gguf.require_model(path, facts)
-        found = gguf.quantization(facts)
-        if model.quantization and model.quantization != found:
-            raise StoreError(
-                f"{model.source}: got quantization {found}, want {model.quantization}; correct the source or models.<name>.quantization"
-            )
+        require_quantization(model, gguf.quantization(facts))
         for each in base["layers"]:
             if each["mediaType"] == TEMPLATE_LAYER:
                 self._check_template(model, each["digest"])
 
     def _check_template(self, model: Declared, digest: str) -> None:
-        content = (self.store / "blobs" / digest.replace(":", "-")).read_bytes()
         try:
-            templates.check_go(content.decode(errors="replace"))
+            templates.check_go(self._intake.path(digest).read_bytes().decode(errors="replace"))
         except StoreError as error:
             raise StoreError(f"{model.source}: {error}") from None
 
@@ -197,12 +199,6 @@ class Writer:
         blob = write_blob(self.store, json.dumps(params, sort_keys=True, separators=(",", ":")).encode())
         others = [layer for layer in base["layers"] if layer["mediaType"] != PARAMS_LAYER]
         return base | {"layers": [*others, {"mediaType": PARAMS_LAYER, "digest": blob.digest, "size": blob.size}]}
-
-
-def _require_digest(what: str, content: bytes, digest: str) -> None:
-    found = file_digest(content)
-    if digest and found != digest:
-        raise StoreError(f"{what}: got manifest {found}, want {digest}; do not use it, or correct models.<name>.digest")
 
 
 def _parameters(content: bytes) -> dict[str, Any]:

@@ -101,13 +101,13 @@ def _range(response: HTTPResponse) -> tuple[int, int | None] | None:
     return (int(found[1]), None if found[2] == "*" else int(found[2])) if found else None
 
 
-def document(source: Source, attempts: int = ATTEMPTS) -> bytes:
+def document(source: Source, attempts: int = ATTEMPTS, limit: int = _DOCUMENT_BYTES) -> bytes:
     """A small document, such as a registry's manifest. Raises StoreError or SourceError."""
     why = "no attempt"
     for failures in range(1, attempts + 1):
         try:
             with closing(source.open().file) as file:
-                return read_all(file, _DOCUMENT_BYTES, source.access.timeout_s)
+                return read_all(file, limit, source.access.timeout_s)
         except (OSError, HTTPException) as error:
             why = reason(error, source.access)
             if failures < attempts:

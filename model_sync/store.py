@@ -18,8 +18,8 @@ from typing import Any
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_LAYERS = 64
-"""More than any model of Ollama's registry has."""
+_LAYERS = 1024
+"""A tree of files has one for each; the largest models come in 200 files."""
 _BLOB_BYTES = 1 << 50
 CHUNK_BYTES = 1 << 20
 MODEL_LAYER = "application/vnd.ollama.image.model"
@@ -40,6 +40,10 @@ class Blob:
     digest: str
     """`sha256:` and 64 hex digits."""
     size: int
+
+    @classmethod
+    def of(cls, content: bytes) -> "Blob":
+        return cls(file_digest(content), len(content))
 
     @property
     def file_name(self) -> str:
@@ -160,7 +164,7 @@ def name_whole(fresh: Path, target: Path) -> None:
 
 def write_blob(store: Path, content: bytes) -> Blob:
     """A small blob from memory."""
-    blob = Blob(file_digest(content), len(content))
+    blob = Blob.of(content)
     target = store / "blobs" / blob.file_name
     if not is_present(store, blob, verify=True):
         write_file(store, target, content)

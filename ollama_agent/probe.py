@@ -51,7 +51,8 @@ def broken(settings: ProbeSettings, answers: Answers) -> list[str]:
     lines: list[str] = []
     for replica, answer in sorted(answers.items()):
         for model in answer["models"]:
-            got, want = model["effective_context"], max(settings.min_context, model["context_length"])
+            least = 0 if model["name"] in settings.embedding else settings.min_context
+            got, want = model["effective_context"], max(least, model["context_length"])
             if model["name"] in settings.models and got is not None and got < want:
                 lines.append(f"models.{model['name']}: got effective context {got} on {replica}, want >= {want}; {LOWER_IT}")
     return lines

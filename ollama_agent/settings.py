@@ -96,7 +96,9 @@ class ProbeSettings(Environment):
     models: Json[Annotated[dict[str, int], Field(min_length=1)]]
     """Model to how many replicas must hold it."""
     min_context: int = Field(ge=1)
-    """Tokens that every model must have."""
+    """Tokens that every model must have, but for those of `embedding`."""
+    embedding: Json[tuple[str, ...]] = Field(default=(), validate_default=False)
+    """Models that do not chat: no agent needs a long context of them."""
     timeout_s: float = Field(default=3600, gt=0)
     poll_s: float = Field(default=2, gt=0)
     patience_s: float = Field(default=45, ge=0)

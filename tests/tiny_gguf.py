@@ -80,8 +80,8 @@ def _encoded(text: str) -> str:
 class _Writer:
     """What both kinds of model have in common: a byte-level vocabulary, one row of width `d` for each token, and the file's header."""
 
-    def __init__(self, out: Path, name: str, own: list[str], own_type: TokenType, *, spare: int = 0) -> None:
-        """`own`: the tokens after the common ones. `spare`: channels beside one for each token."""
+    def __init__(self, out: Path, name: str, own: list[str], own_type: TokenType, *, spare: int = 0, part_tensors: int = 0) -> None:
+        """`own`: the tokens after the common ones. `spare`: channels beside one for each token. `part_tensors`: most of them in one file."""
         alpha = byte_alphabet()
         # One merge, because a byte-level BPE vocabulary must have a merge list.
         self.tokens = [*(alpha[byte] for byte in range(256)), *_SPECIAL, _encoded("\n\n"), *own]
@@ -89,7 +89,7 @@ class _Writer:
         self.end = self.tokens.index("<|im_end|>")
         self.d = -(-(len(self.tokens) + spare) // _HEAD) * _HEAD
         kinds = [TokenType.CONTROL if token in _SPECIAL else TokenType.NORMAL for token in self.tokens[: self.first]]
-        self.gguf = GGUFWriter(str(out), "llama")
+        self.gguf = GGUFWriter(str(out), "llama", split_max_tensors=part_tensors)
         self.gguf.add_name(name)
         self.gguf.add_file_type(LlamaFileType.MOSTLY_F16)
         self.gguf.add_embedding_length(self.d)
@@ -152,11 +152,12 @@ def make(
     context: int = 8192,
     pooling: PoolingType | None = None,
     template: str = CHATML,
+    part_tensors: int = 0,
 ) -> Path:
     """Write a model that says `say`, and return its path. `layers` and `ff` (feed-forward width) set what a token costs.
     `pooling`: it makes vectors or scores of a text, and both engines take it for such a model."""
     pieces = [_encoded(piece) for piece in chunks(say, {chr(byte) for byte in range(128)} | {"\n\n"})]
-    model = _Writer(out, "tiny-scripted", pieces, TokenType.NORMAL)
+    model = _Writer(out, "tiny-scripted", pieces, TokenType.NORMAL, part_tensors=part_tensors)
     model.sizes(context=context, layers=layers, ff=ff, kv_heads=1, template=template)
     if pooling is not None:
         model.gguf.add_pooling_type(pooling)
@@ -174,6 +175,12 @@ def make(
         model.block(number, ff, q=q, k=k, v=v, output=np.zeros((d, d)))
     model.close()
     return out
+
+
+def make_split(stem: Path, say: str, *, part_tensors: int = 6) -> list[Path]:
+    """The same in parts with at most so many tensors, `STEM-00001-of-…`, and their paths in order."""
+    make(stem, say, part_tensors=part_tensors)
+    return sorted(stem.parent.glob(f"{stem.name}-*-of-*.gguf"))
 
 
 def make_recalling(out: Path, markers: list[str], *, context: int = 8192) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pulumi.automation.events import OpType, StepEventMetadata
 
-from components.contract import DATA_LABEL, PROMETHEUS
+from components.contract import DATA_LABEL, MODEL_SERVER, PROMETHEUS, kind_of
 from infra.engine.operation import Told
 from infra.program.settings.section import quantity
 
@@ -152,6 +152,9 @@ def _loss(step: Step) -> str | None:
         labels = (step.inputs.get("metadata") or {}).get("labels") or {}
         return None if labels.get(DATA_LABEL) == "none" else "everything in it"
     if step.kind == "StatefulSet":
+        if step.op == "delete" and kind_of(step.object.partition("/")[2]) == MODEL_SERVER:
+            # Nobody asks for it any more, and its copy is of the shared store.
+            return None
         spec = step.inputs.get("spec") or {}
         policy = spec.get("persistentVolumeClaimRetentionPolicy") or {}
         return "its replicas' volumes" if spec.get("volumeClaimTemplates") and policy.get("whenDeleted") == "Delete" else None

@@ -7,10 +7,13 @@ from components.contract import API_SERVER, METRICS_EXPORTER, MODEL_SERVER, OLLA
 from infra.program import delivery, tls
 from infra.program.foundations import Images
 from infra.program.settings import Settings, inputs
-from infra.program.settings.capacity import Capacity, capacities, of_server
+from infra.program.settings.capacity import Capacity, capacities, of_server, offloaded
 from infra.program.settings.fleet import ScaleSettings
+from infra.program.settings.images import VLLM_IMAGE
 from infra.program.settings.model_servers import ModelServerSettings
 from infra.program.settings.section import quantity
+from infra.program.settings.server_memory import shm_bytes
+from infra.program.settings.server_rules import local_size
 from infra.program.settings.services import PrometheusSettings
 from infra.program.workload import resources, workload
 
@@ -25,7 +28,7 @@ def cache(settings: Settings, namespace: pulumi.Input[str], images: Images) -> c
         image=images["cache-server"],
         password=inputs.cache_password(),
         max_memory_bytes=int(quantity(settings.cache.max_memory)),
-        eviction_policy=settings.cache.eviction_policy,
+        eviction_policy=settings.cache.server_policy,
         resources=resources(settings.cache.resources),
         workload=workload(settings, "cache-server"),
     )
@@ -54,7 +57,7 @@ def fleet(settings: Settings, namespace: pulumi.Input[str], images: Images, runt
         priority_class=runtime.priority_class,
         claim_template=runtime.claim_template,
         agent=_agent(settings, images["ollama-agent"]),
-        models={model.name: model.replicas or wanted.replicas for model in settings.models},
+        models={model.name: model.replicas or wanted.replicas for model in settings.fleet_models},
         retain=settings.storage.retain,
         workload=workload(settings, "ollama"),
     )
@@ -62,7 +65,13 @@ def fleet(settings: Settings, namespace: pulumi.Input[str], images: Images, runt
 
 def _agent(settings: Settings, image: pulumi.Input[str]) -> c.AgentArgs:
     wanted = settings.fleet
-    return c.AgentArgs(image=image, drain_s=wanted.drain_seconds, min_context=wanted.min_context, probe=workload(settings, "context-probe"))
+    return c.AgentArgs(
+        image=image,
+        drain_s=wanted.drain_seconds,
+        min_context=wanted.min_context,
+        embedding=tuple(model.name for model in settings.models if model.embeds),
+        probe=workload(settings, "context-probe"),
+    )
 
 
 def model_server(
@@ -74,24 +83,62 @@ def model_server(
     store: c.Storage,
     answers: c.CacheServer,
 ) -> c.ModelServerArgs:
+    model, gpu, llama_cpp = settings.model(wanted.model), settings.gpu, wanted.llama_cpp
+    claims = wanted.gpus > 0 and gpu.allocation == "dra"
     return c.ModelServerArgs(
         namespace=namespace,
         component=wanted.component,
-        image=images["model-server"],
+        image=llama_cpp.image if llama_cpp else images[VLLM_IMAGE if wanted.engine == "vllm" else "model-server"],
         shared_claim=store.shared_claim,
+        local=_local_copy(local_size(wanted, settings), settings, images, store),
         cache_secret=answers.users_secret_name,
         cache_user=MODEL_SERVER,
         replicas=wanted.replicas,
-        resources=resources(wanted.resources),
+        resources=resources(wanted.resources, wanted.gpus, gpu),
         model=wanted.model,
-        model_version=delivery.model_version(settings.model(wanted.model), images["models"]),
+        model_version=delivery.model_version(model, images["models"]),
+        model_bytes=int(quantity(model.size)),
         model_id=wanted.model_id,
         context_length=wanted.context_length,
         parallel=wanted.parallel,
         max_queue=wanted.max_queue,
         prompt_cache_bytes=int(of_server(wanted, settings).prompt_cache),
+        offload_bytes=int(offloaded(wanted)),
+        tier=_tier(wanted, settings, store),
+        vllm=_vllm(wanted) if wanted.engine == "vllm" else None,
+        llama_server=llama_cpp.program if llama_cpp else "",
+        runtime_class=(runtime.runtime_class or "") if wanted.gpus else None,
+        claim=c.ClaimArgs(namespace=namespace, count=wanted.gpus, mig_profile=gpu.sharing.profile) if claims else None,
         priority_class=runtime.priority_class,
         workload=workload(settings, "model-server", wanted.placement),
+    )
+
+
+def _tier(wanted: ModelServerSettings, settings: Settings, store: c.Storage) -> c.CacheTierArgs | None:
+    cache, shared = settings.cache, settings.storage.shared
+    if cache.max_size is None:
+        return None
+    return c.CacheTierArgs(
+        size=cache.max_size,
+        size_bytes=int(quantity(cache.max_size)),
+        storage_class=store.hot_class,
+        shared_class=store.shared_class if cache.shared_cache and wanted.engine == "vllm" else None,
+        shared_access_mode=shared.access_mode,
+    )
+
+
+def _vllm(wanted: ModelServerSettings) -> c.VllmArgs:
+    return c.VllmArgs(**wanted.of_vllm.model_dump(), shm_bytes=shm_bytes(wanted.gpus))
+
+
+def _local_copy(size: str, settings: Settings, images: Images, store: c.Storage) -> c.LocalCopyArgs:
+    return c.LocalCopyArgs(
+        image=images["model-sync"],
+        storage_class=store.hot_class,
+        size=size,
+        capacity_bytes=int(quantity(size)),
+        retain=settings.storage.retain,
+        keep=settings.fleet.keeps_copies,
     )
 
 
@@ -110,7 +157,7 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
             "cached_tokens": capacity[model.name].cached_tokens,
             **_turns(capacity[model.name]),
         }
-        for model in settings.models
+        for model in settings.fleet_models
     }
     table |= {
         server.model_id: {

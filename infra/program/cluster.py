@@ -15,6 +15,7 @@ from kubernetes.config.config_exception import ConfigException
 from components.contract import SHARED_CLAIM, SHARED_CLASS
 from infra.program.settings.cluster import ClusterSettings
 from infra.program.settings.section import SettingsError
+from infra.program.settings.sections import Sections
 from infra.program.settings.services import ApiServerSettings
 from infra.program.settings.storage import StorageSettings
 
@@ -70,6 +71,17 @@ def with_kept_names(settings: ClusterSettings, objects: "Objects") -> ClusterSet
     claim = objects.find(wanted)
     plain = claim is not None and claim["spec"].get("storageClassName") == SHARED_CLASS
     return settings.model_copy(update={"prefix": ""}) if plain else settings
+
+
+def old_servers(settings: Sections, objects: "Objects") -> frozenset[str]:
+    """Model servers that are a Deployment still, as they were before they had copies of their own. Raises SettingsError."""
+    namespace = settings.cluster.namespace
+
+    def found(component: str) -> bool:
+        metadata = {"name": component, "namespace": namespace}
+        return objects.find({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata}) is not None
+
+    return frozenset(component for component in settings.server_components if found(component))
 
 
 class Objects:

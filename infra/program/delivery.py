@@ -7,9 +7,10 @@ import pulumi
 
 import components as c
 from infra.program.settings import Settings, inputs
-from infra.program.settings.models import ModelSettings, is_address
+from infra.program.settings.models import IMAGE, ModelSettings, is_address
 from infra.program.settings.section import quantity
 from infra.program.workload import workload
+from model_sync.catalog import NO_REPLICA
 
 
 def has_names(settings: Settings) -> bool:
@@ -44,8 +45,9 @@ def model_store(
             "size": int(quantity(model.size)),
             "context_length": settings.context_length(model),
             "quantization": model.quantization,
-            "replicas": model.replicas or 0,
+            "replicas": model.replicas or 0 if model.in_fleet else NO_REPLICA,
             "keep_alive": model.keep_alive or fleet.keep_alive,
+            "format": model.format,
         }
         for model in settings.models
     ]
@@ -71,5 +73,5 @@ def model_store(
 
 
 def model_version(model: ModelSettings, image: pulumi.Output[str]) -> pulumi.Input[str]:
-    """Version of a model server's model: its digest, or the reference of the image that the model comes with."""
-    return model.digest or image
+    """Version of a model server's model: its digest, the commit in its source, or the reference of the image that the model comes with."""
+    return model.digest or (image if model.source == IMAGE else model.source)

@@ -12,7 +12,7 @@ from infra.program import delivery
 from infra.program.settings import Settings, inputs
 from infra.program.settings.cluster import verifier_namespace
 from infra.program.settings.external import ExternalPoolSettings
-from infra.program.settings.images import BASE_NAMES, BUILT_FOR, IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE, TrustSettings
+from infra.program.settings.images import BASE_NAMES, BUILT_FOR, IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE, VLLM_IMAGE, TrustSettings
 from infra.program.settings.network import PodsSettings
 from infra.program.settings.section import SettingsError
 from infra.program.settings.storage import Tier
@@ -48,12 +48,13 @@ def require_pinned_bases(got: str, images: Sequence[str]) -> None:
 
 
 def built(settings: Settings) -> list[str]:
-    """The images that an update builds: those that the stack runs, and on GPU nodes the bases for services of other teams.
+    """The images that an update builds: those that the stack runs, and on GPU nodes the bases, for services of other teams too.
 
     A verifier is not among them: what it wants signed is built and signed before the update.
     """
     prometheus = [PROMETHEUS_IMAGE] if settings.monitoring.prometheus else []
-    return [*IMAGE_NAMES, *prometheus, *(BASE_NAMES if settings.gpu.enabled else ())]
+    vllm = [VLLM_IMAGE] if any(server.engine == "vllm" for server in settings.model_servers) else []
+    return [*IMAGE_NAMES, *prometheus, *(BASE_NAMES if settings.gpu.enabled else ()), *vllm]
 
 
 def images(settings: Settings) -> c.RuntimeImagesArgs:
@@ -71,14 +72,14 @@ def images(settings: Settings) -> c.RuntimeImagesArgs:
 
 
 def governance(settings: Settings) -> c.GovernanceArgs:
-    limits, gpu, fleet_ = settings.governance, settings.gpu, settings.fleet
+    limits, gpu = settings.governance, settings.gpu
     own = gpu.priority_classes
     return c.GovernanceArgs(
         namespace=settings.cluster.namespace,
         gpu_quota=limits.gpu_quota,
         gpu_resource=gpu.resource,
         gpu_device_class=device_class(gpu.sharing.profile) if gpu.allocation == "dra" else None,
-        gpu_reserved=fleet_.replicas * fleet_.gpus_per_pod,
+        gpu_reserved=settings.serving_gpus,
         cpu=limits.cpu,
         memory=limits.memory,
         ephemeral_storage=limits.ephemeral_storage,

@@ -1,8 +1,8 @@
 """The composition: which components there are, and what each of them is made from and after."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import pulumi
 import pulumi_kubernetes as k8s
@@ -22,21 +22,21 @@ Transformation = Callable[[pulumi.ResourceTransformationArgs], pulumi.ResourceTr
 def deploy() -> None:
     """The Pulumi program. Ends with one error and exit status 1, before any resource, when the configuration is wrong."""
     guards: list[Transformation] = []
+    old_servers: frozenset[str] = frozenset()
     try:
         settings = inputs.load()
         if settings.cluster.render_to is None:
             foundations.check_bases(settings)
-            settings, guard = _of_its_cluster(settings)
+            settings, guard, old_servers = _of_its_cluster(settings)
             guards.append(guard.over)
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None
-    build(settings, guards)
+    build(settings, guards, old_servers)
 
 
-def _of_its_cluster(settings: Settings) -> tuple[Settings, ownership.Guard]:
-    """The settings, checked against the cluster that they name, with what only it knows; and what guards its objects.
-
-    Raises SettingsError.
+def _of_its_cluster(settings: Settings) -> tuple[Settings, ownership.Guard, frozenset[str]]:
+    """The settings, checked against the cluster that they name, with what only it knows; what guards its objects; and the model servers
+    whose Deployments this update replaces. Raises SettingsError.
     """
     from infra.program import cluster  # noqa: PLC0415 (a rendering asks no cluster, and need not import the client)
 
@@ -45,7 +45,7 @@ def _of_its_cluster(settings: Settings) -> tuple[Settings, ownership.Guard]:
     cluster.check_classes(settings.storage, objects)
     cluster.check_apis(settings.api_server, objects)
     kept = settings.model_copy(update={"cluster": cluster.with_kept_names(settings.cluster, objects)})
-    return kept, ownership.Guard(settings.cluster, objects)
+    return kept, ownership.Guard(settings.cluster, objects), cluster.old_servers(settings, objects)
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,9 @@ def _ground(settings: Settings, guards: Sequence[Transformation]) -> _Ground:
     return _Ground(place, images, space, trust, network, runtime)
 
 
-def build(settings: Settings, guards: Sequence[Transformation] = ()) -> None:
-    """Register every component. Each gets what it depends on as a value. `guards` see every object before it is created."""
+def build(settings: Settings, guards: Sequence[Transformation] = (), old_servers: Collection[str] = ()) -> None:
+    """Register every component. Each gets what it depends on as a value. `guards` see every object before it is created. Each of
+    `old_servers` is a model server that a Deployment serves until its replacement is ready."""
     ground = _ground(settings, guards)
     namespace, images, runtime = ground.namespace, ground.images, ground.runtime
     store = c.Storage("storage", foundations.storage(settings, namespace), ground.place.after(ground.space))
@@ -136,7 +137,14 @@ def build(settings: Settings, guards: Sequence[Transformation] = ()) -> None:
     readers = ground.after(store, models.writer)
     fleet = c.OllamaFleet("ollama", arguments.fleet(settings, namespace, images, runtime, store), readers)
     servers = [
-        c.ModelServer(wanted.component, arguments.model_server(wanted, settings, namespace, images, runtime, store, cache), readers)
+        c.ModelServer(
+            wanted.component,
+            replace(
+                arguments.model_server(wanted, settings, namespace, images, runtime, store, cache),
+                hands_over=wanted.component in old_servers,
+            ),
+            readers,
+        )
         for wanted in settings.model_servers
     ]
     models.clean_after([fleet, *servers])

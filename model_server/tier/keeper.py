@@ -1,17 +1,19 @@
-"""`python -m model_server.tier.keeper`: bound the tier's directory until SIGTERM, and say how it is at /metrics.
+"""`python -m model_server.tier.keeper`: bound the tier's directory until SIGTERM, and say in a file how it is; the model server shows that
+at its /metrics.
 
 It holds nothing that a restart would lose. Of several with one directory, one is at work, and another takes over when that one ends.
 """
 
 import errno
+import json
 import logging
 import signal
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
@@ -31,62 +33,65 @@ class Settings(Environment):
 
     directory: Path
     """The tier's directory."""
-    limit_bytes: int = Field(ge=1 << 20)
+    limit_mib: int = Field(ge=1)
     """What it may take."""
-    free_bytes: int = Field(default=0, ge=0)
-    """What stays free of its file system; files go for it even below the limit."""
+    free_part: float = Field(default=0.12, ge=0, lt=1)
+    """Part of its file system that stays free; files go for it even below the limit. The kubelet evicts pods below a tenth
+    (nodefs.available)."""
     young_s: float = Field(default=keeping.YOUNG_S, ge=0)
     """Seconds for which a new file stays."""
     period_s: float = Field(default=1.0, gt=0)
     """Seconds between two passes, at least."""
-    host: str = "::"
-    """Where /metrics is."""
-    port: int = Field(default=9466, ge=0, le=65535)
+    state_file: Path
+    """Where it says how it is."""
 
 
-class Metrics:
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"cache_tier_{name}", text, registry=registry)
+class State:
+    """What is said, since this process began."""
 
-        self.bytes = gauge("bytes", "What the tier takes of its disk, with what may be added until the next look")
-        self.limit = gauge("limit_bytes", "What it may take; less than was set where others fill the disk")
-        self.files = gauge("files", "Its files")
-        self.oldest = gauge("oldest_seconds", "Since the file was used that was used longest ago")
-        self.writers = gauge("writers", "Engines that write into it")
-        self.active = gauge("keeper_active", "Whether this keeper is the one at work")
-        self.failing = gauge("keeper_failing", "Whether its last look failed, so that engines write nothing more")
-        self.look = gauge("look_seconds", "Time of its last look")
-        self.removed = Counter("cache_tier_removed_files", "Files that went, by why", ["reason"], registry=registry)
-        self.removed_bytes = Counter("cache_tier_removed_bytes", "Their bytes", registry=registry)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._removed: Counter[str] = Counter()
+        self._removed_bytes = 0
+        self._gauges: dict[str, float] = {"keeper_active": 0, "keeper_failing": 0}
 
     def note(self, found: keeping.Found, now_ns: int) -> None:
-        self.bytes.set(found.bytes)
-        self.limit.set(found.limit)
-        self.files.set(found.files)
-        self.oldest.set((now_ns - found.oldest_ns) / 1e9 if found.oldest_ns else 0)
-        self.writers.set(found.writers)
-        self.removed_bytes.inc(found.removed_bytes)
-        for reason, count in found.removed.items():
-            self.removed.labels(reason).inc(count)
+        self._removed.update(found.removed)
+        self._removed_bytes += found.removed_bytes
+        self._gauges |= {
+            "bytes": found.bytes,
+            "limit_bytes": found.limit,
+            "files": found.files,
+            "oldest_seconds": (now_ns - found.oldest_ns) / 1e9 if found.oldest_ns else 0.0,
+            "writers": found.writers,
+        }
+
+    def say(self, **gauges: float) -> None:
+        """Raises OSError."""
+        self._gauges |= gauges
+        new = self._path.with_name(f"{self._path.name}.new")
+        new.write_text(json.dumps({"gauges": self._gauges, "removed_files": self._removed, "removed_bytes": self._removed_bytes}))
+        new.replace(self._path)
 
 
-def look(settings: Settings, alone: Alone, metrics: Metrics) -> float:
+def look(settings: Settings, alone: Alone, state: State) -> float:
     """One pass; its time in seconds. What a disk does wrong is said, and tried again."""
-    began = time.monotonic()
+    began, failing = time.monotonic(), False
     try:
-        metrics.active.set(float(alone.take()))
-        if alone.held:
+        if alone.take():
             now = keeping.clock(settings.directory)
-            bounds = keeping.Bounds(settings.limit_bytes, settings.free_bytes, settings.young_s)
-            metrics.note(keeping.keep(settings.directory, bounds, now), now)
-        metrics.failing.set(0)
+            bounds = keeping.Bounds(settings.limit_mib * 2**20, settings.free_part, settings.young_s)
+            state.note(keeping.keep(settings.directory, bounds, now), now)
     except OSError as error:
+        failing = True
         advice = "; mount it with locks" if error.errno == errno.ENOLCK else "; see the volume"
         log.error("%s: got %s, want a directory to read and write%s", settings.directory, error, advice)
-        metrics.failing.set(1)
-    metrics.look.set(time.monotonic() - began)
-    return time.monotonic() - began
+    took = time.monotonic() - began
+    try:
+        state.say(keeper_active=float(alone.held), keeper_failing=float(failing), look_seconds=took)
+    except OSError as error:
+        log.error("%s: got %s, want to say there how the tier is", settings.state_file, error)
+    return took
 
 
 def main() -> int:
@@ -96,14 +101,13 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         settings = Settings.read()
-        alone, registry = Alone(settings.directory), CollectorRegistry()
-        start_http_server(settings.port, addr=settings.host, registry=registry)
+        alone = Alone(settings.directory)
     except (SettingsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    metrics = Metrics(registry)
+    state = State(settings.state_file)
     while not stop.is_set():
-        took = look(settings, alone, metrics)
+        took = look(settings, alone, state)
         stop.wait(max(settings.period_s, took * _PACE))
     return 0
 

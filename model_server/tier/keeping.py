@@ -25,8 +25,8 @@ class Bounds:
 
     limit: int
     """Bytes, with its directories."""
-    free: int
-    """Bytes of its file system that stay free. The kubelet evicts pods where less than a tenth is (nodefs.available)."""
+    free: float = 0.0
+    """Part of its file system that stays free."""
     young_s: float = YOUNG_S
 
 
@@ -68,7 +68,9 @@ def keep(directory: Path, bounds: Bounds, now_ns: int) -> Found:
     files, folders = look(directory)
     size = sum(file.size for file in files) + folders * PAGE
     disk = os.statvfs(directory)
-    found = Found(writers=len(alive), limit=max(0, min(bounds.limit, size + disk.f_bavail * disk.f_frsize - bounds.free)))
+    found = Found(
+        writers=len(alive), limit=max(0, min(bounds.limit, size + int((disk.f_bavail - bounds.free * disk.f_blocks) * disk.f_frsize)))
+    )
     kept: list[File] = []
     ahead = int(found.limit * AHEAD) // max(1, len(alive))
     full = size + sum(max(known.open, ahead) for known in alive) > found.limit

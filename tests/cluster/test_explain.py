@@ -29,14 +29,17 @@ SNAPSHOTS = ROOT / "tests" / "unit" / "snapshots"
 
 def real_model_server(stack: Stack) -> Fault:
     """The stack's own model server with a model that its store does not have."""
-    found = stack.kube.get("deployment", "model-server", "-n", stack.outputs.namespace)
+    found = stack.kube.get("statefulset", "model-server", "-n", stack.outputs.namespace)
     template = found["spec"]["template"]
     spec = template["spec"]
     for each in spec["containers"][0]["env"]:
         if each["name"] == "MODEL_SERVER_MODEL":
             each["value"] = "missing:1b"
+    # Here the store is empty, and nothing is copied to it.
+    del spec["initContainers"]
     spec["volumes"] = [
-        {"name": volume["name"], "emptyDir": {}} if "persistentVolumeClaim" in volume else volume for volume in spec["volumes"]
+        {"name": "models", "emptyDir": {}},
+        *({"name": volume["name"], "emptyDir": {}} if "persistentVolumeClaim" in volume else volume for volume in spec["volumes"]),
     ]
     secret = next(volume["secret"]["secretName"] for volume in spec["volumes"] if "secret" in volume)
     objects: list[Object] = [

@@ -30,6 +30,11 @@ class Recorder(Mocks):
         """Inputs of every resource whose type ends so, e.g. `:Deployment`."""
         return [resource.inputs for resource in self.resources if resource.typ.endswith(f":{kind}")]
 
+    def named(self, kind: str, name: str) -> dict[str, Any]:
+        """The one of this kind with that name."""
+        (found,) = (each for each in self.kind(kind) if each["metadata"].get("name") == name)
+        return found
+
     def one(self, kind: str) -> dict[str, Any]:
         found = self.kind(kind)
         assert len(found) == 1, f"{kind}: {len(found)}"

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import yaml
 import components as c
 from api_server.keys import Keys
 from components.contract import ACTIVATOR, AGENT_CONTROL_PORT, AGENT_PORT, COMPONENTS, CONTEXT_PROBE, DNS_CLIENTS, EDGES, PORTS
+from components.images import content_tag
 from infra.analysis.policy import rules
 from infra.program.settings.constraints import EPHEMERAL_DEFAULT
 from infra.program.settings.section import quantity
@@ -508,13 +510,17 @@ def test_the_writer_may_leave_for_its_sources_alone() -> None:
     assert rule["to"] == [{"ipBlock": {"cidr": "2001:db8::7/128"}}]
 
 
-def test_the_model_server_reads_the_store_and_knows_the_cache() -> None:
+LOCAL = c.LocalCopyArgs(image="y@sha256:1", storage_class="local-nvme", size="2Gi", capacity_bytes=2**31, retain=True)
+
+
+def model_server(**fields: Any) -> Recorder:
     args = c.ModelServerArgs(
         namespace="ns",
         image="x@sha256:1",
         shared_claim="shared-models",
+        local=LOCAL,
         cache_secret="cache-auth",
-        replicas=1,
+        replicas=2,
         resources=SMALL,
         model="a:1",
         model_version="sha256:1",
@@ -524,13 +530,47 @@ def test_the_model_server_reads_the_store_and_knows_the_cache() -> None:
         max_queue=4,
         priority_class="gpu-priority",
     )
-    pod = render(lambda: c.ModelServer("m", args)).one("Deployment")["spec"]["template"]["spec"]
+    return render(lambda: c.ModelServer("m", dataclasses.replace(args, **fields)))
+
+
+def test_the_model_server_reads_its_own_copy_and_knows_the_cache() -> None:
+    spec = model_server().one("StatefulSet")["spec"]
+    pod = spec["template"]["spec"]
     container = pod["containers"][0]
     assert container["ports"][0]["containerPort"] == 8080
-    assert next(mount for mount in container["volumeMounts"] if mount["name"] == "models")["readOnly"] is True
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    assert (mounts["models"]["mountPath"], mounts["models"]["readOnly"], "shared" in mounts) == ("/models", True, False)
     values = {entry["name"]: entry["value"] for entry in container["env"]}
     assert values["MODEL_SERVER_CACHE_URL"] == "redis://cache-server:6379/0"
     assert "sha256" not in str(values), "no secret value stands in the environment"
+
+
+def test_a_model_server_starts_when_its_own_claim_has_the_model() -> None:
+    spec = model_server().one("StatefulSet")["spec"]
+    (claim,) = spec["volumeClaimTemplates"]
+    assert (claim["spec"]["storageClassName"], claim["spec"]["resources"]["requests"]["storage"]) == ("local-nvme", "2Gi")
+    (copy,) = spec["template"]["spec"]["initContainers"]
+    assert copy["args"] == ["copy", "/shared", "/models", "a:1", f"--capacity={2**31}"]
+    assert {mount["name"]: mount.get("readOnly") for mount in copy["volumeMounts"]} == {"tmp": None, "shared": True, "models": None}
+    assert "restartPolicy" not in copy, "it ends before the server starts"
+    assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
+    loose = model_server(local=dataclasses.replace(LOCAL, retain=False, keep=False)).one("StatefulSet")["spec"]
+    assert loose["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Delete", "whenScaled": "Delete"}
+
+
+def test_a_model_server_without_a_class_for_copies_reads_the_shared_store() -> None:
+    spec = model_server(local=None).one("StatefulSet")["spec"]
+    assert not {"volumeClaimTemplates", "persistentVolumeClaimRetentionPolicy"} & spec.keys()
+    pod = spec["template"]["spec"]
+    assert "initContainers" not in pod
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["models"]["persistentVolumeClaim"] == {"claimName": "shared-models", "readOnly": True}
+
+
+def test_an_update_waits_for_all_replicas_but_where_a_deployment_makes_room_at_its_end() -> None:
+    assert "annotations" not in model_server().one("StatefulSet")["metadata"]
+    handing_over = model_server(hands_over=True).one("StatefulSet")["metadata"]["annotations"]
+    assert handing_over == {"pulumi.com/waitFor": "jsonpath={.status.readyReplicas}"}
 
 
 def test_the_cache_server_has_a_bound_a_policy_and_a_password_outside_its_configuration() -> None:
@@ -656,9 +696,27 @@ def test_prebuilt_images_are_taken_as_they_are(preview: bool) -> None:
 def test_images_are_built_under_a_tag_of_their_content(builder: Literal["docker-build", "docker"], kind: str) -> None:
     recorder = render(lambda: c.RuntimeImages("i", c.RuntimeImagesArgs(builder=builder, registry="registry.example.com/x", source=ROOT)))
     built = [resource.inputs for resource in recorder.resources if resource.typ == kind]
-    assert len(built) == 12
+    assert len(built) == 13
     tags = {tag for inputs in built for tag in inputs.get("tags", [inputs.get("imageName")])}
     assert all(":src-" in tag for tag in tags)
+
+
+def test_an_image_stands_on_the_one_that_this_build_pushed() -> None:
+    """The chain is made in its order, each once, also where its end alone is wanted; another base is another image."""
+    wanted = c.RuntimeImagesArgs(builder="docker-build", registry="registry.example.com/x", source=ROOT, images=["model-server-vllm"])
+    pushed = {"docker-build:index:Image": {"ref": "registry.example.com/x/some@sha256:1"}}
+    recorder = render(lambda: c.RuntimeImages("i", wanted), outputs=pushed)
+    built = [(item["tags"][0].rpartition("/")[2].partition(":")[0], item["buildArgs"].get("BASE")) for item in recorder.kind("Image")]
+    base = "registry.example.com/x/some@sha256:1"
+    assert built == [("cuda-base", None), ("python-base", base), ("model-server-vllm", base)]
+
+
+def test_another_base_is_another_tag(tmp_path: Path) -> None:
+    for context in ("images/cuda-base", "images/python-base", "images/model-server-vllm", "model_server"):
+        shutil.copytree(ROOT / context, tmp_path / context)
+    before = [content_tag(tmp_path, image) for image in ("cuda-base", "python-base", "model-server-vllm")]
+    (tmp_path / "images/cuda-base/Dockerfile").write_text("FROM x")
+    assert not set(before) & {content_tag(tmp_path, image) for image in ("cuda-base", "python-base", "model-server-vllm")}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from api_server.settings import Route
-from components.ollama_agent import LOAD_S
 from infra.analysis.policy import rules
 from infra.program import stack
 from infra.program.settings import parse
@@ -138,10 +137,11 @@ def test_what_everything_waits_for_makes_room_for_itself() -> None:
 
 
 def test_a_model_server_has_the_time_that_a_large_model_takes() -> None:
-    (server,) = (item["spec"] for item in objects() if item["kind"] == "Deployment" and item["metadata"]["name"] == "model-server")
+    (server,) = (item["spec"] for item in objects() if item["kind"] == "StatefulSet" and item["metadata"]["name"] == "model-server")
     (container,) = server["template"]["spec"]["containers"]
     probe = container["startupProbe"]
-    assert LOAD_S <= probe["periodSeconds"] * probe["failureThreshold"] < server["progressDeadlineSeconds"], "or the update fails before"
+    # 19 GB at a quarter of the speed that a network file system was seen to have.
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 19e9 / 18e6
 
 
 def test_one_pod_a_node_is_not_spread() -> None:

@@ -23,7 +23,7 @@ def build(seed: str, *names: str) -> dict[str, Any]:
     def register() -> None:
         recorder = render(lambda: stack.build(parse(rendered(config))))
         found.update({job["spec"]["template"]["spec"]["containers"][0]["args"][0]: job["spec"] for job in recorder.kind("Job")})
-        found["fleet"] = recorder.one("StatefulSet")["spec"]
+        found["fleet"] = recorder.named("StatefulSet", "ollama")["spec"]
 
     with_config(dict(GOOD), register, tuple(GOOD))
     return found

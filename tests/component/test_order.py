@@ -80,12 +80,12 @@ def test_every_pod_comes_after_quotas_policies_classes_logins_and_the_webhook(be
 
 def test_readers_come_after_the_store_and_its_writer(before: dict[str, set[str]]) -> None:
     needed = {"StorageClass/storage-hot", "StorageClass/storage-shared", "PersistentVolumeClaim/storage-claim", "Job/models-writer"}
-    for reader in ("StatefulSet/ollama-servers", "Deployment/model-server-servers", "Job/models-cleaner"):
+    for reader in ("StatefulSet/ollama-servers", "StatefulSet/model-server-servers", "Job/models-cleaner"):
         assert needed - before[reader] == set(), reader
 
 
 def test_the_cleaner_and_the_api_server_come_after_all_servers_of_models(before: dict[str, set[str]]) -> None:
-    servers = {"StatefulSet/ollama-servers", "Deployment/model-server-servers"}
+    servers = {"StatefulSet/ollama-servers", "StatefulSet/model-server-servers"}
     assert servers <= before["Deployment/api-server-servers"]
     assert servers <= before["Job/models-cleaner"]
 

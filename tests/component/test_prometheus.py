@@ -122,7 +122,7 @@ DEV = Path(__file__).resolve().parents[1] / "golden" / "dev"
 
 def open_ports(component: str) -> dict[str, int]:
     """Name to number of what the pods of the dev stack open."""
-    kind = "statefulset" if component == "ollama" else "deployment"
+    kind = "statefulset" if component in ("ollama", "model-server") else "deployment"
     pod = yaml.safe_load((DEV / f"{kind}-{component}.yaml").read_text())["spec"]["template"]["spec"]
     every = [*pod["containers"], *pod.get("initContainers", [])]
     return {port["name"]: port["containerPort"] for each in every for port in each.get("ports", [])}

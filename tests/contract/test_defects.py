@@ -396,7 +396,7 @@ def test_defect_41_container_runtimes_side_by_side() -> None:
 def test_defect_42_a_lost_node_keeps_its_replicas_down() -> None:
     """`tests/proofs/test_node_loss.py` runs the commands; here they are all there, for the volumes that we really have."""
     section = (ROOT / "docs" / "runbook.md").read_text().partition("## A node is lost")[2]
-    (fleet,) = (item for item in OURS["prod"] if item["kind"] == "StatefulSet")
+    (fleet,) = (item for item in OURS["prod"] if item["kind"] == "StatefulSet" and item["metadata"]["name"] == "ollama")
     (claim,) = fleet["spec"]["volumeClaimTemplates"]
     classes = {item["metadata"]["name"]: item for item in OURS["prod"] if item["kind"] == "StorageClass"}
     # A new volume can be made on another node, which one made by hand for `gpu-node-1` could not.

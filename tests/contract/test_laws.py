@@ -11,12 +11,13 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from components.contract import ACTIVATOR, AGENT_PORT, API_METRICS_PORT, API_SERVER, COMPONENTS, EDGES, OLLAMA, PORTS, PROMETHEUS, SCRAPED
-from components.images import CONTEXTS
+from components.images import BASES, CONTEXTS
 from images import embedded
 from infra.documentation import configuration
 from infra.documentation.__main__ import PAGES
 from infra.engine.binaries import PROVIDERS
-from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE
+from infra.program.settings.images import KNOWN
+from model_server import vllm
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -188,6 +189,9 @@ class TestEveryDockerfile:
     def test_stands_on_pinned_bases(self, path: Path) -> None:
         pins = tomllib.loads((ROOT / "images" / "pins.toml").read_text())["bases"]
         for base in re.findall(r"^FROM (\S+)", path.read_text(), re.MULTILINE):
+            if base == "${BASE}":
+                assert path.parent.name in BASES, "a build gives it the image of ours that it stands on"
+                continue
             image, _, digest = base.partition("@")
             name, _, tag = image.partition(":")
             assert (pins[name]["tag"], pins[name]["digest"]) == (tag, digest)
@@ -196,9 +200,12 @@ class TestEveryDockerfile:
 
     def test_copies_what_its_tag_stands_for_and_the_context_holds(self, path: Path) -> None:
         """.dockerignore lets nothing else through, and another source is another tag."""
-        copied = {source.partition("/")[0] for source in re.findall(r"^COPY (?!--from=)(\S+)", path.read_text(), re.MULTILINE)}
-        assert copied == {*CONTEXTS[path.parent.name]} - {f"images/{path.parent.name}"}
-        assert copied <= set(re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+        own = f"images/{path.parent.name}"
+        copied = set(re.findall(r"^COPY (?!--from=)(\S+)", path.read_text(), re.MULTILINE))
+        packages = {source.partition("/")[0] for source in copied if not source.startswith(f"{own}/")}
+        assert packages == {*CONTEXTS[path.parent.name]} - {own}
+        held = packages | {source for source in copied if source.startswith(f"{own}/")}
+        assert held <= set(re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
 
     def test_installs_only_locked_packages(self, path: Path) -> None:
         for line in re.findall(r"pip install .*", path.read_text()):
@@ -220,7 +227,23 @@ def test_services_are_built_alike() -> None:
 
 
 def test_every_image_of_the_settings_has_a_dockerfile() -> None:
-    assert {*IMAGE_NAMES, *BASE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE} == {path.parent.name for path in DOCKERFILES}
+    assert {*KNOWN} == {path.parent.name for path in DOCKERFILES}
+
+
+def test_every_argument_of_a_base_has_an_image_for_it() -> None:
+    assert {path.parent.name for path in DOCKERFILES if "FROM ${BASE}" in path.read_text()} == set(BASES)
+
+
+def pinned(lock: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9._-]+)==(\S+) ", lock.read_text(), re.MULTILINE))
+
+
+def test_what_stands_on_pytorch_finds_its_packages_there() -> None:
+    """Another version of one would be installed a second time, over the first."""
+    base, engine = pinned(ROOT / "images/python-base/base.lock"), pinned(ROOT / "images/model-server-vllm/engine.lock")
+    assert {"torch", "transformers", "accelerate"} <= set(base)
+    assert {name: engine.get(name) for name in base} == base
+    assert engine["vllm"] == vllm.VERSION
 
 
 def test_no_dockerfile_can_be_taken_for_another() -> None:
@@ -237,7 +260,7 @@ def test_the_plugins_are_those_that_the_sdks_ask_for(plugin: str, module: str) -
 
 
 @pytest.mark.parametrize(
-    "path", sorted([*ROOT.glob("requirements*.lock"), *ROOT.glob("*/requirements.lock"), ROOT / "images/ollama/engine.lock"])
+    "path", sorted([*ROOT.glob("requirements*.lock"), *ROOT.glob("*/requirements.lock"), *ROOT.glob("images/*/*.lock")])
 )
 def test_locks_have_hashes_and_no_address(path: Path) -> None:
     text = path.read_text()

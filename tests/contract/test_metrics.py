@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +17,9 @@ from components import alerts, dashboards
 from components.objectives import RUNBOOK, ObjectivesArgs
 from infra.program.settings.services import ObjectivesSettings
 from model_server.metrics import Metrics as ModelServerMetrics
+from model_server.metrics import Tier
+from model_server.tier.keeper import State
+from model_server.tier.keeping import Found
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = re.compile(r"^\| `(\w+)` \| (counter|gauge|histogram) \|([\w, ]*)\|", re.MULTILINE)
@@ -46,10 +50,14 @@ def registered(registry: CollectorRegistry) -> dict[str, str]:
     }  # fmt: skip
 
 
-def test_the_page_has_every_metric_of_the_servers_with_its_type() -> None:
+def test_the_page_has_every_metric_of_the_servers_with_its_type(tmp_path: Path) -> None:
+    found = Found(removed=Counter({"limit": 1}))
+    (state := State(tmp_path / "state")).note(found, 0)
+    state.say(look_seconds=0.1)
+    (of_model_servers := ModelServerMetrics().registry).register(Tier(tmp_path / "state"))
     for prefix, registry in (
         ("api_server", ApiServerMetrics([], {"a": Route(url="http://a:1")}, lambda: 0, Peers(b"me", 1)).registry),
-        ("model_server", ModelServerMetrics().registry),
+        ("model_server", of_model_servers),
     ):
         documented = {name: kind for name, (kind, _) in DOCUMENTED.items() if name.startswith(prefix)}
         assert documented == registered(registry)

@@ -98,7 +98,7 @@ MORE: dict[str, Change] = {
     "no limit on memory": lambda s: s.container()["resources"]["limits"].pop("memory"),
     "no request for cores": lambda s: s.container()["resources"]["requests"].pop("cpu"),
     "no readiness": lambda s: s.container().pop("readinessProbe"),
-    "no liveness": lambda s: s.container("Deployment", "model-server").pop("livenessProbe"),
+    "no liveness": lambda s: s.container("StatefulSet", "model-server").pop("livenessProbe"),
     "a load balancer that nobody asked for": lambda s: s.spec("Service", "api-server").update(type="LoadBalancer"),
     "a node port that nobody asked for": lambda s: s.spec("Service", "cache-server").update(type="NodePort"),
     "an address of another network": lambda s: s.spec("Service", "api-server").update(externalIPs=["203.0.113.1"]),
@@ -125,12 +125,15 @@ MORE: dict[str, Change] = {
     "a password in a configuration": lambda s: s.one("ConfigMap", "cache-config")["data"].update({"users.conf": "requirepass hunter2"}),
     "a password in an address": lambda s: s.env().append({"name": "MIRROR", "value": "https://me:hunter2@example.com"}),
     "models that go with the stack": lambda s: s.one("StorageClass", "shared-models").update(reclaimPolicy="Delete"),
-    "replicas' models that go with the stack": lambda s: s.spec("StatefulSet").update(
+    "replicas' models that go with the stack": lambda s: s.spec("StatefulSet", "ollama").update(
         persistentVolumeClaimRetentionPolicy={"whenDeleted": "Delete", "whenScaled": "Retain"}
     ),
     "a shared claim that may be deleted": lambda s: s.one("PersistentVolumeClaim")["metadata"]["annotations"].clear(),
     "a class that provisions nothing": lambda s: s.one("StorageClass", "local-nvme").update(provisioner="kubernetes.io/no-provisioner"),
-    "a class that nobody has": lambda s: s.spec("StatefulSet")["volumeClaimTemplates"][0]["spec"].update(storageClassName="fast"),
+    "a class that nobody has": lambda s: [
+        s.spec("StatefulSet", name)["volumeClaimTemplates"][0]["spec"].update(storageClassName="fast")
+        for name in ("ollama", "model-server")
+    ],
     "one writer at a time for the shared claim": lambda s: s.spec("PersistentVolumeClaim").update(accessModes=["ReadWriteOnce"]),
     "a volume before its node is known": lambda s: s.one("StorageClass", "local-nvme").update(volumeBindingMode="Immediate"),
     "a GPU without its runtime": lambda s: s.pod("StatefulSet", "ollama").pop("runtimeClassName"),
@@ -232,3 +235,26 @@ def test_a_harmful_line_of_a_dockerfile_is_caught(name: str) -> None:
 def test_a_base_that_is_not_the_pinned_one_is_caught(base: str) -> None:
     pins = {"debian": {"tag": "12-slim", "digest": f"sha256:{'0' * 64}"}}
     assert any(base in line for line in dockerfiles.violations(DOCKERFILE.format(base=base, line="RUN true"), pins))
+
+
+CHAINED = 'ARG BASE\nFROM ${BASE}\nRUN apt-get install -y g++\nUSER 10001:10001\nLABEL dev.modelfleet.compiles="kernels, when it starts"\n'
+
+
+def test_an_image_may_stand_on_what_its_build_gives_it_and_say_what_it_compiles() -> None:
+    assert dockerfiles.violations(CHAINED, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("ARG BASE\n", "ARG BASE=ubuntu:latest\n", "FROM ${BASE}: got an unpinned base"),
+        ("ARG BASE\n", "", "FROM ${BASE}: got an unpinned base"),
+        ("BASE", "OTHER", "FROM ${OTHER}: got an unpinned base"),
+        ("kernels, when it starts", "", "g++: got it in the final stage"),
+        ("LABEL", "ENV", "g++: got it in the final stage"),
+        ("LABEL", "#", "g++: got it in the final stage"),
+    ],
+)
+def test_a_base_that_could_be_any_and_a_compiler_without_a_reason_are_caught(old: str, new: str, line: str) -> None:
+    found = dockerfiles.violations(CHAINED.replace(old, new), {})
+    assert [each for each in found if each.startswith(line)], found

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def servers(stack: str) -> dict[str, Any]:
-    return next(item["spec"] for item in documents(stack) if item["kind"] == "StatefulSet")
+    return next(item["spec"] for item in documents(stack) if item["kind"] == "StatefulSet" and item["metadata"]["name"] == "ollama")
 
 
 def container(stack: str) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def test_trap_30_nothing_waits_for_endpoints_that_wait_for_it(stack: str) -> Non
     headless = [item for item in documents(stack) if item["kind"] == "Service" and item["spec"].get("clusterIP") == "None"]
     assert {"ollama", "ollama-replicas"} <= {item["metadata"]["name"] for item in headless}
     assert all(item["metadata"]["annotations"]["pulumi.com/skipAwait"] == "true" for item in headless)
-    item = next(item for item in documents(stack) if item["kind"] == "StatefulSet")
+    item = next(item for item in documents(stack) if item["kind"] == "StatefulSet" and item["metadata"]["name"] == "ollama")
     assert item["metadata"]["annotations"]["pulumi.com/waitFor"] == "jsonpath={.metadata.uid}"
     assert rules.stateful_sets_have_their_service(documents(stack)) == []
 

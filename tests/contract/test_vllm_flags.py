@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ ALL = {
     "enforce_eager": True,
     "tensor_parallel": 4,
     "dtype": "bfloat16",
+    "offload_mib": 8192,
+    "tier_dir": "/cache/tier",
 }
 
 
@@ -65,6 +68,7 @@ def test_it_listens_on_loopback_alone_and_asks_nobody(tmp_path: Any) -> None:
     assert argv[argv.index("--host") + 1] == "127.0.0.1"
     found = vllm.environment({"PATH": "/bin", "PYTHONPATH": "/opt/site-packages:/app", "OMP_WAIT_POLICY": "active"}, "/cache")
     assert "PYTHONPATH" not in found, "our packages are of other versions"
+    assert Path(vllm.environment({}, "/cache", tier=True)["PYTHONPATH"], "model_server", "tier", "vllm_tier.py").exists()
     assert (found["HF_HUB_OFFLINE"], found["VLLM_NO_USAGE_STATS"], found["VLLM_HOST_IP"]) == ("1", "1", "127.0.0.1")
     assert found["OMP_WAIT_POLICY"] == "active"
     assert "--trust-remote-code" not in argv, "nothing of a model is run"
@@ -72,3 +76,14 @@ def test_it_listens_on_loopback_alone_and_asks_nobody(tmp_path: Any) -> None:
 
 def test_what_is_not_set_is_not_said(tmp_path: Any) -> None:
     assert not {"--quantization", "--tool-call-parser", "--enable-auto-tool-choice", "--reasoning-parser"} & {*rendered(tmp_path)}
+
+
+def test_old_prompts_go_to_host_memory_and_then_to_files(tmp_path: Any) -> None:
+    def configured(**settings: Any) -> dict[str, Any]:
+        argv = rendered(tmp_path, **settings)
+        return json.loads(argv[argv.index("--kv-transfer-config") + 1])
+
+    assert configured(offload_mib=2)["kv_connector_extra_config"] == {"cpu_bytes_to_use": 2 * 2**20}
+    [tier] = configured(offload_mib=2, tier_dir="/cache/tier")["kv_connector_extra_config"]["secondary_tiers"]
+    assert tier == {"type": "BoundedFileTier", "module_path": "model_server.tier.vllm_tier", "root_dir": "/cache/tier"}
+    assert "--kv-transfer-config" not in rendered(tmp_path)

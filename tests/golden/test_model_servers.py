@@ -25,7 +25,7 @@ SECOND = {
     "placement": {"nodeSelector": {"example.com/pool": "coders"}, "zones": "prefer"},
 }
 
-OBJECTS = ("ModelServer", "Deployment", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor", "Service", "ServiceAccount")
+OBJECTS = ("ModelServer", "StatefulSet", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor", "Service", "ServiceAccount")
 
 
 def two() -> dict[str, Any]:
@@ -54,7 +54,7 @@ def test_the_rendering_is_the_reviewed_one(rendered: Path) -> None:
         for name, text in found.items():
             (KEPT / name).write_text(text)
     assert found == {path.name: path.read_text() for path in KEPT.glob("*.yaml")}
-    assert "deployment-model-server.yaml" not in found, "another server is no matter of the first one"
+    assert "statefulset-model-server.yaml" not in found, "another server is no matter of the first one"
 
 
 def test_it_keeps_our_own_rules(rendered: Path) -> None:

@@ -1,5 +1,6 @@
 """Does an answer come from another conversation? Thousands, of a model that tells, and of a real one; both engines. 25 minutes."""
 
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ CACHES_MIB = (0, 1, 64)
 """No cache, one of a few conversations, whose entries are evicted all the time, and one that holds all of them."""
 CONFIGURATIONS = [(engine, slots, mib) for engine in ("model-server", "ollama") for slots in (2, 4) for mib in CACHES_MIB]
 ANSWERS, REAL_ANSWERS = 300, 120
+_KEPT = re.compile(r"cached n_tokens = (\d+)")
+"""What Ollama's engine says of each prompt in the log: how many tokens of it its slot still had. Ollama itself says it to no client."""
 
 
 def start(stack: ExitStack, engine: str, store: Path, work: Path, model: str, slots: int, cache_mib: int) -> Service:
@@ -44,7 +47,9 @@ def test_a_model_that_tells(engine: str, slots: int, cache_mib: int, tmp_path: P
     with ExitStack() as stack:
         service = start(stack, engine, recalling(tmp_path), tmp_path, "recall:1", slots, cache_mib)
         found = leak.hunt(service.url, "recall:1", ANSWERS, at_once=4 * slots, seed=slots * 1000 + cache_mib)
+        count_reuse(service, engine, found)
     figures[f"{engine}, {slots} slots, {cache_mib} MiB"] = facts(found)
+    assert found.cached_tokens > 0, "nothing was taken from a cache, so nothing could leak"
     assert found.crossed == []
     assert found.own == found.answers >= ANSWERS
 
@@ -58,8 +63,16 @@ def test_a_real_model(engine: str, slots: int, tmp_path: Path, figures: dict[str
     with ExitStack() as stack:
         service = start(stack, engine, tmp_path / "models", tmp_path, "real:1", slots, 64)
         found = leak.hunt(service.url, "real:1", REAL_ANSWERS, at_once=4 * slots, seed=slots)
+        count_reuse(service, engine, found)
     figures[f"{engine}, {slots} slots, real model"] = facts(found)
+    assert found.cached_tokens > 0, "nothing was taken from a cache, so nothing could leak"
     assert found.crossed == []
+
+
+def count_reuse(service: Service, engine: str, found: leak.Found) -> None:
+    """The model server says in each answer what was reused."""
+    if engine == "ollama":
+        found.cached_tokens = sum(map(int, _KEPT.findall(service.log.read_text(errors="replace"))))
 
 
 def facts(found: leak.Found) -> dict[str, int]:

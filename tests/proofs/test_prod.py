@@ -139,7 +139,7 @@ def test_prod_comes_up_is_rolled_drained_and_taken_down(
     outputs = deployment.deploy(overrides)
     assert ask(deployment, outputs) == SCRIPT
     namespace = outputs.namespace
-    wanted = {"StatefulSet/ollama": 3, "Deployment/api-server": 3, "Deployment/model-server": 2}
+    wanted = {"StatefulSet/ollama": 3, "Deployment/api-server": 3, "StatefulSet/model-server": 2}
     for name, count in wanted.items():
         kind, _, item = name.partition("/")
         assert kube.get(kind, item, "-n", namespace)["status"]["readyReplicas"] == count, name

@@ -43,17 +43,29 @@ def _layer(path: Path, files: dict[str, Path]) -> Layer:
     return oci.existing_layer(path)
 
 
+def authorities() -> tuple[dict[str, Path], dict[str, str]]:
+    """The machine's certificates as files of an image, and the variables by which pip finds them there."""
+    found = {"etc/ssl/certs/ca-certificates.crt": _CA_BUNDLE} if _CA_BUNDLE.exists() else {}
+    return found, {"PIP_CERT": str(_CA_BUNDLE)} if found else {}
+
+
+def cuda(work: Path, debian: Layer) -> Image:
+    """A Debian that asks a node for what NVIDIA's image asks for, and ours must not. Of CUDA it has nothing."""
+    files, env = authorities()
+    layers = [debian, _layer(work / "cuda.tar", files)] if files else [debian]
+    path = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    return assemble("nvidia/cuda", layers, RuntimeConfig(env={**path, "NVIDIA_VISIBLE_DEVICES": "all", **env}))
+
+
 def python(work: Path, debian: Layer) -> Image:
     """Debian's Python with pip, and the machine's certificates: what the Dockerfiles ask of python:3.12-slim-bookworm, one minor older."""
     script = work / "pip"
     script.write_text(_PIP)
     script.chmod(0o755)
     packages = Path(sys.prefix, "lib", f"python{sys.version_info.major}.{sys.version_info.minor}", "site-packages", "pip")
-    files = {"usr/local/bin/pip": script, "usr/lib/python3/dist-packages/pip": packages}
-    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-    if _CA_BUNDLE.exists():
-        files["etc/ssl/certs/ca-certificates.crt"] = _CA_BUNDLE
-        env["PIP_CERT"] = str(_CA_BUNDLE)
+    trusted, env = authorities()
+    files = {"usr/local/bin/pip": script, "usr/lib/python3/dist-packages/pip": packages, **trusted}
+    env["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     layers = [debian, _layer(work / "python.tar", files)]
     return assemble("python", layers, RuntimeConfig(env=env, cmd=["python3"]))
 

@@ -3,9 +3,11 @@
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
+
+from tests.service import endings
 
 
 @dataclass
@@ -34,7 +36,7 @@ class ForwardProxy:
         return f"--proxy=http://{self.server}"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
+        with suppress(OSError, asyncio.IncompleteReadError), closing(writer):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
             method, target, _ = head[0].split(" ")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
@@ -48,7 +50,6 @@ class ForwardProxy:
                 writer.write(f"HTTP/1.1 {self.refusal or 502} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
             else:
                 await self._lead(method, target, head[1:], reader, writer)
-        writer.close()
 
     @staticmethod
     def _place(method: str, target: str) -> str:
@@ -70,11 +71,10 @@ class ForwardProxy:
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(OSError):
+    with suppress(OSError), closing(writer):
         while block := await reader.read(1 << 16):
             writer.write(block)
             await writer.drain()
-    writer.close()
 
 
 @contextmanager
@@ -87,10 +87,7 @@ def serving() -> Iterator[ForwardProxy]:
     try:
         yield proxy
     finally:
-        loop.call_soon_threadsafe(listener.close)
+        asyncio.run_coroutine_threadsafe(endings.end(listener), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
         loop.close()

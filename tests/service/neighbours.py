@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from tests.service import endings
 from tests.service.conftest import KEY, start_api_server
 from tests.service.names import FLEET, Name
 from tests.service.processes import Service, free_port
@@ -19,9 +20,6 @@ from tests.service.processes import Service, free_port
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 DOCUMENT = json.dumps({"choices": [{"message": {"content": "Hello."}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}).encode()
 EVENTS = b'data: {"choices": [{"delta": {"content": "Hello."}}]}\n\ndata: [DONE]\n\n'
-
-_TURNS = 4
-"""Of asyncio's loop, from a connection that was taken to the first step of its handler."""
 
 
 @dataclass
@@ -121,7 +119,8 @@ class Fleet:
 
     def stop(self, server: Server) -> None:
         """It takes no more connections."""
-        self._run(self._shut(server))
+        assert server._listener is not None
+        self._run(endings.shut(server._listener))
 
     @contextmanager
     def gateway(
@@ -146,28 +145,10 @@ class Fleet:
         try:
             yield self
         finally:
-            self._run(self._stop())
+            self._run(endings.end(*(server._listener for server in self.servers.values() if server._listener is not None)))
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
-
-    async def _shut(self, *servers: Server) -> None:
-        """asyncio closes no connection that a server took just before its own end, nor one whose task is cancelled before it begins."""
-        listeners = [server._listener for server in servers if server._listener is not None]
-        for each in (socket for listener in listeners for socket in listener.sockets):
-            self._loop.remove_reader(each.fileno())
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
-        for listener in listeners:
-            listener.close()
-
-    async def _stop(self) -> None:
-        await self._shut(*self.servers.values())
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)
 
 
 def ask(service: Service, path: str = "/v1/chat/completions", /, **fields: object) -> httpx.Response:

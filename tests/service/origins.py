@@ -152,7 +152,15 @@ def push(address: str, repository: str, tag: str, store: Path, manifest: Path) -
         upload(client, f"http://{address}", repository, tag, store, manifest)
 
 
-def upload(client: httpx.Client, registry: str, repository: str, tag: str, store: Path, manifest: Path) -> None:
+def upload(
+    client: httpx.Client,
+    registry: str,
+    repository: str,
+    tag: str,
+    store: Path,
+    manifest: Path,
+    kind: str = "application/vnd.docker.distribution.manifest.v2+json",
+) -> None:
     base = f"{registry}/v2/{repository}"
     document = (store / manifest).read_bytes()
     for digest in dict.fromkeys(re.findall(r"sha256:[0-9a-f]{64}", document.decode())):
@@ -160,6 +168,5 @@ def upload(client: httpx.Client, registry: str, repository: str, tag: str, store
         blob = (store / "blobs" / digest.replace(":", "-")).read_bytes()
         done = client.put(f"{location}&digest={digest}", content=blob, headers={"Content-Type": "application/octet-stream"})
         assert done.status_code == 201, done.text
-    kind = "application/vnd.docker.distribution.manifest.v2+json"
     done = client.put(f"{base}/manifests/{tag}", content=document, headers={"Content-Type": kind})
     assert done.status_code == 201, done.text

@@ -109,6 +109,12 @@ CASES = {
         {"instance": "10.0.0.2:8080"},
         "The model server at 10.0.0.2:8080 is up, but its engine is not.",
     ),
+    "KeeperFails": Case(
+        [gauge("model_server_tier_keeper_failing", 1, 0, instance="10.0.0.2:8080")],
+        [series("model_server_tier_keeper_failing", "0x660", instance="10.0.0.2:8080")],
+        {"instance": "10.0.0.2:8080"},
+        "The keeper of the disk for old prompts of the model server at 10.0.0.2:8080 cannot read or write it.",
+    ),
     "CacheDown": Case([gauge("cache_up", 0, 1)], [series("cache_up", "1x60")]),
     "CacheDropsEntries": Case(
         [counter("cache_evicted_keys_total", 120, 0)],

@@ -1,5 +1,6 @@
 """The model server with a real engine."""
 
+import functools
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -15,7 +17,9 @@ import pytest
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 
-from tests.service.conftest import SCRIPT, ModelServerFactory, as_user
+from model_sync import gguf
+from tests import tiny_gguf
+from tests.service.conftest import SCRIPT, ModelServerFactory, as_user, start_model_server
 from tests.service.processes import ROOT, Service, refused
 
 BODY = {"messages": [{"role": "user", "content": "Say it."}], "max_tokens": 64, "temperature": 0}
@@ -172,29 +176,93 @@ _FAILING = """#!{python}
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 class Handler(BaseHTTPRequestHandler):
+    asked = 0
     def do_GET(self):
-        self.answer(200, b"{{}}")
+        self.answer(200, b'{{"default_generation_settings": {{"n_ctx": {context}}}}}')
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path.endswith("input_tokens"):
+        Handler.asked += 1
+        if self.path.endswith("input_tokens") or Handler.asked <= {answers}:
             return self.answer(200, b"{{}}")
         self.answer(500, b'{{"error": {{"message": "Compute error.", "type": "server_error"}}}}')
     def answer(self, status, body):
         self.send_response(status)
+        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """
-"""A llama-server that reads every request, and cannot compute."""
+"""A llama-server that reads every request, answers a few, and then cannot compute."""
+
+
+def program(work: Path, text: str) -> str:
+    """A `llama-server` with this text."""
+    binary = work / "llama-server"
+    binary.write_text(text)
+    binary.chmod(0o755)
+    return str(binary)
 
 
 def test_a_failure_of_the_engine_stays_one(model_server: ModelServerFactory, tmp_path: Path) -> None:
-    binary = tmp_path / "llama-server"
-    binary.write_text(_FAILING.format(python=sys.executable))
-    binary.chmod(0o755)
-    answer = ask(model_server("tiny:1", LLAMA_SERVER=str(binary)))
+    failing = program(tmp_path, _FAILING.format(python=sys.executable, answers=1, context=2048))
+    answer = ask(model_server("tiny:1", LLAMA_SERVER=failing))
     assert (answer.status_code, answer.json()["error"]["message"]) == (500, "Compute error.")
+
+
+def last_words(start: ModelServerFactory, work: Path, model: str = "tiny:1", **env: str) -> list[str]:
+    """What a server leaves for the kubelet that ends by itself, before it was ever ready."""
+    words = work / "last-words"
+    service = start(model, "", LAST_WORDS_FILE=str(words), **env)
+    assert service.ended(60) == 1
+    return words.read_text().splitlines()
+
+
+def test_a_model_that_loads_and_does_not_answer_is_never_ready(model_server: ModelServerFactory, tmp_path: Path) -> None:
+    failing = program(tmp_path, _FAILING.format(python=sys.executable, answers=0, context=2048))
+    assert last_words(model_server, tmp_path, LLAMA_SERVER=failing)[-1] == (
+        "engine: got status 500 at its first question, want an answer; it said: Compute error."
+    )
+
+
+def test_an_engine_with_a_smaller_context_than_was_promised_is_never_ready(model_server: ModelServerFactory, tmp_path: Path) -> None:
+    small = program(tmp_path, _FAILING.format(python=sys.executable, answers=9, context=1024))
+    want = "want 2048; lower the context length, or take a model that was made for it"
+    assert last_words(model_server, tmp_path, LLAMA_SERVER=small)[-1] == f"engine: got a context of 1024 tokens, {want}"
+
+
+def test_a_context_that_the_model_was_not_made_for_is_refused_by_its_number(model_server: ModelServerFactory, tmp_path: Path) -> None:
+    """llama.cpp itself cuts its slots to it, and says nothing to who asks."""
+    assert last_words(model_server, tmp_path, CONTEXT_LENGTH="65536")[-1].startswith("engine: got a context of 8192 tokens, want 65536;")
+
+
+def test_a_crash_while_loading_keeps_its_last_words(model_server: ModelServerFactory, tmp_path: Path) -> None:
+    crash = "#!/bin/sh\necho loading >&2\necho 'CUDA error: out of memory' >&2\necho bye >&2\nexit 3\n"
+    assert last_words(model_server, tmp_path, LLAMA_SERVER=program(tmp_path, crash)) == [
+        *("loading", "CUDA error: out of memory", "bye"),
+        "engine: got exit status 3 while loading, want a loaded model; it said: CUDA error: out of memory",
+    ]
+
+
+def test_llama_cpp_says_itself_why_it_does_not_load_a_damaged_file(tmp_path: Path) -> None:
+    gguf.add("damaged:1", tiny_gguf.make(tmp_path / "whole.gguf", SCRIPT), tmp_path / "models")
+    (blob,) = (path for path in (tmp_path / "models" / "blobs").iterdir() if path.stat().st_size > 100_000)
+    with blob.open("r+b") as file:
+        file.seek(64)
+        file.write(b"\xff" * 4096)
+    with ExitStack() as stack:
+        start = functools.partial(start_model_server, stack, tmp_path / "models", tmp_path)
+        words = last_words(start, tmp_path, "damaged:1")
+    assert re.search(r"exit status 1 while loading, want a loaded model; it said: \S+ E .*exceeds maximum", words[-1])
+
+
+def test_an_engine_that_is_killed_leaves_its_last_words(model_server: ModelServerFactory, tmp_path: Path) -> None:
+    words = tmp_path / "last-words"
+    service = model_server("tiny:1", LAST_WORDS_FILE=str(words))
+    os.kill(int(Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text()), signal.SIGKILL)
+    assert service.ended() == 1
+    assert "engine: got exit status -9, want it to run; ending so that it is started again" in words.read_text().splitlines()[-1]
+    assert len(words.read_bytes()) <= 4096
 
 
 def test_a_model_of_embeddings_makes_them_and_others_say_that_they_do_not(model_server: ModelServerFactory) -> None:

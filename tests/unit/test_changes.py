@@ -69,6 +69,14 @@ def test_a_stateful_set_is_no_loss_while_its_claims_stay() -> None:
     assert refusal(kept).startswith("StatefulSet/ollama: got")
 
 
+def test_a_model_server_that_nobody_wants_any_more_takes_its_copy_with_it() -> None:
+    urn = URN.format("kubernetes:apps/v1:StatefulSet", "model-server-coder-servers")
+    spec = {"volumeClaimTemplates": [{}], "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete"}}
+    inputs = {"metadata": {"name": "model-server-coder"}, "spec": spec}
+    refuse_data_loss(plan(step("delete", urn, inputs=inputs)), ())
+    assert refusal(step("replace", urn, inputs=inputs)).startswith("StatefulSet/model-server-coder: got")
+
+
 def resized(have: str, want: str, *others: dict[str, Any], allowed: tuple[str, ...] = ()) -> None:
     def claim(size: str) -> dict[str, Any]:
         return {"metadata": {"name": "c"}, "spec": {"storageClassName": "models", "resources": {"requests": {"storage": size}}}}

@@ -89,7 +89,7 @@ def test_kinds_of_others_are_looked_for_before_anything(
         storage = StorageSettings.model_validate(
             {"hot": {"className": "fast", "size": "1Gi"}, "shared": {"className": "fast", "size": "1Gi"}}
         )
-        check = cluster_check.Asked("image", storage, None, production=False, api_server=settings)
+        check = cluster_check.Asked(image="image", storage=storage, user_id=None, production=False, api_server=settings)
         assert [each.error for each in cluster_check.check("theirs", "", check)] == found, "and nothing else is tried"
 
 

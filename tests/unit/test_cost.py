@@ -55,7 +55,7 @@ def test_the_prod_stack_costs_what_its_settings_say() -> None:
     prod = [yaml.safe_load(path.read_text()) for path in (Path(__file__).parents[1] / "golden" / "prod").glob("*.yaml")]
     found = total(prod)
     assert found.gpus == 3
-    assert found.storage == (1024 + 3 * 100) * GIB
+    assert found.storage == (1024 + 3 * 100 + 2 * 100) * GIB
 
 
 def test_the_report_shows_the_difference_with_its_sign() -> None:

@@ -201,7 +201,7 @@ def test_each_engine_says_what_it_cannot_run(model: Path, tmp_path: Path) -> Non
     store = tmp_path / "store"
     tree.add("a:1", model, store)
     with pytest.raises(StoreError, match="got no GGUF layer, want one; this engine runs GGUF models"):
-        find_gguf(store, "a:1")
+        find_gguf(store, "a:1", tmp_path / "weights")
     manifest = next(store.glob("manifests/*/*/*/*"))
     manifest.write_text(json.dumps({"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:0", "size": 1}]}))
     with pytest.raises(StoreError, match=r"got no config\.json, want a model as a tree of files; this engine runs safetensors"):

@@ -93,8 +93,8 @@ def test_a_model_server_that_is_gone_is_missed_by_its_policy() -> None:
     }
     taken = snapshot(NetworkPolicy=[policy])
     taken.objects["Namespace"][0]["metadata"]["labels"] = {"app.kubernetes.io/part-of": "modelfleet"}
-    assert ("component-missing", "Deployment/model-server-coder") in named(taken)
-    assert ("component-missing", "Deployment/model-server") not in named(taken)
+    assert ("component-missing", "StatefulSet/model-server-coder") in named(taken)
+    assert ("component-missing", "StatefulSet/model-server") not in named(taken)
 
 
 def test_an_empty_namespace_has_nothing_to_say() -> None:
@@ -220,6 +220,24 @@ def test_an_image_of_another_architecture_is_told_from_other_ends() -> None:
     assert "exec format error, want it running; set modelfleet:images.platform to that of the images, which keeps pods off nodes of" in str(
         finding
     )
+
+
+def test_last_words_come_before_the_log() -> None:
+    """The log of the next try may be of another error, or of none yet."""
+    crashed = pod("model-server-x", "model-server", status=unready(1))
+    (status,) = crashed["status"]["containerStatuses"]
+    said = "engine: got exit status 1 while loading, want a loaded model; it said: CUDA error: out of memory"
+    status["lastState"]["terminated"]["message"] = f"loading\n{said}\n"
+    taken = Snapshot(namespace="fleet", taken=NOW, objects=snapshot(Pod=[crashed]).objects, logs={"model-server-x/main": "ERROR another"})
+    (finding,) = explain(taken)
+    assert f"ending with exit code 1: {said}, want it running; mend what it says" in str(finding)
+
+
+def test_the_image_of_a_server_of_vllm_is_its_own() -> None:
+    server = pod("model-server-chat-x", "model-server-chat", status=unready())
+    server["spec"]["containers"][0]["env"] = [{"name": "MODEL_SERVER_ENGINE", "value": "vllm"}]
+    container = Container(server, server["status"]["containerStatuses"][0], server["spec"]["containers"][0])
+    assert Facts(snapshot(Pod=[server])).image_setting(container) == "modelfleet:images.refs.model-server-vllm"
 
 
 def test_two_replicas_with_one_cause_are_one_finding() -> None:

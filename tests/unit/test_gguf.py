@@ -143,7 +143,7 @@ def test_the_dearest_head_costs_seconds_and_little_memory(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("facts", "says"),
     [
-        ({"split.count": 3}, "got one of 3 parts, want a model in one file; join them with llama-gguf-split --merge"),
+        ({"split.count": 3}, "got one of 3 parts, want a model in one file; name a source that lists all of them"),
         ({"general.architecture": "clip"}, "got a projector for images, want a language model"),
         ({"general.type": "adapter"}, "got an adapter, want a language model"),
         ({"general.type": 5}, "got a GGUF of type '5', want a language model"),

@@ -94,15 +94,17 @@ def test_every_replica_with_too_little_context_is_a_line_of_its_own() -> None:
     )
 
 
-def test_s16_a_lower_least_context_leaves_the_promise_of_each_model() -> None:
-    """For an embedding model beside a coder."""
+def test_s16_the_least_context_is_asked_of_models_that_chat_alone() -> None:
     wanted = {"coder:1": 32768, "embed:1": 2048}
     models = [{"name": name, "context_length": tokens, "effective_context": tokens} for name, tokens in wanted.items()]
-    low = settings(models=json.dumps(dict.fromkeys(wanted, 1)), min_context=2048)
-    assert probe.broken(low, {"ollama-0": {"models": models}}) == []
-    models[0] |= {"effective_context": 16384}
-    (line,) = probe.broken(low, {"ollama-0": {"models": models}})
-    assert line.startswith("models.coder:1: got effective context 16384 on ollama-0, want >= 32768")
+    every = json.dumps(dict.fromkeys(wanted, 1))
+    beside = settings(models=every, embedding='["embed:1"]')
+    assert probe.broken(beside, {"ollama-0": {"models": models}}) == []
+    (line,) = probe.broken(settings(models=every), {"ollama-0": {"models": models}})
+    assert line.startswith("models.embed:1: got effective context 2048 on ollama-0, want >= 16384")
+    models[1] |= {"effective_context": 1024}
+    (line,) = probe.broken(beside, {"ollama-0": {"models": models}})
+    assert line.startswith("models.embed:1: got effective context 1024 on ollama-0, want >= 2048")
 
 
 def test_a_model_that_is_still_loading_breaks_nothing_and_is_waited_for() -> None:

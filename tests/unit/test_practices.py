@@ -38,3 +38,12 @@ def test_figures_are_of_the_files() -> None:
 def test_a_figure_that_no_result_has_is_refused() -> None:
     with pytest.raises(practices.FigureError, match=r"got results/nothing of picking.json, want what is there; it has no 'nothing'"):
         practices.figure("picking", "results/nothing", "d")
+
+
+def test_what_is_said_of_compression_was_measured() -> None:
+    """By docs/cache.md, and by the refusal of `cache.compression`."""
+    results = json.loads((practices.PAGE.parent.parent / "bench" / "results" / "compression.json").read_text())["results"]
+    assert results["programs"]
+    for name, found in results["programs"].items():
+        assert found["size"] > 0.9, name
+        assert found["unpack_mb_per_s"] < results["disk"]["read_mb_per_s"], name

@@ -116,7 +116,7 @@ def test_the_worst_comes_first_and_a_renamed_object_is_deleted_and_created() -> 
     for item in after:
         if item["kind"] == "PersistentVolumeClaim" or item["metadata"]["name"] == "gpu-priority":
             item["metadata"]["name"] = "renamed"
-        if item["kind"] == "StatefulSet":
+        if item["kind"] == "StatefulSet" and item["metadata"]["name"] == "ollama":
             item["spec"]["serviceName"] = "other"
         if item["kind"] == "PodDisruptionBudget":
             item["spec"]["maxUnavailable"] = 2
@@ -131,7 +131,7 @@ def test_the_worst_comes_first_and_a_renamed_object_is_deleted_and_created() -> 
 
 def test_the_report_puts_data_loss_in_bold_and_the_rest_not() -> None:
     text = report.changes([*without("PersistentVolumeClaim"), *without("StatefulSet")], "`main`")
-    assert text.startswith("Against `main`: 2 deleted.\n")
+    assert text.startswith("Against `main`: 3 deleted.\n")
     assert "| **PersistentVolumeClaim/shared-models** | **deleted: data may be lost, what it holds goes with it; it is protected" in text
     assert "| StatefulSet/ollama | deleted |" in text
 

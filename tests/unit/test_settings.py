@@ -11,6 +11,7 @@ from images import pins
 from infra.preparation.certificates import verifier_tls
 from infra.program import foundations
 from infra.program.settings import Settings, constraints, parse
+from infra.program.settings.capacity import capacities
 from infra.program.settings.committed import stack_config
 from infra.program.settings.gpu import GpuSettings
 from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE
@@ -49,15 +50,18 @@ def test_prod_has_the_sizes_of_the_design() -> None:
     assert (settings.storage.shared.size, settings.storage.hot.size, settings.cache.max_memory) == ("1Ti", "100Gi", "4Gi")
 
 
-def test_s16_an_embedding_model_stands_beside_a_coder_where_the_least_context_is_its_own() -> None:
+def test_s16_an_embedding_model_stands_beside_a_coder() -> None:
     small = {"name": "nomic-embed-text:v1.5", "size": "300M", "kvBytesPerToken": 9216, "contextLength": 2048}
     config = document("prod")
     config["models"].append(small | {key: config["models"][0][key] for key in ("digest", "source") if key in config["models"][0]})
-    with pytest.raises(SettingsError, match=r"contextLength: got 2048, want at least fleet.minContext \d+; raise it, or say by minContext"):
+    with pytest.raises(SettingsError, match=r"contextLength: got 2048, want at least fleet.minContext \d+; raise it, say by minContext"):
         parse(config)
-    config["fleet"]["minContext"] = 2048
+    config["models"][-1]["embeds"] = True
     accepted = parse(config)
     assert [accepted.context_length(model) for model in accepted.models] == [accepted.fleet.context_length, 2048]
+    config["models"][0]["contextLength"] = 2048
+    with pytest.raises(SettingsError, match=r"models.0.contextLength: got 2048, want at least fleet.minContext"):
+        parse(config)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +97,8 @@ def test_s16_an_embedding_model_stands_beside_a_coder_where_the_least_context_is
         ({"fleet": {"scaleToZero": {}}}, "modelfleet:fleet.scaleToZero.kubernetesCidrs: got nothing, want a value"),
         (
             {"fleet": {"minContext": 16384}},
-            "modelfleet:models.0.contextLength: got 4096, want at least fleet.minContext 16384; raise it, or say by minContext that less will do",
+            "modelfleet:models.0.contextLength: got 4096, want at least fleet.minContext 16384; "
+            "raise it, say by minContext that less will do, or by models.embeds that it does not chat",
         ),
         (
             {"models": [{**SMALL, "name": "qwen3.5:4b"}], "fleet": {"numParallel": 2}},
@@ -113,7 +118,7 @@ def test_s16_an_embedding_model_stands_beside_a_coder_where_the_least_context_is
         ({"models": [{**SMALL, "name": "untagged"}]}, "modelfleet:models.0.name: got 'untagged', want"),
         (
             {"models": [{**SMALL, "sise": 1}]},
-            "modelfleet:models.0.sise: got an unknown key, want one of contextLength, digest, keepAlive, kvBytesPerToken",
+            "modelfleet:models.0.sise: got an unknown key, want one of contextLength, digest, embeds, format, keepAlive, kvBytesPerToken",
         ),
         ({"models": []}, "modelfleet:models: got [], want "),
         ({"modelServers": []}, "modelfleet:modelServers: got none, want one at least; add one"),
@@ -170,20 +175,20 @@ def test_s16_an_embedding_model_stands_beside_a_coder_where_the_least_context_is
         ),
         (
             {"governance": {"claims": 2}},
-            "modelfleet:governance.claims: got 2, want at least 3, one a replica, the shared one and Prometheus'",
+            "modelfleet:governance.claims: got 2, want at least 4, one a replica, the shared one and Prometheus'",
         ),
         (
             {"images": {"refs": {name: ref for name, ref in REFS.items() if name != PROMETHEUS_IMAGE}}},
             "modelfleet:images.refs.prometheus: got nothing, want a reference with monitoring.prometheus; add it, or remove",
         ),
         ({"monitoring": {"prometheus": {"retentionDays": 0}}}, "modelfleet:monitoring.prometheus.retentionDays: got 0, want greater than"),
-        ({"governance": {"storage": "1Gi"}}, "modelfleet:governance.storage: got 1Gi, want at least 4.0Gi, the sum of all claims"),
+        ({"governance": {"storage": "1Gi"}}, "modelfleet:governance.storage: got 1Gi, want at least 5.0Gi, the sum of all claims"),
         ({"stack": "prod", "governance": {"pods": 10}}, "modelfleet:governance.pods: got 10, want at least 14, all replicas and six more"),
         (
             {"stack": "prod", "governance": {"ephemeralStorage": "100Mi"}},
             "modelfleet:governance.ephemeralStorage: got 100Mi, want at least 1.2Gi, 64Mi for each of 20 containers",
         ),
-        ({"stack": "prod", "governance": {"claims": 3}}, "modelfleet:governance.claims: got 3, want at least 4"),
+        ({"stack": "prod", "governance": {"claims": 3}}, "modelfleet:governance.claims: got 3, want at least 6"),
         ({"cache": {"maxMemory": "0"}}, "modelfleet:cache.maxMemory: got '0', want at least 1Mi; add a unit"),
         ({"fleet": {"resources": {"cpu": "0", "memory": "1Gi"}}}, "modelfleet:fleet.resources.cpu: got '0', want at least 1m"),
         ({"apiServer": {"clientCidrs": ["10.0.0.1/8"]}}, "modelfleet:apiServer.clientCidrs.0: got '10.0.0.1/8', want a network such as"),
@@ -557,6 +562,8 @@ def test_kubernetes_ways_to_write_a_size_are_taken(memory: str) -> None:
 
 DIGEST = "sha256:" + "d" * 64
 NAMED = {**SMALL, "source": "https://files.example.com/small.gguf", "digest": DIGEST}
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+HUB = "huggingface://h/team/small"
 
 
 @pytest.mark.parametrize(
@@ -568,6 +575,8 @@ NAMED = {**SMALL, "source": "https://files.example.com/small.gguf", "digest": DI
         ("http://198.51.100.7:8000/small.gguf", ("198.51.100.7", 8000)),
         ("registry://198.51.100.7/team/small:1", ("198.51.100.7", 443)),
         ("registry+http://198.51.100.7:5000/small:1", ("198.51.100.7", 5000)),
+        (f"huggingface://198.51.100.7/team/small/q4/small.gguf:{COMMIT}", ("198.51.100.7", 443)),
+        (f"huggingface+http://198.51.100.7:8000/team/small/small.gguf:{COMMIT}", ("198.51.100.7", 8000)),
     ],
 )
 def test_every_kind_of_source_is_taken_and_says_where_the_writer_must_go(source: str, origin: tuple[str, int] | None) -> None:
@@ -589,11 +598,87 @@ def test_every_kind_of_source_is_taken_and_says_where_the_writer_must_go(source:
         ({"contextLength": 8192}, "models.0.contextLength: got 8192, want at most fleet.contextLength 4096; raise that"),
         ({"replicas": 2}, "models.0.replicas: got 2, want at most fleet.replicas 1"),
         ({"keepAlive": "soon"}, "models.0.keepAlive: got 'soon', want "),
+        (
+            {"source": f"{HUB}/a.gguf:main"},
+            f"models.0.source: got '{HUB}/a.gguf:main', want huggingface://host/owner/name[/file.gguf]:commit",
+        ),
+        (
+            {"source": f"{HUB}:{COMMIT}"},
+            f"models.0.source: got '{HUB}:{COMMIT}', want huggingface://host/owner/name[/file.gguf]:commit with",
+        ),
+        ({"format": "onnx"}, "models.0.format: got 'onnx', want "),
+        (
+            {"format": "safetensors", "source": f"{HUB}/a.gguf:{COMMIT}"},
+            f"models.0.source: got '{HUB}/a.gguf:{COMMIT}' with format safetensors, want huggingface://host/owner/name:commit, registry://",
+        ),
+        (
+            {"format": "safetensors", "source": "https://h/a.safetensors"},
+            "models.0.source: got 'https://h/a.safetensors' with format safetensors, want huggingface://",
+        ),
+        (
+            {"format": "safetensors", "source": f"{HUB}:{COMMIT}", "quantization": "Q4_K_M"},
+            "models.0.quantization: got Q4_K_M with format safetensors, want none",
+        ),
+        (
+            {"format": "safetensors", "source": f"{HUB}:{COMMIT}", "replicas": 1},
+            "models.0.replicas: got 1 with safetensors, want 0: Ollama loads one GGUF file alone; leave it out",
+        ),
+        (
+            {"source": f"{HUB}/a-00001-of-00003.gguf:{COMMIT}", "replicas": 1},
+            "models.0.replicas: got 1 with a split GGUF, want 0: Ollama loads one GGUF file alone; leave it out",
+        ),
+        ({"source": "https://h/SHA256SUMS", "replicas": 1}, "models.0.replicas: got 1 with a split GGUF, want 0"),
+        ({"replicas": 0}, "models: got none that the fleet can hold, want one at least"),
         (NAMED, "delivery.networks: got nothing, want the networks of files.example.com, the source of smollm2:135m"),
     ],
 )
 def test_a_model_that_cannot_be_delivered_is_refused(model: dict[str, Any], line: str) -> None:
     assert f"modelfleet:{line}" in refusal(models=[{**SMALL, "digest": DIGEST, **model}])
+
+
+FOR_SERVERS = {"name": "big:1", "size": "200M", "kvBytesPerToken": 23040}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"replicas": 0},
+        {"format": "safetensors", "source": f"huggingface://198.51.100.7/team/big:{COMMIT}"},
+        {"format": "safetensors", "source": "registry://198.51.100.7/team/big:1", "digest": DIGEST},
+        {"source": f"huggingface://198.51.100.7/team/big/big-00001-of-00002.gguf:{COMMIT}"},
+        {"source": "https://198.51.100.7/big/SHA256SUMS", "digest": DIGEST},
+    ],
+)
+def test_a_model_that_the_fleet_cannot_load_is_for_model_servers_alone(fields: dict[str, Any]) -> None:
+    config = document()
+    config["models"] = [SMALL, FOR_SERVERS | fields]
+    with pytest.raises(SettingsError, match=r"models\.1: got big:1 on no replica of the fleet, want a server that has it; add it to"):
+        parse(config)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"replicas": 0}, {"source": f"huggingface://198.51.100.7/team/big/big-00001-of-00002.gguf:{COMMIT}"}], ids=["none", "split"]
+)
+def test_a_model_of_a_model_server_alone_is_no_id_of_the_fleet(fields: dict[str, Any]) -> None:
+    """So the server may have its name as its own."""
+    config = document()
+    config["models"] = [SMALL, FOR_SERVERS | fields]
+    config["modelServers"] = [SERVER | {"model": "big:1", "modelId": "big:1"}]
+    accepted = parse(config)
+    assert [model.name for model in accepted.fleet_models] == ["smollm2:135m"]
+    assert accepted.ids == ["smollm2:135m", "big:1"]
+    assert list(capacities(accepted)) == accepted.ids
+
+
+def test_the_claim_of_a_model_server_holds_its_model() -> None:
+    large = {"models": [SMALL, FOR_SERVERS | {"size": "1Gi", "replicas": 0}]}
+    server = SERVER | {"model": "big:1", "contextLength": 512, "resources": {"cpu": "100m", "memory": "1200Mi"}}
+    want = "want at least 1.1Gi for model server model-server, its model and a tenth more; raise it, or set modelServers.0.localSize"
+    assert f"modelfleet:storage.hot.size: got 1Gi, {want}" in refusal(**large, modelServers=[server])
+    assert f"modelfleet:modelServers.0.localSize: got 1100M, {want}" in refusal(**large, modelServers=[server | {"localSize": "1100M"}])
+    config = document() | large
+    config["modelServers"] = [server | {"localSize": "1200M"}]
+    assert parse(config).model_servers[0].local_size == "1200M"
 
 
 @pytest.mark.parametrize("source", ["https://me:hunter2@h/x", "https://h/x?token=hunter2"])

@@ -28,7 +28,7 @@ def writer(tmp_path: Path) -> Iterator[Writer]:
     found.close()
 
 
-def bounds(limit: int = LIMIT, free: int = 0, young_s: float = 0) -> Bounds:
+def bounds(limit: int = LIMIT, free: float = 0, young_s: float = 0) -> Bounds:
     return Bounds(limit, free, young_s)
 
 
@@ -121,10 +121,10 @@ def test_others_on_the_disk_leave_less(tmp_path: Path, writer: Writer, monkeypat
     real = os.statvfs(tmp_path)
 
     class Disk:
-        f_bavail, f_frsize = 3 * MIB // real.f_frsize, real.f_frsize
+        f_bavail, f_blocks, f_frsize = 3 * MIB // real.f_frsize, 40 * MIB // real.f_frsize, real.f_frsize
 
     monkeypatch.setattr(os, "statvfs", lambda _: Disk)
-    found = passes(tmp_path, bounds(free=4 * MIB))
+    found = passes(tmp_path, bounds(free=0.1))
     assert found.limit < 3 * MIB and found.removed["disk"] and disk(tmp_path) <= found.limit
     assert found.bytes <= found.limit
 

@@ -214,13 +214,13 @@ def sources(facts: Facts) -> Iterator[Finding]:
 
 
 def crashes(facts: Facts) -> Iterator[Finding]:
-    """Containers that exit by themselves, with their exit code and the last line of their log."""
+    """Containers that exit by themselves, with their exit code and their last words."""
     for container in facts.containers():
         code = container.ended.get("exitCode")
         if not code:
             continue
-        line = facts.log_line(container)
-        words = f": {one_line(line, 200)}" if line else ""
+        line = facts.last_words(container)
+        words = f": {one_line(line)}" if line else ""
         pod = container.pod["metadata"]["name"]
         got = f"container {container.name} ending with exit code {code}{_SIGNALS.get(code, '')}{words}"
         do = f"mend what it says: kubectl logs {pod} -c {container.name}" + (" --previous" if container.restarts else "")

@@ -166,6 +166,11 @@ class Facts:
         lines = [line.strip() for line in self.log(container).splitlines() if line.strip()]
         return next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "")
 
+    def last_words(self, container: Container) -> str:
+        """What a container that ended has left for the kubelet, whose last line says why; or else what its log says."""
+        lines = [line.strip() for line in str(container.ended.get("message", "")).splitlines() if line.strip()]
+        return lines[-1] if lines else self.log_line(container)
+
     def workload(self, pod: Object) -> str:
         """`Kind/name` of the workload that made the pod: the Deployment, not its ReplicaSet. A pod without a workload is its own."""
         owner = _controller(pod)
@@ -182,9 +187,9 @@ class Facts:
 
     @property
     def servers(self) -> list[str]:
-        """Components of the model servers; of one whose Deployment is gone, the policy is there."""
+        """Components of the model servers; of one whose StatefulSet is gone, the policy is there."""
         selected = (policy["spec"].get("podSelector", {}).get("matchLabels") or {} for policy in self.all("NetworkPolicy"))
-        named = [self.component(item) for kind in ("Deployment", "Pod") for item in self.all(kind)]
+        named = [self.component(item) for kind in ("StatefulSet", "Pod") for item in self.all(kind)]
         found = {name for name in [*named, *(each.get("app.kubernetes.io/name", "") for each in selected)] if kind_of(name) == MODEL_SERVER}
         return sorted(found) or [MODEL_SERVER]
 
@@ -199,6 +204,8 @@ class Facts:
             return "modelfleet:images.refs.models"
         if component in {*_SECTIONS, MODEL_WRITER, CONTEXT_PROBE} and container.name in _CONTAINER_IMAGES:
             return f"modelfleet:images.refs.{_CONTAINER_IMAGES[container.name]}"
+        if kind_of(component) == MODEL_SERVER and {"name": "MODEL_SERVER_ENGINE", "value": "vllm"} in container.spec.get("env", []):
+            return "modelfleet:images.refs.model-server-vllm"
         return f"modelfleet:images.refs.{kind_of(component)}" if _section(component) else "the image's name in the pod"
 
 

@@ -5,7 +5,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from components.contract import ACTIVATOR, API_SERVER, CONTEXT_PROBE, DNS_CLIENTS, OLLAMA, PART_OF, PROMETHEUS, edges, every, metric_ports
+from components.contract import (
+    ACTIVATOR,
+    API_SERVER,
+    CONTEXT_PROBE,
+    DNS_CLIENTS,
+    MODEL_SERVER,
+    OLLAMA,
+    PART_OF,
+    PROMETHEUS,
+    edges,
+    every,
+    kind_of,
+    metric_ports,
+)
 from infra.analysis.explain.facts import Facts, Finding, key, labels, selects
 from infra.analysis.explain.snapshot import Object
 
@@ -179,7 +192,7 @@ def missing(facts: Facts) -> Iterator[Finding]:
     ends = {end for edge in edges(facts.servers) for end in (edge.source, edge.target)} | metric_ports(facts.servers).keys()
     for component in sorted(ends - {CONTEXT_PROBE, ACTIVATOR, PROMETHEUS}):
         if component not in there:
-            kind = "StatefulSet" if component == "ollama" else "Deployment"
+            kind = "StatefulSet" if kind_of(component) in (OLLAMA, MODEL_SERVER) else "Deployment"
             yield Finding(
                 cause="component-missing",
                 subject=f"{kind}/{component}",

@@ -11,6 +11,9 @@ _COMPILERS = re.compile(
     r"|rustc|rustup|cargo|golang\S*|cmake|make|ninja-build|meson|\S+-dev)(?![\w./-])"
 )
 _INSTALLS = re.compile(r"\b(pip3?|uv|pipx|poetry|conda|mamba)\b.*\b(install|sync|add)\b")
+_BASE = re.compile(r"^ARG BASE$", re.MULTILINE)
+"""Without a default, so that a build must say which."""
+_COMPILES = re.compile(r'^LABEL .*\bdev\.modelfleet\.compiles="[^"]{20,}"')
 _LOCKED = re.compile(r"--require-hashes|\buv sync\b.*--(locked|frozen)")
 
 
@@ -31,12 +34,13 @@ def _names(text: str) -> set[str]:
 
 
 def bases_are_pinned(text: str, pins: Mapping[str, Any]) -> list[str]:
-    """Every base is a stage of this very file or a tag of pins.toml: `latest` moves, and vendors delete old CUDA tags."""
+    """Every base is a stage of this very file, an image of ours that the build gives by digest, or a tag of pins.toml: `latest` moves, and
+    vendors delete old CUDA tags."""
     found: list[str] = []
     for base, _ in _stages(text):
         image, _, digest = base.partition("@")
         name, _, tag = image.partition(":")
-        if base.lower() in _names(text):
+        if base.lower() in _names(text) or (base == "${BASE}" and _BASE.search(text)):
             continue
         pin = pins.get(name, {})
         if pin.get("tag") != tag:
@@ -47,7 +51,10 @@ def bases_are_pinned(text: str, pins: Mapping[str, Any]) -> list[str]:
 
 
 def runtime_has_no_compiler(text: str) -> list[str]:
+    """But where an image says by a label what it compiles while it runs (docs/adr/0027-a-compiler-beside-vllm.md)."""
     _, instructions = _stages(text)[-1]
+    if any(_COMPILES.search(line) for line in instructions):
+        return []
     packages = [match for line in instructions if line.startswith("RUN") for match in _COMPILERS.findall(line)]
     return [f"{package}: got it in the final stage, want compilers in a builder stage only; copy the result" for package in packages]
 

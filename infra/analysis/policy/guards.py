@@ -151,7 +151,7 @@ def claims_are_protected(objects: Sequence[Object]) -> list[str]:
     found += [
         f"{title(item)}: got a claim that can be deleted, want it protected; {remedy}"
         for item in of(objects, "PersistentVolumeClaim")
-        if annotation(item, PROTECTED_ANNOTATION) != "true"
+        if annotation(item, PROTECTED_ANNOTATION) != "true" and annotation(item, COPIES_ANNOTATION) != "disposable"
     ]
     return found
 

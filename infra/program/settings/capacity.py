@@ -5,7 +5,7 @@ holds one, of contextLength tokens at most. Host memory (promptCache) holds more
 
     servers x (slots + promptCache / (kvBytesPerToken x contextLength), rounded down)
 
-conversations of full length, and more of shorter ones.
+conversations of full length, and more of shorter ones. vLLM keeps them in what its KV cache has beyond its slots, on the GPUs.
 
 Where the speed of a server was measured, a turn of such a conversation takes a slot for as long as the new part of its prompt is read and
 the answer is written; and a server reads one prompt after the other, for that is what all of its compute is for:
@@ -17,6 +17,7 @@ turns a second. The prompt is that of a turn of a coding agent, or what contextL
 
 from dataclasses import dataclass
 
+from infra.program.settings import server_memory
 from infra.program.settings.model_servers import ModelServerSettings
 from infra.program.settings.models import ModelSettings
 from infra.program.settings.section import Speed, quantity
@@ -40,7 +41,7 @@ class Capacity:
     """Tokens of one slot."""
     kv_bytes_per_token: int
     prompt_cache: float
-    """Bytes of one server's host memory."""
+    """Bytes of one server for old prompts: of its host memory, or of vLLM's KV cache."""
     speed: Speed | None = None
     """Of one server."""
 
@@ -95,21 +96,34 @@ def of_fleet(model: ModelSettings, settings: Sections) -> Capacity:
 def of_server(server: ModelServerSettings, settings: Sections) -> Capacity:
     """The model of a model server, which is one of `models`."""
     model = settings.model(server.model)
-    in_slots = model.kv_bytes_per_token * server.context_length * server.parallel
-    left = FILL * quantity(server.resources.memory) - quantity(model.size) - in_slots
     return Capacity(
         servers=server.replicas,
         slots=server.parallel,
         context_length=server.context_length,
-        kv_bytes_per_token=model.kv_bytes_per_token,
-        prompt_cache=max(0, min(in_slots, left)) if server.prompt_cache is None else quantity(server.prompt_cache),
+        kv_bytes_per_token=server_memory.kv_bytes_per_token(server, model),
+        prompt_cache=_kept(server, model, settings),
         speed=server.speed,
     )
+
+
+def _kept(server: ModelServerSettings, model: ModelSettings, settings: Sections) -> float:
+    if server.engine == "vllm":
+        return server_memory.kv_left_over(server, model, settings.gpu) + offloaded(server)
+    if server.prompt_cache is not None:
+        return quantity(server.prompt_cache)
+    in_slots = model.kv_bytes_per_token * server.context_length * server.parallel
+    on_host = 0 if server.gpus else in_slots
+    return max(0.0, min(in_slots, FILL * quantity(server.resources.memory) - quantity(model.size) - on_host))
+
+
+def offloaded(server: ModelServerSettings) -> float:
+    """Bytes of host memory for old prompts of vLLM."""
+    return quantity(server.prompt_cache) if server.engine == "vllm" and server.prompt_cache is not None else 0.0
 
 
 def capacities(settings: Sections) -> dict[str, Capacity]:
     """By the id that clients name, in the order of the outputs."""
     return {
-        **{model.name: of_fleet(model, settings) for model in settings.models},
+        **{model.name: of_fleet(model, settings) for model in settings.fleet_models},
         **{server.model_id: of_server(server, settings) for server in settings.model_servers},
     }

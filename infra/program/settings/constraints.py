@@ -10,6 +10,7 @@ where a unit is a whole GPU, an equal share, or a MIG partition (`GpuSettings.un
 import re
 from collections.abc import Iterator
 
+from components.cache_tier import KEEPER_RESOURCES
 from components.contract import ARCHITECTURE
 from components.models import FOLLOWER_RESOURCES
 from components.ollama_agent import AGENT_RESOURCES, PROBE_RESOURCES
@@ -17,20 +18,15 @@ from infra.program.settings import capacity, external, server_rules
 from infra.program.settings.cluster import verifier_namespace
 from infra.program.settings.images import PROMETHEUS_IMAGE
 from infra.program.settings.models import ModelSettings, is_address
-from infra.program.settings.section import GIB, MIB, in_gib, quantity
+from infra.program.settings.section import MIB, in_gib, quantity
 from infra.program.settings.sections import Sections
+from infra.program.settings.server_memory import LLAMA_CPP_WORKSPACE
 from model_sync.catalog import is_held_by
 
-GPU_WORKSPACE = 1.5 * GIB
-"""Bytes of one loaded model on each GPU beside weights and KV cache: the CUDA context (about 0.5 GiB) and llama.cpp's compute buffers at
-a batch of 512 (under 1 GiB up to 70B parameters). On the safe side: an H200 took 0.5 GiB for Qwen3-Coder-30B-A3B's shape, and 0.8 GiB for
-Qwen3-8B's (bench/results/gpu.json)."""
 EPHEMERAL_DEFAULT = 64 * MIB
 """Disk that the namespace's LimitRange requests for a container without a request for it. None of our containers has one."""
 SIDECARS = (FOLLOWER_RESOURCES, AGENT_RESOURCES)
 """Resources of the containers beside each Ollama server in its pod."""
-HOT_FILL = 0.9
-"""Part of the node-local volume that models may fill: a new version arrives beside the old one, and a full disk evicts pods."""
 _LABEL = 63
 """Most characters of a namespace's name, and of a Service's (RFC 1123)."""
 _ONE_AT_A_TIME = re.compile(r"llama3\.2-vision|qwen3-vl|qwen3\.[56]|qwen3-next|lfm2|nemotron-?(h|3)", re.IGNORECASE)
@@ -45,6 +41,10 @@ def problems(settings: Sections) -> list[str]:
         _images,
         _models,
         server_rules.names,
+        server_rules.engines,
+        server_rules.quota,
+        server_rules.holders,
+        server_rules.tiers,
         _aliases,
         _delivery,
         _contexts,
@@ -53,8 +53,9 @@ def problems(settings: Sections) -> list[str]:
         _gpu_memory,
         _host_memory,
         server_rules.memory,
+        server_rules.storage,
         _storage,
-        _cache,
+        server_rules.cache,
         _quota,
     )
     found = [line for check in checks for line in check(settings)] + list(external.problems(settings.external_pools, settings.ids))
@@ -63,7 +64,7 @@ def problems(settings: Sections) -> list[str]:
 
 def gpu_bytes(model: ModelSettings, settings: Sections) -> float:
     """GPU memory that one server needs for `model`, by the formula above."""
-    return quantity(model.size) + capacity.of_fleet(model, settings).kv_bytes + GPU_WORKSPACE * settings.fleet.gpus_per_pod
+    return quantity(model.size) + capacity.of_fleet(model, settings).kv_bytes + LLAMA_CPP_WORKSPACE * settings.fleet.gpus_per_pod
 
 
 def _names(settings: Sections) -> Iterator[str]:
@@ -111,6 +112,8 @@ def _models(settings: Sections) -> Iterator[str]:
     names = settings.model_names
     if len(set(names)) != len(names):
         yield f"models: got {', '.join(names)}, want each name once; remove the repetition"
+    if not settings.fleet_models:
+        yield f"models: got {', '.join(names)}, none of format gguf, want one at least, which the fleet serves; add one"
 
 
 def _aliases(settings: Sections) -> Iterator[str]:
@@ -128,7 +131,7 @@ def _delivery(settings: Sections) -> Iterator[str]:
     fleet = settings.fleet
     for index, model in enumerate(settings.models):
         path = f"models.{index}"
-        if settings.context_length(model) > fleet.context_length:
+        if model.in_fleet and settings.context_length(model) > fleet.context_length:
             yield f"{path}.contextLength: got {model.context_length}, want at most fleet.contextLength {fleet.context_length}; raise that"
         if (model.replicas or 1) > fleet.replicas:
             yield f"{path}.replicas: got {model.replicas}, want at most fleet.replicas {fleet.replicas}; lower it, or leave it out for all"
@@ -150,23 +153,18 @@ def _unplaced(settings: Sections) -> Iterator[str]:
 def _largest_replica(settings: Sections) -> list[ModelSettings]:
     """The models of the replica that must hold most bytes."""
     fleet = settings.fleet.replicas
-    held = [[model for model in settings.models if is_held_by(model.name, model.replicas or 0, fleet, ordinal)] for ordinal in range(fleet)]
+    models = settings.fleet_models
+    held = [[model for model in models if is_held_by(model.name, model.replicas or 0, fleet, ordinal)] for ordinal in range(fleet)]
     return max(held, key=lambda models: sum(quantity(model.size) for model in models))
 
 
 def _gpus(settings: Sections) -> Iterator[str]:
     fleet, gpu = settings.fleet, settings.gpu
-    gpus = fleet.replicas * fleet.gpus_per_pod
     if fleet.gpus_per_pod and not gpu.enabled:
         yield f"fleet.gpusPerPod: got {fleet.gpus_per_pod}, want 0 while gpu.enabled is false; enable gpu or set it to 0"
     if fleet.gpus_per_pod > 1 and gpu.sharing.strategy != "none":
         # Shares of one pod may be of the same GPU, and a CUDA process uses one MIG partition only.
         yield f"fleet.gpusPerPod: got {fleet.gpus_per_pod}, want at most 1 with gpu.sharing {gpu.sharing.strategy}; take larger shares"
-    if gpus > settings.governance.gpu_quota:
-        yield (
-            f"fleet: got {gpus} GPUs (replicas {fleet.replicas} x gpusPerPod {fleet.gpus_per_pod}), want at most "
-            f"governance.gpuQuota {settings.governance.gpu_quota}; raise the quota or lower the fleet"
-        )
 
 
 def _gpu_memory(settings: Sections) -> Iterator[str]:
@@ -178,7 +176,7 @@ def _gpu_memory(settings: Sections) -> Iterator[str]:
     if have and need > have:
         yield (
             f"models: got {in_gib(need)} of GPU memory for {names} (weights + KV cache of contextLength "
-            f"{fleet.context_length} x numParallel {fleet.num_parallel} + {in_gib(GPU_WORKSPACE)} a model and GPU), want at most "
+            f"{fleet.context_length} x numParallel {fleet.num_parallel} + {in_gib(LLAMA_CPP_WORKSPACE)} a model and GPU), want at most "
             f"{in_gib(have)} ({gpu.describe_unit()}); lower fleet.contextLength or fleet.numParallel, or give more GPUs"
         )
 
@@ -200,12 +198,12 @@ def _host_memory(settings: Sections) -> Iterator[str]:
 def _contexts(settings: Sections) -> Iterator[str]:
     fleet = settings.fleet
     for index, model in enumerate(settings.models):
-        if settings.context_length(model) < fleet.min_context:
+        if model.in_fleet and not model.embeds and settings.context_length(model) < fleet.min_context:
             yield (
                 f"models.{index}.contextLength: got {settings.context_length(model)}, want at least fleet.minContext {fleet.min_context}; "
-                "raise it, or say by minContext that less will do"
+                "raise it, say by minContext that less will do, or by models.embeds that it does not chat"
             )
-    for model in settings.models if fleet.num_parallel > 1 else []:
+    for model in settings.fleet_models if fleet.num_parallel > 1 else []:
         if _ONE_AT_A_TIME.match(model.name.rpartition("/")[2]):
             yield (
                 f"fleet.numParallel: got {fleet.num_parallel}, want 1 with model {model.name}: Ollama serves its family one request at a "
@@ -217,21 +215,12 @@ def _storage(settings: Sections) -> Iterator[str]:
     hot, shared = settings.storage.hot, settings.storage.shared
     held = sum(quantity(model.size) for model in _largest_replica(settings))
     need = sum(quantity(model.size) for model in settings.models)
-    if held > HOT_FILL * quantity(hot.size):
-        yield f"storage.hot.size: got {hot.size}, want at least {in_gib(held / HOT_FILL)}, the models and a tenth more; raise it"
+    if (room := held / server_rules.HOT_FILL) > quantity(hot.size):
+        yield f"storage.hot.size: got {hot.size}, want at least {in_gib(room)}, the models and a tenth more; raise it"
     if shared.claim is not None and not settings.storage.retain:
         yield f"storage.shared.claim: got {shared.claim} with retain false, want true, or the claim would go with the namespace; set it"
     if need > quantity(shared.size):
         yield f"storage.shared.size: got {shared.size}, want at least {in_gib(need)}, the sum of all models; raise it"
-
-
-def _cache(settings: Sections) -> Iterator[str]:
-    cache = settings.cache
-    if quantity(cache.max_memory) >= quantity(cache.resources.memory):
-        yield (
-            f"cache.maxMemory: got {cache.max_memory}, want less than cache.resources.memory "
-            f"{cache.resources.memory}; leave a tenth for the server itself"
-        )
 
 
 def _quota(settings: Sections) -> Iterator[str]:
@@ -242,8 +231,9 @@ def _quota(settings: Sections) -> Iterator[str]:
         (fleet.replicas, fleet.resources),
         *((fleet.replicas, each) for each in SIDECARS),
         (1, PROBE_RESOURCES),
-        (fleet.replicas if fleet.gpus_per_pod else 0, settings.gpu.overhead),
+        (settings.gpu_pods, settings.gpu.overhead),
         *((server.replicas, server.resources) for server in servers),
+        (keepers := server_rules.keepers(settings), KEEPER_RESOURCES),
         (1, settings.cache.resources),
         (settings.api_server.replicas, settings.api_server.resources),
         (1, settings.monitoring.resources),
@@ -255,6 +245,9 @@ def _quota(settings: Sections) -> Iterator[str]:
     cpu = sum(count * quantity(each.cpu) for count, each in parts) + sum(quantity(each.cpu) for each in surge)
     memory = sum(count * quantity(each.memory) for count, each in parts) + sum(quantity(each.memory) for each in surge)
     claimed = fleet.replicas * quantity(storage.hot.size) + quantity(storage.shared.size) + sum(quantity(each.size) for each in prometheus)
+    claimed += sum(server.replicas * quantity(server_rules.local_size(server, settings)) for server in servers)
+    tiers = server_rules.tier_claims(settings)
+    claimed += sum(tiers)
     if cpu > quantity(limits.cpu):
         yield f"governance.cpu: got {limits.cpu}, want at least {cpu:.1f}, all requests and a rollout; raise it"
     if memory > quantity(limits.memory):
@@ -264,14 +257,14 @@ def _quota(settings: Sections) -> Iterator[str]:
     count += int(fleet.scaling is not None)
     if count > limits.pods:
         yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and six more; raise it or lower replicas"
-    containers = count + fleet.replicas * len(SIDECARS)
-    if containers * EPHEMERAL_DEFAULT > quantity(limits.ephemeral_storage):
+    containers = count + fleet.replicas * len(SIDECARS) + keepers
+    if (disk := containers * EPHEMERAL_DEFAULT) > quantity(limits.ephemeral_storage):
         yield (
-            f"governance.ephemeralStorage: got {limits.ephemeral_storage}, want at least {in_gib(containers * EPHEMERAL_DEFAULT)}, "
+            f"governance.ephemeralStorage: got {limits.ephemeral_storage}, want at least {in_gib(disk)}, "
             f"{EPHEMERAL_DEFAULT // MIB}Mi for each of {containers} containers; raise it"
         )
-    more = " and Prometheus'" if prometheus else ""
-    if (claims := fleet.replicas + 1 + len(prometheus)) > limits.claims:
+    more = (" and Prometheus'" if prometheus else "") + (f", and {len(tiers)} of cache.maxSize" if tiers else "")
+    if (claims := fleet.replicas + sum(server.replicas for server in servers) + 1 + len(prometheus) + len(tiers)) > limits.claims:
         yield f"governance.claims: got {limits.claims}, want at least {claims}, one a replica, the shared one{more}; raise it"
     if claimed > quantity(limits.storage):
         yield f"governance.storage: got {limits.storage}, want at least {in_gib(claimed)}, the sum of all claims; raise it"

@@ -35,7 +35,7 @@ class FleetSettings(Section):
     context_length: int = Field(default=32768, ge=2048, le=1_048_576)
     """Tokens per request that any model may have; Ollama's own default depends on the GPU, so it is always set."""
     min_context: int = Field(default=16384, ge=512, le=1_048_576)
-    """Tokens that the running servers must hold for every model, or the deployment fails. OpenHands refuses less than 16384."""
+    """Tokens that the running servers must hold for every model that chats, or the deployment fails. OpenHands refuses less than 16384."""
     num_parallel: int = Field(default=1, ge=1, le=64)
     """Requests that one model serves at once; memory for context grows with it."""
     keep_alive: str = Field(default="-1", pattern=KEEP_ALIVE)

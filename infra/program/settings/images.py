@@ -13,10 +13,14 @@ PROMETHEUS_IMAGE = "prometheus"
 """The stack needs this image with monitoring.prometheus alone."""
 VERIFIER_IMAGE = "image-verifier"
 """The stack needs this image with images.trust alone."""
+VLLM_IMAGE = "model-server-vllm"
+"""The stack needs this image with a model server of engine vllm alone."""
 BUILT_FOR = "linux/amd64"
 """The platform of images that are built and name none."""
 BASE_NAMES = ("cuda-base", "python-base")
-"""Base images for services of other teams. The stack itself runs none of them."""
+"""Base images: of model-server-vllm, and for services of other teams. The stack runs none of them by itself."""
+KNOWN = (*IMAGE_NAMES, *BASE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE, VLLM_IMAGE)
+"""Every image that there may be a reference for."""
 
 
 class TrustSettings(Section):
@@ -74,8 +78,8 @@ class ImagesSettings(Section):
     def _refs_fit_builder(self) -> Self:
         problems: list[str] = []
         for name, ref in self.refs.items():
-            if name not in (*IMAGE_NAMES, *BASE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE):
-                known = ", ".join((*IMAGE_NAMES, *BASE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE))
+            if name not in KNOWN:
+                known = ", ".join(KNOWN)
                 problems.append(f"refs.{refusals.key(name)}: got an unknown image, want one of {known}; correct the name")
             elif not re.fullmatch(r"[^\s@]+@sha256:[0-9a-f]{64}", ref):
                 problems.append(f"refs.{name}: got {ref!r}, want repository@sha256:<64 hex digits>; pin the digest")

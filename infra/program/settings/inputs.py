@@ -198,10 +198,10 @@ def _token_problems(settings: Settings | None, *, encrypted: bool) -> list[str]:
         problems.append(_plain_text(_SOURCE_TOKENS))
     for index, model in enumerate(settings.models):
         scheme, (host, port) = urlsplit(model.source).scheme, model.origin or ("", 0)
-        if scheme in ("http", "registry+http") and {host, f"{host}:{port}"} & tokens.keys():
+        if scheme in ("http", "registry+http", "huggingface+http") and {host, f"{host}:{port}"} & tokens.keys():
             problems.append(
                 f"{PROJECT}:models.{index}.source: got {scheme}:// and a credential for {host} in {_SOURCE_TOKENS}, "
-                "want TLS, or everybody on the way could read it; use https:// or registry://, or remove the credential"
+                "want TLS, or everybody on the way could read it; use https://, registry:// or huggingface://, or remove the credential"
             )
     return problems
 

@@ -3,42 +3,53 @@
 import ipaddress
 import re
 import ssl
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from infra.program.settings.section import Bytes, Cidr, ModelName, Section, Speed
+from model_sync.files import HUBS, LIST
+from model_sync.gguf import parts_of
 from model_sync.proxy import Proxy
 
 IMAGE = "image"
 KEEP_ALIVE = r"^(-1|[0-9]{1,6}(ms|s|m|h))$"
-_PORTS = {"registry": 443, "registry+http": 80, "https": 443, "http": 80}
-_FORMS = "image, registry://host/namespace/model:tag, registry+http://…, https://…, http://… or file:///…"
+_PORTS = {"registry": 443, "registry+http": 80, "huggingface": 443, "huggingface+http": 80, "https": 443, "http": 80}
+_REGISTRY = "registry://host/namespace/model:tag"
+_HUB = "huggingface://host/owner/name[/file.gguf]:commit"
+_FORMS = f"image, {_REGISTRY}, {_HUB} (either with +http too), https://…, http://… or file:///…"
 
 
 class ModelSettings(Section):
     name: ModelName
     """name:tag in the model store, and the model id of the API."""
     size: Bytes
-    """Size of the weights: of the GGUF file, rounded up. A larger file is refused."""
+    """Size of the weights, all files together, rounded up. Larger ones are refused."""
+    format: Literal["gguf", "safetensors"] = "gguf"
+    """Form of the model's files: one GGUF file or a split one; or a tree of safetensors."""
     kv_bytes_per_token: int = Field(ge=1, le=2**26)
     """Bytes of KV cache for one token: 2 x layers x KV heads x head dimension x bytes per element (2 for f16, Ollama's default).
     The numbers are in the model's GGUF metadata: block_count, attention.head_count_kv, attention.key_length."""
     source: str = IMAGE
     """Where the writer takes it from: `image` (the store in the models image), `registry://host/namespace/model:tag` (Ollama's and
-    Docker's registry protocol; `registry+http://` without TLS), a GGUF file at `https://…` or `http://…`, or one at `file:///…` in the
-    writer's image."""
+    Docker's registry protocol; `registry+http://` without TLS), `huggingface://huggingface.co/owner/name:commit` (with `/file.gguf` after
+    the name for a GGUF; `huggingface+http://` without TLS), a GGUF file at `https://…` or `http://…`, or one at `file:///…` in the
+    writer's image. Where such an address ends in `/SHA256SUMS`, it is a list of the model's files, as `sha256sum` writes it."""
     digest: str = Field(default="", pattern=r"^(sha256:[0-9a-f]{64})?$")
-    """sha256 of the manifest in a registry, of the file elsewhere. Needed with every source but `image`."""
+    """sha256 of the manifest in a registry, of the file or the list elsewhere. Needed with every source but `image` and `huggingface://…`,
+    whose commit says what is wanted."""
     context_length: int | None = Field(default=None, ge=512, le=1_048_576)
     """Tokens that a request to this model may have; fleet.contextLength when unset, and at most that."""
+    embeds: bool = False
+    """It makes embeddings or scores and does not chat: `fleet.minContext` is not asked of it."""
     quantization: str = Field(default="", pattern=r"^[A-Z0-9_]{0,20}$")
     """For example Q4_K_M: another one in the file is refused."""
     keep_alive: str | None = Field(default=None, pattern=KEEP_ALIVE)
     """How long the idle model stays loaded; fleet.keepAlive when unset."""
-    replicas: int | None = Field(default=None, ge=1, le=64)
-    """How many of the fleet's replicas hold it; all when unset, as it must be where the number of replicas changes by itself."""
+    replicas: int | None = Field(default=None, ge=0, le=64)
+    """How many of the fleet's replicas hold it; all when unset, as it must be where the number of replicas changes by itself. 0 is none,
+    for a model of model servers alone, as every split GGUF and every tree of safetensors is: Ollama loads neither."""
     speed: Speed | None = None
     """Measured speed of one of the fleet's replicas with it, for the turns a minute that preview, outputs and the page show."""
 
@@ -52,9 +63,46 @@ class ModelSettings(Section):
         problem = _source_problem(self.source)
         if problem:
             raise ValueError(f"source: got {self.source!r}, want {problem}; correct it")
-        if not self.digest:
+        if not self.digest and not self._is_of_a_hub:
             raise ValueError(f"digest: got nothing, want the sha256 of what {self.source} must deliver; ask who publishes it")
         return self
+
+    @model_validator(mode="after")
+    def _has_its_form(self) -> Self:
+        if self.format == "safetensors" and self.quantization:
+            raise ValueError(f"quantization: got {self.quantization} with format safetensors, want none; its own files say it, remove it")
+        if self.format == "safetensors" and self._names_one_file:
+            want = f"want {_HUB.replace('[/file.gguf]', '')}, {_REGISTRY}, or a list …/{LIST}"
+            raise ValueError(f"source: got {self.source!r} with format safetensors, {want}; name all files of the tree")
+        if self.format == "gguf" and self._is_of_a_hub and not self._names_one_file:
+            raise ValueError(f"source: got {self.source!r}, want {_HUB} with the file (of a split one the first); name it")
+        if self.replicas and not self._is_one_file:
+            what = "safetensors" if self.format == "safetensors" else "a split GGUF"
+            raise ValueError(f"replicas: got {self.replicas} with {what}, want 0: Ollama loads one GGUF file alone; leave it out")
+        return self
+
+    @property
+    def in_fleet(self) -> bool:
+        """Whether replicas of the fleet hold it; otherwise it is there for model servers alone."""
+        return self._is_one_file and self.replicas != 0
+
+    @property
+    def _is_of_a_hub(self) -> bool:
+        return urlsplit(self.source).scheme in HUBS
+
+    @property
+    def _names_one_file(self) -> bool:
+        """Of a split GGUF, the first."""
+        scheme = urlsplit(self.source).scheme
+        if scheme in HUBS:
+            return self.source.count("/") > 4
+        return scheme in ("http", "https", "file") and not self.source.endswith(f"/{LIST}")
+
+    @property
+    def _is_one_file(self) -> bool:
+        """As far as the source says. In a registry and an image the writer sees it."""
+        parts = parts_of(self.source.rpartition(":")[0]) if self._is_of_a_hub else [self.source]
+        return self.format == "gguf" and len(parts) == 1 and not self.source.endswith(f"/{LIST}")
 
     @property
     def origin(self) -> tuple[str, int] | None:
@@ -174,4 +222,6 @@ def _source_problem(source: str) -> str:
         return _FORMS
     if parts.scheme.startswith("registry") and not re.fullmatch(r"/[a-z0-9][a-z0-9._/-]*:[A-Za-z0-9._-]{1,128}", parts.path):
         return f"{parts.scheme}://host/namespace/model:tag"
+    if parts.scheme in HUBS and not re.fullmatch(r"/[\w.-]+/[\w.-]+(/[\w./-]+\.gguf)?:[0-9a-f]{40}", parts.path, re.ASCII):
+        return f"{_HUB.replace('huggingface', parts.scheme)}, a commit of 40 digits, since a branch moves"
     return ""

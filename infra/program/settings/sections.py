@@ -32,7 +32,7 @@ class Sections(Section):
     gpu: GpuSettings = GpuSettings()
     governance: GovernanceSettings = GovernanceSettings()
     models: list[ModelSettings] = Field(min_length=1, max_length=32)
-    """The models of the fleet, in the order of routes and outputs."""
+    """The models of the fleet, and those of model servers, in the order of routes and outputs."""
     aliases: dict[Annotated[str, Field(pattern=ALIAS)], AliasSettings] = Field(default={}, max_length=64)
     """Other names that clients use for the models, such as those that an agent asks for by itself."""
     external_pools: dict[Annotated[str, Field(pattern=POOL)], ExternalPoolSettings] = Field(default={}, max_length=16)
@@ -67,7 +67,13 @@ class Sections(Section):
 
     @property
     def model_names(self) -> list[str]:
+        """Of all that are in the store."""
         return [model.name for model in self.models]
+
+    @property
+    def fleet_models(self) -> list[ModelSettings]:
+        """Those that replicas of the fleet hold, and clients ask for by their names."""
+        return [model for model in self.models if model.in_fleet]
 
     @property
     def writer_reaches(self) -> list[tuple[str, int]]:
@@ -81,12 +87,24 @@ class Sections(Section):
     def ids(self) -> list[str]:
         """Names of everything that clients can ask, but for aliases."""
         external = [model.id for pool in self.external_pools.values() for model in pool.models]
-        return [*self.model_names, *(server.model_id for server in self.model_servers), *external]
+        fleet = [model.name for model in self.fleet_models]
+        return [*fleet, *(server.model_id for server in self.model_servers), *external]
 
     @property
     def server_components(self) -> list[str]:
         """What the pods of each model server are called."""
         return [server.component for server in self.model_servers]
+
+    @property
+    def gpu_pods(self) -> int:
+        """Pods that have GPUs."""
+        fleet = self.fleet.replicas if self.fleet.gpus_per_pod else 0
+        return fleet + sum(server.replicas for server in self.model_servers if server.gpus)
+
+    @property
+    def serving_gpus(self) -> int:
+        """GPUs, shares or partitions of all servers of models."""
+        return self.fleet.replicas * self.fleet.gpus_per_pod + sum(server.replicas * server.gpus for server in self.model_servers)
 
     def model(self, name: str) -> ModelSettings:
         """The model of this name. Raises StopIteration where there is none."""

@@ -24,11 +24,26 @@ _ORIGIN = r"^https?://[A-Za-z0-9.\-\[\]:]{1,253}$"
 
 
 class CacheSettings(Section):
+    max_size: Bytes | None = None
+    """Disk of its node that each model server may take at /cache for the state of conversations: vLLM's blocks as they come, llama.cpp's
+    slots when it stops. Unset: none, and a conversation is read again after a restart (docs/cache.md)."""
+    shared_cache: bool = False
+    """One tier on a claim of storage.shared for all replicas of a model server with vLLM, in place of one on each node: what one has read
+    the others need not read."""
+    compression: bool = False
+    """Of the state of conversations: refused, because it loses (docs/cache.md); a model server's kvCacheDtype halves it."""
+    metrics_enabled: Literal[True] = True
+    """Every tier has metrics."""
     max_memory: Bytes
-    """Size of all entries together. When the cache is full, entries are evicted."""
-    eviction_policy: Literal["allkeys-lru", "allkeys-lfu", "volatile-lru", "noeviction"] = "allkeys-lru"
-    """Which entries are evicted first."""
+    """Size of all entries of the cache server together. When it is full, entries are evicted."""
+    eviction_policy: Literal["lru", "allkeys-lru", "allkeys-lfu", "volatile-lru", "noeviction"] = "lru"
+    """Which entries of the cache server are evicted first; lru is allkeys-lru. On a disk the least recently used go first."""
     resources: Resources
+
+    @property
+    def server_policy(self) -> str:
+        """As Valkey calls it."""
+        return "allkeys-lru" if self.eviction_policy == "lru" else self.eviction_policy
 
 
 class ApiServerSettings(Section):

@@ -50,7 +50,7 @@ class SharedTier(Tier):
 
 class StorageSettings(Section):
     hot: HotTier
-    """Node-local, one claim a replica: StorageClass local-nvme, if it is not named otherwise."""
+    """Node-local, one claim a replica of the fleet and of model servers: StorageClass local-nvme, if it is not named otherwise."""
     shared: SharedTier
     """ReadWriteMany, one claim for the fleet: StorageClass shared-models, if it is not named otherwise."""
     retain: bool = True
