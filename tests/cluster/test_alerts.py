@@ -91,10 +91,9 @@ def firing(judge: str) -> set[str]:
 
 
 @contextmanager
-def gone(stack: Stack, *deployments: str) -> Iterator[None]:
+def gone(stack: Stack, *names: str) -> Iterator[None]:
     """Without their pods, until the block ends."""
     namespace = stack.outputs.namespace
-    names = [f"deployment/{name}" for name in deployments]
     before = {name: stack.kube.get(name, "-n", namespace)["spec"]["replicas"] for name in names}
     stack.kube.run("scale", *names, "-n", namespace, "--replicas=0")
     try:
@@ -131,9 +130,9 @@ def test_alerts_fire_by_their_causes_and_end_with_them(stack: Stack, judge: str)
     watched = {*CAUSED, "ApiServerNotSeen"}
     # What a test before this one caused may still be there for a window.
     eventually(lambda: firing(judge), lambda found: not found & watched, 60, "no alert without a cause")
-    with gone(stack, CACHE_SERVER, MODEL_SERVER), asking(stack):
+    with gone(stack, f"deployment/{CACHE_SERVER}", f"statefulset/{MODEL_SERVER}"), asking(stack):
         eventually(lambda: firing(judge), lambda found: found >= CAUSED, 90, f"{CAUSED} fire")
-    with gone(stack, API_SERVER):
+    with gone(stack, f"deployment/{API_SERVER}"):
         eventually(lambda: firing(judge), lambda found: "ApiServerNotSeen" in found, 90, "ApiServerNotSeen fires")
     stack.wait_for_ends()
     # The longest of their short windows is half an hour of the rules.

@@ -81,22 +81,28 @@ def test_classes_whose_fields_cannot_change_are_replaced_and_nothing_else_is(eng
 
 def test_another_size_of_the_local_copies_is_refused_where_they_would_go(engine: Engine) -> None:
     planned = engine.planned(with_tier(engine.stack, "hot", size=LARGER[engine.stack]["hot"]))
-    assert changed(planned) == {"StatefulSet/ollama": "replace"}
+    of_fleet, of_server = copies = ["StatefulSet/ollama", "StatefulSet/model-server"]
+    assert changed(planned) == dict.fromkeys(copies, "replace")
     if engine.stack == "prod":
         # Retained claims stay when their StatefulSet goes, and keep their size.
         refuse_data_loss(planned, ())
-        with pytest.raises(ImpossibleError, match=r"^StatefulSet/ollama: got other volumeClaimTemplates, which stop all its replicas"):
+        with pytest.raises(ImpossibleError) as impossible:
             refuse_the_impossible(planned, ())
-        refuse_the_impossible(planned, ["StatefulSet/ollama"])
+        for name in copies:
+            assert f"{name}: got other volumeClaimTemplates, which stop all its replicas" in str(impossible.value)
+        refuse_the_impossible(planned, copies)
         return
     with pytest.raises(DataLossError) as refusal:
         refuse_data_loss(planned, ())
-    assert str(refusal.value) == (
-        "StatefulSet/ollama: got a change that deletes it and its replicas' volumes "
+    assert sorted(str(refusal.value).splitlines()) == sorted(
+        f"{name}: got a change that deletes it and its replicas' volumes "
         "(spec.volumeClaimTemplates[0].spec.resources.requests.storage cannot change in place), want it kept; "
-        "undo the change, or copy what you need and run make up ALLOW_DATA_LOSS=StatefulSet/ollama"
+        f"undo the change, or copy what you need and run make up ALLOW_DATA_LOSS={name}"
+        for name in copies
     )
-    refuse_data_loss(planned, ["StatefulSet/ollama"])
+    with pytest.raises(DataLossError, match=of_server):
+        refuse_data_loss(planned, [of_fleet])
+    refuse_data_loss(planned, copies)
 
 
 def test_another_namespace_is_refused(engine: Engine) -> None:
@@ -109,13 +115,15 @@ def test_another_namespace_is_refused(engine: Engine) -> None:
     with pytest.raises(DataLossError) as refusal:
         refuse_data_loss(planned, ())
     lines = str(refusal.value).splitlines()
-    assert [line.partition(":")[0] for line in lines] == [
+    assert sorted(line.partition(":")[0] for line in lines) == [
         "Namespace/modelfleet",
-        "PersistentVolumeClaim/shared-models",
         "PersistentVolumeClaim/prometheus",
+        "PersistentVolumeClaim/shared-models",
+        "StatefulSet/model-server",
         "StatefulSet/ollama",
     ]
-    assert "deletes it and the metrics on its volume" in lines[2]
+    [metrics] = [line for line in lines if line.startswith("PersistentVolumeClaim/prometheus")]
+    assert "deletes it and the metrics on its volume" in metrics
 
 
 PROGRAM = """

@@ -50,11 +50,15 @@ def test_a_branch_is_compared_with_main_worst_first_and_with_its_cost(repository
     summary = (repository / "build" / "preview" / "summary.md").read_text()
     dev, prod = summary.partition("## dev")[2].split("## prod")
     assert "No object changes against `main`." in dev
-    rows = [line.split(" | ")[:2] for line in prod.splitlines() if line.startswith(("| StatefulSet", "| Deployment"))][:2]
-    assert rows == [["| StatefulSet/ollama", "REPLACED"], ["| Deployment/api-server", "changed"]]
+    rows = [line.split(" | ")[:2] for line in prod.splitlines() if line.startswith(("| StatefulSet", "| Deployment"))][:3]
+    assert rows == [
+        ["| StatefulSet/model-server", "REPLACED"],
+        ["| StatefulSet/ollama", "REPLACED"],
+        ["| Deployment/api-server", "changed"],
+    ]
     assert "`spec.replicas` `3` → `4`" in prod
     assert "whose pods are replaced one after the other: `api-server`.\n" in prod
-    assert "| difference | 0 | +1 | +0.5 GiB | +300 GiB |" in prod
+    assert "| difference | 0 | +1 | +0.5 GiB | +500 GiB |" in prod
     assert "| qwen3-coder:30b | 3 | 3 | 6 | 458751 |" in prod
 
 

@@ -7,10 +7,12 @@ import pytest
 
 from infra.lifecycle import cluster_check
 from infra.program import cluster
+from infra.program.settings import parse
 from infra.program.settings.cluster import ClusterSettings
 from infra.program.settings.section import SettingsError
 from infra.program.settings.services import ApiServerSettings
 from infra.program.settings.storage import StorageSettings
+from tests.unit.test_settings import document
 
 SETTINGS = ClusterSettings(context="theirs", identity="3f1c", namespace="team-b")
 
@@ -53,6 +55,17 @@ def test_a_class_that_is_named_and_not_there_is_refused(answers: dict[str, Mappi
     cluster.check_classes(storage(claim="theirs"), theirs())
     with pytest.raises(SettingsError, match=r"^modelfleet:storage.shared.className: got 'standrad', which the cluster does not have, want"):
         cluster.check_classes(storage(className="standrad"), theirs())
+
+
+def test_model_servers_of_before_are_the_deployments_that_are_there(answers: dict[str, Mapping[str, Any]]) -> None:
+    """Those of this namespace, and of the stack's own names."""
+    kind = {"name": "deployments", "kind": "Deployment", "namespaced": True, "verbs": ["get"]}
+    there = "/apis/apps/v1/namespaces/modelfleet/deployments"
+    answers |= {"/apis/apps/v1": {"resources": [kind]}, "/apis/apps/v1/namespaces/other/deployments/model-server": {"metadata": {}}}
+    settings = parse(document("dev"))
+    assert cluster.old_servers(settings, theirs()) == frozenset()
+    answers |= {f"{there}/{name}": {"metadata": {}} for name in ("model-server", "api-server", "model-server-theirs")}
+    assert cluster.old_servers(settings, theirs()) == {"model-server"}
 
 
 GATEWAY = "/apis/gateway.networking.k8s.io/v1"
