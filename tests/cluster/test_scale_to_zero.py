@@ -86,8 +86,9 @@ def test_an_idle_fleet_goes_to_zero_and_a_streamed_request_brings_it_back_elsewh
     gone = lambda: scaled.kube.get("pods", "-n", scaled.outputs.namespace, "-l", "app.kubernetes.io/name=ollama")["items"]  # noqa: E731
     eventually(gone, lambda items: items == [], 90, "pods of an idle fleet")
     # A copy would hold the replica to its node. The next start makes another one, wherever there is room.
-    copies = lambda: [each["metadata"]["name"] for each in scaled.kube.get("pvc", "-n", scaled.outputs.namespace)["items"]]  # noqa: E731
-    eventually(copies, lambda names: names == ["prometheus", "shared-models"], 60, "no copy of an idle fleet")
+    claims = lambda: [each["metadata"]["name"] for each in scaled.kube.get("pvc", "-n", scaled.outputs.namespace)["items"]]  # noqa: E731
+    wanted = ["models-model-server-0", "prometheus", "shared-models"]
+    eventually(claims, lambda names: names == wanted, 60, "no copy of an idle fleet, and that of the model server, which runs")
     assert scaled.deployment.findings() == [], "at zero all is well"
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Say it."}], "stream": True, "max_tokens": 64}
     with lost(scaled, before):

@@ -215,7 +215,7 @@ def test_kind(place: Place, figures: dict[str, Any]) -> None:
         with own_cluster.port_forward(deployment, outputs) as url:
             answers(deployment, outputs, url)
         claims = {each["metadata"]["name"]: each["spec"] for each in kube.get("pvc", "-n", outputs.namespace)["items"]}
-        assert claims.keys() == {"models-ollama-0", "prometheus", "shared-models"}
+        assert claims.keys() == {"models-model-server-0", "models-ollama-0", "prometheus", "shared-models"}
         assert {(claim["storageClassName"], *claim["accessModes"]) for claim in claims.values()} == {("standard", "ReadWriteOnce")}
         made_by = {each["metadata"]["annotations"]["pv.kubernetes.io/provisioned-by"] for each in kube.get("pv")["items"]}
         assert made_by == {imitated.RANCHER}
