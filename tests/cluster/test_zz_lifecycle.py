@@ -4,6 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from devcluster import cluster as embedded
 from devcluster.layout import Cluster, default_name, load
 from infra.engine.changes import DataLossError
 from infra.engine.errors import CliError
+from infra.program.settings.committed import stack_config
 from tests.cluster.conftest import Stack
 from tests.cluster.interruptions import at, finish, killed
 from tests.cluster.kube import eventually
@@ -40,10 +42,16 @@ def ours(cluster: Cluster) -> list[str]:
 LARGER = {"storage": {"hot": {"provisioner": "modelfleet.dev/local", "size": "3Gi"}}}
 
 
+def servers(stack: Stack, **changes: int) -> list[dict[str, Any]]:
+    """Model servers whose own claims keep their size."""
+    size = stack_config("dev")["modelfleet:storage"]["hot"]["size"]
+    return [{**each, "localSize": size, **changes} for each in stack.overrides["modelServers"]]
+
+
 def test_an_update_that_would_lose_data_is_refused_before_anything_changes(stack: Stack) -> None:
     cli = stack.deployment.cli
     before = cli.run("stack", "export")
-    overrides = {**stack.overrides, **LARGER}
+    overrides = {**stack.overrides, **LARGER, "modelServers": servers(stack)}
     with pytest.raises(DataLossError, match=r"^StatefulSet/ollama: got a change that deletes it and its replicas' volumes"):
         stack.deployment.deploy(overrides)
     assert json.loads(cli.run("stack", "export"))["deployment"]["resources"] == json.loads(before)["deployment"]["resources"]
@@ -58,7 +66,7 @@ def test_an_update_that_would_lose_data_is_refused_before_anything_changes(stack
 def test_an_update_ends_at_once_with_a_cause_that_no_waiting_takes_away(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     """The shared claim was marked for deletion: it goes when its last pod does, and no new pod may use it."""
     stack.kube.run("delete", "pvc", "shared-models", "-n", stack.outputs.namespace, "--wait=false")
-    overrides = {**stack.overrides, **LARGER, "modelServers": [{**each, "parallel": 1} for each in stack.overrides["modelServers"]]}
+    overrides = {**stack.overrides, **LARGER, "modelServers": servers(stack, parallel=1)}
     started = time.monotonic()
     with pytest.raises(CliError, match=r"PersistentVolumeClaim/shared-models: got a mark for deletion, which waits for pods .*; copy what"):
         # The replicas' volumes have that size already, unless this test runs by itself.
