@@ -54,9 +54,19 @@ class Kept:
         self.directory, self._limit_bytes, self._limit_s = directory, limit_bytes, limit_s
         self._restored: dict[int, int] = {}
         """Slot to tokens; llama.cpp tells only what a request has put into a slot."""
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            log.warning("%s: got %s, want a directory to write; no conversation is kept", directory, error)
 
     async def save(self, session: aiohttp.ClientSession, url: str, engine: str) -> None:
+        """As `_save`. What a disk does wrong costs the warmth alone."""
+        try:
+            await self._save(session, url, engine)
+        except OSError as error:
+            log.warning("%s: got %s, want a directory to write; no conversation is kept", self.directory, error)
+
+    async def _save(self, session: aiohttp.ClientSession, url: str, engine: str) -> None:
         """The longest conversation first, for as long as there are bytes and time. `engine`: what must be the same to read them."""
         self._clear()
         slots: list[_Slot] = []
