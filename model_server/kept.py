@@ -97,15 +97,15 @@ class Kept:
         """Tokens that are there again of what was kept for this engine; then nothing is kept any more. What cannot be read is read from
         prompts again."""
         try:
-            kept = _Kept.model_validate_json((self.directory / _LIST).read_bytes())
+            kept = self._taken()
         except FileNotFoundError:
             return 0
-        except (OSError, ValidationError):
-            log.warning("%s: got another list than this server writes, want its own; nothing is read", self.directory / _LIST)
+        except (OSError, ValidationError) as error:
+            log.warning(
+                "%s: got %s, want a list that this server wrote and can remove; nothing is read", self.directory / _LIST, _words(error)
+            )
             self._clear()
             return 0
-        # First: an engine that this kills would be killed again.
-        (self.directory / _LIST).unlink()
         try:
             if kept.engine != engine:
                 log.info("conversations were kept by another engine, model or size; nothing is read")
@@ -124,6 +124,12 @@ class Kept:
         log.info("%d tokens of conversations are there again", sum(self._restored.values()))
         return sum(self._restored.values())
 
+    def _taken(self) -> _Kept:
+        """The list, which is removed before any file of it is read: an engine that this kills would be killed again."""
+        content = (self.directory / _LIST).read_bytes()
+        (self.directory / _LIST).unlink()
+        return _Kept.model_validate_json(content)
+
     async def _held(self, session: aiohttp.ClientSession, url: str) -> Sequence[tuple[int, int]]:
         """Slots that hold a conversation and are idle, with their tokens, the longest first. Source: llama.cpp, tools/server/README.md."""
         async with session.get(f"{url}/slots") as response:
@@ -133,15 +139,21 @@ class Kept:
         return sorted(((number, tokens) for number, tokens in found if tokens), key=lambda each: -each[1])
 
     def _clear(self) -> None:
-        for path in self.directory.iterdir():
-            with contextlib.suppress(OSError):
-                path.unlink()
+        """As far as the disk lets it."""
+        with contextlib.suppress(OSError):
+            for path in list(self.directory.iterdir()):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def identity(digest: str, version: str, parameters: Mapping[str, Any]) -> str:
     """What two engines must have in common for one to read what the other has kept."""
     same = {name: parameters[name] for name in ("context", "parallel", "binary")}
     return json.dumps({"weights": digest, "program": version, **same}, sort_keys=True)
+
+
+def _words(error: Exception) -> str:
+    return "another list" if isinstance(error, ValidationError) else str(error)
 
 
 async def _asked(session: aiohttp.ClientSession, url: str, name: str) -> Mapping[str, Any]:

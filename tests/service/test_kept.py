@@ -121,9 +121,36 @@ def test_the_longest_conversation_is_kept_where_there_is_room_for_one(server: Ca
     assert turn(third, "one", 31)[2] < 100
 
 
-def test_a_directory_that_cannot_be_written_costs_the_warmth_alone(server: Callable[..., Service], tmp_path: Path) -> None:
+def test_a_limit_of_nothing_keeps_nothing(server: Callable[..., Service], tmp_path: Path) -> None:
     first = server(KEPT_MIB="0")
     turn(first, "one")
     end(first)
     assert not list((tmp_path / "kept").glob("*.slot"))
+    assert turn(server(), "one", 1)[2] == 0
+
+
+def no_directory(kept: Path) -> None:
+    kept.write_text("a file")
+
+
+def list_in_the_way(kept: Path) -> None:
+    (kept / "kept.json").mkdir(parents=True)
+
+
+def next_list_in_the_way(kept: Path) -> None:
+    (kept / "kept.json.new").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("harm", [no_directory, list_in_the_way, next_list_in_the_way])
+def test_a_directory_that_cannot_be_written_costs_the_warmth_alone(
+    server: Callable[..., Service], tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    harm(tmp_path / "kept")
+    first = server()
+    turn(first, "one")
+    end(first)
+    log = first.log.read_text()
+    assert str(tmp_path / "kept") in log
+    assert "Traceback" not in log
+    assert first.ended() == 0
     assert turn(server(), "one", 1)[2] == 0
