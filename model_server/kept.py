@@ -102,7 +102,7 @@ class Kept:
             return 0
         except (OSError, ValidationError) as error:
             log.warning(
-                "%s: got %s, want a list that this server wrote and can remove; nothing is read", self.directory / _LIST, _words(error)
+                "%s: got %s, want a list of its own that it can remove; nothing is read", self.directory / _LIST, _words(error)
             )
             self._clear()
             return 0

@@ -63,7 +63,6 @@ def test_an_update_that_would_lose_data_is_refused_before_anything_changes(stack
     assert cli.preview().steps == []
 
 
-@pytest.mark.xfail(reason="since model servers are StatefulSets, the update did not wait for the new pod; why is not known", strict=False)
 def test_an_update_ends_at_once_with_a_cause_that_no_waiting_takes_away(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     """The shared claim was marked for deletion: it goes when its last pod does, and no new pod may use it."""
     stack.kube.run("delete", "pvc", "shared-models", "-n", stack.outputs.namespace, "--wait=false")
