@@ -1,8 +1,11 @@
-"""The objects that a state has, and which of them `pulumi destroy` leaves."""
+"""The objects that a state has, which of them `pulumi destroy` leaves, and how long an update may wait for them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+_WAIT_S = 600.0
+"""Of objects that say nothing else: the default of Pulumi's Kubernetes provider."""
 
 
 @dataclass(frozen=True, order=True)
@@ -30,6 +33,11 @@ def objects(resources: Sequence[Mapping[str, Any]]) -> list[Recorded]:
         for each in resources
         if each["type"].startswith("kubernetes:") and each.get("id")
     )
+
+
+def longest_wait_s(resources: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds that Pulumi may wait for the slowest object among the resources of an exported state."""
+    return max((float((each.get("customTimeouts") or {}).get("update") or _WAIT_S) for each in resources), default=_WAIT_S)
 
 
 def _needs(resource: Mapping[str, Any]) -> Iterator[str]:

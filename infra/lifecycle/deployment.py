@@ -14,8 +14,9 @@ from infra.analysis.explain.snapshot import SnapshotError, collect
 from infra.engine.cli import PulumiCli
 from infra.engine.errors import CommandError
 from infra.engine.progress import Watched
-from infra.engine.recorded import Recorded, objects
+from infra.engine.recorded import Recorded, longest_wait_s, objects
 from infra.engine.shared import SharedStack
+from infra.lifecycle import rollouts
 from infra.program.cluster import identity as cluster_identity
 from infra.program.settings import keys
 from infra.program.settings.committed import stack_config
@@ -178,6 +179,8 @@ class Deployment:
         """`pulumi up`. Raises CliError with Pulumi's message, or RefusedError, also for data that `allow_data_loss` does not name."""
         self.configure(overrides)
         self.cli.update("up", allow_data_loss)
+        limit_s = longest_wait_s(json.loads(self.cli.run("stack", "export"))["deployment"].get("resources") or [])
+        rollouts.until_finished(self.context, self.kubeconfig, self.namespace, self._watch(), limit_s)
         return self.outputs()
 
     def preview(self) -> list[str]:
