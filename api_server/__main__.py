@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import aiohttp
+import uvloop
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
@@ -96,7 +97,9 @@ def main() -> int:
         keys = Keys(settings.keys_file)
         aliases = Aliases(settings.aliases_file, settings.routes)
         certificate = Certificate(settings.tls_dir, settings.tls_names) if settings.tls_dir is not None else None
-        return asyncio.run(serve(settings, keys, aliases, certificate))
+        # A sixth less time for a request, and a fifth for a stream (bench/gateway.py). With TLS it would keep 256 KiB for each connection.
+        run = uvloop.run if certificate is None else asyncio.run
+        return run(serve(settings, keys, aliases, certificate))
     except (SettingsError, KeysError, AliasesError, TlsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ import logging
 import resource
 import socket
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from aiohttp import web
 
@@ -105,7 +105,8 @@ class Connection(web.RequestHandler):
             self._secured.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 (a server of asyncio's makes no other)
+        # uvloop's are one, and do not say so.
+        transport = cast(asyncio.Transport, transport)
         if not self._connections.opened(self):
             transport.write(_raw(errors.no_connection(2)))
             transport.close()

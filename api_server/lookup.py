@@ -31,7 +31,8 @@ async def addresses(host: str, port: int) -> list[str] | None:
     """Of a host. None where the look-up failed: whatever was known before still holds."""
     try:
         async with asyncio.timeout(_PATIENCE_S):
-            found = await asyncio.get_running_loop().getaddrinfo(full_name(host), port, type=socket.SOCK_STREAM)
+            # Not by the loop, which has another way with TLS than without.
+            found = await asyncio.to_thread(socket.getaddrinfo, full_name(host), port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         # Only the word that there is no such name means no server.
         return [] if error.errno in _NO_SUCH_NAME else None

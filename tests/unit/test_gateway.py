@@ -366,13 +366,13 @@ def test_a_failed_look_up_keeps_the_last_good_addresses_and_their_counts(monkeyp
     good = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 1)) for host in ("127.0.0.1", "127.0.0.2")]
     answer: list[Any] = [good]
 
-    async def look_up(*_: object, **__: object) -> Any:
+    def look_up(*_: object, **__: object) -> Any:
         if isinstance(answer[0], OSError):
             raise answer[0]
         return answer[0]
 
     async def rounds() -> None:
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
         upstream = Upstream("http://fleet.test:1", 2)
         async with aiohttp.ClientSession() as session:
             await upstream.refresh(session)
