@@ -101,9 +101,7 @@ class Kept:
         except FileNotFoundError:
             return 0
         except (OSError, ValidationError) as error:
-            log.warning(
-                "%s: got %s, want a list of its own that it can remove; nothing is read", self.directory / _LIST, _words(error)
-            )
+            log.warning("%s: got %s, want a list of its own that it can remove; nothing is read", self.directory / _LIST, _words(error))
             self._clear()
             return 0
         try:
