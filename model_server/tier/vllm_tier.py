@@ -5,6 +5,7 @@ vLLM imports it by name: `secondary_tiers` of its offloading configuration (mode
 is damaged is removed: its tokens are read again, as with any block that is not there.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -53,10 +54,17 @@ class BoundedFileTier(FileSystemTierManager):  # pyright: ignore[reportUntypedBa
         size = self._block_size
         try:
             if begun:
-                places = [chunk * size for _, chunk in begun]
-                batch_store_block([name for name, _ in begun], self._primary_kv_view, places, size, self._use_o_direct)
+                names, places = [name for name, _ in begun], [chunk * size for _, chunk in begun]
+                write = functools.partial(batch_store_block, names, self._primary_kv_view, places, size, self._use_o_direct)
+                try:
+                    write()
+                except FileNotFoundError:
+                    # The keeper took an empty directory before its first file came. What is written already is left alone.
+                    write()
                 for name, chunk in begun:
-                    os.setxattr(name, _SUM, self._sum(name, chunk))
+                    # Another engine's block of that name may have been old, and gone since.
+                    with contextlib.suppress(FileNotFoundError):
+                        os.setxattr(name, _SUM, self._sum(name, chunk))
         finally:
             for _ in begun:
                 self._writer.end(size)
