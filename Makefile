@@ -26,8 +26,9 @@ try: ## gateway, model server and a small model as plain processes, until Ctrl-C
 	@$(WANT_PYTHON)
 	@exec $(PYTHON) -m modelfleet try $(if $(call typed,MODEL),--model "$(MODEL)") $(if $(call typed,PORT),--port "$(PORT)")
 
-up: machine .venv/.stamp ## start the embedded cluster, deploy, print a chat answer; CONTEXT=name: your own cluster; TOOLS=file@sha256:hex: compile nothing
+up: machine .venv/.stamp ## start the embedded cluster, deploy, print a chat answer; CONTEXT=name: your own cluster; RUNTIME=crio; TOOLS=file@sha256:hex: compile nothing
 	@$(VENV)/python -m infra.lifecycle up $(TARGET) --nodes $(or $(call typed,NODES),2) $(AGREED) \
+		$(if $(call typed,RUNTIME),--runtime "$(call typed,RUNTIME)") \
 		--allow-data-loss "$(call typed,ALLOW_DATA_LOSS)" --take "$(call typed,TAKE)" --registry-auth "$(call typed,PULL_AUTH)" \
 		--tools "$(call typed,TOOLS)"
 

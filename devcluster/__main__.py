@@ -8,7 +8,7 @@ from pathlib import Path
 
 from devcluster import cluster as clusters
 from devcluster import network, packages, processes
-from devcluster.layout import MAX_NODES, REGISTRY, Cluster, ClusterError, default_name, load
+from devcluster.layout import MAX_NODES, REGISTRY, RUNTIMES, Cluster, ClusterError, default_name, load
 from devcluster.oci import RegistryError, repository
 from devcluster.toolchain import ToolchainError
 
@@ -26,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start a cluster, or whatever of it is missing")
     up.add_argument("--nodes", type=int, default=None, help=f"1..{MAX_NODES}, default 2")
+    up.add_argument("--runtime", choices=RUNTIMES, default=None, help="container runtime of its nodes, default containerd")
     up.add_argument("--yes", action="store_true", help="install missing packages without a question")
     commands.add_parser("status", help="say what runs and what does not")
     load_image = commands.add_parser("load", help="copy an image into the cluster's registry under its own name")
@@ -72,8 +73,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "up":
         recorded = load(options.name)
         count = options.nodes if options.nodes is not None else (recorded.node_count if recorded else 2)
-        clusters.prepare(clusters.TOOLS, agreed=options.yes)
-        cluster = clusters.up(options.name, count)
+        runtime = options.runtime or (recorded.runtime if recorded else "containerd")
+        clusters.prepare(clusters.tools(runtime), agreed=options.yes)
+        cluster = clusters.up(options.name, count, runtime=runtime)
         print(f"export KUBECONFIG={cluster.kubeconfig}")
         return 0
     if options.command == "down":

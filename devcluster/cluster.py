@@ -41,6 +41,7 @@ from devcluster.layout import (
     Cluster,
     ClusterError,
     RecordError,
+    Runtime,
     clusters_dir,
     create,
     load,
@@ -63,8 +64,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def binaries() -> Path:
-    return toolchain.ensure(TOOLS)
+def tools(runtime: Runtime) -> tuple[str, ...]:
+    """What a cluster with that container runtime needs."""
+    return (*TOOLS, "crio") if runtime == "crio" else TOOLS
+
+
+def binaries(runtime: Runtime = "containerd") -> Path:
+    return toolchain.ensure(tools(runtime))
 
 
 def prepare(tools: Sequence[str], *, agreed: bool) -> None:
@@ -74,28 +80,31 @@ def prepare(tools: Sequence[str], *, agreed: bool) -> None:
     """
     compiled = [tool for tool in toolchain.missing(tools) if not tool.wheel]
     host.check(host.Needs(building_gib=toolchain.disk_gib(compiled)))
-    packages.ensure([*packages.RUN, *(packages.COMPILE if compiled else ())], agreed=agreed)
+    wanted = [*packages.RUN, *(packages.COMPILE if compiled else ())]
+    if "crio" in tools:
+        wanted += [*packages.CRIO, *(packages.COMPILE_CRIO if any(tool.name == "crio" for tool in compiled) else ())]
+    packages.ensure(wanted, agreed=agreed)
 
 
-def up(name: str, node_count: int, timeout_s: float = 180.0) -> Cluster:
+def up(name: str, node_count: int, timeout_s: float = 180.0, runtime: Runtime = "containerd") -> Cluster:
     """A ready cluster of that name: nodes Ready, DNS answering. Starts only what is missing.
 
     Call `prepare` first on a machine that may lack something. Raises ClusterError.
     """
-    tools = binaries()
+    programs = binaries(runtime)
     # On a new machine these take minutes, which no process of a half-started cluster should have to wait out.
-    images = [system_images.pause(), system_images.coredns(tools), system_images.helper()]
+    images = [system_images.pause(), system_images.coredns(programs), system_images.helper()]
     with locked(lock_file(name), f"cluster {name}"):
-        return _up(name, node_count, tools, images, timeout_s)
+        return _up(name, node_count, runtime, programs, images, timeout_s)
 
 
-def _up(name: str, node_count: int, tools: Path, images: list[Image], timeout_s: float) -> Cluster:
+def _up(name: str, node_count: int, runtime: Runtime, tools: Path, images: list[Image], timeout_s: float) -> Cluster:
     started = time.monotonic()
     existing = load(name)
     if existing is None:
         host.check_watches(node_count)
     footprint.begin()
-    cluster = create(name, node_count, host.taken_networks())
+    cluster = create(name, node_count, host.taken_networks(), runtime)
     if cluster.checkout != ROOT:
         say(f"devcluster: {name} was made by {cluster.checkout} and is taken over by {ROOT}")
         save(cluster := replace(cluster, checkout=ROOT))
@@ -115,8 +124,8 @@ def _up(name: str, node_count: int, tools: Path, images: list[Image], timeout_s:
         cgroups.ensure(each)
         if node.ensure_mount_namespace(each):
             _stop_node_processes(cluster, each.name)
-        node.write_config(each, images[0].reference)
-        if processes.running_pid(cluster, f"containerd-{each.name}") is None:
+        node.write_config(each, tools, images[0].reference)
+        if processes.running_pid(cluster, node.runtime_name(each)) is None:
             # Left by one that was killed; its successor must be waited for.
             node.runtime_socket(each).unlink(missing_ok=True)
         (each.directory / "hot").mkdir(exist_ok=True)
@@ -149,7 +158,7 @@ def _stop_node_processes(cluster: Cluster, node_name: str) -> None:
 def _wait_runtime(each: node.Node, timeout_s: float = 30.0) -> None:
     """The kubelet gives up at once without its runtime's socket."""
     deadline = time.monotonic() + timeout_s
-    name = f"containerd-{each.name}"
+    name = node.runtime_name(each)
     while not node.runtime_socket(each).exists():
         if processes.running_pid(each.cluster, name) is None or time.monotonic() > deadline:
             log = processes.tail(each.cluster, name)
@@ -306,7 +315,7 @@ def of_others() -> list[str]:
 
 def _down(cluster: Cluster) -> None:
     processes.stop(cluster, supervisor.NAME)
-    order = ("kubelet", "provisioner", "kube-", "containerd", "registry", "etcd")
+    order = ("kubelet", "provisioner", "kube-", "containerd", "crio", "registry", "etcd")
     names = processes.recorded(cluster)
     names.sort(key=lambda name: next((rank for rank, prefix in enumerate(order) if name.startswith(prefix)), len(order)))
     with ThreadPoolExecutor(4) as pool:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from devcluster.cache import locked
 
@@ -15,6 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 """This checkout."""
 _DEFAULT_NAME = "modelfleet"
 MAX_NODES = 3
+Runtime = Literal["containerd", "crio"]
+"""The container runtime of every node of a cluster."""
+RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 SERVICE_CIDR = "10.96.0.0/16"
 SERVICE_API = "10.96.0.1"
 SERVICE_DNS = "10.96.0.10"
@@ -83,6 +87,7 @@ class Cluster:
     node_count: int
     checkout: Path = ROOT
     """The tree whose `up` made it."""
+    runtime: Runtime = "containerd"
 
     @property
     def state_dir(self) -> Path:
@@ -180,7 +185,8 @@ def load(name: str) -> Cluster | None:
     try:
         record = json.loads(path.read_text())
         checkout = Path(record.get("checkout", ROOT))
-        return Cluster(name=name, slot=int(record["slot"]), node_count=int(record["node_count"]), checkout=checkout)
+        runtime = RUNTIMES[RUNTIMES.index(record.get("runtime", "containerd"))]
+        return Cluster(name=name, slot=int(record["slot"]), node_count=int(record["node_count"]), checkout=checkout, runtime=runtime)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -210,10 +216,10 @@ def default_name() -> str:
     return f"{_DEFAULT_NAME}-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:6]}"
 
 
-def create(name: str, node_count: int, taken: Iterable[ipaddress.IPv4Network] = ()) -> Cluster:
+def create(name: str, node_count: int, taken: Iterable[ipaddress.IPv4Network] = (), runtime: Runtime = "containerd") -> Cluster:
     """Record a new cluster in the lowest slot whose network overlaps none that is `taken`.
 
-    Raises ClusterError when a cluster of that name has other nodes, or no slot is free.
+    Raises ClusterError when a cluster of that name has other nodes or another runtime, or no slot is free.
     """
     if not 1 <= node_count <= MAX_NODES:
         raise ClusterError(f"--nodes: got {node_count}, want 1..{MAX_NODES}; choose a number in that range")
@@ -223,17 +229,21 @@ def create(name: str, node_count: int, taken: Iterable[ipaddress.IPv4Network] = 
             raise ClusterError(
                 f"--nodes: got {node_count}, want {existing.node_count} as the running cluster {name!r} has; run down first to change it"
             )
+        if existing.runtime != runtime:
+            raise ClusterError(
+                f"--runtime: got {runtime}, want {existing.runtime} as the running cluster {name!r} has; run down first to change it"
+            )
         return existing
     clusters_dir().mkdir(parents=True, exist_ok=True)
     with locked(clusters_dir() / ".lock", "clusters"):
-        return _record(name, node_count, list(taken))
+        return _record(name, node_count, list(taken), runtime)
 
 
-def _record(name: str, node_count: int, taken: list[ipaddress.IPv4Network]) -> Cluster:
+def _record(name: str, node_count: int, taken: list[ipaddress.IPv4Network], runtime: Runtime) -> Cluster:
     used = {cluster.slot for cluster in recorded()}
     links = set(os.listdir("/sys/class/net"))  # noqa: PTH208 (names only)
     for slot in SLOTS:
-        cluster = Cluster(name=name, slot=slot, node_count=node_count)
+        cluster = Cluster(name=name, slot=slot, node_count=node_count, runtime=runtime)
         network = ipaddress.IPv4Network(f"{cluster.subnet}.0/24")
         if slot in used or cluster.host_link in links or Path("/run/netns", cluster.fabric_netns).exists():
             continue
@@ -251,7 +261,7 @@ def _record(name: str, node_count: int, taken: list[ipaddress.IPv4Network]) -> C
 
 def save(cluster: Cluster) -> None:
     """Write the record whole or not at all."""
-    record = {"slot": cluster.slot, "node_count": cluster.node_count, "checkout": str(cluster.checkout)}
+    record = {"slot": cluster.slot, "node_count": cluster.node_count, "checkout": str(cluster.checkout), "runtime": cluster.runtime}
     write(cluster.state_dir / "cluster.json", json.dumps(record) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""One node: its mount namespace, containerd, kubelet, kube-proxy and the policy firewall."""
+"""One node: its mount namespace, container runtime, kubelet, kube-proxy and the policy firewall."""
 
 import json
 import os
@@ -10,13 +10,18 @@ from pathlib import Path
 
 import yaml
 
-from devcluster import footprint
-from devcluster.layout import CLUSTER_DOMAIN, POD_CIDR, REGISTRY, SERVICE_DNS, ClusterError, Node, write
+from devcluster import crio, footprint
+from devcluster.layout import CLUSTER_DOMAIN, POD_CIDR, REGISTRY, SERVICE_DNS, ClusterError, Node, Runtime, write
 from devcluster.processes import Process
 
 PAUSE_IMAGE = "registry.k8s.io/pause"
-_PRIVATE = {"kubelet": "/var/lib/kubelet", "run-containerd": "/run/containerd", "cni": "/var/lib/cni", "pod-logs": "/var/log/pods"}
+_PRIVATE = {"kubelet": "/var/lib/kubelet", "cni": "/var/lib/cni", "pod-logs": "/var/log/pods"}
 """Node directory to the path that runtime and kubelet hard-code; each node sees its own there."""
+_OF_A_RUNTIME: Mapping[Runtime, Mapping[str, str]] = {
+    "containerd": {"run-containerd": "/run/containerd"},
+    "crio": {"run-crio": "/run/crio", "crio-cache": "/var/lib/containers"},
+}
+"""The same, with one container runtime."""
 _TUNABLES = {
     "vm/overcommit_memory": "1",
     "vm/panic_on_oom": "0",
@@ -54,10 +59,11 @@ def ensure_mount_namespace(node: Node) -> bool:
     """
     directory = node.cluster.namespaces_dir
     directory.mkdir(parents=True, exist_ok=True)
-    for name, target in _PRIVATE.items():
+    private = {**_PRIVATE, **_OF_A_RUNTIME[node.cluster.runtime]}
+    for name, target in private.items():
         (node.directory / name).mkdir(parents=True, exist_ok=True)
         footprint.make_directory(Path(target))
-    binds = {str(node.directory / name): target for name, target in _PRIVATE.items()}
+    binds = {str(node.directory / name): target for name, target in private.items()}
     binds |= {str(_tunable(node, name, value)): f"/proc/sys/{name}" for name, value in _TUNABLES.items()}
     mark = node.directory / "mounts-made"
     if is_mounted(node.mount_namespace):
@@ -128,11 +134,14 @@ def remove_mounts(directory: Path) -> None:
         subprocess.run(["umount", target], check=True)
 
 
-def write_config(node: Node, pause: str) -> None:
+def write_config(node: Node, binaries: Path, pause: str) -> None:
     """Write what the node's processes read. `pause`: the sandbox image, by digest."""
     config = node.directory / "config"
-    write(config / "containerd.toml", _containerd_toml(node, config, pause))
-    write(config / "certs.d" / "_default" / "hosts.toml", _HOSTS_TOML)
+    if node.cluster.runtime == "crio":
+        crio.write_config(node, binaries, pause)
+    else:
+        write(config / "containerd.toml", _containerd_toml(node, config, pause))
+        write(config / "certs.d" / "_default" / "hosts.toml", _HOSTS_TOML)
     write(config / "cni" / "10-modelfleet.conflist", json.dumps(_cni(node), indent=1))
     write(config / "kubelet.yaml", yaml.safe_dump(_kubelet(node)))
     write(config / "kube-proxy.yaml", yaml.safe_dump(_kube_proxy(node)))
@@ -206,7 +215,7 @@ def _kubelet(node: Node) -> dict[str, object]:
         "authorization": {"mode": "Webhook"},
         "tlsCertFile": str(pki / f"kubelet-{node.name}-serving.crt"),
         "tlsPrivateKeyFile": str(pki / f"kubelet-{node.name}-serving.key"),
-        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+        "containerRuntimeEndpoint": f"unix://{_socket(node)}",
         "clusterDNS": [SERVICE_DNS],
         "clusterDomain": CLUSTER_DOMAIN,
         "resolvConf": str(node.directory / "config" / "resolv.conf"),
@@ -247,16 +256,25 @@ def _kube_proxy(node: Node) -> dict[str, object]:
     }
 
 
+def _socket(node: Node) -> str:
+    return crio.SOCKET if node.cluster.runtime == "crio" else "/run/containerd/containerd.sock"
+
+
+def runtime_name(node: Node) -> str:
+    """The process that is the node's container runtime."""
+    return f"{node.cluster.runtime}-{node.name}"
+
+
 def runtime_socket(node: Node) -> Path:
-    """containerd's socket as the machine sees it."""
-    return node.directory / "run-containerd" / "containerd.sock"
+    """The container runtime's socket as the machine sees it."""
+    return node.directory / f"run-{node.cluster.runtime}" / Path(_socket(node)).name
 
 
 def processes(node: Node, binaries: Path) -> list[Process]:
     """The container runtime first: the others need it."""
     config = node.directory / "config"
     kubeconfigs = node.cluster.config_dir
-    # containerd finds its shim on PATH. iptables would leave its lock in the machine's /run.
+    # containerd finds its shim on PATH, CRI-O conmon. iptables would leave its lock in the machine's /run.
     path = {
         "PATH": f"{binaries}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "XTABLES_LOCKFILE": str(node.directory / "xtables.lock"),
@@ -280,15 +298,11 @@ def processes(node: Node, binaries: Path) -> list[Process]:
         "--health-addr=127.0.0.1",
         "--metrics-port=0",
     ]
+    containerd = [str(binaries / "containerd"), "--config", str(config / "containerd.toml")]
     return [
-        Process(
-            name=f"containerd-{node.name}",
-            argv=[str(binaries / "containerd"), "--config", str(config / "containerd.toml")],
-            files=(config / "containerd.toml",),
-            node=node,
-            mounts=True,
-            env=path,
-        ),
+        crio.process(node, binaries, path)
+        if node.cluster.runtime == "crio"
+        else Process(name=runtime_name(node), argv=containerd, files=(config / "containerd.toml",), node=node, mounts=True, env=path),
         Process(name=f"kubelet-{node.name}", argv=kubelet, files=(config / "kubelet.yaml",), node=node, mounts=True, env=path),
         Process(
             name=f"kube-proxy-{node.name}",

@@ -31,6 +31,10 @@ COMPILE: Mapping[str, Sequence[str]] = {
     "libc6-dev": ("/usr/include/stdlib.h",),
 }
 """What compiling the tools needs besides: none of it with an archive of built tools."""
+CRIO: Mapping[str, Sequence[str]] = {"conmon": ("conmon",)}
+"""What nodes with CRI-O need besides."""
+COMPILE_CRIO: Mapping[str, Sequence[str]] = {"libseccomp-dev": ("/usr/include/seccomp.h",), "pkgconf": ("pkg-config",)}
+"""What compiling CRI-O needs besides."""
 TEST: Mapping[str, Sequence[str]] = {
     "bsdutils": ("script",),
     "chromium": ("chromium",),
@@ -48,7 +52,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 def missing(packages: Iterable[str]) -> list[str]:
     """Those of `packages` whose commands or files are not there, sorted."""
-    known = {**RUN, **COMPILE, **TEST}
+    known = {**RUN, **COMPILE, **CRIO, **COMPILE_CRIO, **TEST}
     path = f"{os.environ.get('PATH', '')}:{_PATH}"
 
     def there(what: str) -> bool:
@@ -150,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--yes", action="store_true", help="install without a question")
     options = parser.parse_args(arguments)
     try:
-        ensure([*RUN, *COMPILE, *TEST], agreed=options.yes)
+        ensure([*RUN, *COMPILE, *CRIO, *COMPILE_CRIO, *TEST], agreed=options.yes)
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

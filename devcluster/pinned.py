@@ -30,6 +30,8 @@ class Tool:
     """Writes generated files into a private copy of the module before the build; it is given Go's environment."""
     extra_files: dict[str, tuple[str, str]] = field(default_factory=dict)
     """File name to (module, path inside the module): copied beside the binaries, executable."""
+    c_programs: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Binary name to (module, directory inside the module): all of its C files, compiled into one program."""
     on_demand: bool = False
     """No part of `make up`: built when something asks for it."""
 
@@ -56,7 +58,7 @@ class Tool:
     @property
     def files(self) -> set[str]:
         """Names of the files that a build of it has."""
-        return {*self.packages, *self.extra_files}
+        return {*self.packages, *self.extra_files, *self.c_programs}
 
 
 def _provider_embeds(workdir: Path, env: Mapping[str, str]) -> None:
@@ -154,6 +156,17 @@ TOOLCHAIN: tuple[Tool, ...] = (
         on_demand=True,
         version_of="github.com/NVIDIA/nvidia-container-toolkit",
         variables={"github.com/NVIDIA/nvidia-container-toolkit/internal/info.version": "{bare}"},
+    ),
+    Tool(
+        name="crio",
+        packages={"crio": "github.com/cri-o/cri-o/cmd/crio"},
+        cpu_minutes=3,
+        cgo=True,
+        # Images need no GPG, subordinate user ids come from no directory service, and layers are on overlay file systems.
+        tags="containers_image_openpgp,exclude_graphdriver_btrfs,libsubid_stub,seccomp",
+        version_of="github.com/cri-o/cri-o",
+        c_programs={"pinns": ("github.com/cri-o/cri-o", "pinns/src")},
+        on_demand=True,
     ),
     Tool(
         name="local-path-provisioner",

@@ -34,6 +34,8 @@ BUILD_GIB = 15.2
 _WITH_C = {"CGO_ENABLED": "1", "SOURCE_DATE_EPOCH": "0"}
 """Sources in C (SQLite's among them) write the time of the build into the binary, unless GCC is told another time."""
 
+_C_FLAGS = ("-O2", "-s")
+
 
 def _flags(tool: Tool) -> list[str]:
     linker = ["-s", "-w"]
@@ -56,6 +58,8 @@ def key(tool: Tool) -> str:
         return hashlib.sha256(repr(sorted(tool.packages.items())).encode() + tool.source.read_bytes()).hexdigest()[:12]
     parts = (tool.go_version, _flags(tool), sorted(tool.packages.items()), sorted(tool.extra_files.items()), tool.cgo and _WITH_C)
     digest = hashlib.sha256(repr(parts).encode())
+    if tool.c_programs:
+        digest.update(repr((_C_FLAGS, sorted(tool.c_programs.items()))).encode())
     for path in sorted(tool.source.rglob("*")):
         if path.is_file():
             digest.update(str(path.relative_to(tool.source)).encode() + b"\0" + path.read_bytes())
@@ -180,15 +184,22 @@ class _Builds:
         cpu_s = 0.0
         for binary, package in tool.packages.items():
             argv = [go.command(), "build", *_flags(tool), "-o", str(out / binary), package]
-            code, used_s = self._run(argv, source, env, work / "build.log")
-            if code:
-                tail = (work / "build.log").read_text(errors="replace")[-3000:]
-                raise ToolchainError(f"tools/{tool.name}: got a failed build of {binary}, want a binary; the compiler said:\n{tail}")
-            cpu_s += used_s
+            cpu_s += self._binary(tool, binary, argv, env, work)
         for name, (module, path) in tool.extra_files.items():
             shutil.copyfile(go.module_dir(source, module, env) / path, out / name)
             (out / name).chmod(0o755)
+        for name, (module, path) in tool.c_programs.items():
+            sources = sorted(str(each) for each in (go.module_dir(source, module, env) / path).glob("*.c"))
+            cpu_s += self._binary(tool, name, ["gcc", *_C_FLAGS, "-o", str(out / name), *sources], env, work)
         return cpu_s
+
+    def _binary(self, tool: Tool, name: str, argv: Sequence[str], env: Mapping[str, str], work: Path) -> float:
+        """CPU seconds that its compiler took. Raises ToolchainError."""
+        code, used_s = self._run(argv, work / "src", env, work / "build.log")
+        if code:
+            tail = (work / "build.log").read_text(errors="replace")[-3000:]
+            raise ToolchainError(f"tools/{tool.name}: got a failed build of {name}, want a binary; the compiler said:\n{tail}")
+        return used_s
 
     def _run(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str], log: Path) -> tuple[int, float]:
         """Exit status and CPU seconds, those of its children too."""

@@ -9,7 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from devcluster.packages import COMPILE, RUN
+from devcluster.packages import COMPILE, CRIO, RUN
 from tests.proofs.ways import readme_packages
 
 _PROGRAMS = re.compile(r"/(usr/)?(local/)?s?bin/[^/]+")
@@ -20,7 +20,7 @@ def path(directory: Path) -> str:
     links = directory / "declared-programs"
     if not links.exists():
         links.mkdir()
-        for program in _programs(_closure({*RUN, *COMPILE}, set(readme_packages()))):
+        for program in _programs(_closure({*RUN, *COMPILE, *CRIO}, set(readme_packages()))):
             if not (links / program.name).exists():
                 (links / program.name).symlink_to(program)
         _follow_alternatives(links)

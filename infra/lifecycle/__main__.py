@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import httpx
 
+from devcluster.layout import RUNTIMES
 from infra.engine.changes import RefusedError
 from infra.engine.errors import CliError, CommandError
 from infra.lifecycle import backup, keys, liveness, looking, own_cluster, usage
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=["up", "down", "status", "preview", "check", "key", *_OF_A_TARGET])
     parser.add_argument("--stack", default="dev")
     parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--runtime", choices=RUNTIMES, help="with up: container runtime of the embedded nodes; default: containerd")
     parser.add_argument("--context", default="", help="default: the embedded cluster")
     parser.add_argument("--allow-data-loss", default="", help="objects (Kind/name) whose data may go")
     parser.add_argument("--take", default="", help="objects (Kind/name) that are there and that the stack takes over")

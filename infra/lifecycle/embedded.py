@@ -13,7 +13,7 @@ from typing import Any
 from components.contract import PORTS, PROMETHEUS
 from devcluster import archive, host, toolchain
 from devcluster import cluster as embedded
-from devcluster.layout import Cluster, ClusterError, default_name, load
+from devcluster.layout import Cluster, ClusterError, Runtime, default_name, load
 from devcluster.oci import Image, RegistryError
 from devcluster.toolchain import ToolchainError
 from images import embedded as images
@@ -53,7 +53,7 @@ class EmbeddedCluster:
         if options.tools:
             host.check()
             archive.take(options.tools)
-        cluster, built = start_embedded(default_name(), options.nodes, agreed=options.yes)
+        cluster, built = start_embedded(default_name(), options.nodes, agreed=options.yes, runtime=options.runtime)
         bring_up(
             on_embedded(cluster, self.stack),
             image_overrides(built),
@@ -123,22 +123,26 @@ def image_overrides(built: Mapping[str, Image]) -> dict[str, Any]:
 
 
 def start_embedded(
-    name: str, nodes: int, ggufs: Mapping[str, Path] | None = None, *, agreed: bool = False
+    name: str, nodes: int, ggufs: Mapping[str, Path] | None = None, *, agreed: bool = False, runtime: Runtime | None = None
 ) -> tuple[Cluster, dict[str, Image]]:
     """A ready cluster with every image of the stack in its registry. `agreed`: missing packages are installed without a question.
 
+    `runtime`: the container runtime of its nodes; without one that of the cluster that is there, or containerd.
     The base of the images is fetched while the tools compile, and the images are built while the cluster starts.
     """
     # All tools in one call: two are built at a time until the end, and the estimate is of the whole.
     own = needs_own_tools()
+    recorded = load(name)
+    runtime = runtime or (recorded.runtime if recorded else "containerd")
     tools = [tool.name for tool in toolchain.TOOLCHAIN if not tool.on_demand and (own or tool.name not in TOOLS)]
+    tools += [name for name in embedded.tools(runtime) if name not in tools]
     embedded.prepare(tools, agreed=agreed)
     with ThreadPoolExecutor(1) as pool:
         fetching = pool.submit(images.fetch, ggufs)
         toolchain.ensure(tools)
         fetching.result()
         building = pool.submit(images.build, ggufs)
-        cluster = embedded.up(name, nodes)
+        cluster = embedded.up(name, nodes, runtime=runtime)
         built = building.result()
     embedded.push(cluster, list(built.values()))
     return cluster, built

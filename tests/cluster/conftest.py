@@ -82,7 +82,11 @@ def kube(started: tuple[Cluster, dict[str, Image]]) -> Kube:
 
 @pytest.fixture(scope="session")
 def first(started: tuple[Cluster, dict[str, Image]], kube: Kube) -> Stack:
-    cluster, images = started
+    return deployed(*started, kube)
+
+
+def deployed(cluster: Cluster, images: dict[str, Image], kube: Kube) -> Stack:
+    """The dev stack with the tiny model."""
     deployment = lifecycle.on_embedded(cluster, "dev")
     overrides = {
         **lifecycle.image_overrides(images),

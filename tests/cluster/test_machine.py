@@ -43,8 +43,8 @@ def unchanged(programs: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not layout.lock_file(ONE).exists()
 
 
-def start() -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "devcluster", "--name", ONE, "up", "--nodes", "1"]
+def start(*more: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "devcluster", "--name", ONE, "up", "--nodes", "1", *more]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -100,7 +100,8 @@ def test_a_machine_is_left_as_it_is_while_a_cluster_is_up_which_is_repaired_in_p
 
 
 def what_dies_is_started_again_and_long_logs_are_cut(cluster: Cluster) -> None:
-    before = {name: processes.running_pid(cluster, name) for name in ("kube-scheduler", "etcd", "kubelet-n1", "containerd-n1")}
+    names = ("kube-scheduler", "etcd", "kubelet-n1", node.runtime_name(cluster.nodes[0]))
+    before = {name: processes.running_pid(cluster, name) for name in names}
     for pid in before.values():
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -114,6 +115,19 @@ def what_dies_is_started_again_and_long_logs_are_cut(cluster: Cluster) -> None:
     eventually(back, bool, 60, "the supervisor has started them again")
     eventually(lambda: embedded.status(cluster)[-1], lambda row: row == ("cluster", "ready"), 90, "the cluster is ready again")
     assert log.stat().st_size < 2**20 < log.with_suffix(".log.1").stat().st_size
+
+
+def test_a_node_with_crio_leaves_the_machine_as_it_is_and_stays_what_it_is() -> None:
+    before = machine.snapshot()
+    finish(start("--runtime", "crio"))
+    during = machine.difference(before, machine.snapshot())
+    assert not [line for line in during["files"] if "containerd" in line]
+    what_dies_is_started_again_and_long_logs_are_cut(loaded())
+    other = start("--runtime", "containerd")
+    assert "--runtime: got containerd, want crio as the running cluster" in other.communicate(timeout=60)[1]
+    assert other.returncode == 1
+    finish(start())
+    assert loaded().runtime == "crio"
 
 
 def after_a_restart_of_the_machine_up_repairs(cluster: Cluster) -> None:

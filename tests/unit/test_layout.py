@@ -39,6 +39,24 @@ def test_another_number_of_nodes_needs_a_new_cluster() -> None:
         layout.create("one", 1)
 
 
+def test_another_container_runtime_needs_a_new_cluster() -> None:
+    made = layout.create("one", 1, runtime="crio")
+    assert layout.load("one") == made
+    with pytest.raises(ClusterError, match="--runtime: got containerd, want crio as the running cluster 'one' has; run down first"):
+        layout.create("one", 1)
+
+
+def test_a_record_of_before_is_of_a_cluster_with_containerd_and_one_of_an_unknown_runtime_is_unreadable() -> None:
+    made = layout.create("one", 1)
+    record = made.state_dir / "cluster.json"
+    record.write_text('{"slot": 11, "node_count": 1}')
+    found = layout.load("one")
+    assert found is not None and found.runtime == "containerd"
+    record.write_text('{"slot": 11, "node_count": 1, "runtime": "other"}')
+    with pytest.raises(layout.RecordError, match="got no readable record"):
+        layout.load("one")
+
+
 @pytest.mark.parametrize("name", ["", "Upper", "a/b", "1a", "x" * 40])
 def test_an_unusable_name_is_refused(name: str) -> None:
     with pytest.raises(ClusterError, match="--name: got"):

@@ -15,6 +15,7 @@ EXPORTED = {
     "CONTEXT": "prod",
     "STACK": "prod",
     "NODES": "3",
+    "RUNTIME": "crio",
     "YES": "1",
     "TOOLS": "x",
     "ALLOW_DATA_LOSS": "y",

@@ -14,7 +14,7 @@ def kubelet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The configuration that the kubelet of a node is started with."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     (first,) = layout.create("one", 1).nodes
-    node.write_config(first, "pause@sha256:0")
+    node.write_config(first, tmp_path / "bin", "pause@sha256:0")
     return yaml.safe_load((first.directory / "config" / "kubelet.yaml").read_text())
 
 

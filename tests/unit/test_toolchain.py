@@ -118,7 +118,10 @@ def test_make_up_builds_no_tool_that_only_tests_need(monkeypatch: pytest.MonkeyP
     with pytest.raises(toolchain.ToolchainError, match="enough"):
         lifecycle.start_embedded("none", 1)
     assert {"kubernetes", "ollama"} <= set(asked)
-    assert "nvidia-container-toolkit" not in asked
+    assert not {"nvidia-container-toolkit", "crio"} & {*asked}
+    with pytest.raises(toolchain.ToolchainError, match="enough"):
+        lifecycle.start_embedded("none", 1, runtime="crio")
+    assert "crio" in asked
 
 
 @pytest.fixture(scope="module")
