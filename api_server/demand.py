@@ -30,7 +30,7 @@ class OfModel(BaseModel):
 
 
 class Demand(BaseModel):
-    """What one gateway says of the Ollama fleet. One of before an update says the first three alone."""
+    """What one gateway says of the Ollama fleet, or of one model server. One of before an update says the first three alone."""
 
     waiting: int
     """Requests that wait for a place."""
@@ -53,7 +53,7 @@ class Demand(BaseModel):
 
 
 def demand_of(waiting: int, fleet: Sequence[Upstream], routes: Mapping[str, Route]) -> Demand:
-    """Of this gateway. `waiting`: requests for models of `routes`, which are those of the fleet."""
+    """Of this gateway. `waiting`: requests for models of `routes`, which are those of the servers of `fleet`."""
     addresses = [address for upstream in fleet for address in upstream.addresses.values()]
     in_flight = sum(address.in_flight for address in addresses)
     idle_s = min((time.monotonic() - upstream.last_used for upstream in fleet), default=0.0)

@@ -50,7 +50,7 @@ class Metrics(Collector):
         self._reserved = reserved
         self.readers = Readers()
         self._certificate = certificate
-        self._fleet = {model: route for model, route in routes.items() if route.engine == "ollama"}
+        self._routes = routes
         self.waiting = Tally(dict.fromkeys(routes, 0))
         """Requests, by model, that wait for a place."""
         self.requests = Counter("api_server_requests", "Answered requests", ["model", "status"], registry=self.registry)
@@ -179,8 +179,8 @@ class Metrics(Collector):
         needs = GaugeMetricFamily(
             "api_server_needed_servers", "Servers of the fleet that conversations and requests need, by what it knows"
         )
-        if self._fleet:
-            needs.add_metric([], needed_by(self.demand()))
+        if (fleet := self.demand()) is not None:
+            needs.add_metric([], needed_by(fleet))
         for model, count in self.waiting.items():
             waiting.add_metric([model], count)
         return [in_flight, up, out, waiting, held, needs, reserved, gateways, agrees, *self._of_keys(), *self._of_certificate()]
@@ -210,10 +210,12 @@ class Metrics(Collector):
             failures.add_metric([], self._certificate.failures)
         return [start, expiry, failures]
 
-    def demand(self) -> Demand:
-        """What whoever scales the Ollama fleet has to know."""
-        waiting = sum(self.waiting[model] for model in self._fleet)
-        return demand_of(waiting, [upstream for upstream in self._upstreams if upstream.engine == "ollama"], self._fleet)
+    def demand(self, host: str = "") -> Demand | None:
+        """What whoever scales the servers at a host has to know, or the Ollama fleet without one. None: there are no such servers."""
+        ours = [each for each in self._upstreams if each.pool is None and (each.host == host if host else each.engine == "ollama")]
+        urls = {upstream.url for upstream in ours}
+        routes = {model: route for model, route in self._routes.items() if route.url in urls}
+        return demand_of(sum(self.waiting[model] for model in routes), ours, routes) if ours else None
 
     def app(self) -> web.Application:
         # To compress the numbers of many keys, which are megabytes, would hold up every stream of this process.
@@ -228,9 +230,13 @@ class Metrics(Collector):
             if host := request.query.get("leaving"):
                 for upstream in self._upstreams:
                     upstream.leave(host, LEAVING_S)
-            return web.Response(text=self.demand().model_dump_json(), content_type="application/json")
+            found = self.demand(request.match_info.get("host", ""))
+            if found is None:
+                return web.Response(status=404)
+            return web.Response(text=found.model_dump_json(), content_type="application/json")
 
         app = web.Application()
         app.router.add_get("/metrics", show)
         app.router.add_get("/demand", demand)
+        app.router.add_get("/demand/{host}", demand)
         return app

@@ -1,4 +1,4 @@
-"""How many servers the fleet should have: up at once, down one at a time. Pure: looks and clocks are others'."""
+"""How many servers the fleet, or a model server, should have: up at once, down one at a time. Pure: looks and clocks are others'."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ class Scaling:
         """Whether the last server is to get no new conversation."""
 
     def wanted(self, demands: Sequence[Demand | None], current: int, there: int, last: str | None, now: float) -> int:
-        """Servers that the fleet should have now. `demands`: of every gateway, None of one that did not answer. `there`: pods that are
+        """Servers that should be there now. `demands`: of every gateway, None of one that did not answer. `there`: pods that are
         there, also those that are going. `last`: address of the last server; empty when it has none, so that nobody can reach it; None when
         that is not known."""
         known = [demand for demand in demands if demand is not None]

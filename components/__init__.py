@@ -1,6 +1,6 @@
 """The deployable parts of a model fleet, as Pulumi ComponentResources. They know no stack and read no configuration."""
 
-from .activator import Activator, ActivatorArgs
+from .activator import Activator, ActivatorArgs, ScaleArgs
 from .api_server import ApiServer, ApiServerArgs
 from .cache import CacheServer, CacheServerArgs
 from .cache_tier import CacheTierArgs
@@ -66,6 +66,7 @@ __all__ = [
     "ResourceArgs",
     "RuntimeImages",
     "RuntimeImagesArgs",
+    "ScaleArgs",
     "SharingArgs",
     "Storage",
     "StorageArgs",

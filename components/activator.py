@@ -1,12 +1,14 @@
-"""Scaling the Ollama fleet."""
+"""Scaling the Ollama fleet, and model servers."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pulumi
 import pulumi_kubernetes as k8s
 
 from . import containers, objects, pods
-from .contract import ACTIVATOR, API_METRICS_PORT, API_SERVER, OLLAMA, PORTS, type_token
+from .contract import ACTIVATOR, API_METRICS_PORT, API_SERVER, OLLAMA, PORTS, SCALES_VARIABLE, type_token
 from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
@@ -16,25 +18,39 @@ _TOKEN_PATH = "/var/run/secrets/activator"  # noqa: S105 (a directory)
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScaleArgs:
+    """How many pods one StatefulSet may have."""
+
+    replicas: int
+    """At most."""
+    min_replicas: int = 0
+    """At least."""
+    idle_s: int
+    """Seconds after which one goes, in which fewer would have done and it had no request."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ActivatorArgs:
     """Inputs of Activator."""
 
     namespace: pulumi.Input[str]
     image: pulumi.Input[str]
     """The API server's: the activator is a module of it."""
-    replicas: int
-    """Ollama servers at most."""
+    replicas: int = 0
+    """Ollama servers at most. 0: it leaves the fleet alone."""
     min_replicas: int = 0
     """Ollama servers at least."""
-    idle_s: int
-    """Seconds after which a server goes, in which fewer would have done and it had no request."""
+    idle_s: int = 900
+    """Seconds after which an Ollama server goes, in which fewer would have done and it had no request."""
+    model_servers: Mapping[str, ScaleArgs] = field(default_factory=dict)
+    """Components of the model servers that it scales (`ModelServerArgs.component`), and how."""
     resources: containers.ResourceArgs
     priority_class: pulumi.Input[str] | None = None
     workload: WorkloadArgs = ORDINARY
 
 
 class Activator(pulumi.ComponentResource):
-    """A Deployment that may read and set the scale of one StatefulSet, and nothing else.
+    """A Deployment that may read and set the scale of the StatefulSets that it is told, and nothing else.
 
     It asks every API server for its demand through a headless Service, and tells them which server is to go. Network opens the way to both,
     where it is told the addresses of the cluster's API server.
@@ -55,10 +71,12 @@ class Activator(pulumi.ComponentResource):
 
     @staticmethod
     def _account(name: str, args: ActivatorArgs, child: pulumi.ResourceOptions) -> pulumi.ResourceOptions:
-        """The account that may scale the fleet. Returns the options of what runs as it."""
+        """The account that may scale them. Returns the options of what runs as it."""
         meta = objects.metadata(ACTIVATOR, args.namespace)
         runs = objects.account(f"{name}-account", ACTIVATOR, args.namespace, child, args.workload)
-        scale = rbac.PolicyRuleArgs(api_groups=["apps"], resources=["statefulsets/scale"], resource_names=[OLLAMA], verbs=["get", "patch"])
+        scale = rbac.PolicyRuleArgs(
+            api_groups=["apps"], resources=["statefulsets/scale"], resource_names=[*_scales(args)], verbs=["get", "patch"]
+        )
         role = rbac.Role(f"{name}-role", metadata=meta, rules=[scale], opts=child)
         rbac.RoleBinding(
             f"{name}-binding",
@@ -68,6 +86,12 @@ class Activator(pulumi.ComponentResource):
             opts=child,
         )
         return runs
+
+
+def _scales(args: ActivatorArgs) -> dict[str, ScaleArgs]:
+    """By StatefulSet."""
+    fleet = {OLLAMA: ScaleArgs(replicas=args.replicas, min_replicas=args.min_replicas, idle_s=args.idle_s)} if args.replicas else {}
+    return fleet | dict(args.model_servers)
 
 
 def _pod(args: ActivatorArgs) -> core.PodSpecArgs:
@@ -81,7 +105,8 @@ def _pod(args: ActivatorArgs) -> core.PodSpecArgs:
             sources=[core.VolumeProjectionArgs(service_account_token=token), core.VolumeProjectionArgs(config_map=authority)],
         ),
     )
-    scale = pulumi.Output.concat("https://kubernetes.default.svc/apis/apps/v1/namespaces/", args.namespace, f"/statefulsets/{OLLAMA}/scale")
+    sets = pulumi.Output.concat("https://kubernetes.default.svc/apis/apps/v1/namespaces/", args.namespace, "/statefulsets")
+    scales = {name: {"least": each.min_replicas, "most": each.replicas, "idle_s": each.idle_s} for name, each in _scales(args).items()}
     container = core.ContainerArgs(
         name=ACTIVATOR,
         image=args.image,
@@ -90,11 +115,9 @@ def _pod(args: ActivatorArgs) -> core.PodSpecArgs:
             {
                 **containers.HOME,
                 "ACTIVATOR_GATEWAYS": f"{_DEMAND}:{API_METRICS_PORT}",
-                "ACTIVATOR_SCALE_URL": scale,
-                "ACTIVATOR_REPLICAS": str(args.replicas),
-                "ACTIVATOR_MIN_REPLICAS": str(args.min_replicas),
-                "ACTIVATOR_SERVERS": OLLAMA,
-                "ACTIVATOR_IDLE_S": str(args.idle_s),
+                "ACTIVATOR_STATEFUL_SETS_URL": sets,
+                SCALES_VARIABLE: json.dumps(scales),
+                "ACTIVATOR_FLEET": OLLAMA,
                 "ACTIVATOR_TOKEN_FILE": f"{_TOKEN_PATH}/token",
                 "ACTIVATOR_CA_FILE": f"{_TOKEN_PATH}/ca.crt",
                 "ACTIVATOR_PORT": str(PORTS[ACTIVATOR]),

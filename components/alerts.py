@@ -32,7 +32,7 @@ _RULES = (
         "max by (model) (api_server_waiting_requests) > 0",
         "10m",
         "Requests for {{ $labels.model }} wait, and no server has the model.",
-        "The fleet does not come up: look at the pods of ollama, their events, and the activator's log.",
+        "They do not come up: look at the pods of ollama, or of the model server, their events, and the activator's log.",
     ),
     (
         "RequestsFail",

@@ -34,10 +34,13 @@ _CACHE_PATH = "/var/cache/vllm"
 COMPILED = "6Gi"
 """What vLLM compiles, on a server's own volume."""
 _NODE_DISK = "8Gi"
+"""Of the node's own disk, for a server with vLLM and no volume of its own: what vLLM compiles, its scratch directory and its log."""
 _LAST_WORDS = "/dev/termination-log"
 """Where the kubelet looks for what a container that ended has to say: its own default."""
 _FIRST_READY = {"pulumi.com/waitFor": "jsonpath={.status.readyReplicas}"}
 """The field is there once a replica is ready."""
+_NO_AWAIT = {"pulumi.com/waitFor": "jsonpath={.metadata.uid}"}
+"""Who scales them may have taken all of them away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,8 @@ class ModelServerArgs:
     cache_user: str | None = None
     """A user of CacheServer, whose name is the key of its password. None: the default user, whose password is the key `password`."""
     replicas: int
+    autoscaled: bool = False
+    """An autoscaler owns the number, and `replicas` is how many there are at first. An update does not wait for them."""
     resources: containers.ResourceArgs
     model: str
     model_version: pulumi.Input[str]
@@ -205,9 +210,11 @@ def _servers(
     # One after another.
     ready_s = HYDRATION_S + _start_s(args) + (_PULL_VLLM_S if args.vllm else _PULL_S)
     whole = f"{ready_s * args.replicas}s"
-    slow = pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create=whole, update=whole))
+    patient = pulumi.ResourceOptions(custom_timeouts=pulumi.CustomTimeouts(create=whole, update=whole))
+    slow = pulumi.ResourceOptions.merge(opts, patient)
     local = args.local
-    noted = (_FIRST_READY if args.hands_over else {}) | ({} if local is None or local.keep else {COPIES_ANNOTATION: "disposable"})
+    awaited = _FIRST_READY if args.hands_over else _NO_AWAIT if args.autoscaled else {}
+    noted = awaited | ({} if local is None or local.keep else {COPIES_ANNOTATION: "disposable"})
     noted |= {RUNTIME_ANNOTATION: "node-default"} if args.runtime_class == "" else {}
     claims = [*([] if local is None else [local_claim(local.storage_class, local.size)]), *disk.tier.templates]
     return apps.StatefulSet(
@@ -223,7 +230,7 @@ def _servers(
             volume_claim_templates=claims or None,
             persistent_volume_claim_retention_policy=None if local is None else kept_claims(deleted=local.retain, scaled=local.keep),
         ),
-        opts=pulumi.ResourceOptions.merge(opts, slow),
+        opts=pods.scaled_by_others(slow) if args.autoscaled else slow,
     )
 
 

@@ -39,13 +39,13 @@ def connections() -> list[tuple[str, str, str]]:
     rows += [(API_SERVER, "pools of others (`externalPools`)", "theirs")]
     rows += [("clients of Prometheus (`monitoring.prometheus.clients`)", PROMETHEUS, str(PORTS[PROMETHEUS]))]
     ports = " and ".join(map(str, KUBERNETES_PORTS))
-    rows += [(_title(ACTIVATOR), "the cluster's API server (`fleet.scale.kubernetesCidrs`)", ports)]
+    rows += [(_title(ACTIVATOR), "the cluster's API server (`scale.kubernetesCidrs`)", ports)]
     return rows
 
 
 def _title(component: str) -> str:
-    settings = {ACTIVATOR: "fleet.scale", PROMETHEUS: "monitoring.prometheus"}
-    return f"{component} (with `{settings[component]}`)" if component in settings else component
+    settings = {ACTIVATOR: "`fleet.scale` or `modelServers.scale`", PROMETHEUS: "`monitoring.prometheus`"}
+    return f"{component} (with {settings[component]})" if component in settings else component
 
 
 def _node(name: str) -> str:

@@ -56,9 +56,11 @@ def check(cluster: Cluster, trial: Trial, gpu: GpuSettings) -> Iterator[Line]:
         trial.start(f"node{number}", [_LOOKS], node=node["metadata"]["name"], host=_HOST)
     for number, node in enumerate(looked):
         name = node["metadata"]["name"]
-        look = _look(trial.said(f"node{number}")) if trial.ends_well(f"node{number}", JOB_S) else None
+        said = trial.said(f"node{number}") if trial.ends_well(f"node{number}", JOB_S) else ""
+        look = _look(said or "")
         if look is None:
-            yield Line(node=name, layer="runtime", says=f"its files were not read: {trial.why(f'node{number}')}")
+            why = "the pod that read them is gone, with what it said" if said is None else trial.why(f"node{number}")
+            yield Line(node=name, layer="runtime", says=f"its files were not read: {why}")
         yield from judge(node, look, gpu, slices.get(name, 0))
 
 

@@ -120,10 +120,10 @@ class Trial:
         template = {"metadata": {"labels": {LABEL: name}}, "spec": pod}
         self.create("batch/v1", "Job", name, spec={"backoffLimit": 0, "template": template})
 
-    def said(self, name: str) -> str:
-        """What the pod of a Job has printed."""
-        [pod] = self._cluster.items("v1", "Pod", namespace=self._namespace, label_selector=f"{LABEL}={name}")
-        return self._cluster.log(self._namespace, pod["metadata"]["name"])
+    def said(self, name: str) -> str | None:
+        """What the pod of a Job has printed. None where the pod is gone: somebody removed it, or its node."""
+        pods = self._cluster.items("v1", "Pod", namespace=self._namespace, label_selector=f"{LABEL}={name}")
+        return self._cluster.log(self._namespace, pods[0]["metadata"]["name"]) if pods else None
 
     def ends_well(self, name: str, limit_s: float) -> bool:
         def status() -> dict[str, Any]:

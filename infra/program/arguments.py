@@ -1,5 +1,7 @@
 """From the settings to the arguments of each workload's component. What another component made arrives as a value."""
 
+from dataclasses import asdict
+
 import pulumi
 
 import components as c
@@ -8,7 +10,6 @@ from infra.program import delivery, tls
 from infra.program.foundations import Images
 from infra.program.settings import Settings, inputs
 from infra.program.settings.capacity import Capacity, capacities, of_server, offloaded
-from infra.program.settings.fleet import ScaleSettings
 from infra.program.settings.images import VLLM_IMAGE
 from infra.program.settings.model_servers import ModelServerSettings
 from infra.program.settings.section import quantity
@@ -90,10 +91,11 @@ def model_server(
         component=wanted.component,
         image=llama_cpp.image if llama_cpp else images[VLLM_IMAGE if wanted.engine == "vllm" else "model-server"],
         shared_claim=store.shared_claim,
-        local=_local_copy(local_size(wanted, settings), settings, images, store),
+        local=_local_copy(wanted, settings, images, store),
         cache_secret=answers.users_secret_name,
         cache_user=MODEL_SERVER,
         replicas=wanted.replicas,
+        autoscaled=wanted.scale is not None,
         resources=resources(wanted.resources, wanted.gpus, gpu),
         model=wanted.model,
         model_version=delivery.model_version(model, images["models"]),
@@ -131,14 +133,15 @@ def _vllm(wanted: ModelServerSettings) -> c.VllmArgs:
     return c.VllmArgs(**wanted.of_vllm.model_dump(), shm_bytes=shm_bytes(wanted.gpus))
 
 
-def _local_copy(size: str, settings: Settings, images: Images, store: c.Storage) -> c.LocalCopyArgs:
+def _local_copy(wanted: ModelServerSettings, settings: Settings, images: Images, store: c.Storage) -> c.LocalCopyArgs:
+    size = local_size(wanted, settings)
     return c.LocalCopyArgs(
         image=images["model-sync"],
         storage_class=store.hot_class,
         size=size,
         capacity_bytes=int(quantity(size)),
         retain=settings.storage.retain,
-        keep=settings.fleet.keeps_copies,
+        keep=wanted.keeps_copies,
     )
 
 
@@ -208,7 +211,7 @@ def _exposure(settings: Settings) -> c.ExposureArgs:
 def api_server(
     settings: Settings, namespace: pulumi.Input[str], images: Images, runtime: c.GpuRuntime, shared: c.CacheServer
 ) -> c.ApiServerArgs:
-    wanted, scaling = settings.api_server, settings.fleet.scaling
+    wanted, to_zero = settings.api_server, any(scale.min == 0 for scale in settings.scales.values())
     return c.ApiServerArgs(
         namespace=namespace,
         image=images["api-server"],
@@ -218,7 +221,7 @@ def api_server(
         aliases={name: alias.model_dump(exclude_none=True) for name, alias in settings.aliases.items()},
         replicas=wanted.replicas,
         autoscaled=wanted.autoscaled,
-        hold_s=wanted.hold_seconds or (_HOLD_S if scaling is not None and scaling.min == 0 else 0),
+        hold_s=wanted.hold_seconds or (_HOLD_S if to_zero else 0),
         queue_s=wanted.queue_seconds,
         cors_origins=wanted.cors_origins,
         session_headers=wanted.session_headers,
@@ -235,15 +238,18 @@ def api_server(
     )
 
 
-def activator(
-    settings: Settings, scaling: ScaleSettings, namespace: pulumi.Input[str], images: Images, runtime: c.GpuRuntime
-) -> c.ActivatorArgs:
+def activator(settings: Settings, namespace: pulumi.Input[str], images: Images, runtime: c.GpuRuntime) -> c.ActivatorArgs:
+    replicas = {OLLAMA: settings.fleet.replicas} | {server.component: server.replicas for server in settings.model_servers}
+    scales = {
+        name: c.ScaleArgs(replicas=replicas[name], min_replicas=scale.min, idle_s=60 * scale.idle_minutes)
+        for name, scale in settings.scales.items()
+    }
+    fleet = asdict(scales.pop(OLLAMA)) if OLLAMA in scales else {}
     return c.ActivatorArgs(
         namespace=namespace,
         image=images["api-server"],
-        replicas=settings.fleet.replicas,
-        min_replicas=scaling.min,
-        idle_s=60 * scaling.idle_minutes,
+        **fleet,
+        model_servers=scales,
         resources=_ACTIVATOR,
         priority_class=runtime.gateway_priority_class,
         workload=workload(settings, "activator"),

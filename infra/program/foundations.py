@@ -132,7 +132,7 @@ def _pool(pool: ExternalPoolSettings) -> c.PoolArgs:
 
 
 def network(settings: Settings, namespace: pulumi.Input[str]) -> c.NetworkArgs:
-    scale, prometheus = settings.fleet.scaling, settings.monitoring.prometheus
+    prometheus = settings.monitoring.prometheus
     way_in = settings.api_server.way_in
     return c.NetworkArgs(
         namespace=namespace,
@@ -143,7 +143,7 @@ def network(settings: Settings, namespace: pulumi.Input[str]) -> c.NetworkArgs:
         origins=delivery.origins(settings),
         origins_have_names=delivery.has_names(settings),
         pools=[_pool(pool) for pool in settings.external_pools.values()],
-        kubernetes_cidrs=scale.kubernetes_cidrs if scale else (),
+        kubernetes_cidrs=list(dict.fromkeys(cidr for each in settings.scales.values() for cidr in each.kubernetes_cidrs)),
         prometheus=prometheus is not None,
         prometheus_clients=_pods(prometheus.clients) if prometheus else (),
         model_servers=settings.server_components,
@@ -181,7 +181,7 @@ def storage(settings: Settings, namespace: pulumi.Input[str]) -> c.StorageArgs:
         hot=hot,
         shared=shared,
         retain=tiers.retain,
-        keep_copies=settings.fleet.keeps_copies,
+        keep_copies=settings.keeps_copies,
         shared_access_mode=tiers.shared.access_mode,
         shared_claim=tiers.shared.claim,
     )

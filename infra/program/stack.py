@@ -100,8 +100,8 @@ class _Ground:
         """Options of a workload that is made once `before` are there.
 
         No pod is there before the quotas and logins of its namespace, its network policies, and the webhook that checks its images. The
-        runtime's classes come first, too: pods name them as plain text, and would be refused without them. When fleet.scale is
-        removed, the policies cut the activator off before the fleet is changed, so the activator cannot scale the new fleet to zero.
+        runtime's classes come first, too: pods name them as plain text, and would be refused without them. When `scale` is
+        removed, the policies cut the activator off before the servers are changed, so the activator cannot scale the new ones to zero.
         """
         return self.place.after(self.space, self.trust, self.network, self.runtime, *before)
 
@@ -150,8 +150,8 @@ def build(settings: Settings, guards: Sequence[Transformation] = (), old_servers
     models.clean_after([fleet, *servers])
     # The first look-up of the API server must find all of them, or it would refuse the first requests.
     api = c.ApiServer("api-server", arguments.api_server(settings, namespace, images, runtime, cache), ground.after(fleet, *servers))
-    if (scaling := settings.fleet.scaling) is not None:
-        c.Activator("activator", arguments.activator(settings, scaling, namespace, images, runtime), ground.after())
+    if settings.scales:
+        c.Activator("activator", arguments.activator(settings, namespace, images, runtime), ground.after())
     c.Monitoring("monitoring", arguments.monitoring(settings, namespace, images, runtime, cache), ground.after())
     if settings.monitoring.prometheus is not None:
         wanted = settings.monitoring.prometheus

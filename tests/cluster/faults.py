@@ -105,6 +105,7 @@ WRITER_SAYS = (
     "error: models.a:1.source: got 401 from models.example.com, want leave to read; "
     "set modelfleet:sourceTokens for models.example.com, or correct the source"
 )
+COPIER_SAYS = "error: a:1: /models: got 5 bytes free, want 9 for a:1; enlarge storage.hot.size"
 AGENT_SAYS = """
 echo "2026-11-25 01:00:00,000 INFO unready: models.a:1: loading"
 echo "2026-11-25 01:00:09,000 INFO unready: models.a:1: got effective context 2048, want 4096; lower its contextLength"
@@ -289,6 +290,23 @@ FAULTS: dict[str, Fault] = {
         "replica-unready",
         "Pod/p",
         r"got models.a:1 with effective context 2048, want 4096; lower its contextLength",
+    ),
+    "copy-failed": Fault(
+        [
+            pod(
+                labels=_component("model-server"),
+                initContainers=[
+                    container(
+                        name="model-sync",
+                        command=["sh", "-c", f"echo '{COPIER_SAYS}'; exit 1"],
+                        terminationMessagePolicy="FallbackToLogsOnError",
+                    )
+                ],
+            )
+        ],
+        "copy-failed",
+        "Pod/p",
+        r"got a:1: /models with 5 bytes free, want 9 for a:1; enlarge storage.hot.size or modelfleet:modelServers.model-server.localSize",
     ),
     "job-lost": Fault([job("OnFailure", 5)], "job-failed", "Job/j", r"BackoffLimitExceeded"),
     "job-crash": Fault([job("Never", 5)], "crash", "Job/j", r"exit code 5: no luck"),

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pulumi
 import pytest
@@ -9,9 +11,14 @@ import yaml
 
 import components as c
 from components import pods
+from components.contract import SCALES_VARIABLE
 from infra.analysis.policy import rules
-from tests.component.harness import Recorder, render
-from tests.component.test_components import API_SERVER, OLLAMA, SMALL, network
+from infra.program import stack
+from infra.program.settings import parse
+from tests.component.harness import Recorder, render, rendered
+from tests.component.test_components import API_SERVER, OLLAMA, SMALL, model_server, network
+from tests.unit.test_settings import document
+from tests.unit.test_settings_fuzz import GOOD, with_config
 
 ACTIVATOR = c.ActivatorArgs(
     namespace="ns", image="x@sha256:1", replicas=3, idle_s=900, resources=SMALL
@@ -63,6 +70,72 @@ def test_the_activator_may_only_scale_the_fleet(activator: Recorder) -> None:
     assert pod["serviceAccountName"] == activator.one("RoleBinding")["subjects"][0]["name"]
 
 
+def test_it_scales_model_servers_beside_the_fleet_or_alone(activator: Recorder) -> None:
+    server = c.ScaleArgs(replicas=2, min_replicas=1, idle_s=60)
+
+    def scales(recorder: Recorder) -> dict[str, dict[str, int]]:
+        container = recorder.one("Deployment")["spec"]["template"]["spec"]["containers"][0]
+        env = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert env["ACTIVATOR_FLEET"] == "ollama"
+        assert env["ACTIVATOR_STATEFUL_SETS_URL"].endswith("/namespaces/ns/statefulsets")
+        found: dict[str, dict[str, int]] = json.loads(env[SCALES_VARIABLE])
+        assert recorder.one("Role")["rules"][0]["resourceNames"] == list(found)
+        return found
+
+    fleet = {"ollama": {"least": 0, "most": 3, "idle_s": 900}}
+    of_server = {"model-server-b": {"least": 1, "most": 2, "idle_s": 60}}
+    assert scales(activator) == fleet
+    both = dataclasses.replace(ACTIVATOR, model_servers={"model-server-b": server})
+    assert scales(render(lambda: c.Activator("activator", both))) == fleet | of_server
+    assert scales(render(lambda: c.Activator("activator", dataclasses.replace(both, replicas=0)))) == of_server
+
+
+def test_a_model_server_that_is_scaled_begins_with_all_and_is_left_alone_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    ignored: list[str] = []
+    before = pods.scaled_by_others
+
+    def scaled_by_others(opts: pulumi.ResourceOptions) -> pulumi.ResourceOptions:
+        found = before(opts)
+        ignored.extend(found.ignore_changes or [])
+        return found
+
+    monkeypatch.setattr(pods, "scaled_by_others", scaled_by_others)
+    fixed = model_server().one("StatefulSet")
+    assert (ignored, "annotations" in fixed["metadata"]) == ([], False)
+    scaled = model_server(autoscaled=True).one("StatefulSet")
+    assert ignored == ["spec.replicas"]
+    assert scaled["spec"] == fixed["spec"]
+    assert scaled["metadata"]["annotations"] == {"pulumi.com/waitFor": "jsonpath={.metadata.uid}"}, "at zero nobody becomes ready"
+
+
+def stack_objects(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a stack registers, by `Kind/name`."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def build() -> None:
+        for resource in render(lambda: stack.build(parse(rendered(config)))).resources:
+            if "kind" in resource.inputs:
+                found[f"{resource.inputs['kind']}/{resource.inputs['metadata'].get('name')}"] = resource.inputs
+
+    with_config({**{name: json.dumps(value) for name, value in config.items()}, **GOOD}, build, tuple(GOOD))
+    return found
+
+
+@pytest.mark.parametrize("least", [0, 1])
+def test_the_stack_lets_the_activator_at_the_servers_that_the_configuration_says(least: int) -> None:
+    config = document()
+    config["modelServers"][0] |= {"replicas": 2, "scale": {"min": least, "keepCopies": False, "kubernetesCidrs": ["10.0.0.1/32"]}}
+    made = stack_objects(config)
+    assert made["Role/activator"]["rules"][0]["resourceNames"] == ["model-server"]
+    server = made["StatefulSet/model-server"]
+    assert server["spec"]["persistentVolumeClaimRetentionPolicy"]["whenScaled"] == "Delete"
+    assert made["StatefulSet/ollama"]["spec"]["persistentVolumeClaimRetentionPolicy"]["whenScaled"] == "Retain"
+    assert "10.0.0.1/32" in str(made["NetworkPolicy/activator"])
+    env = {each["name"]: each.get("value") for each in made["Deployment/api-server"]["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert env["API_SERVER_HOLD_S"] == ("600" if least == 0 else "0")
+    assert "Deployment/activator" not in stack_objects(document())
+
+
 def test_the_activator_reaches_the_cluster_and_the_gateways_alone() -> None:
     policies, without = network(kubernetes_cidrs=["10.0.0.1/32"]), network()
     own = policies.pop("activator")
@@ -79,12 +152,13 @@ def test_the_activator_reaches_the_cluster_and_the_gateways_alone() -> None:
     assert policies == without
 
 
-def test_the_activator_knows_its_bounds_and_the_names_of_the_servers(activator: Recorder) -> None:
-    container = activator.one("Deployment")["spec"]["template"]["spec"]["containers"][0]
-    env = {entry["name"]: entry.get("value") for entry in container["env"]}
-    assert (env["ACTIVATOR_MIN_REPLICAS"], env["ACTIVATOR_REPLICAS"], env["ACTIVATOR_SERVERS"]) == ("0", "3", "ollama")
-    fleet = render(lambda: c.OllamaFleet("ollama", OLLAMA))
-    assert fleet.one("StatefulSet")["spec"]["serviceName"] == fleet.one("StatefulSet")["metadata"]["name"] == env["ACTIVATOR_SERVERS"]
+@pytest.mark.parametrize("servers", [lambda: render(lambda: c.OllamaFleet("ollama", OLLAMA)), model_server])
+def test_the_servers_that_it_scales_have_the_name_of_a_headless_service(servers: Callable[[], Recorder]) -> None:
+    """It looks the last one up there."""
+    found = servers()
+    spec = found.one("StatefulSet")["spec"]
+    assert spec["serviceName"] == found.one("StatefulSet")["metadata"]["name"]
+    assert found.named("Service", spec["serviceName"])["spec"]["clusterIP"] == "None"
 
 
 def test_the_activator_is_hardened(activator: Recorder) -> None:

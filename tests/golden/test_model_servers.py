@@ -1,4 +1,4 @@
-"""Two model servers: what the second one adds to the dev stack, and what it changes of the rest."""
+"""Two model servers, of which the second one is scaled: what it adds to the dev stack, and what it changes of the rest."""
 
 import os
 import shutil
@@ -22,10 +22,12 @@ SECOND = {
     "modelId": "smollm2-coder",
     "parallel": 4,
     "resources": {"cpu": "100m", "memory": "1Gi"},
+    "scale": {"min": 0, "idleMinutes": 30, "keepCopies": False, "kubernetesCidrs": ["10.0.0.1/32"]},
     "placement": {"nodeSelector": {"example.com/pool": "coders"}, "zones": "prefer"},
 }
 
 OBJECTS = ("ModelServer", "StatefulSet", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor", "Service", "ServiceAccount")
+SCALED = ("Activator", "Deployment", "NetworkPolicy", "Role", "RoleBinding", "ServiceAccount")
 
 
 def two() -> dict[str, Any]:
@@ -67,9 +69,12 @@ def test_a_second_one_replaces_and_removes_nothing(tmp_path: Path) -> None:
     engine.deploy(one)
     steps = {(step.op, named(step)) for step in engine.planned(config=two()).steps}
     own = {name for op, name in steps if op == "create"}
-    assert own == {f"{kind}/model-server-coder" for kind in OBJECTS} | {"Service/model-server-coder-metrics"}
+    made = {f"{kind}/model-server-coder" for kind in OBJECTS} | {"Service/model-server-coder-metrics"}
+    assert own == made | {f"{kind}/activator" for kind in SCALED} | {"Service/api-server-demand"}
     assert steps - {("create", name) for name in own} == {
         ("update", "Deployment/api-server"),
+        # One class is of all copies: where those of one server may go, its volumes go with their claims.
+        ("update", "StorageClass/local-nvme"),
         *(("update", f"NetworkPolicy/{name}") for name in ("api-server", "cache-server", "prometheus")),
         # It is named by Pulumi, so its successor is there before it goes.
         ("replace", "ConfigMap/prometheus-config"),

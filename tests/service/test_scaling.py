@@ -62,7 +62,7 @@ class Cluster:
                 pass
 
         self._listener = ThreadingHTTPServer(("127.0.0.1", 0), Scale)
-        self.url = f"http://127.0.0.1:{self._listener.server_port}/scale"
+        self.url = f"http://127.0.0.1:{self._listener.server_port}/statefulsets"
 
     def _is_there(self, count: int) -> None:
         self.name.is_now(*(f"127.0.0.{number + 2}" for number in range(count)))
@@ -122,11 +122,10 @@ def gateway(cluster: Cluster, tmp_path: Path) -> Iterator[Service]:
         api = start_api_server(stack, tmp_path, routes, "/ready", cluster.name.environment, *hasty, **settings)
         env = {
             "GATEWAYS": f"127.0.0.1:{port}",
-            "SCALE_URL": cluster.url,
+            "STATEFUL_SETS_URL": cluster.url,
             "TOKEN_FILE": str(tmp_path / "token"),
-            "REPLICAS": "2",
-            "IDLE_S": str(LEASE_S),
-            "SERVERS": names.FLEET,
+            "SCALES": json.dumps({names.FLEET: {"most": 2, "idle_s": LEASE_S}}),
+            "FLEET": names.FLEET,
             "HOST": "127.0.0.1",
             "PORT": (listens := str(free_port())),
         }

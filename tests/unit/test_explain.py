@@ -10,6 +10,7 @@ import pytest
 from infra.analysis.explain.causes import LASTING, explain
 from infra.analysis.explain.facts import Container, Facts
 from infra.analysis.explain.snapshot import Snapshot
+from model_sync import __main__ as model_sync
 from tests.cluster.faults import FAULTS
 
 RECORDED = sorted((Path(__file__).parent / "snapshots").glob("*.json"))
@@ -231,6 +232,51 @@ def test_last_words_come_before_the_log() -> None:
     taken = Snapshot(namespace="fleet", taken=NOW, objects=snapshot(Pod=[crashed]).objects, logs={"model-server-x/main": "ERROR another"})
     (finding,) = explain(taken)
     assert f"ending with exit code 1: {said}, want it running; mend what it says" in str(finding)
+
+
+def test_a_copier_that_failed_is_named_in_its_own_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are those of the real one, whose shared store has nothing."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.mkdir()
+    own.mkdir()
+    assert model_sync.main(["copy", str(shared), str(own), "a:1"]) == 1
+    ended = {"exitCode": 1, "finishedAt": "2026-11-24T11:59:30Z", "message": capsys.readouterr().err}
+    waits = {"name": "main", "ready": False, "restartCount": 0, "state": {"waiting": {"reason": "PodInitializing"}}}
+    server = pod("model-server-0", "model-server", status={"phase": "Pending", "containerStatuses": [waits]})
+    server["spec"]["initContainers"] = [{"name": "model-sync", "image": "x@sha256:0"}]
+    copier = {"name": "model-sync", "ready": False, "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+    server["status"]["initContainerStatuses"] = [copier | {"lastState": {"terminated": ended}}]
+    taken = snapshot(Pod=[server])
+    assert named(taken) == [("copy-failed", "Pod/model-server-0")]
+    assert "catalog.json with none, want one; wait for the writer, or run it" in str(explain(taken)[0])
+    # One that could say nothing.
+    ended |= {"exitCode": 137, "message": ""}
+    assert named(taken) == [("crash", "Pod/model-server-0")]
+
+
+@pytest.mark.parametrize(
+    ("activator", "asleep"),
+    [
+        (None, []),
+        ([], ["ollama"]),
+        ([{"name": "ACTIVATOR_SCALES", "value": '{"ollama": {"most": 1}}'}], ["ollama"]),
+        ([{"name": "ACTIVATOR_SCALES", "value": '{"model-server": {"most": 1}}'}], ["model-server"]),
+    ],
+    ids=["without an activator", "of before there were others", "of the fleet", "of a model server"],
+)
+def test_servers_at_zero_are_well_where_the_activator_scales_them(activator: list[dict[str, str]] | None, asleep: list[str]) -> None:
+    def at_zero(name: str) -> dict[str, Any]:
+        template = {"metadata": {"labels": {"app.kubernetes.io/name": name}}}
+        return {"metadata": metadata(name), "spec": {"replicas": 0, "template": template}, "status": {}}
+
+    def service(name: str) -> dict[str, Any]:
+        return {"metadata": metadata(name), "spec": {"selector": {"app.kubernetes.io/name": name}}}
+
+    names = ("ollama", "model-server")
+    spec = {"template": {"metadata": {}, "spec": {"containers": [{"name": "activator", "env": activator}]}}}
+    deployed = [] if activator is None else [{"metadata": metadata("activator"), "spec": spec}]
+    taken = snapshot(StatefulSet=[at_zero(name) for name in names], Service=[service(name) for name in names], Deployment=deployed)
+    assert named(taken) == [("scaled-to-zero", f"StatefulSet/{name}") for name in names if name not in asleep]
 
 
 def test_the_image_of_a_server_of_vllm_is_its_own() -> None:

@@ -11,6 +11,7 @@ import pytest
 from components.node_runtime import BINARY, CONTAINERD_CONFIG, TOOLKIT_CONFIG, node_files
 from infra.analysis.gpu_nodes import Look, judge
 from infra.lifecycle import gpu_node_check
+from infra.lifecycle.trial import Cluster, Runs, Trial
 from infra.program.settings.gpu import GpuSettings
 
 IMPORTS = 'version = 3\nimports = ["/etc/containerd/conf.d/*.toml"]\n'
@@ -157,6 +158,28 @@ def test_devices_of_a_dra_driver(root: Path) -> None:
 
 def test_a_node_whose_files_nobody_may_read_is_judged_by_the_cluster(root: Path) -> None:
     assert [line.layer for line in judge(node(), None, GPU, 0)] == ["devices"]
+
+
+class _Emptied(Cluster):
+    """Jobs that ended well there, and whose pods somebody has removed."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
+    def create(self, version: str, kind: str, name: str, namespace: str | None, labels: object = None, **body: Any) -> None:
+        self.made.append(kind)
+
+    def items(self, version: str, kind: str, **where: str) -> list[dict[str, Any]]:
+        return {"Node": [node()], "Job": [{"status": {"succeeded": 1}}]}.get(kind, [])
+
+
+def test_a_node_whose_look_is_lost_is_said_to_be_unread() -> None:
+    cluster = _Emptied()
+    trial = Trial(cluster, Runs(image="x", user_id=None), reads_nodes=True)
+    lines = list(gpu_node_check.check(cluster, trial, GPU))
+    assert cluster.made == ["Namespace", "Job"]
+    assert [line.layer for line in lines] == ["runtime", "devices"]
+    assert lines[0].says == "its files were not read: the pod that read them is gone, with what it said"
 
 
 @pytest.mark.parametrize("said", ["", "[]", "null", '{"driver": 3}', "Traceback"])

@@ -1,20 +1,27 @@
 """How many servers the fleet gets: what is needed, when it is given, and when it is taken away."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api_server.activator import Activator, Settings
+from api_server.activator import Scale, Servers, Settings
 from api_server.address import Address
 from api_server.bindings import PAUSE_S, SMALL, Bindings
 from api_server.demand import Demand, OfModel, demand_of, lacking, needed, needed_by
+from api_server.metrics import Metrics
+from api_server.peers import Peers
 from api_server.place import Wanted
+from api_server.pools import Pool, PoolKeys
 from api_server.room import Room
 from api_server.scaling import Scaling
 from api_server.sessions import Turn
@@ -257,11 +264,37 @@ def test_a_server_that_is_to_go_gets_no_new_conversation_where_another_one_will_
     assert not upstream.addresses["h2"].is_leaving()
 
 
-class Scaled(Activator):
+def test_a_gateway_says_what_each_set_of_servers_needs() -> None:
+    routes = {
+        "m": ROUTE,
+        "s": Route(url="http://model-server:8080", max_in_flight=18, slots=2, cached_tokens=50),
+        "t": Route(url="http://model-server-t:8080", max_in_flight=18),
+        "p": Route(url="http://pool.example/v1", pool="p"),
+    }
+    keys = PoolKeys(None)
+    upstreams = [
+        Upstream(route.url, route.max_in_flight, route.engine, pool=Pool(route, keys) if route.pool else None, lines=True)
+        for route in routes.values()
+    ]
+    metrics = Metrics(upstreams, routes, lambda: 0, Peers(b"self", 1))
+    for number, model in enumerate(routes, 1):
+        metrics.waiting[model] += number
+    fleet, server, other = (metrics.demand(host) for host in ("", "model-server", "model-server-t"))
+    assert fleet is not None
+    assert server is not None
+    assert other is not None
+    assert (fleet.waiting, server.waiting, other.waiting) == (1, 2, 3)
+    assert (fleet.models.keys(), server.models.keys(), other.models.keys()) == ({"m"}, {"s"}, set())
+    assert (fleet.places, server.places, server.models["s"].slots) == (4, 18, 2)
+    assert metrics.demand("nobody") is None
+    assert metrics.demand("pool.example") is None, "a pool is scaled by its owners"
+
+
+class Scaled(Servers):
     """Idle gateways, and a fleet whose scale is a number here."""
 
-    def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
-        super().__init__(settings, session)
+    def __init__(self, settings: Settings, name: str, session: aiohttp.ClientSession) -> None:
+        super().__init__(settings, name, session)
         self.current = 0
 
     async def _demands(self) -> list[Demand | None]:
@@ -283,7 +316,9 @@ def test_a_fleet_that_somebody_else_brings_up_stays_for_the_whole_idle_time(monk
     async def rounds() -> None:
         nonlocal now
         async with aiohttp.ClientSession() as session:
-            scaled = Scaled(Settings(gateways="g:1", scale_url="http://k/scale", replicas=2, idle_s=900), session)
+            scales = json.dumps({"ollama": {"most": 2, "idle_s": 900}})
+            settings = Settings.model_validate({"gateways": "g:1", "stateful_sets_url": "http://k/statefulsets", "scales": scales})
+            scaled = Scaled(settings, "ollama", session)
             now += 10_000
             await scaled.round()
             assert scaled.current == 0
@@ -296,3 +331,48 @@ def test_a_fleet_that_somebody_else_brings_up_stays_for_the_whole_idle_time(monk
     # Not asyncio.run, which leaves the thread without a loop for Pulumi's mocks.
     with closing(asyncio.new_event_loop()) as loop:
         loop.run_until_complete(rounds())
+
+
+def test_each_set_of_servers_is_scaled_by_its_own_demand(tmp_path: Path) -> None:
+    """What asks are the processes of the activator; a gateway and the cluster's API server are made up."""
+    asked: list[str] = []
+    replicas = {"ollama": 1, "model-server": 0}
+    says = {"/demand": demand(), "/demand/model-server": demand(waiting=3, short=3, places=2, ready=0)}
+
+    async def say(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(text=says[request.path].model_dump_json(), content_type="application/json")
+
+    async def scale(request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if request.method == "PATCH":
+            replicas[name] = (await request.json())["spec"]["replicas"]
+        return web.json_response({"spec": {"replicas": replicas[name]}, "status": {"replicas": replicas[name]}})
+
+    async def rounds() -> None:
+        app = web.Application()
+        app.router.add_get("/demand", say)
+        app.router.add_get("/demand/{name}", say)
+        app.router.add_route("*", "/statefulsets/{name}/scale", scale)
+        (tmp_path / "token").write_text("t")
+        async with TestServer(app) as server, aiohttp.ClientSession() as session:
+            settings = Settings.model_validate(
+                {
+                    "gateways": f"127.0.0.1:{server.port}",
+                    "stateful_sets_url": str(server.make_url("/statefulsets")),
+                    "scales": json.dumps({name: {"most": 4, "idle_s": 900} for name in replicas}),
+                    "token_file": tmp_path / "token",
+                }
+            )
+            for name in replicas:
+                await Servers(settings, name, session).round()
+
+    with closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(rounds())
+    assert asked == ["/demand", "/demand/model-server"]
+    assert replicas == {"ollama": 1, "model-server": 2}
+
+
+def test_bounds_that_cross_are_refused() -> None:
+    with pytest.raises(ValueError, match="least of at most 2"):
+        Scale(least=3, most=2, idle_s=1)

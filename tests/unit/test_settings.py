@@ -91,6 +91,14 @@ def test_s16_an_embedding_model_stands_beside_a_coder() -> None:
         ),
         ({"fleet": {"scale": {"min": 1}}}, "modelfleet:fleet.scale.kubernetesCidrs: got nothing, want a value"),
         (
+            {"modelServers": [SERVER, SERVER | {"name": "b", "modelId": "b", "scale": {"min": 2, "kubernetesCidrs": ["10.0.0.1/32"]}}]},
+            "modelfleet:modelServers.1.scale.min: got 2, want at most modelServers.1.replicas 1; lower it, or raise that",
+        ),
+        (
+            {"modelServers": [SERVER | {"scale": {"min": 0}}]},
+            "modelfleet:modelServers.0.scale.kubernetesCidrs: got nothing, want a value",
+        ),
+        (
             {"models": [{**SMALL, "replicas": 1}], "fleet": {"scale": {"kubernetesCidrs": ["10.0.0.1/32"]}}},
             "modelfleet:models.0.replicas: got 1 with fleet.scale, want every model on every replica",
         ),

@@ -19,6 +19,7 @@ RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     containers.images,
     containers.configuration,
     containers.ended,
+    models.copies,
     containers.models,
     containers.sources,
     network.policies,

@@ -1,7 +1,8 @@
 """Problems of connections: policies that block an edge of the contract, Services without pods, and the answer of the API server."""
 
 import ipaddress
-from collections.abc import Iterator
+import json
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from components.contract import (
     OLLAMA,
     PART_OF,
     PROMETHEUS,
+    SCALES_VARIABLE,
     edges,
     every,
     kind_of,
@@ -124,10 +126,19 @@ def _port_matches(ports: list[Any] | None, wanted: tuple[int, str]) -> bool:
 
 
 def _sleeps(facts: Facts, component: str) -> bool:
-    """Whether this is a fleet that its activator has taken to zero: the next request brings it back."""
-    fleet = facts.find("StatefulSet", OLLAMA)
-    awake = fleet is None or fleet["spec"].get("replicas", 1) > 0
-    return component == OLLAMA and not awake and facts.find("Deployment", ACTIVATOR) is not None
+    """Whether these are servers that the activator has taken to zero: the next request brings them back."""
+    servers = facts.find("StatefulSet", component)
+    awake = servers is None or servers["spec"].get("replicas", 1) > 0
+    return not awake and component in _scaled_by_activator(facts)
+
+
+def _scaled_by_activator(facts: Facts) -> Collection[str]:
+    if (activator := facts.find("Deployment", ACTIVATOR)) is None:
+        return ()
+    container = activator["spec"]["template"]["spec"]["containers"][0]
+    # One of an older release scales the fleet alone, and has no list.
+    told = next((each["value"] for each in container.get("env", []) if each["name"] == SCALES_VARIABLE), None)
+    return (OLLAMA,) if told is None else json.loads(told).keys()
 
 
 def scaled(facts: Facts) -> Iterator[Finding]:

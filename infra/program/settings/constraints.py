@@ -49,6 +49,7 @@ def problems(settings: Sections) -> list[str]:
         _delivery,
         _contexts,
         _scale,
+        server_rules.scale,
         _gpus,
         _gpu_memory,
         _host_memory,
@@ -254,7 +255,7 @@ def _quota(settings: Sections) -> Iterator[str]:
         yield f"governance.memory: got {limits.memory}, want at least {in_gib(memory)}, all requests and a rollout; raise it"
     # The gateway, model servers and fleet, and one each of cache, exporter, writer, cleaner, context probe, and what a rollout adds.
     count = fleet.replicas + sum(server.replicas for server in servers) + settings.api_server.replicas + 6 + len(prometheus)
-    count += int(fleet.scaling is not None)
+    count += int(bool(settings.scales))
     if count > limits.pods:
         yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and six more; raise it or lower replicas"
     containers = count + fleet.replicas * len(SIDECARS) + keepers

@@ -13,12 +13,12 @@ class ScaleToZeroSettings(Section):
     """Keep the copies of the models of servers that went: the next start copies nothing, and needs the same nodes. False where nodes go
     with the servers: they come up on any node then, and copy the models from the shared tier."""
     kubernetes_cidrs: list[Cidr] = Field(min_length=1)
-    """Addresses of the cluster's API server, where the activator scales the fleet: kubectl get endpoints kubernetes."""
+    """Addresses of the cluster's API server, where the activator scales the servers: kubectl get endpoints kubernetes."""
 
 
 class ScaleSettings(ScaleToZeroSettings):
     min: int = Field(default=1, ge=0, le=64)
-    """Servers at least. 0: an idle fleet goes to zero, and the next request waits for a start."""
+    """Servers at least. 0: when they are idle all go, and the next request waits for a start."""
 
 
 class FleetSettings(Section):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from components.contract import MODEL_SERVER, model_server
+from infra.program.settings.fleet import ScaleSettings
 from infra.program.settings.section import PROJECT, Bytes, ModelName, Resources, Section, SettingsError, Speed
 from infra.program.settings.workloads import WorkloadSettings
 
@@ -46,7 +47,9 @@ class ModelServerSettings(Section):
     name: ServerName
     """Names its objects, `model-server-NAME`. The one that is called `model-server` has that name alone, as the first release's had."""
     replicas: int = Field(default=1, ge=1, le=16)
-    """Processes of this server, one a pod."""
+    """Processes of this server, one a pod; with `scale`, the most that there may be."""
+    scale: ScaleSettings | None = None
+    """The activator scales between `min` and `replicas` by what conversations and requests need, as `fleet.scale` does it."""
     engine: Literal["llama-cpp", "vllm"] = "llama-cpp"
     """What generates: llama.cpp, for GGUF on CPUs and small GPUs, or vLLM, for safetensors on GPUs."""
     gpus: int = Field(default=0, ge=0, le=8)
@@ -99,6 +102,11 @@ class ModelServerSettings(Section):
     def of_vllm(self) -> VllmSettings:
         """What vLLM is told, where it is the engine."""
         return self.vllm or VllmSettings()
+
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether the volume of a replica that was scaled away stays."""
+        return self.scale is None or self.scale.keep_copies
 
     @property
     def component(self) -> str:

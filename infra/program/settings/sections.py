@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from components.contract import HOT_CLASS, SHARED_CLASS
+from components.contract import HOT_CLASS, OLLAMA, SHARED_CLASS
 from infra.program.settings.cluster import ClusterSettings
 from infra.program.settings.external import POOL, ExternalPoolSettings
-from infra.program.settings.fleet import FleetSettings
+from infra.program.settings.fleet import FleetSettings, ScaleSettings
 from infra.program.settings.governance import GovernanceSettings
 from infra.program.settings.gpu import GpuSettings
 from infra.program.settings.images import ImagesSettings
@@ -94,6 +94,17 @@ class Sections(Section):
     def server_components(self) -> list[str]:
         """What the pods of each model server are called."""
         return [server.component for server in self.model_servers]
+
+    @property
+    def scales(self) -> dict[str, ScaleSettings]:
+        """How the activator scales, by component; empty without one."""
+        fleet = {} if self.fleet.scaling is None else {OLLAMA: self.fleet.scaling}
+        return fleet | {server.component: server.scale for server in self.model_servers if server.scale is not None}
+
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether the volumes of all replicas that were scaled away stay."""
+        return self.fleet.keeps_copies and all(server.keeps_copies for server in self.model_servers)
 
     @property
     def gpu_pods(self) -> int:

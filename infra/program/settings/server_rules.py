@@ -90,6 +90,14 @@ def engines(settings: Sections) -> Iterator[str]:
         yield f"images.refs.{VLLM_IMAGE}: got nothing, {want}"
 
 
+def scale(settings: Sections) -> Iterator[str]:
+    """Bounds between which the activator may scale."""
+    for index, server in enumerate(settings.model_servers):
+        if server.scale is not None and server.scale.min > server.replicas:
+            path = f"modelServers.{index}"
+            yield f"{path}.scale.min: got {server.scale.min}, want at most {path}.replicas {server.replicas}; lower it, or raise that"
+
+
 def quota(settings: Sections) -> Iterator[str]:
     """GPUs of all servers of models together."""
     fleet, most = settings.fleet, settings.governance.gpu_quota
