@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, model_validator
 from pydantic_settings import SettingsConfigDict
 
@@ -70,6 +71,8 @@ class Settings(Environment):
     host: str = ""
     """Where it listens; empty is every address, of each family that the kernel has."""
     port: int = Field(default=9467, ge=0, le=65535)
+    head_s: float = Field(default=75, gt=0)
+    """For the whole head of a connection's next request; who asks each minute keeps one connection."""
 
 
 class Servers:
@@ -171,7 +174,7 @@ async def serve(settings: Settings) -> int:
     # idle gateway, and leave the fleet as it is.
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
         every = [Servers(settings, name, session) for name in settings.scales]
-        runner = web.AppRunner(app(every), access_log=None)
+        runner = web.AppRunner(app(every), access_log=None, keepalive_timeout=settings.head_s, auto_decompress=False)
         await runner.setup()
         await web.TCPSite(runner, settings.host, settings.port).start()
         rounds = [asyncio.create_task(servers.run()) for servers in every]
@@ -190,6 +193,8 @@ async def serve(settings: Settings) -> int:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    # What is no HTTP is said to who sent it, and needs no traceback here.
+    logging.getLogger("aiohttp.server").addFilter(lambda record: not isinstance((record.exc_info or (0, 0))[1], HttpProcessingError))
     try:
         settings = Settings.read()
     except SettingsError as error:

@@ -1,6 +1,7 @@
 """What this server says itself, in the shape of the API that was asked: OpenAI's object, Anthropic's, or Ollama's line of text."""
 
 import json
+import re
 import reprlib
 from collections.abc import Mapping
 from typing import Any
@@ -164,6 +165,10 @@ def no_endpoint(model: str, path: str, have: list[str]) -> ApiError:
     return ApiError(400, "invalid_request_error", message, "model_not_supported", param="model")
 
 
+_CUT_CALL = re.compile(r"returned invalid tool call arguments .*unexpected end of JSON input")
+"""Of Ollama, with 500, when an answer reached its limit within a call. Source: ollama v0.32.15, llm/llama_server.go."""
+
+
 def upstream_said(status: int, body: bytes, retry_after: str | None) -> ApiError:
     """A server's refusal: its own words where it has the shape of an API, and a sentence of ours where it has none."""
     kind = "invalid_request_error" if 400 <= status < 500 else "server_error"
@@ -176,11 +181,23 @@ def upstream_said(status: int, body: bytes, retry_after: str | None) -> ApiError
     if isinstance(said, dict):
         message, code, param = said.get("message"), said.get("code"), said.get("param")
         kind = said["type"] if isinstance(said.get("type"), str) else kind
+    message = _inner(message)
+    if isinstance(message, str) and _CUT_CALL.search(message):
+        want = "want one that has room for it; raise the limit, or shorten the conversation"
+        return bad_request(f"limit of the answer: got one that ended within a call of a tool, {want}")
     if 400 <= status < 600 and isinstance(message, str) and message:
         return ApiError(status, kind, message, code if isinstance(code, str) else None, headers, param if isinstance(param, str) else None)
     text = " ".join(body.decode(errors="replace").split())[:200] or "no word"
     message = f"the model's server: got status {status} with {text!r}, want an answer; correct the request or try again"
     return ApiError(status if 400 <= status < 600 else 502, kind, message, "upstream_error", headers)
+
+
+def _inner(said: Any) -> Any:
+    """Ollama passes its engine's refusal on as JSON within JSON."""
+    try:
+        return json.loads(said)["error"]["message"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return said
 
 
 def held_too_long(model: str, held_s: float, retry_s: int) -> ApiError:

@@ -53,9 +53,13 @@ _UNKNOWN: dict[str, tuple[tuple[Any, ...], str]] = {
     "modalities": ((["text"],), "text; this model writes text alone"),
     "audio": ((), "nothing; this model writes text alone"),
     "web_search_options": ((), "nothing; the fleet searches nowhere"),
+    "grammar": (("",), "response_format with a JSON schema; a grammar is a program, which could keep its server busy for ever"),
+    "json_schema": (({},), "response_format in its place; this is llama.cpp's own name"),
 }
 """Fields of OpenAI's API that change an answer's meaning and that Ollama passes over without a word: the values that change nothing, and
 what to send instead of any other."""
+_UNKNOWN_TO_ALL = {name: _UNKNOWN[name] for name in ("functions", "function_call", "modalities", "audio", "web_search_options", "grammar")}
+"""Those that no other engine knows either."""
 _CHOICE: dict[str, tuple[tuple[Any, ...], str]] = {
     "tool_choice": (("auto", "none", {"type": "auto"}, {"type": "none"}), "auto or none; Ollama cannot force a call, or hold to one")
 }
@@ -100,7 +104,7 @@ def kept(path: str, payload: Payload, engine: Engine) -> tuple[Payload, list[str
 def _honoured(path: str, payload: Payload, engine: Engine) -> Payload:
     """What a server does not know, left out where that changes nothing. Raises ApiError 400 on the rest, by name."""
     if path in (CHAT, COMPLETIONS):
-        return _left_out(path, payload, _UNKNOWN) if engine == "ollama" else payload
+        return _left_out(path, payload, _UNKNOWN if engine == "ollama" else _UNKNOWN_TO_ALL)
     if path not in _UNKNOWN_ANYWHERE:
         return payload
     unknown = _UNKNOWN_ANYWHERE[path]

@@ -130,13 +130,6 @@ def as_object(arguments: Any) -> Payload:
     return arguments if isinstance(arguments, dict) else {}
 
 
-def whole_schema(schema: Any) -> Any:
-    """Of a tool's arguments. Ollama says null for properties that are not there, and its engine refuses that."""
-    if schema is None or isinstance(schema, dict):
-        return {"type": "object", "properties": {}} | {key: value for key, value in (schema or {}).items() if value is not None}
-    return schema
-
-
 def _systems_first(messages: list[Payload]) -> list[Payload]:
     """One system message at the start; the text of every later one belongs to the user's message before it, or is one itself."""
     ordered: list[Payload] = []

@@ -24,8 +24,9 @@ import json
 from typing import Any
 
 from api_server import errors
-from api_server.history import as_object, whole_schema
+from api_server.history import as_object
 from api_server.paths import Payload
+from api_server.tools import only, whole_schema
 
 _BILLING = "x-anthropic-billing-header:"
 
@@ -59,7 +60,7 @@ def normalised(payload: Payload, schema: Payload | None = None) -> Payload:
     tools, choice = _tools(payload.get("tools")), payload.get("tool_choice") or {}
     if tools and choice.get("type") == "tool":
         # llama.cpp takes it for any tool, so it gets that one alone.
-        tools = [tool for tool in tools if tool["name"] == choice.get("name")]
+        tools = only(tools, choice.get("name"), lambda tool: tool["name"])
     given = {"system": "\n".join(system) or None, "messages": messages, "tools": tools}
     rest = {key: value for key, value in payload.items() if key not in given}
     return rest | {key: value for key, value in given.items() if value is not None}
@@ -158,6 +159,7 @@ def _tools(tools: Any) -> list[Payload] | None:
         if tool.get("type") not in (None, "custom"):
             want = "custom, or no type; nothing here runs tools for a client: send a tool of your own, with an input_schema"
             raise errors.bad_request(f"tools[{index}].type: got {errors.shown(tool['type'])}, want {want}", "tools")
-        own = {"name": tool["name"], "description": tool.get("description"), "input_schema": whole_schema(tool.get("input_schema"))}
+        schema = whole_schema(tool.get("input_schema"), f"tools[{index}].input_schema")
+        own = {"name": tool["name"], "description": tool.get("description"), "input_schema": schema}
         kept.append({key: value for key, value in own.items() if value is not None})
     return kept

@@ -69,7 +69,6 @@ class _Sampling(_Answer, kw_only=True):
     samplers: Any = None
     min_keep: Number | None = None
     ignore_eos: bool | None = None
-    grammar: str | None = None
     json_schema: Any = None
     n_probs: Number | None = None
     n_predict: Number | None = None
@@ -100,8 +99,6 @@ class Chat(_Sampling, kw_only=True):
     top_logprobs: int | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[Any] | None = None
-    function_call: str | dict[str, Any] | None = None
 
 
 class OllamaCompletion(_Answer, kw_only=True):

@@ -183,9 +183,7 @@ class Proxy:
     ) -> web.StreamResponse:
         address = place.address
         address.spoke()
-        if source.status in _FAULTS:
-            upstream.failed(address, f"status {source.status}")
-        elif source.status == 200:
+        if source.status == 200:
             upstream.worked(place)
         try:
             if address.pool is not None and source.status != 200:
@@ -194,6 +192,10 @@ class Proxy:
                 return await answer.relay(source, patience, address.spoke)
             with address.streaming(place.read) as part:
                 return await answer.relay(source, patience, part)
+        except errors.ApiError as error:
+            if source.status in _FAULTS and error.status in _FAULTS:
+                upstream.failed(address, f"status {source.status}")
+            raise
         except aiohttp.ClientError as error:
             self._failed(upstream, address, error)
             raise errors.upstream_failed(answer.model, "a broken answer") from None

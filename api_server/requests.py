@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from api_server import errors, fields, history, messages, models, responses, size
+from api_server import errors, fields, history, messages, models, responses, schemas, size, tools
 from api_server.paths import CHAT, COUNT_TOKENS, ENDPOINTS, MESSAGES, NATIVE_CHAT, RESPONSES, Payload, is_native
 from api_server.routing import Routing
 from api_server.sessions import Turn, beginning
@@ -152,11 +152,15 @@ def cleaned(path: str, payload: Payload, route: Route, model: str) -> tuple[Payl
     if path in (CHAT, NATIVE_CHAT):
         form: history.Form = "thinking" if native else "reasoning" if engine == "ollama" else "reasoning_content"
         kept["messages"] = history.normalised(kept.get("messages", []), form)
+        if kept.get("tools"):
+            kept["tools"] = tools.functions(kept["tools"])
+        kept |= tools.chosen(kept)
     elif path in (MESSAGES, COUNT_TOKENS):
         kept = messages.normalised(kept, messages.schema_of(payload))
     elif path == RESPONSES:
         kept, lost = responses.normalised(kept, engine)
         dropped += lost
+    schemas.check(kept)
     if kept.get("stream") is True and chats:
         kept["stream_options"] = {"include_usage": True}
     if native:

@@ -24,9 +24,10 @@ import json
 from typing import Any
 
 from api_server import errors
-from api_server.history import as_object, whole_schema
+from api_server.history import as_object
 from api_server.models import Engine
 from api_server.paths import Payload
+from api_server.tools import only, whole_schema
 
 _SYSTEM = ("system", "developer")
 _TEXTS = ("input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text")
@@ -139,7 +140,7 @@ def _tools(tools: list[Any], engine: Engine) -> tuple[list[Payload], list[str]]:
         kind = tool.get("type") if isinstance(tool, dict) else None
         if kind == "function" and isinstance(tool.get("name"), str):
             own = {key: tool[key] for key in _TOOL_FIELDS if key in tool}
-            kept.append(own | {"parameters": whole_schema(tool.get("parameters"))})
+            kept.append(own | {"parameters": whole_schema(tool.get("parameters"), f"tools[{index}].parameters")})
         elif kind == "namespace" and engine == "ollama" and isinstance(tool.get("tools"), list):
             # A group within a group has no name that Ollama would say.
             inner, lost = _tools(tool["tools"], "openai")
@@ -158,7 +159,7 @@ def _choice(choice: Payload, tools: list[Payload]) -> Payload:
     if choice.get("type") != "function":
         want = "auto, none, required, or a function by name; send only the tools that may be called"
         raise errors.bad_request(f"tool_choice: got {errors.shown(choice)}, want {want}", "tool_choice")
-    return {"tools": [tool for tool in tools if tool["name"] == choice.get("name")], "tool_choice": "required"}
+    return {"tools": only(tools, choice.get("name"), lambda tool: tool["name"]), "tool_choice": "required"}
 
 
 def _form(text: Payload, engine: Engine) -> Payload:

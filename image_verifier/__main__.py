@@ -7,6 +7,7 @@ import ssl
 import sys
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from image_verifier.access import AccessError
 from image_verifier.app import Verifier
@@ -22,7 +23,9 @@ async def serve(settings: Settings, verifier: Verifier) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(settings.certificate_file, settings.key_file)
-    runner = web.AppRunner(verifier.app(), access_log=None, shutdown_timeout=settings.timeout_s)
+    runner = web.AppRunner(
+        verifier.app(), access_log=None, shutdown_timeout=settings.timeout_s, keepalive_timeout=settings.head_s, auto_decompress=False
+    )
     await runner.setup()
     await web.TCPSite(runner, settings.host, settings.port, ssl_context=context).start()
     log.info("verifying signatures with %d keys on port %d", len(verifier.keys), settings.port)
@@ -32,6 +35,8 @@ async def serve(settings: Settings, verifier: Verifier) -> None:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    # What is no HTTP is said to who sent it, and needs no traceback here.
+    logging.getLogger("aiohttp.server").addFilter(lambda record: not isinstance((record.exc_info or (0, 0))[1], HttpProcessingError))
     try:
         settings = Settings.read()
         verifier = Verifier(settings, read_keys(settings.public_keys_file))

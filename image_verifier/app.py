@@ -60,7 +60,12 @@ class Verifier:
 
     async def validate(self, request: web.Request) -> web.Response:
         try:
-            asked = parse(await request.read())
+            async with asyncio.timeout(self.settings.timeout_s):
+                body = await request.read()
+            asked = parse(body)
+        except TimeoutError:
+            text = f"review: got no end of it within {self.settings.timeout_s:g} s, want it sooner; send it in one piece\n"
+            return web.Response(text=text, status=408, headers={"Connection": "close"})
         except ReviewError as error:
             return web.Response(text=f"{error}\n", status=400)
         problems = await self._problems(asked)

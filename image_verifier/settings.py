@@ -68,6 +68,8 @@ class Settings(Environment):
     """For all look-ups of one pod; the API server's own patience must be longer."""
     registries: str = Field(default="", pattern=r"^([a-z0-9.-]+(:[0-9]{1,5})?(,[a-z0-9.-]+(:[0-9]{1,5})?)*)?$")
     """Hosts, with a port where it is not 443 and commas between them, that images may come from, and that are asked; empty is any."""
+    head_s: float = Field(default=120, gt=0)
+    """For the whole head of a connection's next request; longer than the 90 s for which the API server keeps a connection that idles."""
     trust_s: float = Field(default=3600, gt=0)
     """How long a signature that was found counts without being looked for again."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import redis.asyncio
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 from prometheus_client.core import Metric
@@ -81,7 +82,9 @@ async def serve(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runner = web.AppRunner(Exporter(settings).app(), access_log=None, shutdown_timeout=5)
+    runner = web.AppRunner(
+        Exporter(settings).app(), access_log=None, shutdown_timeout=5, keepalive_timeout=settings.head_s, auto_decompress=False
+    )
     await runner.setup()
     await web.TCPSite(runner, settings.host, settings.port).start()
     log.info("metrics on port %d", settings.port)
@@ -91,6 +94,8 @@ async def serve(settings: Settings) -> None:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    # What is no HTTP is said to who sent it, and needs no traceback here.
+    logging.getLogger("aiohttp.server").addFilter(lambda record: not isinstance((record.exc_info or (0, 0))[1], HttpProcessingError))
     try:
         asyncio.run(serve(Settings.read()))
     except (SettingsError, OSError) as error:

@@ -58,4 +58,6 @@ class Settings(Environment):
     cache_password_file: Path | None = None
     timeout_s: float = Field(default=2.0, gt=0, le=10)
     """What one target may take of a scrape; Prometheus itself waits 10 s by default."""
+    head_s: float = Field(default=75, gt=0)
+    """For the whole head of a connection's next request; who asks each minute keeps one connection."""
     node: str = Field(default="", validation_alias="NODE_NAME")

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
@@ -110,7 +111,7 @@ async def serve(settings: AgentSettings) -> None:
     agent = Agent(settings)
     runners = []
     for app, port in ((agent.public(), settings.port), (agent.control(), settings.control_port)):
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=2, keepalive_timeout=settings.head_s, auto_decompress=False)
         await runner.setup()
         await web.TCPSite(runner, settings.host, port).start()
         runners.append(runner)
@@ -122,6 +123,8 @@ async def serve(settings: AgentSettings) -> None:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    # What is no HTTP is said to who sent it, and needs no traceback here.
+    logging.getLogger("aiohttp.server").addFilter(lambda record: not isinstance((record.exc_info or (0, 0))[1], HttpProcessingError))
     try:
         match sys.argv[1:]:
             case []:

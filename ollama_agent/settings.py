@@ -55,6 +55,8 @@ class AgentSettings(Environment):
     """Of what other pods may read: /metrics and /context."""
     control_port: int = Field(default=9466, ge=0, le=65535)
     """Of what the kubelet asks: /ready and /drain. No network policy opens it, and the kubelet needs none."""
+    head_s: float = Field(default=75, gt=0)
+    """For the whole head of a connection's next request; who asks each minute keeps one connection."""
     ollama_url: str = Field(default="http://127.0.0.1:11434", pattern=r"^http://[^/:\s]+:\d+$")
     catalog: Path = Path("/models/catalog.json")
     """Which models this replica holds; read again when it changes."""

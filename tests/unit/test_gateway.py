@@ -132,7 +132,7 @@ def test_the_names_of_dropped_fields_are_bounded() -> None:
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
 def test_a_choice_that_ollama_cannot_honour_is_refused_by_name(choice: object) -> None:
-    payload = {"model": "a", "messages": [{"role": "user", "content": "a"}], "tools": [{}]}
+    payload = {"model": "a", "messages": [{"role": "user", "content": "a"}], "tools": [{"function": {"name": "f"}}]}
     with pytest.raises(errors.ApiError, match="tool_choice: got"):
         requests.cleaned("/v1/chat/completions", payload | {"tool_choice": choice}, ROUTE, "a")
     assert "tools" not in requests.cleaned("/v1/chat/completions", payload | {"tool_choice": "none"}, ROUTE, "a")[0]
@@ -147,7 +147,7 @@ def test_a_choice_that_ollama_cannot_honour_is_refused_by_name(choice: object) -
     ],
 )  # fmt: skip
 def test_what_ollama_would_pass_over_is_refused_by_name_unless_it_changes_nothing(name: str, same: object, other: object) -> None:
-    payload = {"model": "a", "messages": [{"role": "user", "content": "a"}], "tools": [{}]}
+    payload = {"model": "a", "messages": [{"role": "user", "content": "a"}], "tools": [{"function": {"name": "f"}}]}
     sent, dropped = requests.cleaned("/v1/chat/completions", payload | {name: same}, ROUTE, "a")
     assert name not in sent
     assert not dropped
