@@ -29,10 +29,11 @@ class Server:
     url: str
     key: str = "none"
 
-    def request(self, text: str, *, stream: bool) -> bytes:
+    def request(self, text: str, *, stream: bool, model: str = MODEL, temperature: float = 0.2, max_tokens: int = 256) -> bytes:
         """A short request of an agent's, whole."""
         messages = [{"role": "system", "content": "You are a helpful assistant. Answer briefly."}, {"role": "user", "content": text}]
-        body = {"model": MODEL, "messages": messages, "temperature": 0.2, "max_tokens": 256} | ({"stream": True} if stream else {})
+        body: dict[str, object] = {"model": model, "messages": messages, "temperature": temperature, "max_tokens": max_tokens}
+        body |= {"stream": True} if stream else {}
         data = json.dumps(body).encode()
         lines = [
             "POST /v1/chat/completions HTTP/1.1",
@@ -137,8 +138,8 @@ class Tally:
     """With content."""
 
 
-async def repeated(server: Server, request: bytes, count: int, at_once: int) -> Tally:
-    """So many requests, so many of them at once."""
+async def repeated(server: Server, request: bytes, count: int, at_once: int, first_s: list[float] | None = None) -> Tally:
+    """So many requests, so many of them at once. `first_s` gets the seconds to the first content of each."""
     left, tally = iter(range(count)), Tally()
 
     async def client() -> None:
@@ -147,7 +148,11 @@ async def repeated(server: Server, request: bytes, count: int, at_once: int) -> 
             for _ in left:
                 try:
                     connection = connection or await connected(server)
+                    began = time.perf_counter()
                     connection.send(request)
+                    if first_s is not None:
+                        await connection.first()
+                        first_s.append(time.perf_counter() - began)
                     parts = await connection.rest()
                     tally.parts += parts
                     tally.answered += 1

@@ -1,0 +1,293 @@
+"""One real model by each engine that can be had here, and what our model server costs above the bare engine. Writes
+bench/results/engines.json.
+
+The model is that of the dev stack, of 135 million parameters: packed, for llama.cpp and Ollama; unpacked, as safetensors in bfloat16,
+for vLLM and for transformers' own server. Those two have an environment of their own (tests/proofs/vllm.lock). Engines run one after the
+other, each with eight requests at once at most, where it has such a limit.
+
+Loopback only, about fifteen minutes and 7 GB of disk, beside nothing else:
+    python -m bench.engines
+A run of seconds, of llama.cpp and Ollama alone, prints its figures and writes nothing:
+    python -m bench.engines small
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench import load
+from bench.conditions import beside, keep
+from bench.gateway import percentile
+from bench.load import Server
+from bench.processes import descendants, end_with_us, memory_bytes, started
+from devcluster import toolchain
+from images import embedded
+from model_server import vllm
+from model_server.engines import LlamaCpp, Vllm
+from model_server.settings import Settings
+from model_sync import gguf, tree
+from tests.proofs.test_vllm import TREE
+from tests.service import ollama
+from tests.service.conftest import start_model_server
+from tests.service.processes import ROOT, free_port
+
+MODEL, CONTEXT, PARALLEL, TOKENS = "real:1", 2048, 8, 64
+QUESTION = "Write a long story about a lighthouse, with many details."
+_START_S = 600
+_LOCK = ROOT / "tests" / "proofs" / "vllm.lock"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything a run does."""
+
+    at_once: tuple[int, ...]
+    each: int
+    """Requests of each chat, one after the other."""
+    rounds: int
+    """In which ours and the bare engine take turns; the median of the rounds counts."""
+
+
+FULL = Sizes((1, 8, 32), 4, 3)
+SMALL = Sizes((1, 4), 1, 1)
+
+
+@dataclass(frozen=True)
+class Running:
+    """An engine that answers."""
+
+    url: str
+    pid: int
+    model: str = MODEL
+
+    def supervisor_s(self) -> float:
+        """CPU seconds of the process that was started, without those that it started."""
+        return _cpu_s(self.pid)
+
+    def engine_s(self) -> float:
+        return sum(map(_cpu_s, descendants(self.pid)[1:]))
+
+
+def _cpu_s(pid: int) -> float:
+    """As bench.processes.cpu_s, of one process alone."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def measured(running: Running, sizes: Sizes) -> dict[str, Any]:
+    """Of each level: tokens a second of all chats, milliseconds to the first token, and CPU."""
+    server, results = Server(running.url), {}
+    request = server.request(QUESTION, stream=True, model=running.model, temperature=0, max_tokens=TOKENS)
+    asyncio.run(load.repeated(server, request, 1, 1))
+    for chats in sizes.at_once:
+        first_s: list[float] = []
+        supervisor, engine, began = running.supervisor_s(), running.engine_s(), time.monotonic()
+        tally = asyncio.run(load.repeated(server, request, chats * sizes.each, chats, first_s))
+        took_s = time.monotonic() - began
+        supervisor, engine = running.supervisor_s() - supervisor, running.engine_s() - engine
+        # The first part of each stream says who speaks, and has no token.
+        tokens = tally.parts - tally.answered
+        results[str(chats)] = {
+            "tokens_a_second": round(tokens / took_s, 1),
+            "tokens_a_request": round(tokens / max(1, tally.answered), 1),
+            "first_token_p50_ms": round(1000 * percentile(first_s, 0.5), 1) if first_s else None,
+            "failed": tally.failed,
+            "cpu_ms": {
+                "supervisor_a_request": round(1000 * supervisor / max(1, tally.answered), 3),
+                "supervisor_a_token": round(1000 * supervisor / max(1, tokens), 4),
+                "engine_a_request": round(1000 * engine / max(1, tally.answered), 3),
+            },
+        }
+    return results | {"memory_mib": round(memory_bytes(running.pid) / 2**20)}
+
+
+def wait_for(url: str, process: "subprocess.Popen[Any]", log: Path) -> None:
+    """Until it answers. Raises SystemExit with what the process said when it does not."""
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"{url}: got no 200, want it; its process said:\n{log.read_text()[-2000:]}")
+        time.sleep(0.1)
+
+
+@contextmanager
+def model_server(store: Path, work: Path, process: Mapping[str, str], **env: str) -> Iterator[Running]:
+    """Ours."""
+    with ExitStack() as stack:
+        shape = {"CONTEXT_LENGTH": str(CONTEXT), "PARALLEL": str(PARALLEL), "MAX_QUEUE": "64", "MODEL_ID": MODEL, "DRAIN_DELAY_S": "0"}
+        service = start_model_server(stack, store, work, MODEL, "", process, **shape, **env)
+        service.wait_for("/ready", timeout_s=_START_S)
+        yield Running(service.url, service.process.pid)
+
+
+@contextmanager
+def bare_llama_cpp(weights: Path, work: Path) -> Iterator[Running]:
+    """The engine's process of ours, without its supervisor."""
+    settings = Settings(model=MODEL, model_id=MODEL, context_length=CONTEXT, parallel=PARALLEL)
+    argv = [sys.executable, "-m", LlamaCpp.module, json.dumps(LlamaCpp(weights, settings).parameters)]
+    with (
+        (work / "log").open("ab") as log,
+        subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log) as process,
+    ):
+        assert process.stdout is not None and process.stdin is not None  # noqa: S101 (pipes were asked for)
+        try:
+            url = json.loads(process.stdout.readline())["url"]
+            wait_for(f"{url}/health", process, work / "log")
+            yield Running(url, process.pid)
+        finally:
+            process.kill()
+
+
+@contextmanager
+def bare_vllm(python: Path, weights: Path, work: Path) -> Iterator[Running]:
+    settings = Settings(model=MODEL, **_vllm(python, work))
+    port = free_port()
+    env = vllm.environment({"PATH": os.environ["PATH"], "VLLM_CPU_KVCACHE_SPACE": "1"}, str(work))
+    with started(vllm.command(Vllm(weights, settings).parameters, port), env, work) as process:
+        wait_for(f"http://127.0.0.1:{port}/health", process, work / "log")
+        yield Running(f"http://127.0.0.1:{port}", process.pid)
+
+
+def _vllm(python: Path, work: Path) -> dict[str, Any]:
+    given = {"engine": "vllm", "vllm_python": python, "vllm_cache_dir": work / "cache", "dtype": "bfloat16", "enforce_eager": True}
+    return given | {"model_id": MODEL, "context_length": CONTEXT, "parallel": PARALLEL}
+
+
+@contextmanager
+def transformers(python: Path, weights: Path, work: Path) -> Iterator[Running]:
+    """Its own server. Its continuous batching says nothing on a CPU (5.19.0), so each request waits for those before it."""
+    port = free_port()
+    argv = [str(python.with_name("transformers")), "serve", str(weights), "--host", "127.0.0.1", "--port", str(port)]
+    argv += ["--device", "cpu", "--dtype", "bfloat16"]
+    env = {"PATH": os.environ["PATH"], "HOME": str(work), "HF_HUB_OFFLINE": "1"}
+    with started(argv, env, work) as process:
+        wait_for(f"http://127.0.0.1:{port}/health", process, work / "log")
+        yield Running(f"http://127.0.0.1:{port}", process.pid, str(weights))
+
+
+@contextmanager
+def ollamas(store: Path, work: Path) -> Iterator[Running]:
+    program = ollama.install(work / "program")
+    shape = {"OLLAMA_NUM_PARALLEL": str(PARALLEL), "OLLAMA_CONTEXT_LENGTH": str(CONTEXT)}
+    with ollama.running(program, store, work, 0, **shape) as service:
+        yield Running(service.url, service.process.pid)
+
+
+Start = Callable[..., Any]
+
+
+def of_llama_cpp(work: Path) -> dict[str, Start]:
+    """The packed model by each."""
+    [weights] = embedded.default_model().values()
+    store = work / "packed"
+    gguf.add(MODEL, weights, store)
+    return {
+        "model server, llama.cpp": partial(model_server, store, process={}),
+        "llama.cpp": partial(bare_llama_cpp, weights),
+        "ollama": partial(ollamas, store),
+    }
+
+
+def of_trees(work: Path) -> tuple[dict[str, Start], dict[str, str]]:
+    """The unpacked model by each, and the versions of their packages."""
+    uv, target = Path(sys.executable).with_name("uv"), work / "python"
+    python = target / "bin" / "python"
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, target], check=True)
+    argv = [uv, "pip", "install", "-q", "--python", python, "--require-hashes", "--no-deps", "-r", _LOCK]
+    subprocess.run(argv, check=True)
+    [weights] = embedded.default_model().values()
+    (work / "packed.gguf").symlink_to(weights)
+    env = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1"}
+    subprocess.run([python, "-c", TREE, str(work), "packed.gguf", str(work / "tree")], check=True, env=env, stdout=subprocess.DEVNULL)
+    store = work / "trees"
+    tree.add(MODEL, work / "tree", store)
+
+    def ours(work: Path) -> Any:
+        process = {"VLLM_CPU_KVCACHE_SPACE": "1", "HOME": str(work)}
+        given = {"ENGINE": "vllm", "VLLM_PYTHON": str(python), "WEIGHTS_DIR": str(work / "weights"), "VLLM_CACHE_DIR": str(work / "cache")}
+        return model_server(store, work, process, DTYPE="bfloat16", ENFORCE_EAGER="1", **given)
+
+    ask = "from importlib import metadata; print(*(metadata.version(each) for each in ('vllm-cpu', 'transformers')))"
+    said = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.split()
+    starts: dict[str, Start] = {
+        "model server, vllm": ours,
+        "vllm": partial(bare_vllm, python, work / "tree"),
+        "transformers": partial(transformers, python, work / "tree"),
+    }
+    return starts, dict(zip(("vllm-cpu", "transformers"), said, strict=True))
+
+
+def in_turns(starts: Mapping[str, Start], sizes: Sizes, work: Path) -> dict[str, list[dict[str, Any]]]:
+    """Each engine's rounds: all of them see the same machine."""
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in starts}
+    for number in range(sizes.rounds):
+        for name, start in starts.items():
+            print(f"engines: {name}, round {number + 1}", file=sys.stderr, flush=True)
+            (own := work / f"{name.replace(', ', '-').replace(' ', '-')}-{number}").mkdir()
+            began = time.monotonic()
+            with start(work=own) as running:
+                ready_s = round(time.monotonic() - began, 1)
+                results[name].append({"ready_s": ready_s, **measured(running, sizes)})
+            print(f"engines: {results[name][-1]}", file=sys.stderr, flush=True)
+    return results
+
+
+def middle(rounds: Sequence[Mapping[str, Any]]) -> Any:
+    """The median of each figure, whatever it is nested in."""
+    first = rounds[0]
+    return {
+        name: middle([each[name] for each in rounds]) if isinstance(value, dict) else percentile([each[name] for each in rounds], 0.5)
+        for name, value in first.items()
+    }
+
+
+def ratios(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Tokens a second through our model server, as a part of those of the bare engine."""
+    found: dict[str, Any] = {}
+    for engine in ("llama.cpp", "vllm"):
+        if (ours := results.get(f"model server, {engine}")) and (bare := results.get(engine)):
+            levels = [each for each in ours if each.isdigit()]
+            found[engine] = {each: round(ours[each]["tokens_a_second"] / bare[each]["tokens_a_second"], 3) for each in levels}
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    sizes = SMALL if list(arguments) == ["small"] else FULL
+    end_with_us()
+    load_before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        starts, versions = of_llama_cpp(work), {"xllamacpp": metadata.version("xllamacpp"), "ollama": toolchain.BY_NAME["ollama"].version}
+        if sizes is FULL:
+            trees, more = of_trees(work)
+            starts, versions = starts | trees, versions | more
+        results = {name: middle(rounds) for name, rounds in in_turns(starts, sizes, work).items()}
+    shape = {"context": CONTEXT, "parallel": PARALLEL, "tokens": TOKENS}
+    record = beside("python -m bench.engines", load_before, versions) | {
+        "sizes": {**asdict(sizes), **shape},
+        "results": results,
+        "tokens_a_second_by_those_of_the_bare_engine": ratios(results),
+    }
+    keep("engines", record, whole=sizes is FULL)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
