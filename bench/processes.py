@@ -58,9 +58,12 @@ def started(argv: Sequence[str], env: Mapping[str, str], work: Path, **options: 
         try:
             yield process
         finally:
+            # vLLM's workers leave the group.
+            theirs = descendants(process.pid)[1:]
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_END_S)
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            for end, each in ((os.killpg, process.pid), *((os.kill, child) for child in theirs)):
+                with suppress(ProcessLookupError):
+                    end(each, signal.SIGKILL)
             process.wait()
