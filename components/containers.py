@@ -68,6 +68,16 @@ def liveness(port: int, *, tls: bool = False) -> core.ProbeArgs:
     return http_probe("/health", port, period_s=10, failures=6, timeout_s=5, tls=tls)
 
 
+def gpu_probe() -> core.ProbeArgs:
+    """For a container with GPUs whose program touches them for requests alone: a GPU that is lost makes it unready within a minute.
+
+    NVIDIA's runtime puts `nvidia-smi` beside the GPUs. By its exit status the driver is not there, a GPU has fallen off the bus, or the
+    driver failed (nvidia-smi(1), RETURN VALUE); with any other one, or without the program, nothing is said against the GPUs.
+    """
+    look = 'said=$(nvidia-smi -L 2>&1); case $? in 9|15|255) echo "$said"; exit 1;; esac'
+    return core.ProbeArgs(exec_=core.ExecActionArgs(command=["sh", "-c", look]), period_seconds=15, failure_threshold=2, timeout_seconds=10)
+
+
 def env(values: Mapping[str, pulumi.Input[str]]) -> list[core.EnvVarArgs]:
     return [core.EnvVarArgs(name=name, value=value) for name, value in values.items()]
 

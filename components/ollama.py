@@ -9,7 +9,16 @@ import pulumi_kubernetes as k8s
 from . import containers, objects, pods
 from .contract import AGENT_CONTROL_PORT, COPIES_ANNOTATION, OLLAMA, PORTS, RUNTIME_ANNOTATION, selector, type_token
 from .models import LOCAL_VOLUME, SHARED_PATH, STORE_PATH, follower, kept_claims, local_claim
-from .ollama_agent import LOAD_S, AgentArgs, agent_container, context_probe, drain_hook, replicas_service, revision
+from .ollama_agent import (
+    LOAD_S,
+    AgentArgs,
+    agent_container,
+    context_probe,
+    drain_hook,
+    models_are_loaded,
+    replicas_service,
+    revision,
+)
 from .workload import ORDINARY, WorkloadArgs
 
 core = k8s.core.v1
@@ -165,8 +174,8 @@ def _pod(args: OllamaFleetArgs, version: pulumi.Input[str]) -> core.PodSpecArgs:
         volume_mounts=[tmp_mount, read_only_store],
         # `/` answers before any model is there; the agent knows whether they were loaded. However long a load takes, only readiness waits
         # for it: the other two ask whether somebody listens, which a load leaves alone. An engine that hangs never ends its requests, so
-        # the drain is cut short.
-        readiness_probe=containers.http_probe("/ready", AGENT_CONTROL_PORT, period_s=2, failures=2),
+        # the drain is cut short. With GPUs the agent itself is asked whether the models are loaded, for it has no GPU to look at.
+        readiness_probe=containers.gpu_probe() if args.resources.gpus else models_are_loaded(),
         startup_probe=containers.http_probe("/", PORTS[OLLAMA], period_s=2, failures=150),
         liveness_probe=containers.http_probe("/alive", AGENT_CONTROL_PORT, period_s=10, failures=6, timeout_s=5, grace_s=_HUNG_GRACE_S),
         lifecycle=drain_hook(),

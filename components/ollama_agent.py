@@ -85,9 +85,14 @@ def agent_container(args: AgentArgs, version: pulumi.Input[str], *, gpu: bool) -
         security_context=containers.security(),
         volume_mounts=[core.VolumeMountArgs(name="models", mount_path=STORE_PATH, read_only=True)],
         startup_probe=containers.http_probe("/health", AGENT_CONTROL_PORT, period_s=1, failures=60),
-        readiness_probe=containers.http_probe("/health", AGENT_CONTROL_PORT),
+        readiness_probe=models_are_loaded() if gpu else containers.http_probe("/health", AGENT_CONTROL_PORT),
         liveness_probe=containers.liveness(AGENT_CONTROL_PORT),
     )
+
+
+def models_are_loaded() -> core.ProbeArgs:
+    """Readiness as the agent knows it."""
+    return containers.http_probe("/ready", AGENT_CONTROL_PORT, period_s=2, failures=2)
 
 
 def drain_hook() -> core.LifecycleArgs:

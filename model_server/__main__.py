@@ -11,6 +11,7 @@ import sys
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from model_server import gpus
 from model_server.app import ModelServer
 from model_server.cache import AnswerCache
 from model_server.connections import Connection, Connections
@@ -49,6 +50,7 @@ async def serve(settings: Settings) -> int:
     listener = await loop.create_server(connection, settings.host, settings.port, reuse_address=True)
     log.info("port %d open, loading %s", settings.port, settings.model)
     lifetime = asyncio.create_task(_engine_lifetime(engine, settings.engine_silence_s))
+    watching = asyncio.create_task(gpus.watch(engine))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait([lifetime, stopped], return_when=asyncio.FIRST_COMPLETED)
     failed = lifetime.done()
@@ -62,7 +64,8 @@ async def serve(settings: Settings) -> int:
     await runner.cleanup()
     if not failed:
         await engine.leave()
-    lifetime.cancel()
+    for task in (lifetime, watching):
+        task.cancel()
     await engine.stop()
     if cache is not None:
         await cache.close()

@@ -83,7 +83,7 @@ class ModelServer:
         return web.json_response({"status": "ok"})
 
     async def ready(self, _: web.Request) -> web.Response:
-        state = "draining" if self.draining else "ready" if self.engine.ready else "loading"
+        state = "draining" if self.draining else "ready" if self.engine.ready else self.engine.lost or "loading"
         return web.json_response({"status": state}, status=200 if state == "ready" else 503)
 
     async def models(self, _: web.Request) -> web.Response:
@@ -135,7 +135,7 @@ class ModelServer:
         try:
             if not self.engine.ready:
                 raise ApiError(
-                    503, "server_error", "engine: got no loaded model yet, want it; try again", "loading", {"Retry-After": _RETRY_S}
+                    503, "server_error", "engine: got none that can answer now, want it; try again", "loading", {"Retry-After": _RETRY_S}
                 )
             payload = self._payload(endpoint, await whole_body(request, self.settings.body_s))
             lookup = await self._lookup(request, endpoint, payload)

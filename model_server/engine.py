@@ -83,6 +83,8 @@ class Engine(ABC):
     """Of the program that runs the weights; empty while it is not known."""
     restored_tokens: int = 0
     """Of conversations that another process of before had."""
+    lost: str = ""
+    """What is said of a GPU that does not answer any more."""
     counts: ClassVar[bool] = False
     """Whether the engine counts tokens by itself; otherwise its answers say them."""
 
@@ -131,7 +133,7 @@ class Engine(ABC):
 
     @property
     def ready(self) -> bool:
-        return bool(self._url) and not self.failed
+        return bool(self._url) and not self.failed and not self.lost
 
     @property
     def failed(self) -> bool:

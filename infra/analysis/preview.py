@@ -156,7 +156,8 @@ def _preview(stack: str, target: Path, base: str | None) -> tuple[str, list[str]
     errors = [line for item in objects for line in schema.problems(item)] or rules.violations(objects, rules.RENDERING_RULES)
     new = [yaml.safe_load(normalized(path.read_text())) for path, _ in manifests(target)]
     compared = report.Base(name=base, objects=reviewed(base, stack), images=rebuilt(base)) if base else None
-    return report.section(stack, objects, new, compared, errors, capacities(_settings(stack, target))), errors
+    settings = _settings(stack, target)
+    return report.section(stack, objects, new, compared, errors, capacities(settings), settings.gpu.enforces()), errors
 
 
 def _settings(stack: str, target: Path) -> Settings:

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -364,12 +365,34 @@ def container(recorder: Recorder, name: str) -> dict[str, Any]:
 
 
 def test_a_replica_is_ready_by_the_word_of_its_agent() -> None:
-    recorder = ollama()
+    recorder = ollama(resources=dataclasses.replace(OLLAMA.resources, gpus=0))
     assert container(recorder, "ollama")["readinessProbe"]["httpGet"] == {"path": "/ready", "port": 9466}
     agent = container(recorder, "ollama-agent")
     assert agent["restartPolicy"] == "Always", "a sidecar: it starts before Ollama and stops after it"
     assert agent["startupProbe"]["httpGet"]["path"] == "/health"
+    assert agent["readinessProbe"]["httpGet"]["path"] == "/health"
     assert next(mount for mount in agent["volumeMounts"] if mount["name"] == "models")["readOnly"] is True
+
+
+def test_a_replica_with_gpus_is_ready_by_their_word_too() -> None:
+    recorder = ollama()
+    probe = container(recorder, "ollama")["readinessProbe"]
+    assert probe["exec"]["command"][2].startswith("said=$(nvidia-smi -L 2>&1); case $? in 9|15|255)")
+    assert (probe["periodSeconds"] + probe["timeoutSeconds"]) * probe["failureThreshold"] <= 60
+    assert container(recorder, "ollama-agent")["readinessProbe"]["httpGet"] == {"path": "/ready", "port": 9466}
+
+
+@pytest.mark.parametrize(
+    ("status", "found"), [(0, (0, "")), (14, (0, "")), (127, (0, "")), (15, (1, "GPU is lost\n")), (9, (1, "GPU is lost\n"))]
+)
+def test_the_probe_of_gpus_goes_by_the_exit_status_of_the_drivers_program(tmp_path: Path, status: int, found: tuple[int, str]) -> None:
+    command = container(ollama(), "ollama")["readinessProbe"]["exec"]["command"]
+    if status != 127:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\necho GPU is lost\nexit {status}\n")
+        program.chmod(0o755)
+    done = subprocess.run(["/bin/sh", *command[1:]], env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == found
 
 
 def test_a_replica_drains_before_it_is_stopped_and_has_the_time_for_it() -> None:

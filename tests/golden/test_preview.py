@@ -60,6 +60,7 @@ def test_a_branch_is_compared_with_main_worst_first_and_with_its_cost(repository
     assert "whose pods are replaced one after the other: `api-server`.\n" in prod
     assert "| difference | 0 | +1 | +0.5 GiB | +500 GiB |" in prod
     assert "| qwen3-coder:30b | 3 | 3 | 6 | 458751 |" in prod
+    assert "\nOne nvidia.com/gpu is a whole GPU (" in prod
 
 
 def test_a_base_that_does_not_exist_is_one_clear_error(repository: Path) -> None:

@@ -1,6 +1,5 @@
 """Does an answer come from another conversation? Thousands, of a model that tells, and of a real one; both engines. 25 minutes."""
 
-import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,6 @@ CACHES_MIB = (0, 1, 64)
 """No cache, one of a few conversations, whose entries are evicted all the time, and one that holds all of them."""
 CONFIGURATIONS = [(engine, slots, mib) for engine in ("model-server", "ollama") for slots in (2, 4) for mib in CACHES_MIB]
 ANSWERS, REAL_ANSWERS = 300, 120
-_KEPT = re.compile(r"cached n_tokens = (\d+)")
-"""What Ollama's engine says of each prompt in the log: how many tokens of it its slot still had. Ollama itself says it to no client."""
 
 
 def start(stack: ExitStack, engine: str, store: Path, work: Path, model: str, slots: int, cache_mib: int) -> Service:
@@ -70,9 +67,8 @@ def test_a_real_model(engine: str, slots: int, tmp_path: Path, figures: dict[str
 
 
 def count_reuse(service: Service, engine: str, found: leak.Found) -> None:
-    """The model server says in each answer what was reused."""
     if engine == "ollama":
-        found.cached_tokens = sum(map(int, _KEPT.findall(service.log.read_text(errors="replace"))))
+        found.cached_tokens = leak.reused_by_ollama(service)
 
 
 def facts(found: leak.Found) -> dict[str, int]:

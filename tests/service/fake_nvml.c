@@ -1,6 +1,6 @@
 // Two GPUs with fixed readings behind NVML's own names: the real pynvml loads this as libnvidia-ml.so.1.
 // Signatures: nvml.h of CUDA 13. With -DWITHOUT_POWER a driver that lacks a function and refuses another. Files in the directory of
-// $FAKE_NVML change it while it runs: `lost` (GPU 1 is), `hung` (no reading comes), `gone` (the driver is), `mig` (GPU 0 is cut in two),
+// $FAKE_NVML change it while it runs: `lost-N` (GPU N is), `hung` (no reading comes), `gone` (the driver is), `mig` (GPU 0 is cut in two),
 // `hot` (GPU 1 is held back by heat).
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,7 +28,13 @@ nvmlReturn_t nvmlInitWithFlags(unsigned int flags) { (void)flags; return SUCCESS
 nvmlReturn_t nvmlInit_v2(void) { return SUCCESS; }
 nvmlReturn_t nvmlShutdown(void) { return SUCCESS; }
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count) { *count = 2; return is("gone") ? DRIVER_NOT_LOADED : SUCCESS; }
-nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device) { *device = (void *)(long)(index + 1); while (is("hung")) usleep(10000); return index == 1 && is("lost") ? GPU_IS_LOST : SUCCESS; }
+nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device) {
+    char lost[16];
+    snprintf(lost, sizeof lost, "lost-%u", index);
+    *device = (void *)(long)(index + 1);
+    while (is("hung")) usleep(10000);
+    return is(lost) ? GPU_IS_LOST : SUCCESS;
+}
 nvmlReturn_t nvmlDeviceGetName(void *device, char *name, unsigned int length) { snprintf(name, length, is_instance(device) ? "NVIDIA H200 MIG 1g.18gb" : "NVIDIA H200"); return SUCCESS; }
 nvmlReturn_t nvmlDeviceGetUUID(void *device, char *uuid, unsigned int length) { snprintf(uuid, length, is_instance(device) ? "MIG-%ld" : "GPU-%ld", index_of(device)); return SUCCESS; }
 nvmlReturn_t nvmlDeviceGetUtilizationRates(void *device, nvmlUtilization_t *rates) { rates->gpu = 25 * (index_of(device) + 1); rates->memory = 5; return index_of(device) == 0 && is("mig") ? NOT_SUPPORTED : SUCCESS; }

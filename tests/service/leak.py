@@ -6,6 +6,7 @@ turns at the same time, more than there are slots.
 """
 
 import random
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,9 +14,13 @@ from typing import Any
 
 import httpx
 
+from tests.service.processes import Service
+
 MARKERS = [f"<code-{random.Random(number).getrandbits(32):08x}>" for number in range(120)]  # noqa: S311 (not a secret)
 """Not numbered: a small real model goes on counting, and says the next one by itself."""
 SEEDED = 30
+_KEPT = re.compile(r"cached n_tokens = (\d+)")
+"""What Ollama's engine says of each prompt in the log: how many tokens of it its slot still had. Ollama itself says it to no client."""
 _WORDS = [
     "build",
     "test",
@@ -121,3 +126,8 @@ def hunt(url: str, model: str, answers: int, at_once: int, seed: int) -> Found:
             for conversation, answer in zip(together, said, strict=True):
                 conversation.go_on(answer, draw)
     return found
+
+
+def reused_by_ollama(service: Service) -> int:
+    """Tokens of prompts that its engine took from its caches. A model server says it in each answer."""
+    return sum(map(int, _KEPT.findall(service.log.read_text(errors="replace"))))

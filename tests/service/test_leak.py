@@ -1,4 +1,4 @@
-"""No answer comes from another conversation: some hundred of them in every run. Thousands: tests/proofs/test_leak.py."""
+"""No answer comes from another conversation: some hundred of them in every run, of both engines. Thousands: tests/proofs/test_leak.py."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,6 +10,7 @@ import pytest
 from model_sync import gguf
 from tests import tiny_gguf
 from tests.service import leak
+from tests.service import ollama as ollama_process
 from tests.service.conftest import start_model_server
 from tests.service.processes import Service
 
@@ -31,6 +32,17 @@ def test_no_answer_comes_from_another_conversation(service: Service) -> None:
     assert found.crossed == []
     assert found.own == found.answers >= 100
     assert found.cached_tokens > 0
+
+
+def test_no_answer_of_the_fleet_comes_from_another_conversation(ollama_program: Path, tmp_path: Path) -> None:
+    """Ollama with two places, and memory for a few old prompts, as the fleet has it."""
+    store = recalling(tmp_path)
+    with ollama_process.running(ollama_program, store, tmp_path, OLLAMA_NUM_PARALLEL="2", LLAMA_ARG_CACHE_RAM="1") as ollama:
+        ollama_process.load(ollama, "recall:1")
+        found = leak.hunt(ollama.url, "recall:1", 100, at_once=8, seed=2)
+        assert leak.reused_by_ollama(ollama) > 0
+    assert found.crossed == []
+    assert found.own == found.answers >= 100
 
 
 def test_what_is_looked_for_would_be_seen(service: Service) -> None:

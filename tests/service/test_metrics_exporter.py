@@ -67,14 +67,14 @@ def test_what_a_driver_lacks_is_absent(exporter: Callable[..., Service], tmp_pat
 def test_b2_a_gpu_that_is_lost_is_told_as_lost_and_hides_no_other(exporter: Callable[..., Service], tmp_path: Path) -> None:
     service = exporter(library(tmp_path), FAKE=str(tmp_path))
     assert (scrape(service)["nvml_gpu_up", "0"], scrape(service)["nvml_gpu_up", "1"]) == (1, 1)
-    (tmp_path / "lost").touch()
+    (tmp_path / "lost-1").touch()
     found = scrape(service)
     assert (found["nvml_up", ""], found["nvml_gpu_up", "0"], found["nvml_gpu_up", "1"]) == (1, 1, 0)
     assert found["nvml_gpu_utilization_ratio", "0"] == 0.25
     assert not [name for name, gpu in found if gpu == "1" and name != "nvml_gpu_up"]
     assert 'nvml_gpu_up{gpu="1",model="NVIDIA H200",node="n1",uuid="GPU-1"} 0.0' in httpx.get(f"{service.url}/metrics").text
     assert (tmp_path / "exporter.log").read_text().count("NVML: GPU 1: got GPU is lost") == 1
-    (tmp_path / "lost").unlink()
+    (tmp_path / "lost-1").unlink()
     assert scrape(service)["nvml_gpu_up", "1"] == 1
 
 

@@ -19,6 +19,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 
 from model_sync import gguf
 from tests import tiny_gguf
+from tests.cuda_stand_in import LLAMA_SERVER
 from tests.service.conftest import SCRIPT, ModelServerFactory, as_user, start_model_server
 from tests.service.processes import ROOT, Service, refused
 
@@ -80,27 +81,9 @@ def test_streams_one_after_the_other_are_all_answered(model_server: ModelServerF
     assert all(answer.text.endswith("data: [DONE]\n\n") for answer in answers)
 
 
-_BINARY = """#!{python}
-import argparse, os, sys, xllamacpp
-parser = argparse.ArgumentParser()
-for name in ("--model", "--host"):
-    parser.add_argument(name)
-for name in ("--port", "--ctx-size", "--parallel", "--cache-ram"):
-    parser.add_argument(name, type=int)
-given, _ = parser.parse_known_args()
-params = xllamacpp.CommonParams()
-params.model.path, params.hostnames, params.port = given.model, [given.host], given.port
-params.n_ctx, params.n_parallel, params.cache_ram_mib, params.use_jinja = given.ctx_size, given.parallel, given.cache_ram, True
-server = xllamacpp.Server(params)
-print("llama-server serves", flush=True)
-sys.stdin.read()
-"""
-"""What an image with CUDA has as a program: the same server, of the package, behind the arguments."""
-
-
 def test_a_program_llama_server_takes_the_place_of_the_package(model_server: ModelServerFactory, tmp_path: Path) -> None:
     binary = tmp_path / "llama-server"
-    binary.write_text(_BINARY.format(python=sys.executable))
+    binary.write_text(LLAMA_SERVER.format(python=sys.executable))
     binary.chmod(0o755)
     service = model_server("tiny:1", LLAMA_SERVER=str(binary))
     assert ask(service).json()["choices"][0]["message"]["content"] == SCRIPT

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from images import pins
+from infra.analysis.manifests import report
 from infra.preparation.certificates import verifier_tls
 from infra.program import foundations
 from infra.program.settings import Settings, constraints, parse
@@ -427,6 +428,44 @@ def test_names_that_are_made_of_the_namespace_fit(trusting: bool) -> None:
     want = "want at most 53 with images.trust, whose verifier lives in a+-admission; choose a shorter one"
     with pytest.raises(SettingsError, match=f"^modelfleet:cluster.namespace: got 54 characters, {want}$"):
         parse(config)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "says"),
+    [
+        ({}, "One nvidia.com/gpu is a whole GPU (45.0Gi): no other pod has it, and a fault ends its own pod alone."),
+        ({"allocation": "dra"}, "A claim's device is a whole GPU (45.0Gi): no other pod has it, and a fault ends its own pod alone."),
+        (
+            {"sharing": {"strategy": "mig", "profile": "1g.10gb"}},
+            "One nvidia.com/mig-1g.10gb is a partition (9.5Gi): the hardware bounds its memory, and a fault ends its own pod alone.",
+        ),
+        (
+            {"sharing": {"strategy": "mig", "profile": "1g.10gb"}, "allocation": "dra"},
+            "A claim's device is a partition (9.5Gi): the hardware bounds its memory, and a fault ends its own pod alone.",
+        ),
+        (
+            {"sharing": {"strategy": "mps", "replicas": 3}},
+            "One nvidia.com/gpu.shared is one of 3 shares of a GPU: the MPS daemon bounds its memory (15.0Gi), and a fault ends every pod on "
+            "the GPU.",
+        ),
+        (
+            {"sharing": {"strategy": "time-slicing", "replicas": 3, "acknowledgeNoIsolation": True}},
+            "One nvidia.com/gpu.shared is one of 3 turns on a GPU: nothing bounds its memory (15.0Gi are planned), a fault ends all.",
+        ),
+    ],
+)
+def test_the_preview_says_what_keeps_pods_on_gpus_apart(gpu: dict[str, Any], says: str) -> None:
+    assert GpuSettings.model_validate({"enabled": True, "memory": "45Gi", **gpu}).enforces() == says
+    assert GpuSettings().enforces() == ""
+
+
+def test_the_preview_says_between_which_numbers_servers_are_scaled() -> None:
+    config = document()
+    config["modelServers"][0] |= {"replicas": 2, "scale": {"min": 0, "kubernetesCidrs": ["10.0.0.1/32"]}}
+    config["governance"] |= {"cpu": "8", "memory": "16Gi", "storage": "16Gi"}
+    config["fleet"] |= {"replicas": 3}
+    lines = report.carries(capacities(parse(config))).splitlines()[2:]
+    assert [line.split(" | ")[1] for line in lines] == ["3", "0 to 2"]
 
 
 def test_by_default_clients_of_both_families_may_connect() -> None:

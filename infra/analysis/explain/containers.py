@@ -266,7 +266,7 @@ def replicas(facts: Facts) -> Iterator[Finding]:
 
 def _held_back(facts: Facts, container: Container) -> str:
     """The last reason in the log of the agent. Before the agent runs, the last one in the log of the follower. Empty without a reason."""
-    if container.name == OLLAMA:
+    if container.name in (OLLAMA, AGENT):
         found = re.findall(r" (?:unready: (.+)|ready: .*)$", facts.log_of(container.pod, AGENT), re.MULTILINE)
     else:
         found = re.findall(r"^error: (.+)$", facts.log(container), re.MULTILINE)

@@ -10,7 +10,9 @@ from infra.analysis.explain.facts import Facts, Finding, one_line
 
 def problems(facts: Facts) -> Iterator[Finding]:
     """In the words of the agents of replicas that are ready; what holds the others back is said of them."""
-    unready = {container.pod["metadata"]["name"] for container in facts.containers() if container.name == OLLAMA and not container.ready}
+    unready = {
+        container.pod["metadata"]["name"] for container in facts.containers() if container.name in (OLLAMA, AGENT) and not container.ready
+    }
     for pod in facts.live_pods():
         said = re.findall(r" problems: (.+)$", facts.log_of(pod, AGENT), re.MULTILINE)
         lines = said[-1].split(" | ") if said and said[-1] != "none" else []

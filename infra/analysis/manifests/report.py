@@ -93,12 +93,13 @@ def cost(new: Sequence[Object], old: Sequence[Object] | None) -> str:
 
 
 def carries(found: Mapping[str, Capacity]) -> str:
-    """How many conversations each model's servers keep warm, and how many of their turns they answer."""
+    """How many conversations each model's servers keep warm, and how many of their turns they answer, of all that there may be."""
     head = ["model", "servers", "answers at once", "warm conversations of full context", "warm tokens", "turns a minute"]
     lines = [f"| {' | '.join(head)} |", "| --- | --- | --- | --- | --- | --- |"]
     for name, each in found.items():
         turns = "not measured" if each.turns_per_minute is None else f"{each.turns_per_minute:g}"
-        lines.append(f"| {name} | {each.servers} | {each.servers * each.slots} | {each.conversations} | {each.tokens} | {turns} |")
+        servers = each.servers if each.fewest is None else f"{each.fewest} to {each.servers}"
+        lines.append(f"| {name} | {servers} | {each.servers * each.slots} | {each.conversations} | {each.tokens} | {turns} |")
     return "\n".join([*lines, ""])
 
 
@@ -125,15 +126,17 @@ def section(
     base: Base | None,
     errors: Sequence[str],
     capacities: Mapping[str, Capacity],
+    gpus: str = "",
 ) -> str:
     """Everything about one stack: what is wrong, what changes, what it costs, what it carries, what runs.
 
-    `comparable` are the objects in the form of the base's.
+    `comparable` are the objects in the form of the base's. `gpus`: what one GPU of a pod is, and what bounds it.
     """
     verdict = "\n".join(f"- {line}" for line in errors) if errors else f"{len(objects)} objects, valid, and no rule is violated."
     parts = [f"## {stack}", "", verdict, ""]
     parts += [changes(compare(base.objects, comparable), f"`{base.name}`")] if base else []
     parts += [images(base.images)] if base and base.images else []
     parts += [cost(objects, base.objects if base else None), carries(capacities)]
+    parts += [f"{gpus}\n"] if gpus else []
     parts += ["<details><summary>what runs</summary>\n", workloads(objects), "</details>\n"]
     return "\n".join(parts)

@@ -44,6 +44,8 @@ class Capacity:
     """Bytes of one server for old prompts: of its host memory, or of vLLM's KV cache."""
     speed: Speed | None = None
     """Of one server."""
+    fewest: int | None = None
+    """Servers at least, where the activator scales them up to `servers`."""
 
     @property
     def kv_bytes(self) -> int:
@@ -90,6 +92,7 @@ def of_fleet(model: ModelSettings, settings: Sections) -> Capacity:
         kv_bytes_per_token=model.kv_bytes_per_token,
         prompt_cache=quantity(fleet.prompt_cache),
         speed=model.speed,
+        fewest=None if fleet.scaling is None else fleet.scaling.min,
     )
 
 
@@ -103,6 +106,7 @@ def of_server(server: ModelServerSettings, settings: Sections) -> Capacity:
         kv_bytes_per_token=server_memory.kv_bytes_per_token(server, model),
         prompt_cache=_kept(server, model, settings),
         speed=server.speed,
+        fewest=None if server.scale is None else server.scale.min,
     )
 
 

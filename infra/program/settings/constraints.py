@@ -187,7 +187,7 @@ def _host_memory(settings: Sections) -> Iterator[str]:
     fleet, models = settings.fleet, _largest_replica(settings)
     on_host = 0.0 if fleet.gpus_per_pod else sum(capacity.of_fleet(model, settings).kv_bytes for model in models)
     weights = sum(quantity(model.size) for model in models)
-    cached = quantity(fleet.prompt_cache) * len(models)
+    cached = sum(capacity.of_fleet(model, settings).prompt_cache for model in models)
     need = weights + cached + on_host
     if need > quantity(fleet.resources.memory):
         yield (

@@ -160,6 +160,20 @@ class GpuSettings(Section):
             return self.sharing.partition_memory
         return quantity(self.memory) / (self.sharing.replicas or 1)
 
+    def enforces(self) -> str:
+        """What one unit is, and what keeps it apart from others, as NVIDIA's device plugin or DRA driver does it. Empty without GPUs."""
+        if not self.enabled:
+            return ""
+        size, shares = in_gib(self.unit_memory), self.sharing.replicas
+        who = "A claim's device" if self.allocation == "dra" else f"One {self.resource}"
+        kept = {
+            "none": f"is a whole GPU ({size}): no other pod has it, and a fault ends its own pod alone",
+            "mig": f"is a partition ({size}): the hardware bounds its memory, and a fault ends its own pod alone",
+            "mps": f"is one of {shares} shares of a GPU: the MPS daemon bounds its memory ({size}), and a fault ends every pod on the GPU",
+            "time-slicing": f"is one of {shares} turns on a GPU: nothing bounds its memory ({size} are planned), a fault ends all",
+        }
+        return f"{who} {kept[self.sharing.strategy]}."
+
     def describe_unit(self) -> str:
         """For error messages: what one unit holds, and why."""
         where = f"gpu.memory {self.memory}" if self.sharing.strategy == "none" else f"gpu.sharing {self.sharing.strategy}"
