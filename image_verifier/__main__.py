@@ -34,6 +34,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         settings = Settings.read()
+        logging.getLogger().setLevel(settings.log_level.upper())
         verifier = Verifier(settings, read_keys(settings.public_keys_file))
         asyncio.run(serve(settings, verifier))
     except (SettingsError, KeysError, AccessError) as error:

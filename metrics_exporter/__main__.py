@@ -92,7 +92,9 @@ async def serve(settings: Settings) -> None:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        asyncio.run(serve(Settings.read()))
+        settings = Settings.read()
+        logging.getLogger().setLevel(settings.log_level.upper())
+        asyncio.run(serve(settings))
     except (SettingsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
