@@ -16,7 +16,7 @@ STILL = import os, sys, time; shell = os.getppid(); \
 WORKERS = $(if $(call typed,TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help try up down check key usage logs shell backup restore status explain preview tools clean-cache test proof lint lock pins wheel release machine
+.PHONY: help try up down check key usage logs shell debug scan backup restore status explain preview tools clean-cache test proof lint lock pins wheel release machine
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,13 @@ logs: .venv/.stamp ## print what pods have written; OF=component or pod; SINCE=1
 
 shell: .venv/.stamp ## a shell in a pod of a stack that is not for production; OF=component or pod; CONTAINER=name; CONTEXT=name
 	@$(VENV)/python -m infra.lifecycle shell $(TARGET) --of "$(call typed,OF)" --container "$(call typed,CONTAINER)"
+
+debug: .venv/.stamp ## a shell in a further container of such a pod, beside one that has none; OF=component or pod; CONTAINER=name; IMAGE=its own
+	@$(VENV)/python -m infra.lifecycle debug $(TARGET) --of "$(call typed,OF)" --container "$(call typed,CONTAINER)" \
+		--image "$(call typed,IMAGE)"
+
+scan: .venv/.stamp ## look for vulnerabilities in the images that run, and fail on a critical one; CONTEXT=name
+	@$(VENV)/python -m infra.lifecycle scan $(TARGET)
 
 backup: .venv/.stamp ## keep state, keys, catalog and usage in an encrypted restic repository; TO=where; CONTEXT=name. docs/backup.md
 	@$(VENV)/python -m infra.lifecycle backup $(TARGET) --to "$(call typed,TO)" --prometheus "$(call typed,PROMETHEUS)"

@@ -94,6 +94,7 @@ def main() -> int:
     _logs()
     try:
         settings = Settings.read()
+        logging.getLogger().setLevel(settings.log_level.upper())
         keys = Keys(settings.keys_file)
         aliases = Aliases(settings.aliases_file, settings.routes)
         certificate = Certificate(settings.tls_dir, settings.tls_names) if settings.tls_dir is not None else None

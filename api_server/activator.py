@@ -200,6 +200,7 @@ def main() -> int:
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    logging.getLogger().setLevel(settings.log_level.upper())
     return asyncio.run(serve(settings))
 
 

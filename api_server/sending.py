@@ -58,6 +58,7 @@ class Sender:
             headers, options = address.pool.headers(request.headers, asked.turn), address.pool.options(asked.path)
         headers |= {"content-type": "application/json", "x-request-id": request_id}
         patience.wait()
+        log.debug("request %s of model %s goes to %s", request_id, asked.model, address.url)
         return await self._session.post(**options, data=encode(body), headers=headers, timeout=_SILENT)
 
     def _passed_on(self, request: web.Request) -> dict[str, str]:

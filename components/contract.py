@@ -1,6 +1,6 @@
 """The vocabulary that pods, Services, policies and tests share: names, labels, ports and who may talk to whom."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 PART_OF = "modelfleet"
@@ -38,6 +38,16 @@ AGENT_PORT = 9465
 """Of the agent in each Ollama pod: its metrics, and what the context probe reads."""
 AGENT_CONTROL_PORT = 9466
 """What the kubelet asks the agent. No policy opens it: who may call /drain takes a replica out of service."""
+LOG_LEVELS: Mapping[str, str] = {
+    API_SERVER: "API_SERVER_LOG_LEVEL",
+    ACTIVATOR: "ACTIVATOR_LOG_LEVEL",
+    MODEL_SERVER: "MODEL_SERVER_LOG_LEVEL",
+    "cache-keeper": "KEEPER_LOG_LEVEL",
+    "ollama-agent": "OLLAMA_AGENT_LOG_LEVEL",
+    METRICS_EXPORTER: "EXPORTER_LOG_LEVEL",
+    IMAGE_VERIFIER: "VERIFIER_LOG_LEVEL",
+}
+"""Container to the variable that sets what it says of itself."""
 OLLAMA_REPLICAS = "ollama-replicas"
 """Headless Service with every replica's address, ready or not: what a replica lacks is asked of the replica itself."""
 

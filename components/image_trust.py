@@ -54,6 +54,8 @@ class ImageTrustArgs:
     """dockerconfigjson with the logins of private registries, which signatures are read with."""
     ca_bundle: str = ""
     """Authorities of registries beside the public ones, PEM."""
+    debug_containers: bool = True
+    """Whether pods may get ephemeral containers, of signed images."""
     dns: DnsArgs = field(default_factory=DnsArgs)
     prefix: str = ""
     """What the webhook configuration's name begins with, where a cluster has several fleets."""
@@ -183,6 +185,8 @@ def _pod(args: ImageTrustArgs, tls: pulumi.Input[str], keys: pulumi.Input[str]) 
     optional: dict[str, pulumi.Input[str]] = {"VERIFIER_CA_FILE": "/etc/keys/ca.pem"} if args.ca_bundle else {}
     if args.registries:
         optional["VERIFIER_REGISTRIES"] = ",".join(args.registries)
+    if not args.debug_containers:
+        optional["VERIFIER_DEBUG_CONTAINERS"] = "0"
     if args.registry_auth is not None:
         logins, logins_mount = containers.secret_file("registry-auth", PULL_SECRET, "/etc/registry-auth")
         volumes, mounts = [*volumes, logins], [*mounts, logins_mount]

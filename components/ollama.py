@@ -154,8 +154,16 @@ def _environment(args: OllamaFleetArgs) -> dict[str, str]:
 
 def _revision(args: OllamaFleetArgs) -> pulumi.Output[str]:
     """Of everything in the pods. The list of models is not in them."""
-    parts = _environment(args) | {"drain": str(args.agent.drain_s), "resources": asdict(args.resources), "workload": asdict(args.workload)}
+    parts = _environment(args) | {"drain": str(args.agent.drain_s), "resources": asdict(args.resources), "workload": _placed(args)}
     return revision(parts, [args.image, args.sync_image, args.agent.image])
+
+
+def _placed(args: OllamaFleetArgs) -> dict[str, object]:
+    """Without what is as it was before there was a choice: the revision stays."""
+    placed = asdict(args.workload)
+    if args.workload.log_level == "info":
+        del placed["log_level"]
+    return placed
 
 
 def _pod(args: OllamaFleetArgs, version: pulumi.Input[str]) -> core.PodSpecArgs:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import pulumi
 import pulumi_kubernetes as k8s
 
-from .containers import GPU_CLAIM
-from .contract import labels, selector
+from .containers import GPU_CLAIM, env
+from .contract import LOG_LEVELS, OLLAMA, labels, selector
 from .objects import metadata
 from .workload import ORDINARY, WorkloadArgs, tolerations
 
@@ -52,6 +53,9 @@ def spec(
     restart_policy: str = "Always",
 ) -> core.PodSpecArgs:
     """A hardened pod, which runs as the account of its component and has no token of it."""
+    for each in (*containers, *init_containers):
+        if said := _log_level(each, placement.workload.log_level):
+            each.env = [*cast("list[core.EnvVarArgs]", each.env or []), *env(said)]
     claims = [core.PodResourceClaimArgs(name=GPU_CLAIM, resource_claim_template_name=placement.claim_template)]
     return core.PodSpecArgs(
         containers=list(containers),
@@ -71,6 +75,16 @@ def spec(
         topology_spread_constraints=_spread(component, placement.workload),
         security_context=_security(placement.workload.user_id),
     )
+
+
+def _log_level(container: core.ContainerArgs, level: str) -> dict[str, str]:
+    """Nothing for the level that they have by themselves: pods of before stay as they are."""
+    if level == "info":
+        return {}
+    if container.name == OLLAMA:
+        return {"OLLAMA_DEBUG": "1"} if level == "debug" else {}
+    variable = LOG_LEVELS.get(str(container.name))
+    return {variable: level} if variable else {}
 
 
 def _tolerations(placement: Placement) -> list[core.TolerationArgs]:

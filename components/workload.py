@@ -36,6 +36,8 @@ class WorkloadArgs:
     """Annotations of the workload's ServiceAccount, by which a cloud gives it an identity."""
     user_id: int | None = USER_ID
     """User and group of the pods. None: the platform assigns them, as OpenShift does."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least of what our services say of themselves; Ollama says more with `debug`."""
 
 
 ORDINARY = WorkloadArgs()

@@ -39,6 +39,7 @@ def main() -> int:
     logging.getLogger("aiohttp.server").addFilter(lambda record: not isinstance((record.exc_info or (0, 0))[1], HttpProcessingError))
     try:
         settings = Settings.read()
+        logging.getLogger().setLevel(settings.log_level.upper())
         verifier = Verifier(settings, read_keys(settings.public_keys_file))
         asyncio.run(serve(settings, verifier))
     except (SettingsError, KeysError, AccessError) as error:

@@ -69,6 +69,11 @@ class Request(_Part):
         known = set(self.old_pod.images().values())
         return {path: image for path, image in self.pod.images().items() if image not in known}
 
+    def debugs(self) -> bool:
+        """Whether it gives a pod that runs a further, ephemeral container."""
+        before = self.old_pod.spec.ephemeral_containers if self.old_pod is not None else None
+        return len(self.pod.spec.ephemeral_containers or []) > len(before or [])
+
     def name(self) -> str:
         return f"{self.namespace}/{self.pod.metadata.name or self.pod.metadata.generate_name or ''}"
 

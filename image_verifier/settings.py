@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,6 +17,9 @@ class Environment(BaseSettings):
     """One field for each variable, which is the prefix and the field's name in capitals."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least of what it says of itself."""
 
     @classmethod
     def read(cls) -> Self:
@@ -70,6 +73,8 @@ class Settings(Environment):
     """Hosts, with a port where it is not 443 and commas between them, that images may come from, and that are asked; empty is any."""
     head_s: float = Field(default=120, gt=0)
     """For the whole head of a connection's next request; longer than the 90 s for which the API server keeps a connection that idles."""
+    debug_containers: bool = True
+    """Whether pods may get ephemeral containers."""
     trust_s: float = Field(default=3600, gt=0)
     """How long a signature that was found counts without being looked for again."""
 

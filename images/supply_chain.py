@@ -1,4 +1,6 @@
-"""What is attached to an image once it is pushed: SBOM, vulnerability report, signature. `python -m images.supply_chain --help`.
+"""What is attached to an image once it is pushed: SBOM, vulnerability report, signature; and a later scan of it.
+
+`python -m images.supply_chain --help` says how.
 
 syft reads the image, grype compares the SBOM with its database, cosign signs the image and the two documents: the tools
 on the PATH, or the pinned ones of `tools/`. All of it lands beside the image in its registry, with the login of your Docker configuration.
@@ -22,6 +24,7 @@ from devcluster.toolchain import ToolchainError
 SEVERITIES = ("negligible", "low", "medium", "high", "critical")
 _TOOLS = {"syft": "grype", "grype": "grype", "cosign": "cosign"}
 """Command to the module of `tools/` that it is built in."""
+_SBOM, _REPORT = "sbom.spdx.json", "vulnerabilities.json"
 NO_LOG = ("--use-signing-config=false", "--tlog-upload=false")
 """Keys of one's own need no public log, and a private registry's names do not belong in one."""
 
@@ -31,46 +34,36 @@ class SupplyChainError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Publisher:
-    """Signs with one key. `plain_http` is for registries on loopback alone."""
+class Scanner:
+    """Looks for vulnerabilities. `plain_http` is for registries on loopback alone."""
 
-    key: Path
-    """cosign's private key; its password comes from COSIGN_PASSWORD."""
     fail_on: str = "critical"
     plain_http: bool = False
     env: dict[str, str] = field(default_factory=dict)
 
-    def publish(self, reference: str) -> Counter[str]:
-        """Scan, attach and sign `repository@sha256:…`. Returns how many vulnerabilities there are of each severity.
+    def scan(self, reference: str) -> Counter[str]:
+        """How many vulnerabilities of each severity are in `repository@sha256:…`.
 
-        Raises SupplyChainError, and signs nothing then, when one is as severe as `fail_on`: an unsigned image cannot run
-        where `images.trust` is set.
+        Raises SupplyChainError when one is as severe as `fail_on`.
         """
+        with tempfile.TemporaryDirectory(prefix="modelfleet-supply-chain-") as work:
+            return self._scan(reference, Path(work))
+
+    def _scan(self, reference: str, work: Path) -> Counter[str]:
+        """The same; its two documents, `_SBOM` and `_REPORT`, are then in `work`."""
         if "@sha256:" not in reference:
             raise SupplyChainError(f"{reference}: got a tag, want a digest, since a tag can move; write repository@sha256:…")
-        with tempfile.TemporaryDirectory(prefix="modelfleet-supply-chain-") as work:
-            sbom, report = Path(work, "sbom.spdx.json"), Path(work, "vulnerabilities.json")
-            self._run("syft", "scan", f"registry:{reference}", "--output", f"spdx-json={sbom}")
-            self._run("grype", f"sbom:{sbom}", "--output", "json", "--file", str(report))
-            found = _severities(report)
-            refused = [name for name in SEVERITIES[SEVERITIES.index(self.fail_on) :] if found[name]]
-            if refused:
-                counts = ", ".join(f"{found[name]} {name}" for name in refused)
-                raise SupplyChainError(
-                    f"{reference}: got {counts} vulnerabilities, want none of {self.fail_on} or worse; "
-                    "rebuild on newer bases, or raise --fail-on with a reason"
-                )
-            self._attest(reference, "spdxjson", sbom)
-            self._attest(reference, "vuln", _scan_predicate(report, Path(work, "scan.json")))
-            self._cosign("sign", reference)
+        self._run("syft", "scan", f"registry:{reference}", "--output", f"spdx-json={work / _SBOM}")
+        self._run("grype", f"sbom:{work / _SBOM}", "--output", "json", "--file", str(work / _REPORT))
+        found = _severities(work / _REPORT)
+        refused = [name for name in SEVERITIES[SEVERITIES.index(self.fail_on) :] if found[name]]
+        if refused:
+            counts = ", ".join(f"{found[name]} {name}" for name in refused)
+            raise SupplyChainError(
+                f"{reference}: got {counts} vulnerabilities, want none of {self.fail_on} or worse; "
+                "rebuild on newer bases, or raise --fail-on with a reason"
+            )
         return found
-
-    def _attest(self, reference: str, kind: str, predicate: Path) -> None:
-        self._cosign("attest", "--type", kind, "--predicate", str(predicate), reference)
-
-    def _cosign(self, command: str, *arguments: str) -> None:
-        plain = ["--allow-http-registry"] if self.plain_http else []
-        self._run("cosign", command, "--key", str(self.key), "--yes", *NO_LOG, *plain, *arguments)
 
     def _run(self, command: str, *arguments: str) -> None:
         plain = {"SYFT_REGISTRY_INSECURE_USE_HTTP": "true"} if self.plain_http else {}
@@ -84,6 +77,35 @@ class Publisher:
         )
         if done.returncode:
             raise SupplyChainError(f"{command} {arguments[0]}: got {done.stderr.strip()[-800:]!r}, want success; correct that first")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publisher(Scanner):
+    """Scans, and signs with one key what may run."""
+
+    key: Path
+    """cosign's private key; its password comes from COSIGN_PASSWORD."""
+
+    def publish(self, reference: str) -> Counter[str]:
+        """Scan, attach and sign `repository@sha256:…`. Returns how many vulnerabilities there are of each severity.
+
+        Raises SupplyChainError, and signs nothing then, when one is as severe as `fail_on`: an unsigned image cannot run
+        where `images.trust` is set.
+        """
+        with tempfile.TemporaryDirectory(prefix="modelfleet-supply-chain-") as name:
+            work = Path(name)
+            found = self._scan(reference, work)
+            self._attest(reference, "spdxjson", work / _SBOM)
+            self._attest(reference, "vuln", _scan_predicate(work / _REPORT, work / "scan.json"))
+            self._cosign("sign", reference)
+        return found
+
+    def _attest(self, reference: str, kind: str, predicate: Path) -> None:
+        self._cosign("attest", "--type", kind, "--predicate", str(predicate), reference)
+
+    def _cosign(self, command: str, *arguments: str) -> None:
+        plain = ["--allow-http-registry"] if self.plain_http else []
+        self._run("cosign", command, "--key", str(self.key), "--yes", *NO_LOG, *plain, *arguments)
 
 
 def _binary(command: str) -> str:
@@ -110,20 +132,24 @@ def _scan_predicate(report: Path, target: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m images.supply_chain", description=__doc__)
     parser.add_argument("references", nargs="+", metavar="IMAGE", help="repository@sha256:…, as the stack output `fleet` lists them")
-    parser.add_argument("--key", type=Path, required=True, help="cosign's private key; COSIGN_PASSWORD has its password")
+    parser.add_argument(
+        "--key", type=Path, help="cosign's private key; COSIGN_PASSWORD has its password. Without it: scan, and sign nothing"
+    )
     parser.add_argument("--fail-on", choices=SEVERITIES, default="critical", help="least severity that is refused (default critical)")
     parser.add_argument("--plain-http", action="store_true", help="the registry speaks HTTP; for loopback only")
     options = parser.parse_args(arguments)
-    publisher = Publisher(key=options.key, fail_on=options.fail_on, plain_http=options.plain_http)
+    wanted = {"fail_on": options.fail_on, "plain_http": options.plain_http}
+    look = Publisher(key=options.key, **wanted).publish if options.key else Scanner(**wanted).scan
     failed = False
     for reference in options.references:
         try:
-            found = publisher.publish(reference)
+            found = look(reference)
         except (SupplyChainError, ToolchainError) as error:
             failed = True
             print(f"error: {error}", file=sys.stderr)
         else:
-            print(f"{reference}: signed; vulnerabilities: {', '.join(f'{count} {name}' for name, count in found.items()) or 'none'}")
+            counts = ", ".join(f"{count} {name}" for name, count in found.items()) or "none"
+            print(f"{reference}: {'signed; ' if options.key else ''}vulnerabilities: {counts}")
     return int(failed)
 
 

@@ -97,7 +97,9 @@ def main() -> int:
     # What is no HTTP is said to who sent it, and needs no traceback here.
     logging.getLogger("aiohttp.server").addFilter(lambda record: not isinstance((record.exc_info or (0, 0))[1], HttpProcessingError))
     try:
-        asyncio.run(serve(Settings.read()))
+        settings = Settings.read()
+        logging.getLogger().setLevel(settings.log_level.upper())
+        asyncio.run(serve(settings))
     except (SettingsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -108,7 +108,9 @@ def main() -> int:
     logging.getLogger("aiohttp.server").addFilter(_one_line)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        return asyncio.run(serve(Settings.read()))
+        settings = Settings.read()
+        logging.getLogger().setLevel(settings.log_level.upper())
+        return asyncio.run(serve(settings))
     except (SettingsError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -18,6 +18,9 @@ class Environment(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())
 
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least of what it says of itself."""
+
     @classmethod
     def read(cls) -> Self:
         """Raises SettingsError."""

@@ -128,7 +128,9 @@ def main() -> int:
     try:
         match sys.argv[1:]:
             case []:
-                asyncio.run(serve(AgentSettings.read()))
+                settings = AgentSettings.read()
+                logging.getLogger().setLevel(settings.log_level.upper())
+                asyncio.run(serve(settings))
                 return 0
             case ["probe"]:
                 return asyncio.run(probe(ProbeSettings.read()))

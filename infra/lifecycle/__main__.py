@@ -8,7 +8,6 @@ from contextlib import nullcontext
 
 import httpx
 
-from devcluster.layout import RUNTIMES
 from infra.engine.changes import RefusedError
 from infra.engine.errors import CliError, CommandError
 from infra.lifecycle import backup, keys, liveness, looking, own_cluster, usage
@@ -21,6 +20,8 @@ _OF_A_TARGET = {
     "usage": usage.show,
     "logs": looking.logs,
     "shell": looking.shell,
+    "debug": looking.debug,
+    "scan": looking.scan,
     "backup": backup.backup,
     "restore": backup.restore,
 }
@@ -66,22 +67,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=["up", "down", "status", "preview", "check", "key", *_OF_A_TARGET])
     parser.add_argument("--stack", default="dev")
     parser.add_argument("--nodes", type=int, default=2)
-    parser.add_argument("--runtime", choices=RUNTIMES, help="with up: container runtime of the embedded nodes; default: containerd")
+    parser.add_argument("--runtime", default="", help="with up: container runtime of the embedded nodes; default: containerd")
     parser.add_argument("--context", default="", help="default: the embedded cluster")
     parser.add_argument("--allow-data-loss", default="", help="objects (Kind/name) whose data may go")
     parser.add_argument("--take", default="", help="objects (Kind/name) that are there and that the stack takes over")
     parser.add_argument("--registry-auth", default="", help="file with the logins of private registries")
     parser.add_argument("--tools", default="", help="FILE-or-https-address@sha256:HEX of an archive of built tools: nothing is compiled")
-    parser.add_argument("--image", default="", help="with check: an image with Python; default: the stack's API server")
+    parser.add_argument(
+        "--image", default="", help="with check: one with Python; default: the stack's API server. With debug: default: the container's own"
+    )
     parser.add_argument("--name", default="", help="with key: whose it is")
     parser.add_argument("--revoke", action="store_true", help="with key: take it back")
     parser.add_argument("--days", default="7", help="with usage: how many, today with them")
     parser.add_argument("--csv", default="", help="with usage: a file for the rows; 1: print them in place of the table")
     parser.add_argument("--prometheus", default="", help="with usage: address of another Prometheus; default: the stack's own")
-    parser.add_argument("--of", default="", help="with logs and shell: a component or a pod; logs of all without it")
+    parser.add_argument("--of", default="", help="with logs, shell and debug: a component or a pod; logs of all without it")
     parser.add_argument("--since", default="10m", help="with logs: how far back")
     parser.add_argument("--follow", action="store_true", help="with logs: until Ctrl-C")
-    parser.add_argument("--container", default="", help="with shell: a container of the pod; default: its first")
+    parser.add_argument("--container", default="", help="with shell and debug: a container of the pod; default: its first")
     parser.add_argument("--to", default="", help="with backup: a restic repository; default: RESTIC_REPOSITORY")
     parser.add_argument("--from", default="", dest="source", help="with restore: the same")
     parser.add_argument("--snapshot", default="latest", help="with restore: which one; restic snapshots lists them")

@@ -13,7 +13,7 @@ from typing import Any
 from components.contract import PORTS, PROMETHEUS
 from devcluster import archive, host, toolchain
 from devcluster import cluster as embedded
-from devcluster.layout import Cluster, ClusterError, Runtime, default_name, load
+from devcluster.layout import RUNTIMES, Cluster, ClusterError, Runtime, default_name, load
 from devcluster.oci import Image, RegistryError
 from devcluster.toolchain import ToolchainError
 from images import embedded as images
@@ -50,10 +50,13 @@ class EmbeddedCluster:
     @_errors_of_a_command()
     def up(self, options: argparse.Namespace) -> None:
         """Make the cluster, and deploy the stack. Raises what went wrong."""
+        runtime = RUNTIMES[RUNTIMES.index(options.runtime)] if options.runtime in RUNTIMES else None
+        if options.runtime and runtime is None:
+            raise CommandError(f"RUNTIME: got {options.runtime}, want one of {', '.join(RUNTIMES)}; choose one of these")
         if options.tools:
             host.check()
             archive.take(options.tools)
-        cluster, built = start_embedded(default_name(), options.nodes, agreed=options.yes, runtime=options.runtime)
+        cluster, built = start_embedded(default_name(), options.nodes, agreed=options.yes, runtime=runtime)
         bring_up(
             on_embedded(cluster, self.stack),
             image_overrides(built),

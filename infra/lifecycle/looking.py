@@ -1,4 +1,4 @@
-"""`make logs` and `make shell`: what pods say, and a look into one of them, by kubectl, which has no more rights than who runs it."""
+"""`make logs`, `make shell` and `make debug`: what pods say, and a look into one, by kubectl, which has no more rights than who runs it."""
 
 import argparse
 import subprocess
@@ -31,18 +31,56 @@ def logs(target: Target, options: argparse.Namespace) -> None:
 
 def shell(target: Target, options: argparse.Namespace) -> None:
     """A shell in a pod, or in the first one of a component that runs. Raises CommandError, most of all for production."""
+    deployment, pod = _pod(target, options)
+    container = ["--container", options.container] if options.container else []
+    _kubectl(target, deployment, ["exec", *_terminal(), pod, *container, "--", "sh"])
+
+
+def debug(target: Target, options: argparse.Namespace) -> None:
+    """A shell in a further container of a pod, which sees the processes of the named one and stops none. Raises as `shell` does.
+
+    Without another image it has that of the container, which every policy of the namespace lets in. It is there until the pod goes.
+    """
+    deployment, pod = _pod(target, options)
+    each = '{range .spec.%s[*]}{.name} {.image}{"\\n"}{end}'
+    wanted = "".join(each % kind for kind in ("containers", "initContainers"))
+    listed = ["get", pod if "/" in pod else f"pod/{pod}", f"--output=jsonpath={wanted}"]
+    images = dict(line.split(" ", 1) for line in _kubectl(target, deployment, listed, read=True).splitlines())
+    container = options.container or next(iter(images))
+    if container not in images:
+        raise CommandError(f"CONTAINER: got {container}, want one of {', '.join(images)}; choose one of these")
+    given = ["--image", options.image or images[container], "--target", container, "--profile=restricted"]
+    _kubectl(target, deployment, ["debug", *_terminal(), pod, *given, "--", "sh"])
+
+
+def scan(target: Target, options: argparse.Namespace) -> None:
+    """Look for vulnerabilities in what runs, whatever was known of it when it was signed. Raises CommandError where some are grave."""
+    if not options.context:
+        raise CommandError("scan: got no CONTEXT, want a cluster whose registry this machine reaches; run make scan CONTEXT=name")
+    each = '{range .items[*].spec.%s[*]}{.image}{"\\n"}{end}'
+    wanted = "".join(each % kind for kind in ("containers", "initContainers"))
+    images = sorted(set(_kubectl(target, _there(target), ["get", "pods", f"--output=jsonpath={wanted}"], read=True).split()))
+    if not images:
+        raise CommandError("scan: got no pod, want a stack that is up; run make up CONTEXT=name")
+    if subprocess.run([sys.executable, "-m", "images.supply_chain", *images]).returncode:
+        raise CommandError("scan: got the lines above, want images without them; rebuild, sign and deploy as docs/images.md says")
+
+
+def _terminal() -> list[str]:
+    return ["--stdin", *(["--tty"] if sys.stdin.isatty() else [])]
+
+
+def _pod(target: Target, options: argparse.Namespace) -> tuple[Deployment, str]:
+    """Which one is looked into. Raises CommandError, most of all for production."""
     if not options.of:
-        raise CommandError(f"OF: got nothing, want a pod, or one of {_OF}; run make shell OF=api-server")
+        raise CommandError(f"OF: got nothing, want a pod, or one of {_OF}; run make {options.command} OF=api-server")
     deployment = _there(target)
     if _is_production(deployment):
         got = f"got stack {options.stack} with governance.production"
         raise CommandError(f"STACK: {got}, want one for development; look at make logs, make explain and the dashboards")
-    pod = options.of
-    if pod in (*COMPONENTS, ACTIVATOR, PROMETHEUS):
-        pod = _one_of(target, deployment, pod)
-    container = ["--container", options.container] if options.container else []
-    terminal = ["--stdin", *(["--tty"] if sys.stdin.isatty() else [])]
-    _kubectl(target, deployment, ["exec", *terminal, pod, *container, "--", "sh"])
+    if options.of in (*COMPONENTS, ACTIVATOR, PROMETHEUS):
+        return deployment, _one_of(target, deployment, options.of)
+    return deployment, options.of
 
 
 def _is_production(deployment: Deployment) -> bool:

@@ -108,6 +108,7 @@ def image_trust(
         registries=trust.registries,
         registry_auth=inputs.registry_auth(),
         ca_bundle=trust.ca_bundle,
+        debug_containers=not settings.governance.production,
         dns=_dns(settings),
         prefix=settings.cluster.wide(""),
         replicas=trust.replicas,

@@ -31,4 +31,5 @@ def workload(settings: Settings, name: WorkloadName, own: WorkloadSettings | Non
         zones=None if wanted.zones == "any" else wanted.zones,
         account_annotations=wanted.account_annotations,
         user_id=user_id,
+        log_level=settings.monitoring.log_level,
     )

@@ -101,6 +101,7 @@ def main() -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         settings = Settings.read()
+        logging.getLogger().setLevel(settings.log_level.upper())
         alone = Alone(settings.directory)
     except (SettingsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -362,3 +362,9 @@ def test_the_gateway_reaches_the_pools_of_others_and_nothing_else_of_theirs() ->
     routes = {name: Route.model_validate(route) for name, route in json.loads(env["API_SERVER_ROUTES"]).items()}
     assert (routes["large"].pool, routes["large"].model, routes["large"].session_header) == ("cloud", "org/large", "x-session")
     assert (routes["near"].url, routes["near"].context_length) == ("http://llm-d.inference.svc:8000/v1", 131072)
+
+
+def test_only_the_verifier_of_production_lets_no_debug_container_in() -> None:
+    (deployment,) = [item for item in objects() if (item["kind"], item["metadata"]["name"]) == ("Deployment", "image-verifier")]
+    values = {each["name"]: each.get("value") for each in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert values["VERIFIER_DEBUG_CONTAINERS"] == "0"

@@ -18,6 +18,7 @@ SUMMARY = "build/preview/summary.md"
 CHECKS: dict[Any, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "checks.yml").read_text())
 STEPS: list[dict[str, Any]] = GITHUB["jobs"]["preview"]["steps"]
 RELEASE: dict[str, Any] = yaml.safe_load((ROOT / "examples" / "workflows" / "release.yml").read_text())["jobs"]["release"]
+SCAN: dict[Any, Any] = yaml.safe_load((ROOT / "examples" / "workflows" / "scan.yml").read_text())
 SCRIPTS = [
     [step["run"] for step in STEPS if "run" in step],
     GITLAB["preview"]["before_script"] + GITLAB["preview"]["script"],
@@ -54,7 +55,8 @@ def test_the_github_workflow_runs_on_pull_requests_shows_and_comments_the_summar
 
 
 def test_actions_are_pinned_by_commit() -> None:
-    used = [step["uses"] for step in [*STEPS, *CHECKS["jobs"]["checks"]["steps"], *RELEASE["steps"]] if "uses" in step]
+    jobs = [STEPS, CHECKS["jobs"]["checks"]["steps"], RELEASE["steps"], SCAN["jobs"]["scan"]["steps"]]
+    used = [step["uses"] for steps in jobs for step in steps if "uses" in step]
     assert used
     for action in used:
         assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), action
@@ -105,6 +107,14 @@ def test_the_release_builds_signs_and_deploys_in_this_order_by_commands_that_exi
     assert all(re.search(rf"^{re.escape(name)}:", makefile, re.MULTILINE) for name in targets)
     named = [step["name"] for step in RELEASE["steps"] if "name" in step]
     assert named == ["prepare", "build", "scan and sign", "deploy"]
+
+
+def test_the_scan_of_what_runs_is_on_a_schedule_and_by_a_command_that_exists() -> None:
+    """What it does is tested by itself: tests/unit/test_looking.py, tests/service/test_image_trust.py."""
+    assert [each.keys() for each in SCAN[True]["schedule"]] == [{"cron"}]
+    script = "\n".join(step.get("run", "") for step in SCAN["jobs"]["scan"]["steps"])
+    assert re.findall(r"^make (\S+)", script, re.MULTILINE) == [".venv/.stamp", "scan"]
+    assert re.search(r"^scan:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
 def test_a_release_builds_every_image_and_the_settings_take_all_of_them() -> None:

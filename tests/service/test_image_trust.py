@@ -18,7 +18,7 @@ from spdx_tools.spdx.validation.document_validator import validate_full_spdx_doc
 from devcluster import oci, toolchain
 from devcluster.oci import Image, RuntimeConfig
 from images import signing, supply_chain
-from images.supply_chain import NO_LOG, Publisher, SupplyChainError
+from images.supply_chain import NO_LOG, Publisher, Scanner, SupplyChainError
 from infra.preparation.certificates import verifier_tls
 from tests.service import registries
 from tests.service.processes import Service, free_port, refused, running
@@ -251,6 +251,16 @@ def test_an_image_is_signed_with_its_sbom_and_its_report_beside_it(trust: Trust,
     assert ("tinypackage", "1.2") in {(package.name, package.version) for package in document.packages}
     matches = json.loads((tmp_path / "scan.json").read_text())["scanner"]["result"]["matches"]
     assert [match["vulnerability"]["id"] for match in matches] == ["GHSA-test-test-test"]
+
+
+def test_what_was_signed_is_refused_by_a_later_scan_that_knows_more(trust: Trust, tmp_path: Path) -> None:
+    image = trust.image("aged")
+    before, after = (vulnerability_database(tmp_path / severity, severity) for severity in ("low", "critical"))
+    assert Publisher(key=trust.key, plain_http=True, env=before).publish(image.reference) == {"low": 1}
+    assert Scanner(plain_http=True, env=before).scan(image.reference) == {"low": 1}
+    with pytest.raises(SupplyChainError, match=r"got 1 critical vulnerabilities, want none of critical or worse"):
+        Scanner(plain_http=True, env=after).scan(image.reference)
+    assert trust.review(image.reference)["allowed"] is True, "a scan signs nothing, and takes no signature back"
 
 
 def test_an_image_with_a_critical_vulnerability_is_not_signed(trust: Trust, tmp_path: Path) -> None:

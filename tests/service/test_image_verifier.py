@@ -307,6 +307,11 @@ def test_i16_an_update_is_judged_by_what_it_changes(start: Start, registry: Regi
     debug = pod(IMAGE, "unsigned:1")
     debug["spec"]["ephemeralContainers"] = [{"name": "d", "image": "busybox"}]
     assert "spec.ephemeralContainers[0].image: got 'busybox'" in verifier.review(debug, old, "UPDATE")[1]
+    debug["spec"]["ephemeralContainers"] = [{"name": "d", "image": IMAGE}]
+    assert verifier.review(debug, old, "UPDATE") == (True, ""), "the image of the pod itself"
+    closed = start(MIRROR="http://127.0.0.1:1", TIMEOUT_S="2", DEBUG_CONTAINERS="0")
+    assert "spec.ephemeralContainers: got another one in production, want none" in closed.review(debug, old, "UPDATE")[1]
+    assert closed.review(debug, debug, "UPDATE") == (True, ""), "one that is there is no reason against a label"
     leaving = pod("unsigned:1", deletionTimestamp="2026-11-25T00:00:00Z")
     assert verifier.review(pod("other:2"), leaving, "UPDATE") == (True, "")
     assert verifier.review(old)[0] is False, "a new pod is judged whole"

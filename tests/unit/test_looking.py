@@ -12,6 +12,7 @@ KUBECTL = """#!/bin/sh
 for word; do printf '%s\\n' "$word"; done >> ASKED
 case "$*" in
 *' get pods '*) cat PODS ;;
+*' get pod/'*) printf 'api-server fleet/api-server@sha256:0\nother fleet/other@sha256:1\n' ;;
 *unknown*) echo 'error: pod not found' >&2; exit 1 ;;
 esac
 """
@@ -66,9 +67,40 @@ def test_a_shell_is_in_the_container_that_is_named(asked: Path) -> None:
     assert words(asked).endswith("exec --stdin ollama-0 --container ollama-agent -- sh")
 
 
+def test_a_scan_is_of_each_image_that_runs_once_and_fails_with_what_it_cannot_trust(asked: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (asked.parent / "pods").write_text("fleet/a:1\nfleet/b:1\nfleet/a:1\n")
+    assert lifecycle.main(["scan", "--context", "west"]) == 1
+    said = capfd.readouterr().err
+    assert [said.count(f"error: fleet/{name}:1: got a tag, want a digest") for name in "ab"] == [1, 1]
+    assert "error: scan: got the lines above, want images without them" in said
+    assert lifecycle.main(["scan"]) == 1
+    assert "error: scan: got no CONTEXT, want a cluster" in capfd.readouterr().err
+    (asked.parent / "pods").write_text("")
+    assert lifecycle.main(["scan", "--context", "west"]) == 1
+    assert "error: scan: got no pod, want a stack that is up" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "image", "container"),
+    [
+        ([], "fleet/api-server@sha256:0", "api-server"),
+        (["--container", "other"], "fleet/other@sha256:1", "other"),
+        (["--image", "tools:1"], "tools:1", "api-server"),
+    ],
+)
+def test_a_debug_container_is_beside_the_container_and_may_do_no_more(asked: Path, more: list[str], image: str, container: str) -> None:
+    assert lifecycle.main(["debug", "--context", "west", "--of", "api-server", *more]) == 0
+    assert words(asked).endswith(f"debug --stdin pod/api-server-1 --image {image} --target {container} --profile=restricted -- sh")
+
+
 @pytest.mark.parametrize(
     ("command", "error"),
     [
+        (["debug", "--of", "p", "--container", "none"], "error: CONTAINER: got none, want one of api-server, other; choose one of these"),
+        (
+            ["debug", "--of", "ollama", "--stack", "prod"],
+            "error: STACK: got stack prod with governance.production, want one for development",
+        ),
         (["shell"], "error: OF: got nothing, want a pod, or one of api-server, "),
         (
             ["shell", "--of", "ollama", "--stack", "prod"],

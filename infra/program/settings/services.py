@@ -159,6 +159,9 @@ class MonitoringSettings(Section):
     scrape: Literal["none", "pod-monitor", "pod-monitoring", "annotations"] = "none"
     """How a Prometheus of yours is told of the pods: by PodMonitors of the Prometheus operator, PodMonitorings of Google's managed one, or
     annotations (`prometheus.io/scrape`, `port` and `path`). The CRDs must be there; prometheusNamespace is where it runs."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least of what the services say of themselves. `debug` names the server of each request, and Ollama says more; above `info` a
+    request has no line. A change starts the services again, one by one."""
     labels: Labels = Field(default={})
     """Further labels of monitors and rules, which your Prometheus selects them by, such as `release: kube-prometheus-stack`."""
     objectives: ObjectivesSettings = ObjectivesSettings()
