@@ -8,7 +8,7 @@ from typing import Any
 
 from api_server import errors
 from api_server.models import MODELS, Engine
-from api_server.paths import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Payload
+from api_server.paths import CHAT, COMPLETIONS, MESSAGES, NATIVE_GENERATE, RESPONSES, Payload
 from api_server.responses import DROPPED_TOOLS
 
 ALLOWED: dict[tuple[str, Engine], frozenset[str]] = {key: frozenset(model.__struct_fields__) for key, model in MODELS.items()}
@@ -72,12 +72,15 @@ _UNKNOWN_ANYWHERE: dict[str, dict[str, tuple[tuple[Any, ...], str]]] = {
         "prompt": ((), "instructions and input in its place; no template is kept here"),
         "top_logprobs": ((0,), _LOGPROBS),
     },
+    NATIVE_GENERATE: {
+        "template": (("",), "raw and a prompt in the model's own form; a template is a program, which could keep its server busy for ever"),
+    },
     MESSAGES: {
         "mcp_servers": (([],), "tools in their place; nothing here calls other servers for a client"),
         "container": ((), "nothing; nothing here runs code for a client"),
     },
 }
-"""The same of Responses and Messages, whatever the kind of server."""
+"""The same of other endpoints, whatever the kind of server."""
 
 
 def label(name: str) -> str:

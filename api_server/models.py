@@ -143,7 +143,6 @@ class NativeGenerate(_Native, kw_only=True):
     prompt: str | None = None
     suffix: str | None = None
     system: str | None = None
-    template: str | None = None
     context: list[int] | None = None
     raw: bool | None = None
     images: list[str] | None = None

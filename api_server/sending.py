@@ -12,6 +12,7 @@ from api_server import abilities
 from api_server.abilities import Abilities
 from api_server.address import Address, tagged
 from api_server.counting import ContextGuard
+from api_server.limits import ACCOUNT
 from api_server.metrics import Metrics
 from api_server.paths import Payload, encode
 from api_server.patience import Patience
@@ -67,7 +68,9 @@ class Sender:
         for name, value in request.headers.items():
             if (lower := name.lower()) in self._forwarded:
                 found.setdefault(lower, value)
-        return {name: value for name, value in found.items() if value.isascii()}
+        # Which answers the model server may have kept for it; never the client's word.
+        owner = {"x-cache-owner": request[ACCOUNT].key.name} if "x-cache" in found else {}
+        return {name: value for name, value in found.items() if value.isascii()} | owner
 
     async def count(self, address: Address, asked: Asked) -> bytes:
         """The answer to a question for the number of tokens, of a server that has no such endpoint. Raises as `send` does."""

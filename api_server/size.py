@@ -34,7 +34,7 @@ def most_tokens(path: str, payload: Payload) -> int | None:
     if path in (COMPLETIONS, NATIVE_GENERATE):
         if payload.get("images") or payload.get("context"):
             return None
-        return sum(_size(payload.get(key)) for key in ("prompt", "suffix", "system", "template"))
+        return sum(_size(payload.get(key)) for key in ("prompt", "suffix", "system"))
     if has_media(path, payload):
         return None
     tools = payload.get("tools")

@@ -19,7 +19,7 @@ from api_server.paths import (
 
 _THINK = {"none": False, "minimal": "low", "xhigh": "max", "ultra": "max"}
 """How Ollama's OpenAI layer reads reasoning_effort, where the word is not its own. Source: ollama v0.32.15, openai/openai.go."""
-_GENERATE_FIELDS = ("prompt", "suffix", "system", "template", "images", "context", "raw", "think")
+_GENERATE_FIELDS = ("prompt", "suffix", "system", "images", "context", "raw", "think")
 _CHAT_FIELDS = ("messages", "tools", "think")
 
 

@@ -176,7 +176,7 @@ class ModelServer:
             return _Lookup()
         if self.cache is None or not self.cache.is_deterministic(payload):
             return self._outcome("bypass", None, None)
-        key = self.cache.key(self.digest, payload)
+        key = self.cache.key(request.headers, f"{self.digest} {self.engine.version} {self.settings.context_length}", payload)
         try:
             body = await self.cache.get(key)
         except CacheUnavailable:

@@ -32,11 +32,15 @@ class AnswerCache:
         self._paused_until = 0.0
 
     @staticmethod
-    def key(model_digest: str, payload: Mapping[str, Any]) -> str:
-        """SHA-256 over the weights' digest and every field of the request that can change the answer."""
+    def key(headers: Mapping[str, str], served: str, payload: Mapping[str, Any]) -> str:
+        """SHA-256 over whose answer it is, what serves (weights, engine and context), and every field that can change the answer.
+
+        Nobody learns by a hit what another client of the API server has asked.
+        """
+        owner = headers.get("X-Cache-Owner", "")
         fields = {name: value for name, value in payload.items() if name not in _IGNORED_FIELDS}
-        text = json.dumps([model_digest, fields], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return f"answer:1:{hashlib.sha256(text.encode()).hexdigest()}"
+        text = json.dumps([owner, served, fields], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return f"answer:2:{hashlib.sha256(text.encode()).hexdigest()}"
 
     @staticmethod
     def is_deterministic(payload: Mapping[str, Any]) -> bool:

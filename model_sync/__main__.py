@@ -13,6 +13,7 @@ from model_sync.access import TIMEOUT_S, Access, credentials
 from model_sync.declared import declared
 from model_sync.fetch import Pace
 from model_sync.follow import Replica
+from model_sync.intake import Intake
 from model_sync.proxy import Proxy
 from model_sync.publish import Writer, clean
 from model_sync.source import ATTEMPTS, SourceError
@@ -23,7 +24,8 @@ def _publish(options: argparse.Namespace) -> int:
     proxy = Proxy(options.proxy, options.no_proxy) if options.proxy else None
     access = Access(credentials(options.credentials) if options.credentials else {}, options.ca_bundle, options.silence_s, proxy)
     pace = Pace(options.rate_limit)
-    writer = Writer(options.seed, options.store, options.capacity, pace, options.verify, options.attempts, access)
+    intake = Intake(options.store, options.capacity, pace, options.verify, options.attempts, access)
+    writer = Writer(options.seed, intake)
     problems = writer.publish(*declared(os.environ.get("MODEL_SYNC_MODELS", "")))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

@@ -5,26 +5,24 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from model_sync import catalog, gguf, templates, tree
-from model_sync.access import Access, AccessError
+from model_sync.access import AccessError
 from model_sync.catalog import Catalog, Entry
 from model_sync.declared import IMAGE, Declared
-from model_sync.fetch import Pace
-from model_sync.files import HUBS, LIST, of_artifact, of_hub, of_list, require_digest
+from model_sync.files import HUBS, LIST, File, of_artifact, of_hub, of_list, require_digest
 from model_sync.forms import SAFETENSORS, deliver, require_quantization
 from model_sync.intake import SMALL_BYTES, Intake
-from model_sync.source import ATTEMPTS, Source, SourceError, document
+from model_sync.source import Source, SourceError, document
 from model_sync.store import (
     MODEL_LAYER,
     PARAMS_LAYER,
     REPAIR,
     TEMPLATE_LAYER,
-    Blob,
     StoreError,
     blobs,
     display_name,
@@ -45,12 +43,11 @@ _REGISTRIES = {"registry": "https", "registry+http": "http"}
 @dataclass
 class Writer:
     seed: Path
-    store: Path
-    capacity: int | None
-    pace: Pace
-    verify: bool
-    attempts: int = ATTEMPTS
-    access: Access = field(default_factory=Access)
+    intake: Intake
+
+    @property
+    def store(self) -> Path:
+        return self.intake.store
 
     def publish(self, fleet: int, models: Sequence[Declared]) -> list[Exception]:
         """Deliver every model and then the catalog. A model that cannot be delivered keeps the version that is served, if any."""
@@ -103,9 +100,9 @@ class Writer:
         if scheme in HUBS:
             return self._from_hub(model)
         if model.source.endswith(f"/{LIST}"):
-            listed = document(Source(model.source, access=self.access), self.attempts)
+            listed = document(Source(model.source, access=self.intake.access), self.intake.attempts)
             require_digest(model.source, listed, model.digest)
-            return deliver(model, of_list(model.source, listed, self.access), self._intake)
+            return deliver(model, of_list(model.source, listed, self.intake.access), self.intake)
         return self._from_file(model)
 
     def _from_image(self, model: Declared) -> dict[str, Any]:
@@ -127,29 +124,29 @@ class Writer:
         accept = {"Accept": "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"}
 
         def source(path: str, headers: dict[str, str]) -> Source:
-            return Source(f"{base}/{path}", headers, self.access, repository)
+            return Source(f"{base}/{path}", headers, self.intake.access, repository)
 
-        content = document(source(f"manifests/{tag}", accept), self.attempts)
+        content = document(source(f"manifests/{tag}", accept), self.intake.attempts)
         require_digest(model.source, content, model.digest)
         return self._layers(content, f"{repository}:{tag}", model, lambda digest: source(f"blobs/{digest}", {}))
 
     def _layers(self, content: bytes, where: str, model: Declared, source: Callable[[str], Source]) -> dict[str, Any]:
         files = of_artifact(content, where, source)
         if files or model.format == SAFETENSORS:
-            return deliver(model, files, self._intake)
+            return deliver(model, files, self.intake)
         wanted = list(dict.fromkeys(blobs(content, Path(where))))
         total = sum(blob.size for blob in wanted)
         if total > model.size + SMALL_BYTES:
             raise StoreError(f"{model.source}: got {total} bytes of layers, want at most size {model.size}; raise models.<name>.size")
-        absent = self._intake.absent(wanted)
-        self._intake.reserve(absent, model.name)
+        absent = self.intake.absent(wanted)
+        self.intake.reserve(absent, model.name)
         for blob in absent:
-            self._intake.fetch(source(blob.digest), blob.digest, blob.size, blob.size)
+            self.intake.fetch(source(blob.digest), blob.digest, blob.size, blob.size)
         return json.loads(content)
 
     def _from_hub(self, model: Declared) -> dict[str, Any]:
         """The commit says which files; a digest is that of the one file, or of the manifest of several."""
-        base = deliver(model, of_hub(model.source, self.access, self.attempts), self._intake)
+        base = deliver(model, of_hub(model.source, self.intake.access, self.intake.attempts), self.intake)
         single = next((layer["digest"] for layer in base["layers"] if layer["mediaType"] == MODEL_LAYER), None)
         found = single or file_digest(tree.written(base))
         if model.digest not in ("", found):
@@ -157,16 +154,12 @@ class Writer:
         return base
 
     def _from_file(self, model: Declared) -> dict[str, Any]:
-        path = self._intake.path(model.digest)
-        if not self._intake.is_whole(model.digest):
-            self._intake.fetch(Source(model.source, access=self.access), model.digest, None, model.size)
+        source = Source(model.source, access=self.intake.access)
+        blob = self.intake.take(File("", source, model.digest), model.size)
+        path = self.intake.path(model.digest)
         facts = gguf.metadata(path)
         gguf.require_model(path, facts)
-        return gguf.manifest(Blob(model.digest, path.stat().st_size), facts, self.store)
-
-    @property
-    def _intake(self) -> Intake:
-        return Intake(self.store, self.capacity, self.pace, self.verify, self.attempts, self.access)
+        return gguf.manifest(blob, facts, self.store)
 
     def _check(self, model: Declared, base: dict[str, Any]) -> None:
         """What the configuration says of the weights is true of the file."""
@@ -175,7 +168,7 @@ class Writer:
             raise StoreError(
                 f"{model.source}: got weights of {layer['size']} bytes, want at most size {model.size}; raise models.<name>.size"
             )
-        path = self._intake.path(layer["digest"])
+        path = self.intake.path(layer["digest"])
         facts = gguf.metadata(path)
         gguf.require_model(path, facts)
         require_quantization(model, gguf.quantization(facts))
@@ -185,7 +178,7 @@ class Writer:
 
     def _check_template(self, model: Declared, digest: str) -> None:
         try:
-            templates.check_go(self._intake.path(digest).read_bytes().decode(errors="replace"))
+            templates.check_go(self.intake.path(digest).read_bytes().decode(errors="replace"))
         except StoreError as error:
             raise StoreError(f"{model.source}: {error}") from None
 

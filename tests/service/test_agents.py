@@ -1,6 +1,7 @@
 """What agents send and look for, against a real Ollama and the real llama.cpp engine behind one gateway: abilities, a full context, replayed
 histories, field names. Each input is one that a client was seen to send; docs/gateway.md says which."""
 
+import asyncio
 import json
 import re
 import subprocess
@@ -12,10 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
+from api_server import errors
 from model_sync import gguf
 from tests import tiny_gguf
 from tests.service import ollama as ollama_process
 from tests.service.conftest import KEY, SCRIPT, ApiServerFactory, ModelServerFactory, start_api_server, start_model_server
+from tests.service.neighbours import Fleet, Request
 from tests.service.processes import ROOT, Service
 from tests.service.test_gateway import CONTEXT, TOOLS, metric, post, route
 
@@ -163,6 +166,22 @@ class TestFullContext:
         ]
         wanted = ["ContextWindowExceededError" if messages is LONG else SCRIPT for _, _, messages, _ in asked]
         assert litellm(clients_python, api, given) == wanted
+
+    def test_litellm_raises_it_within_a_stream_that_has_begun_too(self, clients_python: Path, tmp_path: Path) -> None:
+        """As when a long prompt takes its server longer to count than a stream may be silent."""
+        body = errors.context_exceeded("a", 3010, 2048).body
+
+        async def late(request: Request) -> None:
+            await asyncio.sleep(1.5)
+            await request.answer(json.dumps(body).encode(), "400 Bad Request")
+
+        with Fleet(tmp_path).running() as fleet:
+            fleet.add(late)
+            with fleet.gateway(SILENCE_S="0.5") as service:
+                given = [{"model": "openai/a", "messages": MESSAGES, "stream": True}]
+                assert litellm(clients_python, service, given) == ["ContextWindowExceededError"]
+                assert metric(service, "api_server_requests_total", model="a", status="400") == 1
+                assert metric(service, "api_server_context_refusals_total", model="a") == 1
 
 
 CLIENT = """

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.service.conftest import SCRIPT, ApiServerFactory, ModelServerFactory
+from tests.service.conftest import SCRIPT, ApiServerFactory, ModelServerFactory, as_user
 from tests.service.processes import Service
 from tests.service.test_bounds import cpu_s
 
@@ -227,6 +227,23 @@ def test_cached_tokens_are_a_part_of_the_prompt(api_server: ApiServerFactory, mo
         assert chat(gateway, ALICE, temperature=0.5).status_code == 200
     cached, prompt = (used(gateway, "api_server_key_tokens_total", key="alice", kind=kind) for kind in ("cached", "prompt"))
     assert 0 < cached < prompt
+
+
+def test_an_exact_answer_is_found_by_the_key_that_asked_for_it_alone(
+    api_server: ApiServerFactory, model_server: ModelServerFactory, valkey: str, tmp_path: Path
+) -> None:
+    """A hit would tell what another key has asked."""
+    write(tmp_path, alice=grant(ALICE), bob=grant(BOB))
+    route = {"url": model_server("tiny:1", **as_user(valkey, "model-server", tmp_path)).url}
+    service = api_server({"tiny:1": route})
+
+    def outcome(key: str, **headers: str) -> str:
+        body = {"model": "tiny:1", "messages": QUESTION, "temperature": 0, "seed": 271828}
+        headers = {"x-api-key": key, "X-Cache": "exact", **headers}
+        return httpx.post(f"{service.url}/v1/chat/completions", json=body, headers=headers, timeout=60).headers["x-cache"]
+
+    assert [outcome(ALICE), outcome(ALICE)] == ["miss", "hit"]
+    assert outcome(BOB, **{"X-Cache-Owner": "alice"}) == "miss"
 
 
 def test_a_thousand_wrong_keys_a_second_lock_out_nobody(gateway: Service) -> None:

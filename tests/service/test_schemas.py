@@ -62,6 +62,14 @@ class TestWithoutTheBound:
         assert service.ended() == 1
 
 
+def test_a_template_of_a_clients_is_refused(api: Service) -> None:
+    """Ollama runs it in the process of all models, and goes on after the client has left."""
+    template = "{{ range 100000000 }}{{ range 100000000 }}{{ end }}{{ end }}{{ .Prompt }}"
+    refused = ask(api, "/api/generate", model="ollama/tiny:1", prompt="a", stream=False, template=template)
+    assert (refused.status_code, "template: got" in refused.json()["error"]) == (400, True)
+    assert ask(api, "/api/generate", model="ollama/tiny:1", prompt="a", stream=False, template="").status_code == 200
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("parameters", [None, {}, {"type": "object"}, {"type": "object", "properties": None}])
 def test_a_tool_without_parameters_is_one(api: Service, engine: str, parameters: object) -> None:

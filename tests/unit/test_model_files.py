@@ -16,6 +16,7 @@ from model_sync.access import Access
 from model_sync.catalog import NO_REPLICA
 from model_sync.declared import Declared
 from model_sync.fetch import Pace
+from model_sync.intake import Intake
 from model_sync.publish import Writer
 from model_sync.source import Source
 from model_sync.store import StoreError
@@ -124,7 +125,7 @@ def artifact(content: dict[str, bytes], work: Path) -> bytes:
 
 @pytest.fixture
 def writer(tmp_path: Path) -> Writer:
-    return Writer(tmp_path / "seed", tmp_path / "shared", None, Pace(0), verify=False)
+    return Writer(tmp_path / "seed", Intake(tmp_path / "shared", None, Pace(0), verify=False))
 
 
 def put(writer: Writer, model: Declared, content: dict[str, bytes]) -> None:

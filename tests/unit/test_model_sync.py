@@ -13,6 +13,7 @@ from model_sync import catalog, gguf, publish, server, store
 from model_sync.__main__ import main
 from model_sync.fetch import Pace
 from model_sync.follow import Replica
+from model_sync.intake import Intake
 from model_sync.proxy import Proxy
 from model_sync.publish import Declared, Writer
 from tests import tiny_gguf
@@ -37,7 +38,7 @@ def shared(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def writer(seed: Path, shared: Path) -> Writer:
-    return Writer(seed, shared, None, Pace(0), verify=False)
+    return Writer(seed, Intake(shared, None, Pace(0), verify=False))
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_a_damaged_blob_of_the_shared_store_is_fetched_again_when_asked(writer: 
     writer.publish(0, [MODEL])
     good = weights(shared, "one:1").read_bytes()
     flip(weights(shared, "one:1"))
-    writer.verify = True
+    writer.intake.verify = True
     assert writer.publish(0, [MODEL]) == []
     assert weights(shared, "one:1").read_bytes() == good
 
@@ -158,7 +159,7 @@ def test_a_truncated_blob_of_the_shared_store_is_always_fetched_again(writer: Wr
 
 
 def test_a_volume_that_is_too_small_is_named_before_a_byte_is_fetched(writer: Writer, shared: Path) -> None:
-    writer.capacity = 1000
+    writer.intake.capacity = 1000
     (problem,) = writer.publish(0, [MODEL])
     assert f"{shared}: got 1000 bytes free, want " in str(problem)
     assert "enlarge storage.shared.size" in str(problem)
@@ -435,7 +436,7 @@ def test_b1_damage_to_any_file_of_the_shared_store_harms_its_model_alone_and_hea
 ) -> None:
     """A new replica serves the other model, or waits where the catalog itself is gone; one that has both goes on; the writer repairs it."""
     published(MODEL, TWO)
-    wanted, writer.verify = content(shared), True
+    wanted, writer.intake.verify = content(shared), True
     for number, name in enumerate(wanted):
         damage(shared / name)
         fresh = Replica(shared, tmp_path / f"fresh-{number}", 0, None, keep_s=60, server=NO_SERVER)
