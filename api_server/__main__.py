@@ -47,7 +47,7 @@ async def serve(settings: Settings, keys: Keys, aliases: Aliases, certificate: C
 async def _serve(server: ApiServer, settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, server.stop.set)
-    metrics = web.AppRunner(server.metrics.app(), access_log=None)
+    metrics = web.AppRunner(server.metrics.app(), access_log=None, keepalive_timeout=settings.head_s, auto_decompress=False)
     await metrics.setup()
     await web.TCPSite(metrics, settings.host, settings.metrics_port).start()
     # A client that goes away must free its upstream: the handler is cancelled.

@@ -30,8 +30,16 @@ def _verifier(work: Path) -> dict[str, str]:
 
 
 def _activator(_: Path) -> dict[str, str]:
-    settings = {"GATEWAYS": "127.0.0.1:9", "SCALE_URL": "http://127.0.0.1:9/scale", "REPLICAS": "1", "IDLE_S": "60"}
+    scales = json.dumps({"ollama": {"most": 1, "idle_s": 60}})
+    settings = {"GATEWAYS": "127.0.0.1:9", "STATEFUL_SETS_URL": "http://127.0.0.1:9/statefulsets", "SCALES": scales}
     return {f"ACTIVATOR_{name}": value for name, value in settings.items()}
+
+
+def _api_server(work: Path) -> dict[str, str]:
+    (work / "keys").write_text("a-valid-key-for-tests\n")
+    routes = json.dumps({"a": {"url": "http://127.0.0.1:9", "max_in_flight": 1}})
+    settings = {"PORT": str(free_port()), "KEYS_FILE": str(work / "keys"), "ROUTES": routes}
+    return {f"API_SERVER_{name}": value for name, value in settings.items()}
 
 
 SERVICES: dict[str, tuple[str, str, str, Callable[[Path], dict[str, str]]]] = {
@@ -39,6 +47,7 @@ SERVICES: dict[str, tuple[str, str, str, Callable[[Path], dict[str, str]]]] = {
     "agent": ("ollama_agent", "OLLAMA_AGENT_", "PORT", lambda _: {"OLLAMA_AGENT_CONTROL_PORT": str(free_port())}),
     "agent's control": ("ollama_agent", "OLLAMA_AGENT_", "CONTROL_PORT", lambda _: {"OLLAMA_AGENT_PORT": str(free_port())}),
     "activator": ("api_server.activator", "ACTIVATOR_", "PORT", _activator),
+    "API server's metrics": ("api_server", "API_SERVER_", "METRICS_PORT", _api_server),
     "verifier": ("image_verifier", "VERIFIER_", "PORT", _verifier),
 }
 """Module, prefix, the variable of the port, and what else it needs."""
