@@ -14,9 +14,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client.aiohttp import make_aiohttp_handler
 
-from model_server import endpoints, openapi
+from model_server import body, endpoints, openapi
 from model_server.cache import AnswerCache, CacheUnavailable
-from model_server.connections import MAX_BODY_BYTES, whole_body
 from model_server.endpoints import Api, Endpoint
 from model_server.engine import Answer, Engine
 from model_server.errors import ApiError, shape
@@ -42,7 +41,7 @@ class ModelServer:
         self._waiting = 0
 
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._middleware])
+        app = web.Application(client_max_size=body.MAX_BODY_BYTES, middlewares=[self._middleware])
         app.on_response_prepare.append(shape)
         for path in self.engine.endpoints:
             app.router.add_post(path, self.forward)
@@ -137,7 +136,7 @@ class ModelServer:
                 raise ApiError(
                     503, "server_error", "engine: got none that can answer now, want it; try again", "loading", {"Retry-After": _RETRY_S}
                 )
-            payload = self._payload(endpoint, await whole_body(request, self.settings.body_s))
+            payload = self._payload(endpoint, await body.read(request, self.settings.body_s, self.settings.context_length))
             lookup = await self._lookup(request, endpoint, payload)
             if lookup.body is not None:
                 response: web.StreamResponse = web.Response(body=lookup.body, content_type="application/json", headers=lookup.headers)
@@ -156,11 +155,7 @@ class ModelServer:
             self.metrics.requests.labels(str(status)).inc()
             self.metrics.duration.observe(time.monotonic() - started)
 
-    def _payload(self, endpoint: Endpoint, body: bytes) -> dict[str, Any]:
-        try:
-            payload = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise ApiError(400, "invalid_request_error", f"body: got no JSON ({error}), want a JSON object; correct it") from None
+    def _payload(self, endpoint: Endpoint, payload: Any) -> dict[str, Any]:
         if not isinstance(payload, dict) or payload.get(endpoint.required) in (None, []):
             raise ApiError(400, "invalid_request_error", f"{endpoint.required}: got nothing, want a value; add one")
         if endpoint.required == "messages" and not isinstance(payload["messages"], list):

@@ -14,7 +14,6 @@ from aiohttp import web
 
 from model_server.errors import ApiError
 
-MAX_BODY_BYTES = 32 * 2**20
 _UNREAD_MS = 60_000
 """A connection is cut when its client took nothing of what was sent for so long."""
 
@@ -114,16 +113,6 @@ class Connection(web.RequestHandler):
         response = ApiError(status, kind, f"request: got no HTTP ({said}), want HTTP/1.1; correct it").response("openai")
         response.force_close()
         return response
-
-
-async def whole_body(request: web.Request, limit_s: float) -> bytes:
-    """The whole of it. Raises ApiError where it takes longer."""
-    try:
-        async with asyncio.timeout(limit_s):
-            return await request.read()
-    except TimeoutError:
-        message = f"body: got no end of it within {limit_s:g} s, want the whole body as its headers say; send it faster"
-        raise ApiError(408, "invalid_request_error", message, "request_timeout", {"Connection": "close"}) from None
 
 
 def _raw(error: ApiError) -> bytes:

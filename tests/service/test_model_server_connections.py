@@ -2,7 +2,9 @@
 
 import json
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import httpx
@@ -97,3 +99,34 @@ def test_where_all_work_one_more_is_refused_and_the_next_is_served(model_server:
     while httpx.get(f"{service.url}/ready", timeout=10).status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "status"),
+    [(b"{},", 413), (b'"",', 413), (b'"{,:[",', 413), (b"[" * 1000 + b"]" * 1000 + b",", 413), (b'"' + b"," * 2**20 + b'",', 200)],
+    ids=["objects", "empty texts", "texts of marks", "depth", "marks within long texts"],
+)
+def test_many_values_hold_up_nobody(model_server: ModelServerFactory, values: bytes, status: int) -> None:
+    """32 MiB of them, while others ask for the health of the server."""
+    service = model_server("tiny:1", BODY_S="60")
+    filler = values * ((31 * 2**20) // len(values))
+    body = b'{"model": "tiny:1", "max_tokens": 1, "messages": [{"role": "user", "content": "Go."}], "user": [' + filler + b"0]}"
+    waits: list[float] = []
+    ended = threading.Event()
+
+    def look() -> None:
+        with httpx.Client(base_url=service.url, timeout=30, trust_env=False) as client:
+            while not ended.is_set():
+                began = time.monotonic()
+                assert client.get("/health").status_code == 200
+                waits.append(time.monotonic() - began)
+                time.sleep(0.01)
+
+    with ThreadPoolExecutor(1) as pool:
+        looks = pool.submit(look)
+        answer = httpx.post(f"{service.url}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}, timeout=120)
+        ended.set()
+        looks.result(30)
+    assert answer.status_code == status, answer.text[:300]
+    # Parsed at once, on the loop, they took seconds.
+    assert sorted(waits)[-2] < 0.5, waits
