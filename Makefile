@@ -16,10 +16,10 @@ STILL = import os, sys, time; shell = os.getppid(); \
 WORKERS = $(if $(call typed,TIER),,-n 2 --dist loadscope --no-loadscope-reorder)
 
 .DEFAULT_GOAL := help
-.PHONY: help try up down check key usage logs shell debug scan backup restore status explain preview tools clean-cache test proof lint lock pins wheel release machine
+.PHONY: help try up down check key cache-password usage logs shell debug scan backup restore status explain preview tools clean-cache test proof lint lock pins wheel release machine
 
 help: ## what each target does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 try: export PYTHONDONTWRITEBYTECODE = 1
 try: ## gateway, model server and a small model as plain processes, until Ctrl-C; MODEL=file.gguf, PORT=number. docs/try.md
@@ -44,6 +44,9 @@ check: .venv/.stamp ## try what your cluster does before a stack is there: polic
 
 key: .venv/.stamp ## make a key of the API server, and print it once; NAME=whose; REVOKE=1: take it back; CONTEXT=name
 	@$(VENV)/python -m infra.lifecycle key $(TARGET) --name "$(call typed,NAME)" $(if $(call typed,REVOKE),--revoke)
+
+cache-password: .venv/.stamp ## another password of the cache server; the pods that know it are replaced one by one; CONTEXT=name
+	@$(VENV)/python -m infra.lifecycle cache-password $(TARGET)
 
 usage: .venv/.stamp ## say what each key has used, by day (UTC) and model; DAYS=7; CSV=file, or 1: print it; PROMETHEUS=address: another one
 	@$(VENV)/python -m infra.lifecycle usage $(TARGET) --days "$(or $(call typed,DAYS),7)" --csv "$(call typed,CSV)" \

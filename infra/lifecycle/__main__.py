@@ -22,6 +22,7 @@ _OF_A_TARGET = {
     "shell": looking.shell,
     "debug": looking.debug,
     "scan": looking.scan,
+    "cache-password": keys.rotate_cache_password,
     "backup": backup.backup,
     "restore": backup.restore,
 }

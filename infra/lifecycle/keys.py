@@ -1,5 +1,6 @@
-"""`make key NAME=…`: a key of the API server more, or one less. No pod is restarted for it."""
+"""`make key NAME=…`: a key of the API server more, or one less; no pod is restarted for it. `make cache-password`: another one."""
 
+import argparse
 import json
 import re
 import secrets
@@ -16,10 +17,12 @@ from components.contract import API_SERVER, KEYS_CHANGED_ANNOTATION, selector
 from infra.engine.errors import CommandError
 from infra.lifecycle.bring_up import say
 from infra.lifecycle.deployment import Deployment
+from infra.lifecycle.target import Target
 from infra.program.cluster import connect
 from infra.program.settings import keys
 
 _CONFIG = f"modelfleet:{keys.SETTING}"
+_CACHE_PASSWORD = "modelfleet:cachePassword"  # noqa: S105 (its name)
 _TIMEOUT_S = 10
 
 
@@ -44,6 +47,22 @@ def change(deployment: Deployment | None, name: str, *, revoke: bool) -> None:
     deployment.cli.update("up")
     touched = _touch(deployment)
     say(f"key: {name} is {'revoked' if revoke else 'accepted'}; " + (touched or "the pods read it within 90 s, for none could be told"))
+
+
+def rotate_cache_password(target: Target, options: argparse.Namespace) -> None:
+    """Another password of the cache server, and of each of its users. The pods that know it are replaced one by one.
+
+    Raises CommandError, CliError and RefusedError.
+    """
+    deployment = target.deployment()
+    if deployment is None or not deployment.cli.has_stack():
+        raise CommandError(f"{options.command}: got no stack, want one that is up; run make up")
+    if deployment.shared:
+        # It only compares.
+        deployment.configure({})
+    deployment.cli.run("config", "set", "--secret", _CACHE_PASSWORD, stdin=secrets.token_hex(16))
+    deployment.cli.update("up")
+    say("cache-password: it is another one now; what the cache server had is gone")
 
 
 def _known(deployment: Deployment) -> dict[str, Mapping[str, Any]]:
