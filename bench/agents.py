@@ -34,7 +34,7 @@ import httpx
 from bench import proxies
 from bench.conditions import beside, keep
 from bench.gateway import percentile
-from bench.processes import end_with_us, started
+from bench.processes import end_with_us, started, wait_for
 from bench.proxies import KEY, Installed
 from bench.upstream import MODEL
 from model_sync import gguf
@@ -275,7 +275,7 @@ def serve(stack: ExitStack, work: Path, store: Path, hosts: Sequence[str], port:
         argv = [sys.executable, "-m", "model_server"]
         processes.append(stack.enter_context(started(argv, {"PATH": os.environ["PATH"], **env}, directory, cwd=ROOT)))
     for host, process in zip(hosts, processes, strict=True):
-        proxies.wait_for(f"http://{host}:{port}/ready", process, work / f"server-{host}" / "log")
+        wait_for(f"http://{host}:{port}/ready", process, work / f"server-{host}" / "log")
 
 
 def measured(sizes: Sizes, work: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -26,13 +26,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from bench import load
 from bench.conditions import beside, keep
 from bench.gateway import percentile
 from bench.load import Server
-from bench.processes import descendants, end_with_us, memory_bytes, started
+from bench.processes import descendants, end_with_us, memory_bytes, started, wait_for
 from devcluster import toolchain
 from images import embedded
 from model_server import vllm
@@ -113,20 +111,6 @@ def measured(running: Running, sizes: Sizes) -> dict[str, Any]:
     return results | {"memory_mib": round(memory_bytes(running.pid) / 2**20)}
 
 
-def wait_for(url: str, process: "subprocess.Popen[Any]", log: Path) -> None:
-    """Until it answers. Raises SystemExit with what the process said when it does not."""
-    deadline = time.monotonic() + _START_S
-    while True:
-        try:
-            if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"{url}: got no 200, want it; its process said:\n{log.read_text()[-2000:]}")
-        time.sleep(0.1)
-
-
 @contextmanager
 def model_server(store: Path, work: Path, process: Mapping[str, str], **env: str) -> Iterator[Running]:
     """Ours."""
@@ -149,7 +133,7 @@ def bare_llama_cpp(weights: Path, work: Path) -> Iterator[Running]:
         assert process.stdout is not None and process.stdin is not None  # noqa: S101 (pipes were asked for)
         try:
             url = json.loads(process.stdout.readline())["url"]
-            wait_for(f"{url}/health", process, work / "log")
+            wait_for(f"{url}/health", process, work / "log", _START_S)
             yield Running(url, process.pid)
         finally:
             process.kill()
@@ -161,7 +145,7 @@ def bare_vllm(python: Path, weights: Path, work: Path) -> Iterator[Running]:
     port = free_port()
     env = vllm.environment({"PATH": os.environ["PATH"], "VLLM_CPU_KVCACHE_SPACE": "1"}, str(work))
     with started(vllm.command(Vllm(weights, settings).parameters, port), env, work) as process:
-        wait_for(f"http://127.0.0.1:{port}/health", process, work / "log")
+        wait_for(f"http://127.0.0.1:{port}/health", process, work / "log", _START_S)
         yield Running(f"http://127.0.0.1:{port}", process.pid)
 
 
@@ -178,7 +162,7 @@ def transformers(python: Path, weights: Path, work: Path) -> Iterator[Running]:
     argv += ["--device", "cpu", "--dtype", "bfloat16"]
     env = {"PATH": os.environ["PATH"], "HOME": str(work), "HF_HUB_OFFLINE": "1"}
     with started(argv, env, work) as process:
-        wait_for(f"http://127.0.0.1:{port}/health", process, work / "log")
+        wait_for(f"http://127.0.0.1:{port}/health", process, work / "log", _START_S)
         yield Running(f"http://127.0.0.1:{port}", process.pid, str(weights))
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from bench import load, proxies
 from bench.conditions import beside, keep
 from bench.load import Server
-from bench.processes import allow_descriptors, cpu_s, end_with_us, memory_bytes, started
+from bench.processes import allow_descriptors, cpu_s, end_with_us, memory_bytes, started, wait_for
 from bench.proxies import Proxy
 from tests.service.conftest import as_user, running_valkey
 from tests.service.processes import ROOT, free_port
@@ -142,7 +142,7 @@ def measured(installed: Sequence[proxies.Installed], sizes: Sizes, work: Path) -
         (work / "upstream").mkdir()
         argv = [sys.executable, "-m", "bench.upstream", str(port)]
         process = stack.enter_context(started(argv, {"PATH": os.environ["PATH"]}, work / "upstream", cwd=ROOT))
-        proxies.wait_for(f"{server.url}/health", process, work / "upstream" / "log")
+        wait_for(f"{server.url}/health", process, work / "upstream" / "log")
         running = [stack.enter_context(each.running(server.url, work)) for each in installed]
         cost = cpu_in_turns(running, sizes)
         alone = waits(server, sizes)

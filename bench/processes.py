@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 _END_S = 10
 """For a process to end when it is asked to."""
 
@@ -67,3 +69,17 @@ def started(argv: Sequence[str], env: Mapping[str, str], work: Path, **options: 
                 with suppress(ProcessLookupError):
                     end(each, signal.SIGKILL)
             process.wait()
+
+
+def wait_for(url: str, process: "subprocess.Popen[Any]", log: Path, limit_s: float = 120) -> None:
+    """Until it answers. Raises SystemExit with what the process said when it does not."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"{url}: got no 200, want it; its process said:\n{log.read_text()[-2000:]}")
+        time.sleep(0.1)

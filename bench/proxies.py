@@ -10,17 +10,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import httpx
 
 from bench.load import Server
-from bench.processes import started
+from bench.processes import started, wait_for
 from bench.upstream import MODEL
 from devcluster import packages
 from tests.service.processes import ROOT, free_port
@@ -29,7 +25,6 @@ KEY, OTHER_KEY = "sk-a-key-of-the-benchmark", "sk-another-key-of-the-benchmark"
 CONNECTIONS = 12_000
 """Of clients, that a proxy must be able to hold."""
 CONTEXT = 131_072
-_START_S = 120
 _NOBODY = 65534
 _LOCKS = Path(__file__).parent / "peers"
 _PYTHON = "/usr/bin/python3"
@@ -81,20 +76,6 @@ class Installed:
             url = f"http://127.0.0.1:{port}"
             wait_for(f"{url}{self.ready}", process, directory / "log")
             yield Proxy(self.name, tuple(Server(url, key) for key in self.keys), process.pid)
-
-
-def wait_for(url: str, process: "subprocess.Popen[Any]", log: Path) -> None:
-    """Until it answers. Raises SystemExit with what the process said when it does not."""
-    deadline = time.monotonic() + _START_S
-    while True:
-        try:
-            if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"{url}: got no 200, want it; its process said:\n{log.read_text()[-2000:]}")
-        time.sleep(0.1)
 
 
 def ours(work: Path, agreement: Mapping[str, str]) -> Installed:

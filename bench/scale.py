@@ -24,7 +24,7 @@ from typing import Any
 from bench import load, proxies
 from bench.conditions import beside, keep
 from bench.gateway import percentile
-from bench.processes import allow_descriptors, cpu_s, end_with_us, memory_bytes, started
+from bench.processes import allow_descriptors, cpu_s, end_with_us, memory_bytes, started, wait_for
 from infra.analysis.explain.causes import explain
 from infra.analysis.explain.snapshot import Snapshot
 from tests.service import names
@@ -158,7 +158,7 @@ def looked_at(ours: proxies.Installed, servers: int, sizes: Sizes, work: Path) -
         env = {**env, **names.Name(directory, *hosts).environment, "PATH": os.environ["PATH"]}
         gateway = stack.enter_context(started(argv, env, directory, cwd=ROOT))
         server = load.Server(f"http://127.0.0.1:{listen}", proxies.KEY)
-        proxies.wait_for(f"{server.url}/ready", gateway, directory / "log")
+        wait_for(f"{server.url}/ready", gateway, directory / "log")
         time.sleep(5)
         before, began = cpu_s(gateway.pid), time.monotonic()
         time.sleep(sizes.at_rest_s)
