@@ -65,7 +65,12 @@ def verifier() -> Program:
 
 
 ROUTES = json.dumps({"a": {"url": "http://127.0.0.1:1"}})
-SCALE = {"ACTIVATOR_GATEWAYS": "localhost:1", "ACTIVATOR_SCALE_URL": "http://127.0.0.1:1/scale"}
+ACTIVATOR = {
+    "ACTIVATOR_GATEWAYS": "localhost:1",
+    "ACTIVATOR_STATEFUL_SETS_URL": "http://127.0.0.1:1/statefulsets",
+    "ACTIVATOR_SCALES": json.dumps({"ollama": {"most": 3, "idle_s": 60}}),
+    "ACTIVATOR_TOKEN_FILE": "{work}/token",
+}
 PROGRAMS: dict[str, Callable[[], Program]] = {
     "api-server": lambda: python(
         "api_server",
@@ -76,7 +81,7 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     ),
     "activator": lambda: python(
         "api_server.activator",
-        {**SCALE, "ACTIVATOR_REPLICAS": "1", "ACTIVATOR_IDLE_S": "60", "ACTIVATOR_TOKEN_FILE": "{work}/token"},
+        ACTIVATOR,
         http(PORTS["activator"], "/health"),
         token="t",
     ),
@@ -214,7 +219,7 @@ class _Scale(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         demand = {"waiting": 9, "in_flight": 0, "idle_s": 0, "short": 9, "places": 4}
-        self._answer({"spec": {"replicas": 0}} if self.path == "/scale" else demand)
+        self._answer({"spec": {"replicas": 0}} if self.path == "/statefulsets/ollama/scale" else demand)
 
     def do_PATCH(self) -> None:
         self.wanted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["spec"]["replicas"])
@@ -241,7 +246,7 @@ def test_the_activator_asks_gateways_that_have_ipv6_alone(alone: ExitStack, tmp_
     alone.callback(listener.shutdown)
     program = PROGRAMS["activator"]()
     there = f"{V6}:{listener.server_port}"
-    program.env.update(ACTIVATOR_GATEWAYS=there, ACTIVATOR_SCALE_URL=f"http://{there}/scale", ACTIVATOR_REPLICAS="3")
+    program.env.update(ACTIVATOR_GATEWAYS=there, ACTIVATOR_STATEFUL_SETS_URL=f"http://{there}/statefulsets")
     started, deadline = Started(alone, tmp_path, program), time.monotonic() + 30
     while not wanted:
         assert started.process.poll() is None, started.log.read_text()
