@@ -113,12 +113,24 @@ class Agents:
     def _said(self, messages: list[ChatCompletionMessageParam], turn: int) -> str:
         given: dict[str, Any] = {"model": CHAT, "messages": messages, "max_tokens": 64, "temperature": 0}
         if turn % 3 == 0:
-            with self._client.chat.completions.create(**given, stream=True) as chunks:
-                return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+            return self._streamed(given)
         headers = {"X-Cache": "exact"} if turn % 3 == 1 else {}
         answer = self._client.chat.completions.with_raw_response.create(**given, extra_headers=headers)
         self.counts[f"exact answers: {answer.headers.get('x-cache')}"] += bool(headers)
         return answer.parse().choices[0].message.content or ""
+
+    def _streamed(self, given: dict[str, Any]) -> str:
+        """A stream that breaks off is asked for again, as agents do: the package cannot, since it has handed on a part of it."""
+        try:
+            with self._client.chat.completions.create(**given, stream=True) as chunks:
+                return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        except openai.APIStatusError:
+            raise
+        except openai.APIError as error:
+            if not error.body or self.counts["streams that broke off"] > AGENTS:
+                raise
+            self.counts["streams that broke off"] += 1
+            return self._streamed(given)
 
     def _work(self, number: int) -> None:
         start: list[ChatCompletionMessageParam] = [
