@@ -60,7 +60,7 @@ class Kept:
             log.warning("%s: got %s, want a directory to write; no conversation is kept", directory, error)
 
     async def save(self, session: aiohttp.ClientSession, url: str, engine: str) -> None:
-        """As `_save`. What a disk does wrong costs the warmth alone."""
+        """Keep the conversations of idle slots for the next process. A disk that fails costs their warmth, and ends nothing."""
         try:
             await self._save(session, url, engine)
         except OSError as error:
