@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import redis
 from gguf import PoolingType
-from redis.exceptions import ConnectionError as NotReached
 
 from components.cache import cache_conf, role_password, users_conf
 from components.contract import CACHE_SERVER, PORTS
@@ -72,12 +71,12 @@ def valkey_conf(work: Path, port: int, max_memory_bytes: int = 2**26, policy: st
 
 def await_valkey(port: int) -> None:
     deadline = time.monotonic() + 10
-    with redis.Redis(port=port, password=PASSWORD) as client:
+    with redis.Redis(port=port, password=PASSWORD, socket_timeout=5) as client:
         while True:
             try:
                 client.ping()
                 return
-            except NotReached:
+            except (redis.ConnectionError, redis.TimeoutError):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
 
@@ -89,8 +88,9 @@ def running_valkey(
     """The cache server at a port of loopback, until the block ends."""
     conf = valkey_conf(work, port, max_memory_bytes, policy)
     with subprocess.Popen([embedded.valkey(), conf], stdout=subprocess.DEVNULL) as process:
-        await_valkey(port)
         try:
+            await_valkey(port)
+            assert process.poll() is None, f"another program has port {port}"
             yield process
         finally:
             # It may have been stopped.

@@ -6,6 +6,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +25,34 @@ def free_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+@contextmanager
+def talking_nonsense(port: int) -> Iterator[None]:
+    """Another program listens at a port of loopback, where something else is looked for, until the block ends."""
+    replies = [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*-5\r\n", b"$99999999999\r\n", b"+OK\r\n" * 50, b"\x00" * 1000, b""]
+
+    def talk(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                connection.settimeout(1)
+                connection.recv(4096)
+                connection.sendall(replies[0])
+            replies.append(replies.pop(0))
+
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        talks = threading.Thread(target=talk, args=(listener,))
+        talks.start()
+        try:
+            yield
+        finally:
+            # Closed alone, it would listen on for as long as its thread waits for a client.
+            listener.shutdown(socket.SHUT_RDWR)
+            talks.join()
 
 
 @dataclass

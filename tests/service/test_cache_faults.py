@@ -7,7 +7,6 @@ or by the exact answers of before; and embeddings. Each is compared with what wa
 import contextlib
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -28,8 +27,7 @@ from model_sync import gguf
 from tests import tiny_gguf
 from tests.service import names
 from tests.service.conftest import KEY, PASSWORD, SCRIPT, as_user, running_valkey, start_api_server, start_model_server
-from tests.service.processes import Service, free_port
-from tests.service.test_gateways_agree import talk_nonsense
+from tests.service.processes import Service, free_port, talking_nonsense
 from tests.service.test_named_keys import wait_until
 
 AGENTS, LASTS_S = 4, 4.0
@@ -193,8 +191,7 @@ def killed(layer: Layer) -> None:
 
 def another_program(layer: Layer) -> None:
     layer.stop_cache()
-    with socket.create_server(("127.0.0.1", layer.port)) as other:
-        threading.Thread(target=talk_nonsense, args=(other,), daemon=True).start()
+    with talking_nonsense(layer.port):
         time.sleep(LASTS_S)
     layer.start_cache()
 

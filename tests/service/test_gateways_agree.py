@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -28,7 +27,7 @@ from api_server.settling import PERIOD_S, STREAM, Settler
 from components.cache import role_password
 from tests.service.conftest import KEY, PASSWORD, as_user, running_valkey
 from tests.service.neighbours import HEADERS, Asking, Fleet, Request, answers, ask, breaks_off
-from tests.service.processes import Service, free_port
+from tests.service.processes import Service, free_port, talking_nonsense
 from tests.service.test_gateway import metric
 from tests.service.test_named_keys import ALICE, BOB, grant, wait_until
 
@@ -274,8 +273,7 @@ def test_a_cache_server_in_trouble_costs_no_request_and_no_time(gateways: Gatewa
                 cache.kill()
                 cache.wait()
             if trouble == "another program":
-                with socket.create_server(("127.0.0.1", gateways.port)) as other:
-                    threading.Thread(target=talk_nonsense, args=(other,), daemon=True).start()
+                with talking_nonsense(gateways.port):
                     gateways.disagree()
                     time.sleep(TOLD_S)
             gateways.disagree()
@@ -290,19 +288,6 @@ def test_a_cache_server_in_trouble_costs_no_request_and_no_time(gateways: Gatewa
     log = gateways.members[0].log.read_text()
     assert log.count("keeps to its share") == 1, "it is said once"
     assert not [secret for secret in (PASSWORD, KEY, role_password(PASSWORD, "api-server")) if secret in log]
-
-
-def talk_nonsense(listener: socket.socket) -> None:
-    replies = [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*-5\r\n", b"$99999999999\r\n", b"+OK\r\n" * 50, b"\x00" * 1000, b""]
-    while True:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return
-        with connection:
-            connection.recv(4096)
-            connection.sendall(replies[0])
-            replies.append(replies.pop(0))
 
 
 def test_they_agree_again_with_a_cache_server_that_came_back_empty(gateways: Gateways, fleet: Fleet) -> None:
