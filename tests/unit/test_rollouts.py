@@ -1,11 +1,19 @@
 """When a StatefulSet is rolled out, and how long one may wait."""
 
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infra.engine.errors import CliError
+from infra.engine.progress import Watched
 from infra.engine.recorded import longest_wait_s
-from infra.lifecycle.rollouts import unfinished
+from infra.lifecycle.rollouts import unfinished, until_finished
 
 
 def found(generation: int = 2, replicas: int = 1, annotations: dict[str, str] | None = None, **status: Any) -> dict[str, Any]:
@@ -50,3 +58,73 @@ def test_what_an_update_waits_for_in_another_way_is_left_to_that(name: str) -> N
 def test_the_wait_is_the_longest_that_pulumi_was_given() -> None:
     assert longest_wait_s([]) == 600
     assert longest_wait_s([{"customTimeouts": {"update": 3300, "create": 9000}}, {"customTimeouts": {}}, {}]) == 3300
+
+
+@contextmanager
+def api(answers: list[tuple[int, dict[str, Any]]]) -> Iterator[str]:
+    """The kubeconfig, as text, of an API that answers each request with the next of these, and the last one ever after. Status 0: it
+    breaks off."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = answers.pop(0) if len(answers) > 1 else answers[0]
+            if not status:
+                return
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        }
+        try:
+            yield json.dumps(config)
+        finally:
+            server.shutdown()
+
+
+def listed(*sets: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    return 200, {"apiVersion": "apps/v1", "kind": "StatefulSetList", "metadata": {}, "items": [whole(each) for each in sets]}
+
+
+def whole(each: dict[str, Any]) -> dict[str, Any]:
+    """With what the client's types ask for."""
+    template = {"metadata": {}, "spec": {"containers": [{"name": "c"}]}}
+    return each | {
+        "spec": {**each["spec"], "serviceName": "s", "selector": {}, "template": template},
+        "status": {"replicas": 1, **each["status"]},
+    }
+
+
+@pytest.mark.parametrize("answers", [[(503, {})], [(0, {})], [(429, {})], [listed(found(readyReplicas=0)), (503, {})]])
+def test_an_api_that_is_away_for_a_moment_ends_no_wait(tmp_path: Path, answers: list[tuple[int, dict[str, Any]]]) -> None:
+    with api([*answers, listed(found(readyReplicas=0)), listed(found())]) as config:
+        (tmp_path / "config").write_text(config)
+        until_finished("c", str(tmp_path / "config"), "fleet", Watched, 30)
+
+
+def test_one_who_may_not_look_waits_for_nothing(tmp_path: Path) -> None:
+    with api([(403, {})]) as config:
+        (tmp_path / "config").write_text(config)
+        until_finished("c", str(tmp_path / "config"), "fleet", Watched, 30)
+
+
+@pytest.mark.parametrize(
+    ("answer", "name"), [(listed(found(readyReplicas=0)), "model-server"), ((503, {}), "(the API server does not say)")]
+)
+def test_a_wait_has_an_end_that_says_for_what(tmp_path: Path, answer: tuple[int, dict[str, Any]], name: str) -> None:
+    with api([answer]) as config, pytest.raises(CliError) as caught:
+        (tmp_path / "config").write_text(config)
+        until_finished("c", str(tmp_path / "config"), "fleet", Watched, 1.5)
+    assert str(caught.value) == (
+        f"StatefulSet/{name}: got pods that are not ready after 2 s, want those of the newest revision; run make explain"
+    )
