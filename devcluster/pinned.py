@@ -198,6 +198,14 @@ TOOLCHAIN: tuple[Tool, ...] = (
         on_demand=True,
     ),
     Tool(
+        name="kwok",
+        packages={"kwok": "sigs.k8s.io/kwok/cmd/kwok"},
+        cpu_minutes=2.5,
+        version_of="sigs.k8s.io/kwok",
+        variables={"sigs.k8s.io/kwok/pkg/consts.Version": "{bare}"},
+        on_demand=True,
+    ),
+    Tool(
         name="grype",
         packages={"grype": "github.com/anchore/grype/cmd/grype", "syft": "github.com/anchore/syft/cmd/syft", "fixturedb": "./fixturedb"},
         cpu_minutes=8,
