@@ -193,6 +193,10 @@ def _class() -> dict[str, Any]:
 
 def _volume(work: Path, number: int) -> dict[str, Any]:
     """A directory of the one real node: one that is bound to a made-up pod is never looked at."""
+    directory = work / f"volume-{number}"
+    directory.mkdir()
+    # Pods have no root.
+    directory.chmod(0o777)
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -202,7 +206,7 @@ def _volume(work: Path, number: int) -> dict[str, Any]:
             "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
             "persistentVolumeReclaimPolicy": "Retain",
             "storageClassName": _CLASS,
-            "hostPath": {"path": str(work / f"volume-{number}"), "type": "DirectoryOrCreate"},
+            "hostPath": {"path": str(directory), "type": "Directory"},
         },
     }
 

@@ -1,10 +1,8 @@
 """When a StatefulSet is rolled out, and how long one may wait."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from infra.engine.errors import CliError
 from infra.engine.progress import Watched
 from infra.engine.recorded import longest_wait_s
 from infra.lifecycle.rollouts import unfinished, until_finished
+from tests.unit.kube_api import serving
 
 
 def found(generation: int = 2, replicas: int = 1, annotations: dict[str, str] | None = None, **status: Any) -> dict[str, Any]:
@@ -61,35 +60,15 @@ def test_the_wait_is_the_longest_that_pulumi_was_given() -> None:
 
 
 @contextmanager
-def api(answers: list[tuple[int, dict[str, Any]]]) -> Iterator[str]:
-    """The kubeconfig, as text, of an API that answers each request with the next of these, and the last one ever after. Status 0: it
-    breaks off."""
+def api(answers: list[tuple[int, dict[str, Any]]], work: Path) -> Iterator[str]:
+    """One that answers each request with the next of these, and the last one ever after."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, body = answers.pop(0) if len(answers) > 1 else answers[0]
-            if not status:
-                return
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
+    def answer(_: str) -> tuple[int, bytes]:
+        status, body = answers.pop(0) if len(answers) > 1 else answers[0]
+        return status, json.dumps(body).encode()
 
-        def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-            "users": [{"name": "u", "user": {}}],
-            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        }
-        try:
-            yield json.dumps(config)
-        finally:
-            server.shutdown()
+    with serving(answer, work) as kubeconfig:
+        yield kubeconfig
 
 
 def listed(*sets: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -107,24 +86,21 @@ def whole(each: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("answers", [[(503, {})], [(0, {})], [(429, {})], [listed(found(readyReplicas=0)), (503, {})]])
 def test_an_api_that_is_away_for_a_moment_ends_no_wait(tmp_path: Path, answers: list[tuple[int, dict[str, Any]]]) -> None:
-    with api([*answers, listed(found(readyReplicas=0)), listed(found())]) as config:
-        (tmp_path / "config").write_text(config)
-        until_finished("c", str(tmp_path / "config"), "fleet", Watched, 30)
+    with api([*answers, listed(found(readyReplicas=0)), listed(found())], tmp_path) as kubeconfig:
+        until_finished("c", kubeconfig, "fleet", Watched, 30)
 
 
 def test_one_who_may_not_look_waits_for_nothing(tmp_path: Path) -> None:
-    with api([(403, {})]) as config:
-        (tmp_path / "config").write_text(config)
-        until_finished("c", str(tmp_path / "config"), "fleet", Watched, 30)
+    with api([(403, {})], tmp_path) as kubeconfig:
+        until_finished("c", kubeconfig, "fleet", Watched, 30)
 
 
 @pytest.mark.parametrize(
     ("answer", "name"), [(listed(found(readyReplicas=0)), "model-server"), ((503, {}), "(the API server does not say)")]
 )
 def test_a_wait_has_an_end_that_says_for_what(tmp_path: Path, answer: tuple[int, dict[str, Any]], name: str) -> None:
-    with api([answer]) as config, pytest.raises(CliError) as caught:
-        (tmp_path / "config").write_text(config)
-        until_finished("c", str(tmp_path / "config"), "fleet", Watched, 1.5)
+    with api([answer], tmp_path) as kubeconfig, pytest.raises(CliError) as caught:
+        until_finished("c", kubeconfig, "fleet", Watched, 1.5)
     assert str(caught.value) == (
         f"StatefulSet/{name}: got pods that are not ready after 2 s, want those of the newest revision; run make explain"
     )
