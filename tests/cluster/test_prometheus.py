@@ -3,12 +3,15 @@
 import argparse
 import csv
 import io
+import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
 
+from components import dashboards
 from components.alerts import rule_groups
 from components.contract import API_SERVER, PROMETHEUS, SCRAPED
 from components.prometheus import SCRAPE_S
@@ -47,6 +50,22 @@ def test_it_is_up_and_reads_every_pod_that_has_metrics(stack: Stack) -> None:
     rules = [rule for group in asked(stack, "rules")["groups"] for rule in group["rules"]]
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
     assert len(rules) == sum(len(group["rules"]) for group in rule_groups())
+
+
+def test_kubelets_have_what_panels_ask_of_them(stack: Stack) -> None:
+    """By name, for pods of the stack. What no container has that has no limit of CPU, as ours, is left out."""
+    panels = [panel for text in dashboards.files().values() for panel in json.loads(text)["panels"]]
+    expressions = " ".join(target["expr"] for panel in panels for target in panel.get("targets", []))
+    wanted = {name for name in re.findall(r"\bcontainer_\w+", expressions) if "_cfs_" not in name}
+    assert {"container_memory_working_set_bytes", "container_network_receive_bytes_total"} <= wanted
+    sample = re.compile(rf'^(container_\w+){{[^}}]*\bnamespace="{stack.outputs.namespace}"', re.MULTILINE)
+
+    def missing() -> set[str]:
+        """Names that no kubelet has: each reads its containers some seconds after they begin."""
+        texts = [stack.kube.run("get", "--raw", f"/api/v1/nodes/{node.name}/proxy/metrics/cadvisor") for node in stack.cluster.nodes]
+        return wanted - {name for text in texts for name in sample.findall(text)}
+
+    eventually(missing, lambda names: not names, 60, "metrics of containers that panels show")
 
 
 def wait_until_read(stack: Stack) -> None:
