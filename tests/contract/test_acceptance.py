@@ -64,6 +64,15 @@ def test_a_line_is_as_written_or_says_why_not_and_has_tests_that_exist(name: str
     assert ("[on a GPU](#what-only-a-gpu-can-show)" in accepted) == ("on a GPU" in accepted)
 
 
+def test_a_proof_that_accepts_a_line_has_passed() -> None:
+    """Whether its result still holds is what a release asks."""
+    named = {path for *_, accepted in ROWS for path in re.findall(r"`(tests/proofs/\w+\.py)", accepted)}
+    names = {file: re.findall(r"^PROOF = Proof\(\s*\"([\w-]+)\"", (ROOT / file).read_text(), re.MULTILINE) for file in named}
+    records = {file: ROOT / "bench" / "results" / "proofs" / f"{name}.json" for file, (name,) in names.items()}
+    results = {file: json.loads(record.read_text())["result"] if record.exists() else "never run" for file, record in records.items()}
+    assert results == dict.fromkeys(named, "passed")
+
+
 def test_what_ran_on_a_gpu_has_the_date_of_its_last_run() -> None:
     result = json.loads((ROOT / "bench" / "results" / "gpu.json").read_text())
     rows = GPU.findall(section("What only a GPU can show"))
@@ -92,7 +101,7 @@ spec:
       containers:
       - name: ollama
         resources: {limits: {nvidia.com/gpu: 1}}
-        volumeMounts: [{name: models}]
+        volumeMounts: [{name: models, mountPath: /models}]
   volumeClaimTemplates:
   - metadata: {name: models}
     spec: {accessModes: [ReadWriteOnce], storageClassName: local-nvme, resources: {requests: {storage: 100Gi}}}
