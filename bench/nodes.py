@@ -1,7 +1,7 @@
 """A real control plane before nodes that kwok makes up: what a preview, an explanation and a look-up of names cost as a fleet grows.
 
 Part of bench.scale. The embedded cluster has one real node, where all but the fleet runs; the pods of the fleet are on nodes without a
-machine. Nobody listens at their addresses, which are those of RFC 2544, and no packet to them leaves the node.
+machine. Nobody listens at their addresses, and no packet to them leaves the node.
 """
 
 import contextlib
@@ -30,34 +30,49 @@ from tests import tiny_gguf
 from tests.cluster.kube import Kube, eventually
 from tests.service.processes import ROOT
 
-MODEL = "tiny:1"
-POD_NETWORK = "198.18.0.0/15"
+FLEETS, SERVERS = "fleet:1", "server:1"
+"""The model of the made-up servers, and that of the one real model server."""
+POD_NETWORK = "198.19.0.0/16"
+"""The half of RFC 2544's addresses that embedded clusters take last."""
 _MARK = "modelfleet.example/made-up"
 _KWOK = "kwok.x-k8s.io/node"
 _CLASS = "made-up"
 _LOST = 50
 """One node in so many is lost before the explanation is asked for."""
+_STAYS, _GOES = ("stays", "198.19.0.0/17"), ("goes", "198.19.128.0/17")
 _LEASE_S = 40
 _LOOKUPS = 20
+_OTHER_CLAIMS = 3
+"""The models that all share, the copy of the model server, and what Prometheus keeps."""
 
 
 @contextmanager
 def made_up(work: Path) -> Iterator["Nodes"]:
     """A cluster of its own, until the block ends."""
-    name = f"bench-{os.getpid()}"
+    # As those of tests: who is killed leaves it to the next run of them.
+    name = f"test-{os.getpid()}"
     gguf = tiny_gguf.make(work / "tiny.gguf", "Hello.")
-    kwok = toolchain.ensure(["kwok"]) / "kwok"
+    toolchain.ensure(["kwok"])
     with ExitStack() as stack:
         stack.callback(_remove, name)
-        cluster, images = lifecycle.start_embedded(name, 1, {MODEL: gguf})
+        cluster, images = lifecycle.start_embedded(name, 1, dict.fromkeys((FLEETS, SERVERS), gguf))
         subprocess.run(["ip", "-n", cluster.control_plane.netns, "route", "add", "unreachable", POD_NETWORK], check=True)
-        argv = [
-            *(str(kwok), f"--kubeconfig={cluster.kubeconfig}", "--manage-all-nodes=false", f"--cidr={POD_NETWORK}"),
-            *(f"--manage-nodes-with-annotation-selector={_KWOK}=fake", f"--node-lease-duration-seconds={_LEASE_S}"),
-        ]
-        (work / "kwok").mkdir()
-        stack.enter_context(started(argv, {"PATH": os.environ["PATH"], "HOME": str(work)}, work / "kwok"))
+        stack.enter_context(_kept_by_kwok(cluster, *_STAYS, work))
         yield Nodes(work, cluster, lifecycle.image_overrides(images), Kube(embedded.binaries() / "kubectl", Path(cluster.kubeconfig)))
+
+
+@contextmanager
+def _kept_by_kwok(cluster: Cluster, which: str, pods: str, work: Path) -> Iterator[None]:
+    """The nodes of that mark live until the block ends, with pods in that network; a while later Kubernetes says that they are lost."""
+    tools = toolchain.ensure(["kwok"])
+    argv = [
+        *(str(tools / "kwok"), f"--kubeconfig={cluster.kubeconfig}", "--manage-all-nodes=false", f"--cidr={pods}"),
+        *(f"--manage-nodes-with-annotation-selector={_KWOK}={which}", f"--node-lease-duration-seconds={_LEASE_S}"),
+        *(f"--config={tools / stage}" for stage in sorted(toolchain.BY_NAME["kwok"].extra_files)),
+    ]
+    (work / which).mkdir(exist_ok=True)
+    with started(argv, {"PATH": os.environ["PATH"], "HOME": str(work)}, work / which):
+        yield
 
 
 def _remove(name: str) -> None:
@@ -79,26 +94,36 @@ class Nodes:
     def grow(self, count: int, replicas: int) -> dict[str, Any]:
         """So many nodes and replicas: seconds until the stack is up, and what is measured then."""
         self._apply([_node(number) for number in range(self.count, count)])
-        # One for the models that all share, and one for the copy of the model server.
-        self._apply([_class(), *(_volume(self.work, number) for number in range(self.volumes, replicas + 2))])
-        self.count, self.volumes = count, replicas + 2
-        deployment = lifecycle.on_embedded(self.cluster, "dev")
-        began = time.monotonic()
-        outputs = deployment.deploy({**self.images, **_settings(replicas)})
-        up_s = time.monotonic() - began
-        found = {
-            "up_s": round(up_s, 1),
-            "look_up": self._looked_up(outputs.namespace, replicas),
-            "preview": measured("preview", self.cluster.name),
-            "explain": measured("explain", self.cluster.name),
-        }
-        self._lose(count)
+        volumes = replicas + _OTHER_CLAIMS
+        self._apply([_class(), *(_volume(self.work, number) for number in range(self.volumes, volumes))])
+        self.count, self.volumes = count, volumes
+        with _kept_by_kwok(self.cluster, *_GOES, self.work):
+            deployment = lifecycle.on_embedded(self.cluster, "dev")
+            began = time.monotonic()
+            outputs = deployment.deploy({**self.images, **_settings(replicas)})
+            self._scale(outputs.namespace, replicas)
+            found = {
+                "up_s": round(time.monotonic() - began, 1),
+                "look_up": self._looked_up(outputs.namespace, replicas),
+                "preview": measured("preview", self.cluster.name),
+                "explain": measured("explain", self.cluster.name),
+            }
+        self._await_lost(len([number for number in range(count) if _is_lost(number)]))
         return found | {"explain_with_lost_nodes": measured("explain", self.cluster.name, findings=True)}
 
     def _apply(self, objects: Sequence[Mapping[str, Any]]) -> None:
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
         argv = [str(self.kube.kubectl), f"--kubeconfig={self.kube.kubeconfig}", "apply", "--server-side", "-f", "-"]
         subprocess.run(argv, input=text, text=True, check=True, stdout=subprocess.DEVNULL)
+
+    def _scale(self, namespace: str, replicas: int) -> None:
+        """As an autoscaler does, whose the number is."""
+        self.kube.run("scale", "statefulset", OLLAMA, "-n", namespace, f"--replicas={replicas}")
+
+        def ready() -> int:
+            return self.kube.get("statefulset", OLLAMA, "-n", namespace)["status"].get("readyReplicas", 0)
+
+        eventually(ready, lambda found: found == replicas, 600, f"{replicas} replicas")
 
     def _looked_up(self, namespace: str, replicas: int) -> dict[str, Any]:
         """What the resolver of a gateway's pod says of the fleet's name, as the gateway asks it."""
@@ -121,16 +146,16 @@ class Nodes:
         found = eventually(ask, lambda each: bool(each) and each[-1][1] == replicas, 60, f"{replicas} addresses")
         return {"addresses": replicas, "p50_ms": round(1000 * statistics.median(took for took, _ in found), 2)}
 
-    def _lose(self, count: int) -> None:
-        """Have some nodes report no more, until Kubernetes says so."""
-        lost = [f"made-up-{number}" for number in range(count) if number % _LOST == 0]
-        self.kube.run("annotate", "nodes", *lost, f"{_KWOK}-")
-
+    def _await_lost(self, count: int) -> None:
         def not_ready() -> int:
             items = self.kube.get("nodes", "-l", _MARK)["items"]
             return sum(each["type"] == "Ready" and each["status"] != "True" for item in items for each in item["status"]["conditions"])
 
-        eventually(not_ready, lambda found: found == len(lost), 180, "lost nodes")
+        eventually(not_ready, lambda found: found == count, 180, "lost nodes")
+
+
+def _is_lost(number: int) -> bool:
+    return number % _LOST == 0
 
 
 def measured(command: str, *arguments: str, findings: bool = False) -> dict[str, Any]:
@@ -150,18 +175,17 @@ def measured(command: str, *arguments: str, findings: bool = False) -> dict[str,
 
 def _settings(replicas: int) -> dict[str, Any]:
     committed = stack_config("dev")
-    server = {**committed["modelfleet:modelServers"][0], "model": MODEL, "modelId": "tiny-1"}
-    tier = {"className": _CLASS, "size": "1Mi"}
+    server = {**committed["modelfleet:modelServers"][0], "model": SERVERS, "modelId": "server-1"}
+    tier = {"className": _CLASS, "size": "10Mi"}
+    models = [{"name": name, "size": "2Mi", "kvBytesPerToken": 1024} for name in (FLEETS, SERVERS)]
     return {
-        "models": [{"name": MODEL, "size": "2Mi", "kvBytesPerToken": 1024}],
+        "models": models,
         "modelServers": [server],
         "storage": {"hot": tier, "shared": tier},
         "governance": {"cpu": "2000", "memory": "2Ti", "pods": 1000, "claims": 1000, "ephemeralStorage": "1Ti"},
-        "fleet": {
-            "replicas": replicas,
-            "nodeSelector": {_MARK: "true"},
-            "tolerations": [{"key": _MARK, "operator": "Exists"}],
-        },
+        # With an autoscaler the update asks no replica how much context it holds, which these could not say.
+        "fleet": {"replicas": replicas, "autoscaled": True},
+        "workloads": {OLLAMA: {"nodeSelector": {_MARK: "true"}, "tolerations": [{"key": _MARK, "operator": "Exists"}]}},
     }
 
 
@@ -174,7 +198,7 @@ def _node(number: int) -> dict[str, Any]:
         "metadata": {
             "name": name,
             "labels": {_MARK: "true", "kubernetes.io/hostname": name, "kubernetes.io/arch": "amd64", "kubernetes.io/os": "linux"},
-            "annotations": {_KWOK: "fake"},
+            "annotations": {_KWOK: (_GOES if _is_lost(number) else _STAYS)[0]},
         },
         "spec": {"taints": [{"key": _MARK, "value": "true", "effect": "NoSchedule"}]},
         "status": {"allocatable": room, "capacity": room},
@@ -202,7 +226,7 @@ def _volume(work: Path, number: int) -> dict[str, Any]:
         "kind": "PersistentVolume",
         "metadata": {"name": f"made-up-{number}"},
         "spec": {
-            "capacity": {"storage": "10Mi"},
+            "capacity": {"storage": "1Gi"},
             "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
             "persistentVolumeReclaimPolicy": "Retain",
             "storageClassName": _CLASS,
