@@ -118,6 +118,11 @@ class Nodes:
 
     def _scale(self, namespace: str, replicas: int) -> None:
         """As an autoscaler does, whose the number is."""
+        # Of nodes that were lost and are back: kwok makes no pod ready twice.
+        pods = self.kube.get("pods", "-n", namespace, "-l", f"app.kubernetes.io/name={OLLAMA}")["items"]
+        ill = [pod for pod in pods if any(each["type"] == "Ready" and each["status"] == "False" for each in pod["status"]["conditions"])]
+        if names := [pod["metadata"]["name"] for pod in ill]:
+            self.kube.run("delete", "pods", "-n", namespace, "--force", "--grace-period=0", *names)
         self.kube.run("scale", "statefulset", OLLAMA, "-n", namespace, f"--replicas={replicas}")
 
         def ready() -> int:
