@@ -16,7 +16,7 @@ from infra.program.settings.capacity import capacities
 from infra.program.settings.committed import stack_config
 from infra.program.settings.gpu import GpuSettings
 from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE
-from infra.program.settings.section import SettingsError, covers_the_internet, quantity
+from infra.program.settings.section import SettingsError, covers_the_internet, in_gib, quantity
 from model_sync.catalog import is_held_by
 
 SMALL = {"name": "smollm2:135m", "size": "100M", "kvBytesPerToken": 23040}
@@ -945,3 +945,8 @@ def test_two_pools_have_two_urls() -> None:
     assert "externalPools.b.url: got https://models.example.com/v1 twice, want one pool for each url" in refusal(
         externalPools={"a": POOL, "b": POOL | {"models": [{"id": "other", "contextLength": 4096}]}}
     )
+
+
+@pytest.mark.parametrize(("size", "said"), [(0, "0.0Gi"), (2.25 * 2**20, "2.2Mi"), (60 * 2**20, "0.1Gi"), (12.5 * 2**30, "12.5Gi")])
+def test_a_size_is_never_rounded_to_nothing(size: float, said: str) -> None:
+    assert in_gib(size) == said

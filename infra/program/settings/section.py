@@ -34,8 +34,8 @@ def quantity(text: str) -> float:
 
 
 def in_gib(size: float) -> str:
-    """For people: a number of bytes as `12.5Gi`."""
-    return f"{size / GIB:.1f}Gi"
+    """For people: a number of bytes as `12.5Gi`; one that would be `0.0Gi` as `2.2Mi`."""
+    return f"{size / 2**20:.1f}Mi" if 0 < size < 0.05 * GIB else f"{size / GIB:.1f}Gi"
 
 
 def covers_the_internet(cidrs: Iterable[str]) -> bool:
