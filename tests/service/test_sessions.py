@@ -172,7 +172,8 @@ def test_a_conversation_that_no_server_has_memory_for_waits_while_the_others_go_
 
 
 def test_a_server_learns_the_session_and_the_trace_and_nothing_of_the_key(tmp_path: Path) -> None:
-    sent = {"x-litellm-session-id": "s1", "x-team-session": "t1", "traceparent": "00-1-2-01", "x-request-id": "r1", "x-private": "p"}
+    trace = {"traceparent": "00-1-2-01", "tracestate": "vendor=1"}
+    sent = {"x-litellm-session-id": "s1", "x-team-session": "t1", **trace, "x-request-id": "r1", "x-private": "p"}
     with Fleet(tmp_path).running() as neighbours:
         [server] = neighbours.add(answers)
         with neighbours.gateway(SESSION_HEADERS="X-Team-Session") as api:
