@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -141,14 +142,18 @@ class Tally:
     """With content."""
 
 
-async def repeated(server: Server, request: bytes, count: int, at_once: int, first_s: list[float] | None = None) -> Tally:
-    """So many requests, so many of them at once. `first_s` gets the seconds to the first content of each."""
-    left, tally = iter(range(count)), Tally()
+async def repeated(
+    server: Server, request: bytes, count: int, at_once: int, first_s: list[float] | None = None, limit_s: float = math.inf
+) -> Tally:
+    """So many requests, so many of them at once; none begins after `limit_s`. `first_s` gets the seconds to the first content of each."""
+    left, tally, over = iter(range(count)), Tally(), time.monotonic() + limit_s
 
     async def client() -> None:
         connection: Connection | None = None
         try:
             for _ in left:
+                if time.monotonic() > over:
+                    return
                 try:
                     connection = connection or await connected(server)
                     began = time.perf_counter()

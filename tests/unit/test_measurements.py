@@ -65,10 +65,10 @@ def test_an_engine_that_does_not_start_has_its_error_and_one_round(tmp_path: Pat
         tried.append(work.name)
         raise FileNotFoundError(2, "No such file", "vllm")
 
-    found = in_turns({"late": late, "model server, vllm": refused}, FULL, tmp_path)
-    assert tried == ["late-0", "model-server-vllm-0"]
+    found = in_turns({"llama.cpp": late, "model server, vllm": refused}, FULL, tmp_path)
+    assert tried == ["llama.cpp-0", "model-server-vllm-0"]
     results = {name: middle(rounds) for name, rounds in found.items()}
-    assert results["late"] == {"error": "NotReady: http://127.0.0.1:1/health: got no 200 for 600 s"}
+    assert results["llama.cpp"] == {"error": "NotReady: http://127.0.0.1:1/health: got no 200 for 600 s"}
     assert results["model server, vllm"]["error"].startswith("FileNotFoundError: ")
     assert ratios(results | {"vllm": {"1": {"tokens_a_second": 1.0}}}) == {}
 
