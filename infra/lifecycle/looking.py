@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from components.contract import ACTIVATOR, COMPONENTS, PART_OF, PROMETHEUS, selector
+from infra import ROOT
 from infra.engine.errors import CommandError
 from infra.lifecycle.deployment import Deployment
 from infra.lifecycle.target import Target
@@ -62,7 +63,7 @@ def scan(target: Target, options: argparse.Namespace) -> None:
     images = sorted(set(_kubectl(target, _there(target), ["get", "pods", f"--output=jsonpath={wanted}"], read=True).split()))
     if not images:
         raise CommandError("scan: got no pod, want a stack that is up; run make up CONTEXT=name")
-    if subprocess.run([sys.executable, "-m", "images.supply_chain", *images]).returncode:
+    if subprocess.run([sys.executable, "-m", "images.supply_chain", *images], cwd=ROOT).returncode:
         raise CommandError("scan: got the lines above, want images without them; rebuild, sign and deploy as docs/images.md says")
 
 
