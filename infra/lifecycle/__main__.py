@@ -15,6 +15,7 @@ from infra.lifecycle import backup, explain, keys, liveness, looking, own_cluste
 from infra.lifecycle.arguments import parser
 from infra.lifecycle.bring_up import say
 from infra.lifecycle.target import Target, target
+from infra.program.settings.committed import stack_config
 from infra.program.settings.section import SettingsError
 from modelfleet_outputs import OutputsError
 
@@ -59,6 +60,8 @@ def _run(command: str, cluster: Target, options: argparse.Namespace) -> int:
         cluster.down(options)
     else:
         started = time.monotonic()
+        # Before anything is made for a stack that is not there.
+        stack_config(options.stack)
         cluster.up(options)
         say(f"up: done in {time.monotonic() - started:.0f} s")
     return 0
