@@ -37,7 +37,9 @@ def lay_out(work: Path, wanted: Collection[str], words: Callable[[str], str]) ->
     if text != before:
         project.write_text(text)
     (work / LINKS).mkdir(exist_ok=True)
-    (work / LINKS / ".gitignore").write_text("*\n")
+    ignored = work / LINKS / ".gitignore"
+    if not ignored.exists():
+        ignored.write_text("*\n")
     _link(work / PROGRAM, TREE)
     _link(work / PYTHON, Path(sys.prefix))
 
