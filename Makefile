@@ -78,8 +78,8 @@ status: .venv/.stamp ## say what runs, and where to reach it
 explain: .venv/.stamp ## say why it is not ready, one sentence a cause
 	@$(VENV)/python -m infra.lifecycle explain $(TARGET)
 
-preview: .venv/.stamp ## check dev and prod without a cluster, say what changes since BASE=ref; CONTEXT=name: what make up would change there
-	@$(VENV)/python -m infra.lifecycle preview $(TARGET)
+preview: .venv/.stamp ## check dev and prod without a cluster, say what changes since BASE=ref; CONTEXT=name: what make up would change there; TOOLS=
+	@$(VENV)/python -m infra.lifecycle preview $(TARGET) --tools "$(call typed,TOOLS)"
 
 tools: .venv/.stamp ## write an archive of what make up compiles into build/, and print the line that uses it elsewhere
 	@$(VENV)/python -m devcluster.archive write

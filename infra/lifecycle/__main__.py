@@ -1,4 +1,4 @@
-"""The commands of the Makefile that are about a stack on a cluster: from nothing to a chat answer, and back."""
+"""The commands of the Makefile and of the wheel that are about a stack on a cluster: from nothing to a chat answer, and back."""
 
 import argparse
 import sys
@@ -37,12 +37,31 @@ def _clean_cache(options: argparse.Namespace) -> int:
     return clean.main(["--yes"] if options.yes else [])
 
 
+def _preview(options: argparse.Namespace) -> int:
+    try:
+        _take_tools(options)
+    except CommandError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return rendering.main()
+
+
+def _take_tools(options: argparse.Namespace) -> None:
+    """For who has no Pulumi, and does not want to compile one. Raises CommandError."""
+    if options.tools:
+        from infra.engine import own_tools  # noqa: PLC0415 (who has a Pulumi needs nothing of the embedded cluster)
+
+        own_tools.take(options.tools)
+
+
 _WITHOUT_A_TARGET = {"explain": explain.look, "clean-cache": _clean_cache}
 _LASTING = ("up", "down", "check", "backup", "restore")
 
 
 def _run(command: str, cluster: Target, options: argparse.Namespace) -> int:
     """The exit status. Raises what went wrong."""
+    if options.context:
+        _take_tools(options)
     if command == "status":
         return cluster.status()
     if command == "preview":
@@ -84,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     if found := _WITHOUT_A_TARGET.get(options.command):
         return found(options)
     if options.command == "preview" and not options.context:
-        return rendering.main()
+        return _preview(options)
     cluster = target(options.stack, options.context)
     try:
         with liveness.heard() if options.command in _LASTING else nullcontext():
