@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         say("stopped")
         return 128 + stopped.number
+    except KeyboardInterrupt:
+        say("stopped")
+        return 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except BrokenPipeError:

@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import metadata
 
@@ -17,6 +17,8 @@ EXTRA = "up"
 _BEGIN = ("up", "preview", "check")
 """Commands that a user begins with: an empty directory gets what they need. Others would find nothing there."""
 
+_OF_NO_STACK = ("clean-cache",)
+
 
 def run(arguments: Sequence[str]) -> int:
     """The exit status of a command. Raises UserError."""
@@ -27,15 +29,20 @@ def run(arguments: Sequence[str]) -> int:
     require_packages(options.command)
     words = Words(parser, known.COMMANDS, project.PROGRAM)
     with redirect_stdout(Spoken(sys.stdout, words)), redirect_stderr(Spoken(sys.stderr, words)):  # pyright: ignore[reportArgumentType]
-        try:
-            project.lay_out(WORK, begun(options), words.of)
-        except OSError as error:
-            got = f"got {error.strerror or error}, want to keep the stack's files there"
-            raise UserError(f"{error.filename}: {got}; go to a directory of yours") from None
+        if options.command not in _OF_NO_STACK:
+            _lay_out(begun(options), words)
         # Half a second to import, and not there without the extra.
         from infra.lifecycle import __main__ as lifecycle  # noqa: PLC0415
 
         return lifecycle.run(options)
+
+
+def _lay_out(wanted: Collection[str], words: Words) -> None:
+    try:
+        project.lay_out(WORK, wanted, words.of)
+    except OSError as error:
+        got = f"got {error.strerror or error}, want to keep the stack's files there"
+        raise UserError(f"{error.filename}: {got}; go to a directory of yours") from None
 
 
 def begun(options: argparse.Namespace) -> list[str]:

@@ -95,6 +95,20 @@ def test_where_nothing_was_begun_they_say_so_and_write_nothing(
     assert list((tmp_path / "work").iterdir()) == []
 
 
+def test_a_directory_of_somebody_else_is_left_alone(installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "Pulumi.yaml").write_text("name: shop\nruntime: nodejs\n")
+    done = run(installed, work, "up")
+    want = "want a directory for its own; go to another one"
+    assert (done.returncode, done.stderr) == (1, f"error: {work}/Pulumi.yaml: got a project that is not of this command, {want}\n")
+    # What is of no stack does not ask whose directory it is.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    done = run(installed, work, "clean-cache")
+    assert (done.returncode, done.stderr) == (0, f"clean-cache: nothing to free in {tmp_path}/cache/modelfleet\n")
+    assert [path.name for path in work.iterdir()] == ["Pulumi.yaml"]
+
+
 def test_a_stack_of_another_directory_is_not_found_here(installed: Path, tmp_path: Path) -> None:
     done = run(installed, tmp_path / "work", "status", "--context", "west", "--stack", "prod")
     want = f"want one with a file Pulumi.<stack>.yaml in {tmp_path / 'work'} (none there); correct the name, or go to the directory of its file"

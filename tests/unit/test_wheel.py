@@ -116,6 +116,15 @@ def test_a_project_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     assert written(tmp_path) == {"Pulumi.yaml": "name: shop\nruntime: nodejs\n"}
 
 
+def test_a_directory_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may write everywhere but where nothing is.
+    monkeypatch.setattr(commands, "WORK", tmp_path / "gone")
+    with pytest.raises(UserError) as refusal:
+        commands._lay_out(["dev"], WORDS)
+    got = "got No such file or directory, want to keep the stack's files there; go to a directory of yours"
+    assert str(refusal.value) == f"{tmp_path}/gone/Pulumi.dev.yaml: {got}"
+
+
 @pytest.mark.parametrize(
     ("given", "begun"),
     [
