@@ -107,10 +107,12 @@ class Engine:
     def running(self, keeps: Path | None = None) -> Iterator[str]:
         """The URL of a new one, with the model in memory. At the end it is told to stop, as in a rolling update."""
         with ExitStack() as stack:
-            url = self._start(stack, keeps).url
+            service = self._start(stack, keeps)
             # The first request of a process is slower than all others.
-            Conversation(0, 64).ask(url)
-            yield url
+            Conversation(0, 64).ask(service.url)
+            yield service.url
+            service.process.terminate()
+            service.ended()
 
 
 def engines(work: Path, store: Path) -> dict[str, Engine]:

@@ -3,6 +3,9 @@
 Both ways take the same model from the same registry, in turns, on loopback; a hop in front of the registry counts bytes and adds the
 `Location` header that Ollama's pull asks for. Once nothing slows the loopback down, once the hop gives all its clients together
 UPLINK_BYTES a second, as a site's link to its registry would; the copy from the shared store is never slowed down.
+
+Of each replica: seconds until its store has the model, and until its first answer. The second has the engine's start in it, which both ways
+share: four engines on two cores wait for each other for seconds, so each gets one thread.
     python -m bench.distribution
 """
 
@@ -19,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -103,7 +107,7 @@ def hop(upstream: str, bytes_per_s: int) -> Iterator[Hop]:
 
 
 def answer(server: Service, model: str) -> None:
-    body = {"model": model, "prompt": "Hello", "stream": False, "options": {"num_predict": 1}}
+    body = {"model": model, "prompt": "Hello", "stream": False, "options": {"num_predict": 1, "num_thread": 1}}
     httpx.post(f"{server.url}/api/generate", json=body, timeout=300, trust_env=False).raise_for_status()
 
 
@@ -111,11 +115,20 @@ def size(path: Path) -> int:
     return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
 
 
-Replica = Callable[[ExitStack, int], float]
+@dataclass(frozen=True)
+class Seconds:
+    """From the beginning of one replica."""
+
+    whole: float
+    """Until its store has the model."""
+    answered: float
 
 
-def in_turn(replica: Replica, count: int) -> list[float]:
-    """The first replica alone, from nothing; then all others at once, as a fleet scales out. Seconds to the first answer of each."""
+Replica = Callable[[ExitStack, int], Seconds]
+
+
+def in_turn(replica: Replica, count: int) -> list[Seconds]:
+    """The first replica alone, from nothing; then all others at once, as a fleet scales out."""
     with ExitStack() as stack, ThreadPoolExecutor(max(count - 1, 1)) as pool:
         return [replica(stack, 0), *pool.map(lambda index: replica(stack, index), range(1, count))]
 
@@ -124,7 +137,7 @@ def pulled(work: Path, program: Path, source: Hop, count: int) -> dict[str, Any]
     """Every replica pulls for itself."""
     name = f"{source.address}/{REPOSITORY}:{TAG}"
 
-    def replica(stack: ExitStack, index: int) -> float:
+    def replica(stack: ExitStack, index: int) -> Seconds:
         started = time.monotonic()
         home = work / f"replica-{index}"
         (home / "models").mkdir(parents=True)
@@ -132,13 +145,14 @@ def pulled(work: Path, program: Path, source: Hop, count: int) -> dict[str, Any]
         pull = httpx.post(f"{server.url}/api/pull", json={"model": name, "insecure": True, "stream": False}, timeout=600, trust_env=False)
         if pull.json() != {"status": "success"}:
             raise RuntimeError(pull.text)
+        whole = time.monotonic() - started
         answer(server, name)
-        return time.monotonic() - started
+        return Seconds(whole, time.monotonic() - started)
 
     seconds = in_turn(replica, count)
     disk = [size(work / f"replica-{index}" / "models") for index in range(count)]
     return {
-        "first_answer_s": seconds,
+        "seconds": seconds,
         "origin_bytes": source.sent,
         "network_bytes": source.sent,
         "disk_bytes": sum(disk),
@@ -152,7 +166,7 @@ def delivered(work: Path, program: Path, source: Hop, count: int, declared: Mapp
     shared.mkdir(parents=True)
     sync = [sys.executable, "-m", "model_sync"]
 
-    def replica(stack: ExitStack, index: int) -> float:
+    def replica(stack: ExitStack, index: int) -> Seconds:
         started = time.monotonic()
         if index == 0:
             models = json.dumps({"fleet": 0, "models": [{**declared, "source": f"registry+http://{source.address}/{REPOSITORY}:{TAG}"}]})
@@ -169,14 +183,15 @@ def delivered(work: Path, program: Path, source: Hop, count: int, declared: Mapp
             if follower.poll() is not None:
                 raise RuntimeError("the follower ended")
             time.sleep(0.01)
+        whole = time.monotonic() - started
         server = stack.enter_context(ollama.running(program, home / "models", home, port))
         answer(server, str(declared["name"]))
-        return time.monotonic() - started
+        return Seconds(whole, time.monotonic() - started)
 
     seconds = in_turn(replica, count)
     disk = [size(work / f"replica-{index}" / "models") for index in range(count)]
     return {
-        "first_answer_s": seconds,
+        "seconds": seconds,
         "origin_bytes": source.sent,
         # Where the shared store is a network file system, each replica reads it over the network once.
         "network_bytes": source.sent + sum(disk),
@@ -186,11 +201,13 @@ def delivered(work: Path, program: Path, source: Hop, count: int, declared: Mapp
 
 
 def median(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of several runs: seconds of the first replica and of the slowest later one by their median, bytes as they are."""
-    later = [max(run["first_answer_s"][1:]) for run in runs if run["first_answer_s"][1:]]
-    seconds = {"first_replica_s": round(statistics.median(run["first_answer_s"][0] for run in runs), 2)}
-    if later:
-        seconds["slowest_later_replica_s"] = round(statistics.median(later), 2)
+    """Of several runs: the seconds of the first replica and of the slowest later one by their median, bytes as they are."""
+    seconds: dict[str, float] = {}
+    for what in ("whole", "answered"):
+        each = [[getattr(one, what) for one in run["seconds"]] for run in runs]
+        seconds[f"first_replica_{what}_s"] = round(statistics.median(one[0] for one in each), 2)
+        if len(each[0]) > 1:
+            seconds[f"slowest_later_replica_{what}_s"] = round(statistics.median(max(one[1:]) for one in each), 2)
     bytes_ = {key: max(run[key] for run in runs) for key in ("origin_bytes", "network_bytes", "disk_bytes", "replica_bytes")}
     return {**seconds, **bytes_}
 
@@ -220,8 +237,8 @@ def measure(work: Path) -> dict[str, Any]:
                         theirs.append(pulled(work / "theirs", program, source, count))
                     for way in ("ours", "theirs"):
                         shutil.rmtree(work / way)
-                    seconds = [[round(each, 1) for each in way[-1]["first_answer_s"]] for way in (ours, theirs)]
-                    print(f"{link}, {count} replicas: {seconds[0]} s, by pull {seconds[1]} s", file=sys.stderr, flush=True)
+                    said = [[f"{each.whole:.2f}/{each.answered:.2f}" for each in way[-1]["seconds"]] for way in (ours, theirs)]
+                    print(f"{link}, {count} replicas: {said[0]} s, by pull {said[1]} s", file=sys.stderr, flush=True)
                 found[link][f"replicas_{count}"] = {"one_delivery": median(ours), "pull_per_replica": median(theirs)}
     return found
 

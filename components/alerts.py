@@ -100,6 +100,22 @@ _RULES = (
         "Answers are computed anew each time until it does.",
     ),
     (
+        "ImagesAreVulnerable",
+        "warning",
+        'sum without (severity) (image_scan_vulnerabilities{severity="critical"}) > 0',
+        "5m",
+        "The images that run have {{ $value }} critical vulnerabilities.",
+        "make scan says which images; rebuild these on newer bases, sign them and deploy them.",
+    ),
+    (
+        "ImageScanIsOld",
+        "warning",
+        "time() - image_scan_timestamp_seconds > 3 * 86400 or image_scan_unread_images > 0",
+        "30m",
+        "The images that run were not all looked at for vulnerabilities within three days.",
+        "Look at the last run of what calls make scan: it did not run, or could not read an image.",
+    ),
+    (
         "ApiServersDoNotAgree",
         "warning",
         "min(api_server_agrees and (api_server_gateways > 1)) == 0",

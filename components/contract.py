@@ -59,6 +59,8 @@ PULL_SECRET = "registry-auth"  # noqa: S105 (a name)
 PRIORITY_CLASS = "gpu-priority"
 GATEWAY_PRIORITY = "gateway-priority"
 BATCH_PRIORITY = "gpu-batch-priority"
+SCAN_RESULT, SCAN_FILE = "scan-result", "scan.json"
+"""ConfigMap with what the last scan of the images that run has found, and its key. `make scan` makes it, and no component does."""
 GPU_NODES = {"nvidia.com/gpu.present": "true"}
 """Label of nodes with GPUs; GPU feature discovery sets it."""
 ARCHITECTURE = "kubernetes.io/arch"

@@ -222,6 +222,16 @@ CLUSTER = Board(
             Panel("Packets that were dropped", "pps", _network("packets_dropped"), _KUBELET),
             Panel("Packets with errors", "pps", _network("errors"), _KUBELET),
         ),
+        "Images": (
+            Panel(
+                "Vulnerabilities of the images that run",
+                "short",
+                {"sum by (severity) (image_scan_vulnerabilities)": "{{severity}}"},
+                "Of the last make scan. Without one there is nothing here, and no alert.",
+            ),
+            Panel("Time since the last scan", "s", {"time() - image_scan_timestamp_seconds": "scan"}),
+            Panel("Images of the last scan", "short", {"image_scan_images": "all", "image_scan_unread_images": "could not be read"}),
+        ),
         "Certificate": (
             Panel(
                 "Time that is left",

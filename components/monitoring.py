@@ -18,6 +18,8 @@ from .contract import (
     PORT_NAMES,
     PORTS,
     READER_LABEL,
+    SCAN_FILE,
+    SCAN_RESULT,
     SCRAPED,
     kind_of,
     labels,
@@ -196,8 +198,12 @@ def _pod(args: MonitoringArgs, *, gpus: bool) -> core.PodSpecArgs:
         values |= {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "utility"}
     else:
         cache = access(args.cache_secret, args.cache_user)
-        volumes, mounts = [*volumes, cache.volume], [*mounts, cache.mount]
+        # Nobody has to scan: the pod starts without it, and has the file when there is one.
+        scan = core.VolumeArgs(name="scan", config_map=core.ConfigMapVolumeSourceArgs(name=SCAN_RESULT, optional=True))
+        seen = core.VolumeMountArgs(name="scan", mount_path="/etc/scan", read_only=True)
+        volumes, mounts = [*volumes, cache.volume, scan], [*mounts, cache.mount, seen]
         values |= {
+            "EXPORTER_SCAN_FILE": f"/etc/scan/{SCAN_FILE}",
             "EXPORTER_CACHE_URL": cache.url,
             "EXPORTER_CACHE_PASSWORD_FILE": cache.password_file,
         }

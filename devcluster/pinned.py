@@ -82,6 +82,14 @@ _KUBE_VERSION = {
     for name, value in (("gitVersion", "{version}"), ("gitMajor", "1"), ("gitMinor", "{minor}"), ("gitTreeState", "clean"))
 }
 
+_KWOK_STAGES = (
+    "node/fast/node-initialize.yaml",
+    "node/heartbeat-with-lease/node-heartbeat-with-lease.yaml",
+    "pod/fast/pod-ready.yaml",
+    "pod/fast/pod-delete.yaml",
+)
+"""What kwok makes of a node and of a pod."""
+
 # Longest first: the last build to start should be a short one.
 TOOLCHAIN: tuple[Tool, ...] = (
     Tool(
@@ -195,6 +203,15 @@ TOOLCHAIN: tuple[Tool, ...] = (
         cpu_minutes=5,
         version_of="github.com/sigstore/cosign/v3",
         variables={"sigs.k8s.io/release-utils/version.gitVersion": "{version}"},
+        on_demand=True,
+    ),
+    Tool(
+        name="kwok",
+        packages={"kwok": "sigs.k8s.io/kwok/cmd/kwok"},
+        cpu_minutes=2.5,
+        version_of="sigs.k8s.io/kwok",
+        variables={"sigs.k8s.io/kwok/pkg/consts.Version": "{bare}"},
+        extra_files={f"kwok-{each.rpartition('/')[2]}": ("sigs.k8s.io/kwok", f"kustomize/stage/{each}") for each in _KWOK_STAGES},
         on_demand=True,
     ),
     Tool(

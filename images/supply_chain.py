@@ -33,6 +33,14 @@ class SupplyChainError(Exception):
     """A step failed, or the image has vulnerabilities that the policy refuses; the message says which."""
 
 
+class RefusedImageError(SupplyChainError):
+    """The image was looked at, and has vulnerabilities that are refused; `found` has how many of each severity."""
+
+    def __init__(self, message: str, found: Counter[str]) -> None:
+        super().__init__(message)
+        self.found = found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scanner:
     """Looks for vulnerabilities. `plain_http` is for registries on loopback alone."""
@@ -44,7 +52,7 @@ class Scanner:
     def scan(self, reference: str) -> Counter[str]:
         """How many vulnerabilities of each severity are in `repository@sha256:…`.
 
-        Raises SupplyChainError when one is as severe as `fail_on`.
+        Raises RefusedImageError when one is as severe as `fail_on`, and SupplyChainError when it could not be looked at.
         """
         with tempfile.TemporaryDirectory(prefix="modelfleet-supply-chain-") as work:
             return self._scan(reference, Path(work))
@@ -59,9 +67,10 @@ class Scanner:
         refused = [name for name in SEVERITIES[SEVERITIES.index(self.fail_on) :] if found[name]]
         if refused:
             counts = ", ".join(f"{found[name]} {name}" for name in refused)
-            raise SupplyChainError(
+            raise RefusedImageError(
                 f"{reference}: got {counts} vulnerabilities, want none of {self.fail_on} or worse; "
-                "rebuild on newer bases, or raise --fail-on with a reason"
+                "rebuild on newer bases, or raise --fail-on with a reason",
+                found,
             )
         return found
 
@@ -136,20 +145,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--key", type=Path, help="cosign's private key; COSIGN_PASSWORD has its password. Without it: scan, and sign nothing"
     )
     parser.add_argument("--fail-on", choices=SEVERITIES, default="critical", help="least severity that is refused (default critical)")
+    parser.add_argument("--summary", type=Path, help="file for the sums over all images, as JSON")
     parser.add_argument("--plain-http", action="store_true", help="the registry speaks HTTP; for loopback only")
     options = parser.parse_args(arguments)
     wanted = {"fail_on": options.fail_on, "plain_http": options.plain_http}
     look = Publisher(key=options.key, **wanted).publish if options.key else Scanner(**wanted).scan
-    failed = False
+    failed, unread, total = False, 0, Counter[str]()
     for reference in options.references:
         try:
             found = look(reference)
         except (SupplyChainError, ToolchainError) as error:
             failed = True
             print(f"error: {error}", file=sys.stderr)
+            if isinstance(error, RefusedImageError):
+                total += error.found
+            else:
+                unread += 1
         else:
+            total += found
             counts = ", ".join(f"{count} {name}" for name, count in found.items()) or "none"
             print(f"{reference}: {'signed; ' if options.key else ''}vulnerabilities: {counts}")
+    if options.summary:
+        sums = {name: total[name] for name in ("unknown", *SEVERITIES)}
+        options.summary.write_text(json.dumps({"images": len(options.references), "unread": unread, "vulnerabilities": sums}))
     return int(failed)
 
 

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from metrics_exporter.driver import Driver
 from metrics_exporter.nvml import Nvml
+from metrics_exporter.scan import Scan
 from metrics_exporter.settings import Settings, SettingsError
 from metrics_exporter.targets import cache_metrics
 
@@ -43,6 +44,7 @@ class Exporter:
             self._cache = redis.asyncio.Redis.from_url(
                 settings.cache_url, password=password_file.read_text().strip() if password_file else None, retry=None
             )
+        self._scan = Scan(settings.scan_file) if settings.scan_file else None
         self._latest = _Latest()
         registry = CollectorRegistry()
         registry.register(self._latest)
@@ -75,6 +77,8 @@ class Exporter:
             reads.append(self._driver.read())
         if self._cache is not None:
             reads.append(cache_metrics(self._cache, self.settings.timeout_s))
+        if self._scan is not None:
+            reads.append(self._scan.read())
         self._latest.families = [family for families in await asyncio.gather(*reads) for family in families]
 
 

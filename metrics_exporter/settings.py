@@ -59,6 +59,8 @@ class Settings(Environment):
     """Whether to read GPUs; false on pods that have none by design."""
     cache_url: str = Field(default="", pattern=r"^(rediss?://.*)?$")
     cache_password_file: Path | None = None
+    scan_file: Path | None = None
+    """Where the result of the last scan of images is, once there was one."""
     timeout_s: float = Field(default=2.0, gt=0, le=10)
     """What one target may take of a scrape; Prometheus itself waits 10 s by default."""
     head_s: float = Field(default=75, gt=0)

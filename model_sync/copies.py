@@ -1,16 +1,16 @@
 """One blob from the shared store into a server's own."""
 
-import hashlib
 import os
 from pathlib import Path
 
+from model_sync.digests import Digest
 from model_sync.store import CHUNK_BYTES, REPAIR, Blob, StoreError, name_whole
 
 
 def copy(source: Path, target: Path, blob: Blob) -> None:
     """Raises StoreError on damage; leaves nothing then. The disk may not have all of it yet."""
     fresh = target.with_name(f".{target.name}.partial")
-    digest = hashlib.sha256()
+    digest = Digest()
     try:
         with source.open("rb") as reader, fresh.open("wb") as writer:
             if blob.size:
@@ -22,7 +22,7 @@ def copy(source: Path, target: Path, blob: Blob) -> None:
                     raise StoreError(f"{source}: got more than {blob.size} bytes, want those of {blob.digest}; {REPAIR}")
                 digest.update(chunk)
                 writer.write(chunk)
-        found = f"sha256:{digest.hexdigest()}"
+        found = str(digest)
         if found != blob.digest:
             raise StoreError(f"{source}: got content {found}, want {blob.digest}; {REPAIR}")
         name_whole(fresh, target)

@@ -4,7 +4,6 @@ A source may cut, trickle, lie and repeat itself; what that costs us is linear i
 """
 
 import errno
-import hashlib
 import os
 import shutil
 import time
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 
+from model_sync.digests import Digest
 from model_sync.source import ATTEMPTS, Source, SourceError, Stream, pause, reason
 from model_sync.store import CHUNK_BYTES, StoreError, name_whole
 
@@ -23,6 +23,9 @@ _STEPS = 10_000
 """A source that breaks off again and again has made progress by this part of the model: so many connections are the most that it gets,
 times the attempts."""
 _BLOCK_BYTES = 64 << 10
+_ON_ITS_WAY_BYTES = 16 << 20
+"""After so many the disk is told to begin. Left to itself the kernel waits for a tenth of the memory, and whoever names the blob waits for
+all of that."""
 
 
 class Pace:
@@ -69,7 +72,7 @@ class _Partial:
     length: int = 0
     starts: int = 0
     """How often it began again at its first byte."""
-    _hash: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    _hash: Digest = field(default_factory=Digest)
 
     @classmethod
     def found(cls, target: Target) -> "_Partial":
@@ -85,18 +88,18 @@ class _Partial:
 
     @property
     def digest(self) -> str:
-        return f"sha256:{self._hash.hexdigest()}"
+        return str(self._hash)
 
     def passed(self, block: bytes) -> None:
         self._hash.update(block)
         self.length += len(block)
 
     def start_again(self) -> None:
-        self._hash, self.length, self.starts = hashlib.sha256(), 0, self.starts + 1
+        self._hash, self.length, self.starts = Digest(), 0, self.starts + 1
 
     def drop(self) -> None:
         self.path.unlink(missing_ok=True)
-        self._hash, self.length = hashlib.sha256(), 0
+        self._hash, self.length = Digest(), 0
 
 
 @dataclass
@@ -161,13 +164,17 @@ def _connection(source: Source, target: Target, partial: _Partial, pace: Pace) -
         if expected is not None and expected - partial.length > target.room():
             free = f"{target.path.parent.parent}: got {target.room()} bytes free"
             raise StoreError(f"{free}, want {expected - partial.length} for {source.url}; enlarge storage.shared.size")
-        flow = _Flow(stream, source.access.timeout_s)
+        flow, begun = _Flow(stream, source.access.timeout_s), partial.length
         while block := flow.read():
             if partial.length + len(block) > (target.limit if expected is None else expected):
                 raise _too_long(source, target, partial.length + len(block))
             writer.write(block)
             partial.passed(block)
             pace.passed(len(block))
+            if partial.length - begun >= _ON_ITS_WAY_BYTES:
+                # What is dirty begins its way to the disk, and stays in the cache meanwhile; nobody waits.
+                os.posix_fadvise(writer.fileno(), begun, partial.length - begun, os.POSIX_FADV_DONTNEED)
+                begun = partial.length
         writer.flush()
         os.fsync(writer.fileno())
     if partial.length < (1 if expected is None else expected):

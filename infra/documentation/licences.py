@@ -22,7 +22,7 @@ Made by `python -m infra.documentation`; a test compares the two. The owner has 
 for the embedded cluster; in no image | Apache-2.0 |
 | Ollama, with llama.cpp | image `ollama` | MIT |
 | Prometheus, from Debian | image `prometheus` | Apache-2.0 |
-| BuildKit, cosign, syft, grype, NVIDIA's container toolkit | compiled from `tools/` for tests alone | Apache-2.0 |
+| BuildKit, cosign, syft, grype, kwok, NVIDIA's container toolkit | compiled from `tools/` for tests alone | Apache-2.0 |
 | CRI-O | compiled from `tools/` for an embedded cluster with it; in no image | Apache-2.0 |
 | Valkey | image `cache-server` | BSD-3-Clause |
 | Debian's packages, Python (PSF-2.0) among them | the images' base layer | each its own, in `/usr/share/doc/*/copyright` of the image |

@@ -178,10 +178,14 @@ class Deployment:
     def deploy(self, overrides: Mapping[str, Any], allow_data_loss: Collection[str] = ()) -> FleetOutputs:
         """`pulumi up`. Raises CliError with Pulumi's message, or RefusedError, also for data that `allow_data_loss` does not name."""
         self.configure(overrides)
+        self.update(allow_data_loss)
+        return self.outputs()
+
+    def update(self, allow_data_loss: Collection[str] = ()) -> None:
+        """`pulumi up` with the configuration as it is, until StatefulSets have their newest pods. Raises as `deploy` does."""
         self.cli.update("up", allow_data_loss)
         limit_s = longest_wait_s(json.loads(self.cli.run("stack", "export"))["deployment"].get("resources") or [])
         rollouts.until_finished(self.context, self.kubeconfig, self.namespace, self._watch(), limit_s)
-        return self.outputs()
 
     def preview(self) -> list[str]:
         """A line for every object that an `up` would change now. Raises CliError and CommandError, and RefusedError for what it refuses."""

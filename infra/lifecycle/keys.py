@@ -43,7 +43,7 @@ def change(deployment: Deployment | None, name: str, *, revoke: bool) -> None:
         _revoke(deployment, known, name)
     else:
         _add(deployment, known, name)
-    # What else has changed in the configuration goes with it, as with every update.
+    # What else has changed in the configuration goes with it, as with every update. A key waits for no StatefulSet that is not ready.
     deployment.cli.update("up")
     touched = _touch(deployment)
     say(f"key: {name} is {'revoked' if revoke else 'accepted'}; " + (touched or "the pods read it within 90 s, for none could be told"))
@@ -61,7 +61,7 @@ def rotate_cache_password(target: Target, options: argparse.Namespace) -> None:
         # It only compares.
         deployment.configure({})
     deployment.cli.run("config", "set", "--secret", _CACHE_PASSWORD, stdin=secrets.token_hex(16))
-    deployment.cli.update("up")
+    deployment.update()
     say("cache-password: it is another one now; what the cache server had is gone")
 
 

@@ -1,12 +1,18 @@
-"""`make logs`, `make shell` and `make debug`: what pods say, and a look into one, by kubectl, which has no more rights than who runs it."""
+"""`make logs`, `shell`, `debug` and `scan`: what pods say, a look into one, and at their images. kubectl has the rights of who runs it."""
 
 import argparse
+import json
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
 
-from components.contract import ACTIVATOR, COMPONENTS, PART_OF, PROMETHEUS, selector
+from components.contract import ACTIVATOR, COMPONENTS, PART_OF, PROMETHEUS, SCAN_FILE, SCAN_RESULT, selector
 from infra import ROOT
 from infra.engine.errors import CommandError
+from infra.lifecycle.bring_up import say
 from infra.lifecycle.deployment import Deployment
 from infra.lifecycle.target import Target
 from infra.program.settings.committed import stack_config
@@ -55,16 +61,37 @@ def debug(target: Target, options: argparse.Namespace) -> None:
 
 
 def scan(target: Target, options: argparse.Namespace) -> None:
-    """Look for vulnerabilities in what runs, whatever was known of it when it was signed. Raises CommandError where some are grave."""
+    """Look for vulnerabilities in what runs, whatever was known of it when it was signed. Raises CommandError where some are grave.
+
+    The sums are kept in the namespace, where the exporter of metrics reads them.
+    """
     if not options.context:
         raise CommandError("scan: got no CONTEXT, want a cluster whose registry this machine reaches; run make scan CONTEXT=name")
     each = '{range .items[*].spec.%s[*]}{.image}{"\\n"}{end}'
     wanted = "".join(each % kind for kind in ("containers", "initContainers"))
-    images = sorted(set(_kubectl(target, _there(target), ["get", "pods", f"--output=jsonpath={wanted}"], read=True).split()))
+    deployment = _there(target)
+    images = sorted(set(_kubectl(target, deployment, ["get", "pods", f"--output=jsonpath={wanted}"], read=True).split()))
     if not images:
         raise CommandError("scan: got no pod, want a stack that is up; run make up CONTEXT=name")
-    if subprocess.run([sys.executable, "-m", "images.supply_chain", *images], cwd=ROOT).returncode:
+    with tempfile.TemporaryDirectory(prefix="modelfleet-scan-") as work:
+        summary = Path(work) / "summary.json"
+        argv = [sys.executable, "-m", "images.supply_chain", "--summary", str(summary), *images]
+        failed = subprocess.run(argv, cwd=ROOT).returncode
+        if summary.exists():
+            keep(target, deployment, {"finished": round(time.time()), **json.loads(summary.read_text())})
+    if failed:
         raise CommandError("scan: got the lines above, want images without them; rebuild, sign and deploy as docs/images.md says")
+
+
+def keep(target: Target, deployment: Deployment, result: dict[str, Any]) -> None:
+    """Leave what a scan has found where its metrics are made of it. An account that may not do so is told, and has scanned all the same."""
+    metadata = {"name": SCAN_RESULT, "labels": {"app.kubernetes.io/part-of": PART_OF}}
+    item = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {SCAN_FILE: json.dumps(result)}}
+    try:
+        given = ["apply", "--server-side", "--field-manager=modelfleet-scan", "--force-conflicts", "--filename=-"]
+        _kubectl(target, deployment, given, stdin=json.dumps(item), read=True)
+    except CommandError:
+        say(f"scan: ConfigMap/{SCAN_RESULT} could not be written, so no metric and no alert knows of this scan; docs/images.md says why")
 
 
 def _terminal() -> list[str]:
@@ -105,10 +132,10 @@ def _one_of(target: Target, deployment: Deployment, component: str) -> str:
     return found[0]
 
 
-def _kubectl(target: Target, deployment: Deployment, command: list[str], *, read: bool = False) -> str:
+def _kubectl(target: Target, deployment: Deployment, command: list[str], *, read: bool = False, stdin: str | None = None) -> str:
     """What it prints, where it is `read`; a person reads it otherwise. Raises CommandError where kubectl failed, which has said why."""
     where = ["--kubeconfig", deployment.kubeconfig, "--context", deployment.context, "--namespace", deployment.namespace]
-    done = subprocess.run([target.kubectl(), *where, *command], stdout=subprocess.PIPE if read else None, text=True)
+    done = subprocess.run([target.kubectl(), *where, *command], stdout=subprocess.PIPE if read else None, input=stdin, text=True)
     if done.returncode:
         raise CommandError(f"kubectl {command[0]}: got exit status {done.returncode}, want 0; its message is above")
     return done.stdout or ""

@@ -11,6 +11,7 @@ from typing import Any
 
 from kubernetes.client import AppsV1Api
 from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
 
 from components.contract import PART_OF
 from infra.engine.errors import CliError
@@ -20,6 +21,8 @@ from infra.program.cluster import connect
 _OWN_WAIT = ("pulumi.com/waitFor", "pulumi.com/skipAwait")
 """What says that an update waits for something else, or for nothing."""
 _LOOK_S = 1.0
+_PASSING = (429, 500, 502, 503, 504)
+_UNKNOWN = "(the API server does not say)"
 
 
 def unfinished(sets: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -45,7 +48,8 @@ def until_finished(context: str, kubeconfig: str, namespace: str, look: Callable
     client = connect(context, kubeconfig)
     api = AppsV1Api(client)
     started = said = time.monotonic()
-    while left := _unfinished(client, api, namespace):
+    left: list[str] = []
+    while left := _unfinished(client, api, namespace, left):
         time.sleep(_LOOK_S)
         now = time.monotonic()
         if now - started > limit_s:
@@ -61,12 +65,17 @@ def until_finished(context: str, kubeconfig: str, namespace: str, look: Callable
         said = time.monotonic()
 
 
-def _unfinished(client: Any, api: AppsV1Api, namespace: str) -> list[str]:
+def _unfinished(client: Any, api: AppsV1Api, namespace: str, before: list[str]) -> list[str]:
     try:
         listed = api.list_namespaced_stateful_set(namespace, label_selector=f"app.kubernetes.io/part-of={PART_OF}", _request_timeout=10)
     except ApiException as error:
         if error.status in (403, 404):
             # Who may not read them has nothing to wait for but what Pulumi waited for.
             return []
-        raise
+        if error.status not in _PASSING:
+            raise
+        return before or [_UNKNOWN]
+    except HTTPError:
+        # As while an API server starts anew.
+        return before or [_UNKNOWN]
     return unfinished(client.sanitize_for_serialization(listed)["items"])

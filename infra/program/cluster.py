@@ -55,12 +55,11 @@ def _answering(context: str, leave: str) -> Iterator[None]:
 
 def connect(context: str, kubeconfig: Kubeconfig) -> Any:
     """A client that asks once. Raises ConfigException for a context that is not there."""
+    # Its connections are made from it: set afterwards, it would change nothing.
+    configuration = kubernetes.client.Configuration(retries=0)
     if isinstance(kubeconfig, Mapping):
-        client = kubernetes.config.new_client_from_config_dict(dict(kubeconfig), context=context)
-    else:
-        client = kubernetes.config.new_client_from_config(config_file=kubeconfig, context=context)
-    client.configuration.retries = 0
-    return client
+        return kubernetes.config.new_client_from_config_dict(dict(kubeconfig), context=context, client_configuration=configuration)
+    return kubernetes.config.new_client_from_config(config_file=kubeconfig, context=context, client_configuration=configuration)
 
 
 def with_kept_names(settings: ClusterSettings, objects: "Objects") -> ClusterSettings:

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,22 @@ from tests.service.processes import free_port
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture(scope="module")
-def registry(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRegistry]:
+@contextmanager
+def reached_by_nodes(stack: Stack, work: Path) -> Iterator[PrivateRegistry]:
     """What the cluster's own registry has, behind a password, at an address of its own that the nodes reach by plain HTTP."""
     made = PrivateRegistry(f"{stack.cluster.host_address}:{free_port()}", None)
     for node in stack.cluster.nodes:
         directory = node.directory / "config" / "certs.d" / made.address
         directory.mkdir(parents=True)
         (directory / "hosts.toml").write_text(f'server = "http://{made.address}"\n')
-    with behind_password(tmp_path_factory.mktemp("private"), made, stack.cluster.state_dir / "registry"):
+    with behind_password(work, made, stack.cluster.state_dir / "registry"):
         yield made
+
+
+@pytest.fixture(scope="module")
+def registry(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRegistry]:
+    with reached_by_nodes(stack, tmp_path_factory.mktemp("private")) as found:
+        yield found
 
 
 def secret(auth: str) -> Object:

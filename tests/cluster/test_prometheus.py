@@ -2,21 +2,28 @@
 
 import argparse
 import csv
+import dataclasses
 import io
+import json
+import re
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
 
+from components import dashboards
 from components.alerts import rule_groups
-from components.contract import API_SERVER, PROMETHEUS, SCRAPED
+from components.contract import API_SERVER, METRICS_EXPORTER, PROMETHEUS, SCAN_RESULT, SCRAPED
 from components.prometheus import SCRAPE_S
 from infra.lifecycle import embedded as lifecycle
-from infra.lifecycle import usage
+from infra.lifecycle import looking, usage
 from infra.lifecycle.deployment import Deployment
+from infra.lifecycle.target import Target
 from tests.cluster.conftest import MODEL, SERVER_ID, Stack
-from tests.cluster.kube import eventually
+from tests.cluster.kube import Kube, eventually
+from tests.cluster.test_ownership import account
 
 pytestmark = pytest.mark.cluster
 
@@ -47,6 +54,53 @@ def test_it_is_up_and_reads_every_pod_that_has_metrics(stack: Stack) -> None:
     rules = [rule for group in asked(stack, "rules")["groups"] for rule in group["rules"]]
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
     assert len(rules) == sum(len(group["rules"]) for group in rule_groups())
+
+
+def test_kubelets_have_what_panels_ask_of_them(stack: Stack) -> None:
+    """By name, for pods of the stack. What no container has that has no limit of CPU, as ours, is left out."""
+    panels = [panel for text in dashboards.files().values() for panel in json.loads(text)["panels"]]
+    expressions = " ".join(target["expr"] for panel in panels for target in panel.get("targets", []))
+    wanted = {name for name in re.findall(r"\bcontainer_\w+", expressions) if "_cfs_" not in name}
+    assert {"container_memory_working_set_bytes", "container_network_receive_bytes_total"} <= wanted
+    sample = re.compile(rf'^(container_\w+){{[^}}]*\bnamespace="{stack.outputs.namespace}"', re.MULTILINE)
+
+    def missing() -> set[str]:
+        """Names that no kubelet has: each reads its containers some seconds after they begin."""
+        texts = [stack.kube.run("get", "--raw", f"/api/v1/nodes/{node.name}/proxy/metrics/cadvisor") for node in stack.cluster.nodes]
+        return wanted - {name for text in texts for name in sample.findall(text)}
+
+    eventually(missing, lambda names: not names, 60, "metrics of containers that panels show")
+
+
+class Here:
+    """The cluster of the tests, as a command's target."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+
+    def kubectl(self) -> str:
+        return str(self._stack.kube.kubectl)
+
+
+def test_the_result_of_a_scan_reaches_prometheus(stack: Stack, tmp_path: Path) -> None:
+    """From an account that may do no more, by the file that the kubelet brings, without a new pod."""
+    namespace, finished = stack.outputs.namespace, round(datetime.now(UTC).timestamp())
+    before = pods(stack)
+    result = {"finished": finished, "images": 9, "unread": 0, "vulnerabilities": {"critical": 0, "high": 4}}
+    with account(stack, "scanner", tmp_path) as kubeconfig:
+        assert Kube(stack.kube.kubectl, Path(kubeconfig)).get("pods", "-n", namespace)["items"]
+        for _ in range(2):
+            looking.keep(cast("Target", Here(stack)), dataclasses.replace(stack.deployment, kubeconfig=kubeconfig), result)
+    try:
+        stack.kube.touch(namespace, METRICS_EXPORTER)
+        query = 'query?query=image_scan_vulnerabilities{severity="high"}'
+        found = eventually(lambda: asked(stack, query)["result"], bool, 150, "the metric of a scan")
+        assert [each["value"][1] for each in found] == ["4"]
+        (told,) = asked(stack, "query?query=image_scan_timestamp_seconds")["result"]
+        assert float(told["value"][1]) == finished
+        assert pods(stack) == before
+    finally:
+        stack.kube.run("delete", "configmap", SCAN_RESULT, "-n", namespace)
 
 
 def wait_until_read(stack: Stack) -> None:

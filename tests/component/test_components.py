@@ -705,6 +705,18 @@ def test_gpu_nodes_get_an_exporter_of_their_own(gpus: bool) -> None:
         assert "nvidia.com/gpu" not in str(pod["containers"][0]["resources"]), "it looks at GPUs and takes none"
 
 
+def test_the_exporter_reads_the_result_of_a_scan_where_there_is_one() -> None:
+    args = c.MonitoringArgs(namespace="ns", image="x@sha256:1", cache_secret="cache-auth", resources=SMALL, gpu_nodes=True)
+    recorder = render(lambda: c.Monitoring("m", args))
+    pod = recorder.one("Deployment")["spec"]["template"]["spec"]
+    assert {"name": "scan", "configMap": {"name": "scan-result", "optional": True}} in pod["volumes"]
+    (container,) = pod["containers"]
+    (mount,) = (each for each in container["volumeMounts"] if each["name"] == "scan")
+    values = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert values["EXPORTER_SCAN_FILE"] == f"{mount['mountPath']}/scan.json"
+    assert "scan" not in str(recorder.one("DaemonSet")), "one of them tells it"
+
+
 @pytest.mark.parametrize("preview", [True, False])
 def test_prebuilt_images_are_taken_as_they_are(preview: bool) -> None:
     refs = {

@@ -33,8 +33,9 @@ MONITORING = c.MonitoringArgs(
 )
 
 
-def test_an_autoscaler_begins_with_the_number_that_is_wanted_and_owns_it_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left out, it would be 1: also where it was 3 a moment ago, since nobody else has owned it yet."""
+@pytest.fixture
+def ignored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Properties that an update leaves alone, of what is rendered in the test."""
     ignored: list[str] = []
     before = pods.scaled_by_others
 
@@ -44,6 +45,11 @@ def test_an_autoscaler_begins_with_the_number_that_is_wanted_and_owns_it_then(mo
         return found
 
     monkeypatch.setattr(pods, "scaled_by_others", scaled_by_others)
+    return ignored
+
+
+def test_an_autoscaler_begins_with_the_number_that_is_wanted_and_owns_it_then(ignored: list[str]) -> None:
+    """Left out, it would be 1: also where it was 3 a moment ago, since nobody else has owned it yet."""
     fleet = render(lambda: c.OllamaFleet("ollama", dataclasses.replace(OLLAMA, replicas=3, autoscaled=True, keep_copies=False)))
     assert fleet.one("StatefulSet")["spec"]["replicas"] == 3
     assert fleet.one("StatefulSet")["spec"]["persistentVolumeClaimRetentionPolicy"]["whenScaled"] == "Delete"
@@ -90,16 +96,7 @@ def test_it_scales_model_servers_beside_the_fleet_or_alone(activator: Recorder) 
     assert scales(render(lambda: c.Activator("activator", dataclasses.replace(both, replicas=0)))) == of_server
 
 
-def test_a_model_server_that_is_scaled_begins_with_all_and_is_left_alone_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    ignored: list[str] = []
-    before = pods.scaled_by_others
-
-    def scaled_by_others(opts: pulumi.ResourceOptions) -> pulumi.ResourceOptions:
-        found = before(opts)
-        ignored.extend(found.ignore_changes or [])
-        return found
-
-    monkeypatch.setattr(pods, "scaled_by_others", scaled_by_others)
+def test_a_model_server_that_is_scaled_begins_with_all_and_is_left_alone_then(ignored: list[str]) -> None:
     fixed = model_server().one("StatefulSet")
     assert (ignored, "annotations" in fixed["metadata"]) == ([], False)
     scaled = model_server(autoscaled=True).one("StatefulSet")

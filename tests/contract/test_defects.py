@@ -369,15 +369,11 @@ PHASES = {
 
 
 def test_defect_40_phases_without_acceptance() -> None:
-    """docs/acceptance.md names tests for every item of every phase, and all of them exist."""
-    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", (ROOT / "docs" / "acceptance.md").read_text(), re.MULTILINE)
+    """docs/acceptance.md names tests for every item of every phase; test_acceptance.py sees that they exist."""
+    page = (ROOT / "docs" / "acceptance.md").read_text().partition("\n## Phases\n")[2].partition("\n## ")[0]
     accepted: dict[str, list[str]] = {}
-    for phase, item, named in rows[2:]:
-        tests = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", named)
-        assert tests, item
-        for path, function in tests:
-            assert not function or f"def {function}(" in (ROOT / path).read_text(), f"{path}::{function}"
-            assert (ROOT / path).exists(), path
+    for phase, item, named in re.findall(r"^\| (.+?): (.+?) \| .+? \| (.+) \|$", page, re.MULTILINE):
+        assert "`tests/" in named, item
         accepted.setdefault(phase, []).append(item)
     assert accepted == PHASES
 

@@ -73,15 +73,17 @@ def test_the_page_has_the_labels_of_the_api_server() -> None:
 
 def test_the_page_has_every_metric_of_the_exporter_and_the_agent() -> None:
     sources = [path for package in ("metrics_exporter", "ollama_agent") for path in (ROOT / package).glob("*.py")]
-    written = {name for path in sources for name in re.findall(r'"((?:cache|ollama|nvml)_[a-z_]+)"', path.read_text())} - {"ollama_agent"}
-    documented = {name.removesuffix("_total") for name in DOCUMENTED if name.startswith(("cache_", "ollama_", "nvml_"))}
+    written = {name for path in sources for name in re.findall(r'"((?:cache|image_scan|ollama|nvml)_[a-z_]+)"', path.read_text())} - {
+        "ollama_agent"
+    }
+    documented = {name.removesuffix("_total") for name in DOCUMENTED if name.startswith(("cache_", "image_scan_", "ollama_", "nvml_"))}
     assert documented == written
 
 
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_what_is_asked_of_prometheus_exists(name: str) -> None:
     expression = EXPRESSIONS[name]
-    ours = set(re.findall(r"\b(?:api_server|model_server|cache|ollama|nvml)_\w+", expression))
+    ours = set(re.findall(r"\b(?:api_server|model_server|cache|image_scan|ollama|nvml)_\w+", expression))
     recorded = set(re.findall(r"modelfleet:\w+:\w+", expression))
     assert recorded <= RECORDS
     if not ours and not recorded:

@@ -1,4 +1,4 @@
-"""Each test that docs/threats.md and docs/reports.md name is there, and each finding about the services has a row."""
+"""Each test that docs/threats.md, docs/reports.md and docs/maintenance.md name is there, and each finding about the services has a row."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMED = sorted(
     {
         found
-        for page in ("threats", "reports")
+        for page in ("threats", "reports", "maintenance")
         for found in re.findall(r"`(tests/[\w/]+\.py(?:::\w+)*)`", (ROOT / "docs" / f"{page}.md").read_text())
     }
 )

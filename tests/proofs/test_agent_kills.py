@@ -6,16 +6,12 @@ later ends with a typed event, and its agent asks again, as agents do.
 
 import json
 import random
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
@@ -27,6 +23,7 @@ from tests.cluster.conftest import MODEL, SCRIPT, Stack
 from tests.cluster.kube import eventually
 from tests.proofs.records import Proof
 from tests.service import names
+from tests.service.agents import BROKEN_OFF, AtWork
 from tests.service.conftest import KEY, start_api_server, start_model_server
 from tests.service.processes import Service, free_port
 
@@ -36,51 +33,29 @@ REPLICAS, AGENTS, PAUSE_S, LASTS_S, ROLLOUTS = 4, 8, 5.0, 300.0, 20
 TOKENS = 120
 """Of one answer. All agents ask without a pause, so there are answers at work whenever a replica dies."""
 ANSWER = " ".join(["tick", "tock"] * (TOKENS // 2))
-ASKS = 1 + openai.DEFAULT_MAX_RETRIES
-"""Times that an agent asks for one turn whose stream broke off: as often as the package asks for one that is no stream."""
 
 
-class Agents:
-    """They hold conversations, half of them by streams, until the block ends."""
+class Agents(AtWork):
+    """They hold conversations, half of them by streams."""
 
     def __init__(self, url: str, key: str, model: str) -> None:
-        self._client = openai.OpenAI(base_url=f"{url}/v1", api_key=key)
+        super().__init__(url, key, AGENTS)
         self._model = model
-        self._ended = threading.Event()
-        self.counts: Counter[str] = Counter()
-        self.failures: list[str] = []
 
     def _answer(self, messages: list[ChatCompletionMessageParam], *, stream: bool) -> str:
         given: dict[str, Any] = {"model": self._model, "messages": messages, "max_tokens": TOKENS, "temperature": 0}
-        if not stream:
-            return self._client.chat.completions.create(**given).choices[0].message.content or ""
-        with self._client.chat.completions.create(**given, stream=True) as chunks:
-            return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        return self.streamed(given) if stream else self.client.chat.completions.create(**given).choices[0].message.content or ""
 
-    def _turn(self, messages: list[ChatCompletionMessageParam], *, stream: bool) -> str:
-        for left in reversed(range(ASKS)):
-            try:
-                return self._answer(messages, stream=stream)
-            except openai.APIStatusError:
-                # The package has asked again already.
-                raise
-            except openai.APIError as error:
-                # Of a stream that had begun: the event has a type and a message.
-                if not stream or not error.body or not left:
-                    raise
-                self.counts["streams that were asked for again"] += 1
-        raise AssertionError
-
-    def _work(self, number: int) -> None:
+    def work(self, number: int) -> None:
         stream, turn = bool(number % 2), 0
         start: list[ChatCompletionMessageParam] = [
             {"role": "system", "content": f"You are agent {number}."},
             {"role": "user", "content": "Go."},
         ]
         messages = start
-        while not self._ended.is_set():
+        while not self.ended.is_set():
             try:
-                answer = self._turn(messages, stream=stream).strip()
+                answer = self._answer(messages, stream=stream).strip()
             except Exception as error:
                 self.failures.append(f"agent {number}, turn {turn}: {error!r}")
                 continue
@@ -92,18 +67,6 @@ class Agents:
             messages = (
                 start if len(messages) > 12 else [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": "On."}]
             )
-
-    def __enter__(self) -> "Agents":
-        self._pool = ThreadPoolExecutor(AGENTS)
-        self._works = [self._pool.submit(self._work, number) for number in range(AGENTS)]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._pool.shutdown()
-        self._client.close()
-        for work in self._works:
-            work.result()
 
 
 class Replicas:
@@ -234,5 +197,5 @@ def test_gateways_and_servers_are_rolled_out_twenty_times(fleet: tuple[Stack, di
     figures["rollouts"] = {"rollouts": ROLLOUTS, "failed": len(agents.failures), **agents.counts}
     assert agents.failures == []
     # Here nothing dies: what is to go ends its answers first.
-    assert not agents.counts["streams that were asked for again"]
+    assert not agents.counts[BROKEN_OFF]
     assert agents.counts["turns"] > ROLLOUTS

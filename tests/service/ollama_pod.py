@@ -153,7 +153,7 @@ def pod(work: Path, store: Path) -> Iterator[Pod]:
     engine = work / "lib" / "ollama" / "llama-server"
     engine.write_text(f"#!{sys.executable}\n" + (ROOT / "images" / "ollama" / "llama_server.py").read_text())
     engine.chmod(0o755)
-    script = f"ip link set lo up && ip address add {ADDRESS}/32 dev lo && echo up && exec sleep 900"
+    script = f"ip link set lo up && ip address add {ADDRESS}/32 dev lo && echo up && exec sleep 3600"
     with subprocess.Popen(["unshare", "--net", "sh", "-c", script], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "up\n"

@@ -12,9 +12,12 @@ from devcluster.pki import Authority
 from tests.service import private, registries
 from tests.service.processes import free_port
 
-USER, PASSWORD = "puller", "a-password-of-tests"
-_HTPASSWD = f"{USER}:$2y$05$abcdefghijklmnopqrstuueA.5djcjiTIZGfiZPkCs0FT7mnizswe\n"
-"""bcrypt of PASSWORD, the one form that the registry takes."""
+USER, PASSWORD, LATER_PASSWORD = "puller", "a-password-of-tests", "the-next-password-of-tests"
+_BCRYPT = {
+    PASSWORD: "$2y$05$abcdefghijklmnopqrstuueA.5djcjiTIZGfiZPkCs0FT7mnizswe",
+    LATER_PASSWORD: "$2y$05$abcdefghijklmnopqrstuuaE6rp8ztA5TkVQNUxnghRyxUSwRan/O",
+}
+"""The one form that the registry takes."""
 
 
 @dataclass
@@ -26,6 +29,13 @@ class PrivateRegistry:
     """PEM of what signed its certificate; None when it speaks plain HTTP."""
     tokens: private.Server | None = None
     """Its token server."""
+    passwords: Path | None = None
+    """Its file of who may come in, by HTTP Basic; it reads a changed one."""
+
+    def change_password(self, password: str) -> None:
+        """The one of before opens nothing any more."""
+        assert self.passwords is not None
+        _admit(self.passwords, password)
 
     def auth(self, password: str = PASSWORD) -> str:
         """A dockerconfigjson for it."""
@@ -49,8 +59,12 @@ def private_registry(work: Path, directory: Path, flow: str) -> Iterator[Private
             yield made
 
 
+def _admit(passwords: Path, password: str) -> None:
+    passwords.write_text(f"{USER}:{_BCRYPT[password]}\n")
+
+
 def _basic(work: Path) -> dict[str, Any]:
-    (work / "htpasswd").write_text(_HTPASSWD)
+    _admit(work / "htpasswd", PASSWORD)
     return {"htpasswd": {"realm": "private", "path": str(work / "htpasswd")}}
 
 
@@ -58,4 +72,5 @@ def _basic(work: Path) -> dict[str, Any]:
 def behind_password(work: Path, made: PrivateRegistry, directory: Path) -> Iterator[None]:
     """`made` by HTTP Basic and plain HTTP, serving what an open registry has in `directory`."""
     with registries.serving(work, made.address, directory=directory, auth=_basic(work)):
+        made.passwords = work / "htpasswd"
         yield

@@ -121,6 +121,15 @@ CASES = {
         [counter("cache_evicted_keys_total", 30, 30)],
         summary="The cache drops 2 entries a second to make room.",
     ),
+    "ImagesAreVulnerable": Case(
+        [gauge("image_scan_vulnerabilities", 3, 0, severity="critical")],
+        [series("image_scan_vulnerabilities", "40x60", severity="high"), series("image_scan_vulnerabilities", "0x60", severity="critical")],
+        summary="The images that run have 3 critical vulnerabilities.",
+    ),
+    "ImageScanIsOld": Case(
+        [gauge("image_scan_timestamp_seconds", -3 * 86400 - 3600, 3600), gauge("image_scan_unread_images", 0, 0)],
+        [series("image_scan_timestamp_seconds", f"{-2 * 86400}x60"), series("image_scan_unread_images", "0x60")],
+    ),
     "ApiServersDoNotAgree": Case(
         [
             each

@@ -8,11 +8,8 @@ import contextlib
 import shutil
 import signal
 import subprocess
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +23,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from model_sync import gguf
 from tests import tiny_gguf
 from tests.service import names
+from tests.service.agents import AtWork
 from tests.service.conftest import KEY, PASSWORD, SCRIPT, as_user, running_valkey, start_api_server, start_model_server
 from tests.service.processes import Service, free_port, talking_nonsense
 from tests.service.test_named_keys import wait_until
@@ -93,75 +91,44 @@ class Layer:
             yield client
 
 
-class Agents:
-    """At work until the block ends."""
-
+class Agents(AtWork):
     def __init__(self, gateway: Service) -> None:
-        # Its own retries are those that every client of this package has.
-        self._client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY)
-        self._ended = threading.Event()
+        super().__init__(gateway.url, KEY, AGENTS)
         self._embeddings = [self._embedded(number) for number in range(AGENTS)]
-        self.counts: Counter[str] = Counter()
-        self.wrong: list[str] = []
 
     def _embedded(self, number: int) -> list[list[float]]:
         texts = [f"part {part} of agent {number}" for part in range(3)]
-        return [each.embedding for each in self._client.embeddings.create(model=EMBED, input=texts).data]
+        return [each.embedding for each in self.client.embeddings.create(model=EMBED, input=texts).data]
 
     def _said(self, messages: list[ChatCompletionMessageParam], turn: int) -> str:
         given: dict[str, Any] = {"model": CHAT, "messages": messages, "max_tokens": 64, "temperature": 0}
         if turn % 3 == 0:
-            return self._streamed(given)
+            return self.streamed(given)
         headers = {"X-Cache": "exact"} if turn % 3 == 1 else {}
-        answer = self._client.chat.completions.with_raw_response.create(**given, extra_headers=headers)
+        answer = self.client.chat.completions.with_raw_response.create(**given, extra_headers=headers)
         self.counts[f"exact answers: {answer.headers.get('x-cache')}"] += bool(headers)
         return answer.parse().choices[0].message.content or ""
 
-    def _streamed(self, given: dict[str, Any]) -> str:
-        """A stream that breaks off is asked for again, as agents do: the package cannot, since it has handed on a part of it."""
-        try:
-            with self._client.chat.completions.create(**given, stream=True) as chunks:
-                return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-        except openai.APIStatusError:
-            raise
-        except openai.APIError as error:
-            if not error.body or self.counts["streams that broke off"] > AGENTS:
-                raise
-            self.counts["streams that broke off"] += 1
-            return self._streamed(given)
-
-    def _work(self, number: int) -> None:
+    def work(self, number: int) -> None:
         start: list[ChatCompletionMessageParam] = [
             {"role": "system", "content": f"You are agent {number}. " * 20},
             {"role": "user", "content": "Go."},
         ]
         messages, turn = start, 0
-        while not self._ended.is_set():
+        while not self.ended.is_set():
             try:
                 said = self._said(messages, turn).strip()
                 if said != SCRIPT:
-                    self.wrong.append(f"agent {number}, turn {turn}: {said[:80]!r}")
+                    self.failures.append(f"agent {number}, turn {turn}: {said[:80]!r}")
                 if self._embedded(number) != self._embeddings[number]:
-                    self.wrong.append(f"agent {number}, turn {turn}: other numbers")
+                    self.failures.append(f"agent {number}, turn {turn}: other numbers")
             except openai.OpenAIError as error:
-                self.wrong.append(f"agent {number}, turn {turn}: {error!r}")
+                self.failures.append(f"agent {number}, turn {turn}: {error!r}")
             turn += 1
             self.counts["turns"] += 1
             more: list[ChatCompletionMessageParam] = [{"role": "assistant", "content": SCRIPT}, {"role": "user", "content": "On."}]
             # The second turn of three has the same question again.
             messages = start if turn % 3 == 0 else [*messages, *more]
-
-    def __enter__(self) -> "Agents":
-        self._pool = ThreadPoolExecutor(AGENTS)
-        self._works = [self._pool.submit(self._work, number) for number in range(AGENTS)]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._pool.shutdown()
-        self._client.close()
-        for work in self._works:
-            work.result()
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +246,6 @@ def test_it_costs_speed_and_no_answer(layer: Layer, fault: Callable[[Layer], Non
         fault(layer)
         during = agents.counts["turns"]
         wait_until(lambda: agents.counts["turns"] > during + AGENTS, 60)
-    assert agents.wrong == []
+    assert agents.failures == []
     assert during > before, "they were at work while it lasted"
     assert all(service.process.poll() is None for service in (layer.gateway, *layer.servers.values()))

@@ -263,6 +263,15 @@ def test_what_was_signed_is_refused_by_a_later_scan_that_knows_more(trust: Trust
     assert trust.review(image.reference)["allowed"] is True, "a scan signs nothing, and takes no signature back"
 
 
+def test_a_scan_of_several_images_says_their_sums(trust: Trust, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, summary = [trust.image(name).reference for name in ("sum-1", "sum-2")], tmp_path / "summary.json"
+    for name, value in vulnerability_database(tmp_path, "critical").items():
+        monkeypatch.setenv(name, value)
+    assert supply_chain.main([*images, f"{trust.registry}/test/x:1", "--plain-http", "--summary", str(summary)]) == 1
+    none = dict.fromkeys(("unknown", "negligible", "low", "medium", "high"), 0)
+    assert json.loads(summary.read_text()) == {"images": 3, "unread": 1, "vulnerabilities": {**none, "critical": 2}}
+
+
 def test_an_image_with_a_critical_vulnerability_is_not_signed(trust: Trust, tmp_path: Path) -> None:
     image = trust.image("vulnerable")
     publisher = Publisher(key=trust.key, plain_http=True, env=vulnerability_database(tmp_path, "critical"))

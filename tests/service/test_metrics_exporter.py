@@ -1,5 +1,6 @@
 """The exporter with the real pynvml over a library of ours, a real Redis, and with nothing at all."""
 
+import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -148,6 +149,33 @@ def test_the_cache_is_read_with_its_password(exporter: Callable[..., Service], v
     assert found["cache_up", ""] == 1
     assert found["cache_max_memory_bytes", ""] == 64 * 2**20
     assert not [name for name, _ in found if name.startswith("nvml")]
+
+
+def test_the_result_of_a_scan_is_told_as_soon_as_there_is_one(exporter: Callable[..., Service], tmp_path: Path) -> None:
+    file = tmp_path / "scan.json"
+    service = exporter(NVML="0", SCAN_FILE=str(file))
+    assert scrape(service) == {}
+    file.write_text(json.dumps({"finished": 1_800_000_000, "images": 9, "unread": 1, "vulnerabilities": {"critical": 2, "high": 3}}))
+    text = httpx.get(f"{service.url}/metrics", timeout=20).text
+    wanted = {
+        ("image_scan_timestamp_seconds", ""): 1_800_000_000,
+        ("image_scan_images", ""): 9,
+        ("image_scan_unread_images", ""): 1,
+        ("image_scan_vulnerabilities", "critical"): 2,
+        ("image_scan_vulnerabilities", "high"): 3,
+    }
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    assert {(sample.name, sample.labels.get("severity", "")): sample.value for sample in samples} == wanted
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"finished": "now"}', '{"vulnerabilities": {"x": 1}}', "[" * 100_000])
+def test_a_file_that_is_no_result_of_a_scan_is_said_once_and_ends_nothing(
+    exporter: Callable[..., Service], tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "scan.json").write_text(content)
+    service = exporter(NVML="0", SCAN_FILE=str(tmp_path / "scan.json"))
+    assert [scrape(service) for _ in range(2)] == [{}, {}]
+    assert service.log.read_text().count("got no result of a scan, want one; run make scan again") == 1
 
 
 def test_a_dead_target_is_down_and_nothing_else(exporter: Callable[..., Service]) -> None:

@@ -1,16 +1,20 @@
 """`make logs` and `make shell`: what kubectl is asked for, and what is refused before it is."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
+from components.contract import SCAN_FILE, SCAN_RESULT
 from infra.lifecycle import __main__ as lifecycle
-from infra.lifecycle import looking
+from infra.lifecycle import looking, removal
+from metrics_exporter.scan import Result
 
 KUBECTL = """#!/bin/sh
 for word; do printf '%s\\n' "$word"; done >> ASKED
 case "$*" in
+*' apply '*) cat > APPLIED; ! test -e FORBIDDEN ;;
 *' get pods '*) cat PODS ;;
 *' get pod/'*) printf 'api-server fleet/api-server@sha256:0\nother fleet/other@sha256:1\n' ;;
 *unknown*) echo 'error: pod not found' >&2; exit 1 ;;
@@ -23,7 +27,10 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What a kubectl on the PATH is asked, a word a line; the file `pods` is what it lists."""
     program = tmp_path / "bin" / "kubectl"
     program.parent.mkdir()
-    program.write_text(KUBECTL.replace("ASKED", str(tmp_path / "asked")).replace("PODS", str(tmp_path / "pods")))
+    text = KUBECTL
+    for name in ("asked", "pods", "applied", "forbidden"):
+        text = text.replace(name.upper(), str(tmp_path / name))
+    program.write_text(text)
     program.chmod(0o755)
     (tmp_path / "pods").write_text("pod/api-server-1\npod/api-server-2\n")
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
@@ -73,6 +80,18 @@ def test_a_scan_is_of_each_image_that_runs_once_and_fails_with_what_it_cannot_tr
     said = capfd.readouterr().err
     assert [said.count(f"error: fleet/{name}:1: got a tag, want a digest") for name in "ab"] == [1, 1]
     assert "error: scan: got the lines above, want images without them" in said
+    assert words(asked).endswith(
+        "--context west --namespace fleet apply --server-side --field-manager=modelfleet-scan --force-conflicts --filename=-"
+    )
+    kept = json.loads((asked.parent / "applied").read_text())
+    assert (kept["kind"], kept["metadata"]["name"]) == ("ConfigMap", SCAN_RESULT)
+    assert list(removal._strangers(iter([kept]))) == [], "make down takes it for the stack's"
+    result = Result.model_validate_json(kept["data"][SCAN_FILE])
+    assert (result.images, result.unread, set(result.vulnerabilities.values())) == (2, 2, {0}), "what the exporter reads"
+    assert abs(result.finished - time.time()) < 60
+    (asked.parent / "forbidden").touch()
+    assert lifecycle.main(["scan", "--context", "west"]) == 1
+    assert "scan: ConfigMap/scan-result could not be written, so no metric and no alert knows" in capfd.readouterr().err
     assert lifecycle.main(["scan"]) == 1
     assert "error: scan: got no CONTEXT, want a cluster" in capfd.readouterr().err
     (asked.parent / "pods").write_text("")

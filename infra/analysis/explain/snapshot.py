@@ -1,8 +1,10 @@
 """What `explain` looks at: one reading of a namespace and of what its pods need from the cluster, as plain data."""
 
+import contextlib
 import http.client
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -46,6 +48,8 @@ _NAMES_ONLY = {"Secret", "ConfigMap"}
 """Kinds that are read as metadata alone: their contents never leave the cluster."""
 _TIMEOUT_S = 10
 _LOG_LINES = 20
+_NODES_AT_ONCE = 16
+"""Whose logs are asked for: one that is lost takes the whole time limit."""
 
 
 class SnapshotError(Exception):
@@ -146,15 +150,19 @@ def _troubled(objects: Mapping[str, list[Object]]) -> Iterator[tuple[str, str, b
 def _logs(client: ApiClient, namespace: str, objects: Mapping[str, list[Object]]) -> dict[str, str]:
     """By `pod/container`. A node that does not answer has none, and is asked once: the API server reads logs from the nodes."""
     node = {pod["metadata"]["name"]: pod["spec"].get("nodeName") for pod in objects["Pod"]}
-    found: dict[str, str] = {}
-    silent: set[str | None] = set()
-    for pod, container, previous in _troubled(objects):
-        if node[pod] not in silent:
-            try:
+    wanted: dict[str | None, list[tuple[str, str, bool]]] = {}
+    for each in _troubled(objects):
+        wanted.setdefault(node[each[0]], []).append(each)
+
+    def of_a_node(troubled: list[tuple[str, str, bool]]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        with contextlib.suppress(urllib3.exceptions.HTTPError):
+            for pod, container, previous in troubled:
                 found[f"{pod}/{container}"] = _log(client, namespace, pod, container, previous=previous)
-            except urllib3.exceptions.HTTPError:
-                silent.add(node[pod])
-    return found
+        return found
+
+    with ThreadPoolExecutor(_NODES_AT_ONCE) as pool:
+        return {name: text for found in pool.map(of_a_node, wanted.values()) for name, text in found.items()}
 
 
 def _log(client: ApiClient, namespace: str, pod: str, container: str, *, previous: bool) -> str:

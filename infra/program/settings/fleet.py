@@ -17,12 +17,12 @@ class ScaleToZeroSettings(Section):
 
 
 class ScaleSettings(ScaleToZeroSettings):
-    min: int = Field(default=1, ge=0, le=64)
+    min: int = Field(default=1, ge=0, le=500)
     """Servers at least. 0: when they are idle all go, and the next request waits for a start."""
 
 
 class FleetSettings(Section):
-    replicas: int = Field(default=1, ge=1, le=64)
+    replicas: int = Field(default=1, ge=1, le=500)
     """Ollama servers; with `scale` or an autoscaler, the most that there may be."""
     autoscaled: bool = False
     """An autoscaler of yours sets the number of servers: the stack leaves it alone. docs/gateway.md has the metric."""

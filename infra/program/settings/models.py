@@ -47,7 +47,7 @@ class ModelSettings(Section):
     """For example Q4_K_M: another one in the file is refused."""
     keep_alive: str | None = Field(default=None, pattern=KEEP_ALIVE)
     """How long the idle model stays loaded; fleet.keepAlive when unset."""
-    replicas: int | None = Field(default=None, ge=0, le=64)
+    replicas: int | None = Field(default=None, ge=0, le=500)
     """How many of the fleet's replicas hold it; all when unset, as it must be where the number of replicas changes by itself. 0 is none,
     for a model of model servers alone, as every split GGUF and every tree of safetensors is: Ollama loads neither."""
     speed: Speed | None = None

@@ -1,0 +1,245 @@
+"""How long an engine takes from nothing to its first answer, in steps, and how fast it reads weights. Writes bench/results/loading.json.
+
+Each engine comes twice to one node. For its first replica nothing is there, and what it reads of the shared store is cold; the second one
+finds the image, and what the first left in memory. The steps:
+    image    its files, unpacked from archives on this disk: the layers of our images; for vLLM the environment that stands for one
+    copy     its model from the shared store into its own, hashed on the way
+    load     its process, from its start until it says that the model is loaded
+    warm_up  from then until its first token is there
+No network is in it: an image that is pulled, and a store that is far away, make the first replica slower yet.
+
+Reading is measured with made-up weights, cold, as the time that they take beyond a model of a few kilobytes. What the disk can do is the
+same file, read around the page cache (O_DIRECT). A process whose reads did not reach the disk has no figure.
+
+Five minutes and 22 GB of disk, beside nothing else; `small` leaves vLLM out, takes a minute, and writes nothing:
+    python -m bench.loading [small]
+"""
+
+import asyncio
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench import load
+from bench.conditions import beside, keep
+from bench.engines import MODEL, Running, bare_llama_cpp, bare_vllm, failure, of_trees, ollamas
+from bench.gateway import percentile
+from bench.load import Server
+from bench.processes import NotReady, all_ended, descendants, end_with_us
+from devcluster import toolchain
+from images import embedded
+from model_server.store import find_tree
+from model_sync import catalog, gguf, store
+from model_sync.catalog import Catalog, Entry
+from tests import tiny_gguf
+from tests.service.processes import ROOT
+
+AIM_SOONER, AIM_OF_THE_DISK = 3, 0.9
+ROUNDS = 3
+LAYERS, WIDTH = {"full": 48, "small": 6}, 16384
+"""Of made-up weights: 1.6 GB, and 0.2 GB."""
+_STEP_S = 1800
+_BLOCK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """An engine, what its image is made of, and how it starts on a model store of its own."""
+
+    archives: Sequence[Path]
+    source: Path
+    """A model store."""
+    start: Callable[[Path, Path], Any]
+    """With its own store and a directory for its log; a context manager of Running, which begins when the model is loaded."""
+
+
+def steps(case: Case, work: Path, *, first: bool) -> dict[str, float]:
+    """Seconds of each step of one replica."""
+    work.mkdir()
+    began = time.monotonic()
+    seconds: dict[str, float] = {}
+
+    def passed(step: str) -> None:
+        nonlocal began
+        seconds[step], began = round(time.monotonic() - began, 2), time.monotonic()
+
+    if first:
+        cold([*case.archives, *(path for path in case.source.rglob("*") if path.is_file())])
+        began = time.monotonic()
+        for archive in case.archives:
+            unpacked(archive, work / "image")
+    passed("image")
+    argv = [sys.executable, "-m", "model_sync", "copy", str(case.source), str(work / "store"), MODEL]
+    subprocess.run(argv, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=_STEP_S)
+    passed("copy")
+    with all_ended(), case.start(work / "store", work) as running:
+        passed("load")
+        answer(running)
+        passed("warm_up")
+    return seconds | {"first_answer": round(sum(seconds.values()), 2)}
+
+
+def answer(running: Running) -> None:
+    server = Server(running.url, patience_s=_STEP_S)
+    tally = asyncio.run(load.repeated(server, server.request("Hello", stream=True, model=running.model, max_tokens=1), 1, 1))
+    if not tally.answered:
+        raise NotReady(f"{running.url}: got no first answer in {_STEP_S} s, want one; see the engine's log")
+
+
+def unpacked(archive: Path, target: Path) -> None:
+    """A layer, on the disk and in its cache, as a node has it then."""
+    target.mkdir(exist_ok=True)
+    subprocess.run(["tar", "-xf", archive, "-C", target, "--no-same-owner", "--exclude=dev/*"], check=True, timeout=_STEP_S)
+    subprocess.run(["sync", "-f", target], check=True, timeout=_STEP_S)
+
+
+def cold(paths: Sequence[Path]) -> None:
+    """None of these files is in the page cache any more."""
+    for path in paths:
+        with path.open("rb") as file:
+            # What is not on the disk yet stays in the cache.
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def published(source: Path) -> Path:
+    """A store with MODEL, as the writer leaves it."""
+    content = (source / store.manifest_path(MODEL)).read_bytes()
+    size = sum(blob.size for blob in store.blobs(content, source))
+    catalog.write(source, Catalog(0, (Entry(MODEL, store.file_digest(content), size, 2048, 0, "-1"),)))
+    return source
+
+
+def weights_of(own: Path) -> Path:
+    """The largest file of a store."""
+    return max((own / "blobs").iterdir(), key=lambda path: path.stat().st_size)
+
+
+@contextmanager
+def loaded_ollama(own: Path, work: Path) -> Iterator[Running]:
+    with ollamas(own, work) as running:
+        # Asked for nothing, it loads the model and says when it has.
+        httpx.post(f"{running.url}/api/generate", json={"model": MODEL}, timeout=_STEP_S, trust_env=False).raise_for_status()
+        yield running
+
+
+def of_llama_cpp(work: Path) -> dict[str, Case]:
+    """The packed model by each engine that runs it."""
+    [weights] = embedded.default_model().values()
+    gguf.add(MODEL, weights, work / "packed")
+    packed = published(work / "packed")
+
+    def llama_cpp(own: Path, directory: Path) -> Any:
+        return bare_llama_cpp(weights_of(own), directory)
+
+    server, ollama = ([layer.path for layer in image.layers] for image in (embedded.service("model-server"), embedded.ollama()))
+    return {"llama.cpp": Case(server, packed, llama_cpp), "ollama": Case(ollama, packed, loaded_ollama)}
+
+
+def of_vllm(work: Path) -> tuple[Case, dict[str, str]]:
+    """The unpacked model, and the versions of its packages."""
+    _, versions = of_trees(work)
+    archive = work / "vllm.tar"
+    subprocess.run(["tar", "-cf", archive, "-C", work, "python"], check=True, timeout=_STEP_S)
+
+    def vllm(own: Path, directory: Path) -> Any:
+        python = work / "vllm-0" / "image" / "python" / "bin" / "python"
+        return bare_vllm(python, find_tree(own, MODEL, directory / "tree")[0], directory)
+
+    return Case([archive], published(work / "trees"), vllm), versions
+
+
+def starts(case: Case, name: str, work: Path) -> dict[str, Any]:
+    """Of the first and the second replica."""
+    try:
+        first, second = (steps(case, work / f"{name}-{number}", first=number == 0) for number in range(2))
+    except (Exception, NotReady) as error:
+        return failure(error)
+    sooner = first["first_answer"] / second["first_answer"]
+    return {"first": first, "second": second, "second_sooner": round(sooner, 1), "aim_sooner": AIM_SOONER}
+
+
+def loaded_s(weights: Path, work: Path) -> tuple[float, int]:
+    """Until llama.cpp has loaded cold weights, and the bytes that it read from the disk."""
+    cold([weights])
+    began = time.monotonic()
+    with all_ended(), bare_llama_cpp(weights, work) as running:
+        took_s = time.monotonic() - began
+        read = sum(map(_read_bytes, descendants(running.pid)))
+    return took_s, read
+
+
+def _read_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes:"))
+
+
+def direct_s(path: Path) -> float:
+    """To read a file around the page cache."""
+    buffer, left = mmap.mmap(-1, _BLOCK_BYTES), path.stat().st_size
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    began = time.monotonic()
+    try:
+        while left > 0:
+            left -= os.readv(handle, [buffer])
+    finally:
+        os.close(handle)
+    return time.monotonic() - began
+
+
+def reading(work: Path, layers: int) -> dict[str, Any]:
+    """Of made-up weights: megabytes a second of llama.cpp's loading and of the disk."""
+    large = tiny_gguf.make(work / "large.gguf", "Hello.", layers=layers, ff=WIDTH)
+    least = tiny_gguf.make(work / "least.gguf", "Hello.")
+    size = large.stat().st_size
+    seconds: dict[str, list[float]] = {"disk": [], "load": [], "least": []}
+    for _ in range(ROUNDS):
+        seconds["disk"].append(direct_s(large))
+        for name, weights in (("load", large), ("least", least)):
+            took_s, read = loaded_s(weights, work)
+            seconds[name].append(took_s)
+            # The head, and what the kernel read ahead of it, was read by this process.
+            if weights is large and read < 0.9 * size:
+                raise NotReady(f"{large}: got {read} bytes read from the disk, want {size}; the file was in memory, so nothing is measured")
+    middle = {name: percentile(found, 0.5) for name, found in seconds.items()}
+    disk, loading = size / middle["disk"] / 1e6, size / (middle["load"] - middle["least"]) / 1e6
+    rates = {"disk_mb_a_second": round(disk), "loading_mb_a_second": round(loading), "of_the_disk": round(loading / disk, 2)}
+    return {"bytes": size, **{f"{name}_s": round(found, 3) for name, found in middle.items()}, **rates, "aim_of_the_disk": AIM_OF_THE_DISK}
+
+
+def main(arguments: Sequence[str]) -> int:
+    small = list(arguments) == ["small"]
+    end_with_us()
+    load_before = os.getloadavg()[0]
+    with all_ended(), tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        figures: dict[str, Any] = {"reading": reading(work, LAYERS["small" if small else "full"])}
+        print(f"loading: {figures['reading']}", file=sys.stderr, flush=True)
+        found, versions = of_llama_cpp(work), {"xllamacpp": metadata.version("xllamacpp"), "ollama": toolchain.BY_NAME["ollama"].version}
+        if not small:
+            try:
+                found["vllm"], more = of_vllm(work)
+                versions |= more
+            except (Exception, NotReady) as error:
+                figures["vllm"] = failure(error)
+        for name, case in found.items():
+            figures[name] = starts(case, name, work)
+            print(f"loading: {name}: {figures[name]}", file=sys.stderr, flush=True)
+    failed = [name for name, each in figures.items() if "error" in each]
+    keep("loading", beside("python -m bench.loading", load_before, versions) | {"figures": figures}, whole=not small and not failed)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
