@@ -76,16 +76,16 @@ status: .venv/.stamp ## say what runs, and where to reach it
 	@$(VENV)/python -m infra.lifecycle status $(TARGET)
 
 explain: .venv/.stamp ## say why it is not ready, one sentence a cause
-	@$(VENV)/python -m infra.lifecycle.explain $(TARGET)
+	@$(VENV)/python -m infra.lifecycle explain $(TARGET)
 
-preview: .venv/.stamp ## check dev and prod without a cluster, say what changes since BASE=ref; CONTEXT=name: what make up would change there
-	@$(VENV)/python -m $(if $(call typed,CONTEXT),infra.lifecycle preview $(TARGET),infra.analysis.preview)
+preview: .venv/.stamp ## check dev and prod without a cluster, say what changes since BASE=ref; CONTEXT=name: what make up would change there; TOOLS=
+	@$(VENV)/python -m infra.lifecycle preview $(TARGET) --tools "$(call typed,TOOLS)"
 
 tools: .venv/.stamp ## write an archive of what make up compiles into build/, and print the line that uses it elsewhere
 	@$(VENV)/python -m devcluster.archive write
 
 clean-cache: .venv/.stamp ## say what the cache holds, ask, and free it; YES=1 answers
-	@$(VENV)/python -m devcluster.clean $(AGREED)
+	@$(VENV)/python -m infra.lifecycle clean-cache $(AGREED)
 
 test: .venv/.stamp ## run every tier of tests; TIER=unit (component, contract, golden, service, cluster) runs one
 	@$(if $(filter unit component contract,$(call typed,TIER)),,$(VENV)/python -m devcluster.packages $(AGREED))
@@ -98,7 +98,7 @@ proof: .venv/.stamp ## renew the results of stale proofs; NAME=x runs one, CHECK
 lint: .venv/.stamp ## style and types
 	@$(VENV)/ruff check . && $(VENV)/ruff format --check . && $(VENV)/basedpyright
 
-wheel: .venv/.stamp ## build dist/modelfleet-*.whl, for: uvx --from dist/modelfleet-*.whl modelfleet try
+wheel: .venv/.stamp ## build dist/modelfleet-*.whl: uvx --from dist/modelfleet-*.whl modelfleet try, or with [up] modelfleet up
 	@$(VENV)/python -m modelfleet.wheel
 
 release: .venv/.stamp ## collect wheel, tools and images of this commit in dist/, when every proof holds; STACK=whose images. Publishes nothing
@@ -108,6 +108,7 @@ release: .venv/.stamp ## collect wheel, tools and images of this commit in dist/
 lock: .venv/.stamp ## resolve the dependencies again into the committed lock files
 	@$(LOCK) pyproject.toml --group pyproject.toml:dev -o requirements.lock
 	@for service in api_server model_server metrics_exporter ollama_agent image_verifier modelfleet; do $(LOCK) -c requirements.lock $$service/requirements.in -o $$service/requirements.lock; done
+	@$(LOCK) -c requirements.lock pyproject.toml -o modelfleet/up.lock
 	@for only in clients envoy; do $(LOCK) tests/service/$$only.in -o tests/service/$$only.lock; done
 	@for peer in vllm-router litellm; do $(LOCK) bench/peers/$$peer.in -o bench/peers/$$peer.lock; done
 	@$(subst 3.11,3.12,$(LOCK)) tests/proofs/openhands.in -o tests/proofs/openhands.lock

@@ -67,7 +67,12 @@ def page() -> str:
     results = {name: _result(name) for name in ("fresh-root", "fresh-root-source")}
     text, rows = _HEAD + "".join(_said(name, result) for name, result in results.items()), ""
     if quick := results["fresh-root"]:
-        for way in ("make try", "uvx --from dist/modelfleet-*.whl modelfleet try", "make up TOOLS"):
+        for way in (
+            "make try",
+            "uvx --from dist/modelfleet-*.whl modelfleet try",
+            "make up TOOLS",
+            "uvx --from 'dist/modelfleet-*.whl[up]' modelfleet up --tools",
+        ):
             for suite, debian in (("bookworm", "12"), ("trixie", "13")):
                 if costs := quick["figures"].get(f"{suite} {way}"):
                     rows += _row(f"`{way}`", debian, costs)

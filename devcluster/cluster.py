@@ -36,7 +36,6 @@ from devcluster.layout import (
     CLUSTER_DOMAIN,
     MAX_NODES,
     REGISTRY,
-    ROOT,
     SERVICE_DNS,
     Cluster,
     ClusterError,
@@ -50,6 +49,7 @@ from devcluster.layout import (
     save,
 )
 from devcluster.oci import Image
+from modelfleet.place import WORK
 
 TOOLS = ("kubernetes", "kubectl", "etcd", "containerd", "coredns", "kube-router", "local-path-provisioner")
 
@@ -105,9 +105,9 @@ def _up(name: str, node_count: int, runtime: Runtime, tools: Path, images: list[
         host.check_watches(node_count)
     footprint.begin()
     cluster = create(name, node_count, host.taken_networks(), runtime)
-    if cluster.checkout != ROOT:
-        say(f"devcluster: {name} was made by {cluster.checkout} and is taken over by {ROOT}")
-        save(cluster := replace(cluster, checkout=ROOT))
+    if cluster.checkout != WORK:
+        say(f"devcluster: {name} was made by {cluster.checkout} and is taken over by {WORK}")
+        save(cluster := replace(cluster, checkout=WORK))
     pki.ensure(cluster)
     network.ensure(cluster)
     controlplane.write_config(cluster)

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from devcluster.cache import locked
+from modelfleet.place import WORK
 
-ROOT = Path(__file__).resolve().parent.parent
-"""This checkout."""
 _DEFAULT_NAME = "modelfleet"
 MAX_NODES = 3
 Runtime = Literal["containerd", "crio"]
@@ -85,8 +84,8 @@ class Cluster:
     name: str
     slot: int
     node_count: int
-    checkout: Path = ROOT
-    """The tree whose `up` made it."""
+    checkout: Path = WORK
+    """The directory whose `up` made it: a checkout, or that of who has the wheel."""
     runtime: Runtime = "containerd"
 
     @property
@@ -184,7 +183,7 @@ def load(name: str) -> Cluster | None:
     path = clusters_dir() / name / "cluster.json"
     try:
         record = json.loads(path.read_text())
-        checkout = Path(record.get("checkout", ROOT))
+        checkout = Path(record.get("checkout", WORK))
         runtime = RUNTIMES[RUNTIMES.index(record.get("runtime", "containerd"))]
         return Cluster(name=name, slot=int(record["slot"]), node_count=int(record["node_count"]), checkout=checkout, runtime=runtime)
     except FileNotFoundError:
@@ -209,11 +208,11 @@ def recorded() -> list[Cluster]:
 
 
 def default_name() -> str:
-    """The name of this checkout's cluster: that of the one it has, or else one that is made of its path, which no other checkout makes."""
+    """The name of this directory's cluster: that of the one it has, or else one that is made of its path, which no other makes."""
     for cluster in recorded():
-        if cluster.checkout == ROOT and cluster.name.startswith(_DEFAULT_NAME):
+        if cluster.checkout == WORK and cluster.name.startswith(_DEFAULT_NAME):
             return cluster.name
-    return f"{_DEFAULT_NAME}-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:6]}"
+    return f"{_DEFAULT_NAME}-{hashlib.sha256(str(WORK).encode()).hexdigest()[:6]}"
 
 
 def create(name: str, node_count: int, taken: Iterable[ipaddress.IPv4Network] = (), runtime: Runtime = "containerd") -> Cluster:

@@ -139,7 +139,8 @@ def _uv() -> str:
 
 
 def _run(argv: Sequence[str]) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True)
+    # There Python finds our own modules.
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise ImageError(f"{' '.join(argv[:4])}: got {done.stderr.strip()[-1000:]!r}, want success; check the network and the lock file")
 

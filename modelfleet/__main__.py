@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from infra.lifecycle.arguments import COMMANDS
 from modelfleet import host
 from modelfleet.report import Stopped, UserError, catch_signals, say
 
@@ -26,17 +27,28 @@ def _parser() -> argparse.ArgumentParser:
     trying.add_argument("--context", type=int, help="tokens of one request with its answer; without it, the model's own, 8192 at most")
     trying.add_argument("--once", action="store_true", help="end after the first answer")
     trying.set_defaults(run=_try)
+    for name, does in COMMANDS.items():
+        commands.add_parser(name, help=does, add_help=False)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if given and given[0] in COMMANDS:
+            # Only now: `try` needs none of it.
+            from modelfleet import commands  # noqa: PLC0415
+
+            return commands.run(given)
+        options = _parser().parse_args(given)
         catch_signals()
         return options.run(options)
     except Stopped as stopped:
         say("stopped")
         return 128 + stopped.number
+    except KeyboardInterrupt:
+        say("stopped")
+        return 130
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except BrokenPipeError:

@@ -1,7 +1,7 @@
 """`python -m modelfleet.wheel [DIRECTORY]`: build the wheel of this package into DIRECTORY, by default dist/.
 
-It carries copies of the services below `modelfleet/tree`, so they take no names at the top of anyone's environment, and it asks for exactly
-the versions of requirements.lock.
+It carries copies of the program, the services and what they are built from below `modelfleet/tree`, so they take no names at the top of
+anyone's environment. It asks for exactly the versions of requirements.lock, which `try` needs; its extra `up` for those of up.lock, too.
 """
 
 import os
@@ -14,10 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modelfleet import TREE
-from modelfleet.environment import LOCK, pins
+from modelfleet.environment import BOOTSTRAP, LOCK, pins
 
 PACKAGE = TREE / "modelfleet"
-_CARRIED = ("api_server", "model_server", "model_sync")
+UP_LOCK = PACKAGE / "up.lock"
+"""All that the program and its commands need."""
+SERVICES = ("api_server", "model_server", "model_sync", "metrics_exporter", "ollama_agent", "image_verifier")
+CARRIED = (*SERVICES, "components", "devcluster", "docs", "images", "infra", "modelfleet_outputs", "tools")
+_FILES = (".dockerignore", "Pulumi.yaml", "Pulumi.dev.yaml", "Pulumi.prod.yaml", "__main__.py")
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "pictures", "site", "build", "*.egg-info")
 
 
 def lay_out(target: Path) -> None:
@@ -27,14 +32,20 @@ def lay_out(target: Path) -> None:
     for path in PACKAGE.glob("*.py"):
         if path.name != Path(__file__).name:
             shutil.copyfile(path, package / path.name)
-    for name in _CARRIED:
-        shutil.copytree(TREE / name, package / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "tree" / "images").mkdir()
-    shutil.copyfile(TREE / "images" / "pins.toml", package / "tree" / "images" / "pins.toml")
+    for name in CARRIED:
+        shutil.copytree(TREE / name, package / "tree" / name, ignore=_LEFT_OUT)
+    for name in _FILES:
+        shutil.copyfile(TREE / name, package / "tree" / name)
     for name in ("pyproject.toml", "README.md"):
         shutil.copyfile(PACKAGE / name, target / name)
     (target / "version.txt").write_text(tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["version"])
-    (target / "requirements.txt").write_text("".join(f"{name}=={version}\n" for name, version in pins(LOCK.read_text())))
+    (target / "requirements.txt").write_text(_pinned(LOCK))
+    # uv installs what images, Go and kubectl come as.
+    (target / "up.txt").write_text(_pinned(UP_LOCK) + _pinned(BOOTSTRAP))
+
+
+def _pinned(lock: Path) -> str:
+    return "".join(f"{name}=={version}\n" for name, version in pins(lock.read_text()))
 
 
 def build(directory: Path) -> Path:

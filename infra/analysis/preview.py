@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from components.images import CONTEXTS
-from infra import ROOT
+from infra import ROOT, WORK
 from infra.analysis.manifests import report, schema
 from infra.analysis.policy import rules
 from infra.analysis.policy.guards import MASK
@@ -34,9 +34,11 @@ from infra.program.settings import Settings, keys, model_servers, parse
 from infra.program.settings.capacity import capacities
 from infra.program.settings.committed import stack_config
 from infra.program.settings.images import IMAGE_NAMES, PROMETHEUS_IMAGE
+from modelfleet.place import stacks
 
 STACKS = ("dev", "prod")
-OUTPUT = ROOT / "build" / "preview"
+"""Of this repository, with a reviewed rendering each."""
+OUTPUT = WORK / "build" / "preview"
 _PLACEHOLDER_IMAGES = {
     "builder": "prebuilt",
     "refs": {name: f"modelfleet/{name}@sha256:{'0' * 64}" for name in (*IMAGE_NAMES, PROMETHEUS_IMAGE)},
@@ -168,22 +170,24 @@ def _settings(stack: str, target: Path) -> Settings:
 
 
 def _shown(path: Path) -> Path:
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    return path.relative_to(WORK) if path.is_relative_to(WORK) else path
 
 
 def main() -> int:
     started = time.monotonic()
     shutil.rmtree(OUTPUT, ignore_errors=True)
     broken = False
+    # Elsewhere are no reviewed renderings, and what Git has there is not ours.
+    wanted, base = (STACKS, os.environ.get("BASE", "")) if WORK == ROOT else (stacks(WORK), None)
     try:
-        base = base_ref(os.environ.get("BASE", ""))
+        base = None if base is None else base_ref(base)
         own_pulumi()
-        with ThreadPoolExecutor(len(STACKS)) as pool:
-            found = list(pool.map(lambda stack: _preview(stack, OUTPUT / stack, base), STACKS))
+        with ThreadPoolExecutor(len(wanted)) as pool:
+            found = list(pool.map(lambda stack: _preview(stack, OUTPUT / stack, base), wanted))
     except (CliError, CommandError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for stack, (_, errors) in zip(STACKS, found, strict=True):
+    for stack, (_, errors) in zip(wanted, found, strict=True):
         print(f"preview: {stack}: {len(manifests(OUTPUT / stack))} objects in {_shown(OUTPUT / stack)}")
         for line in errors:
             broken = True

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from infra import ROOT
+from infra import WORK
 from infra.engine import changes, interrupted
 from infra.engine.binaries import own_pulumi
 from infra.engine.errors import CliError
@@ -28,7 +28,7 @@ class PulumiCli:
     stack: str
     state_dir: Path
     """Backend, passphrase and configuration; mode 0700."""
-    program: Path = ROOT
+    program: Path = WORK
     """Directory of the Pulumi.yaml."""
     env: Mapping[str, str] = field(default_factory=dict)
     builder: str = "prebuilt"

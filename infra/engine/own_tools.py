@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from devcluster import toolchain
+from devcluster import archive, toolchain
 from infra.engine.errors import CliError, CommandError
 
 _ENGINE = ("pulumi", "pulumi-language-python")
@@ -22,6 +22,14 @@ class OwnPulumi:
     """Directory of its programs."""
     home: Path
     """Its PULUMI_HOME, with the provider plugins."""
+
+
+def take(tools: str) -> None:
+    """Put built tools into the cache: those of the archive that TOOLS names. Raises CommandError."""
+    try:
+        archive.take(tools)
+    except toolchain.ToolchainError as error:
+        raise CommandError(str(error)) from None
 
 
 def install(plugins: Mapping[str, str]) -> OwnPulumi:

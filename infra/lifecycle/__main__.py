@@ -1,4 +1,4 @@
-"""The commands of the Makefile that are about a stack on a cluster: from nothing to a chat answer, and back."""
+"""The commands of the Makefile and of the wheel that are about a stack on a cluster: from nothing to a chat answer, and back."""
 
 import argparse
 import sys
@@ -8,11 +8,14 @@ from contextlib import nullcontext
 
 import httpx
 
+from infra.analysis import preview as rendering
 from infra.engine.changes import RefusedError
 from infra.engine.errors import CliError, CommandError
-from infra.lifecycle import backup, keys, liveness, looking, own_cluster, usage
+from infra.lifecycle import backup, explain, keys, liveness, looking, own_cluster, usage
+from infra.lifecycle.arguments import parser
 from infra.lifecycle.bring_up import say
 from infra.lifecycle.target import Target, target
+from infra.program.settings.committed import stack_config
 from infra.program.settings.section import SettingsError
 from modelfleet_outputs import OutputsError
 
@@ -26,16 +29,42 @@ _OF_A_TARGET = {
     "backup": backup.backup,
     "restore": backup.restore,
 }
+
+
+def _clean_cache(options: argparse.Namespace) -> int:
+    from devcluster import clean  # noqa: PLC0415 (who has a cluster needs nothing of the embedded one)
+
+    return clean.main(["--yes"] if options.yes else [])
+
+
+def _preview(options: argparse.Namespace) -> int:
+    try:
+        _take_tools(options)
+    except CommandError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return rendering.main()
+
+
+def _take_tools(options: argparse.Namespace) -> None:
+    """For who has no Pulumi, and does not want to compile one. Raises CommandError."""
+    if options.tools:
+        from infra.engine import own_tools  # noqa: PLC0415 (who has a Pulumi needs nothing of the embedded cluster)
+
+        own_tools.take(options.tools)
+
+
+_WITHOUT_A_TARGET = {"explain": explain.look, "clean-cache": _clean_cache}
 _LASTING = ("up", "down", "check", "backup", "restore")
 
 
 def _run(command: str, cluster: Target, options: argparse.Namespace) -> int:
     """The exit status. Raises what went wrong."""
+    if options.context:
+        _take_tools(options)
     if command == "status":
         return cluster.status()
     if command == "preview":
-        if not options.context:
-            raise CommandError("preview: got no CONTEXT, want a cluster to compare with; run make preview CONTEXT=name")
         deployment = own_cluster.on_context(options.context, options.stack)
         print("\n".join(deployment.preview() or ["nothing would change"]))
     elif command == "check":
@@ -50,6 +79,8 @@ def _run(command: str, cluster: Target, options: argparse.Namespace) -> int:
         cluster.down(options)
     else:
         started = time.monotonic()
+        # Before anything is made for a stack that is not there.
+        stack_config(options.stack)
         cluster.up(options)
         say(f"up: done in {time.monotonic() - started:.0f} s")
     return 0
@@ -64,34 +95,15 @@ def _explain(cluster: Target) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m infra.lifecycle", description=__doc__)
-    parser.add_argument("command", choices=["up", "down", "status", "preview", "check", "key", *_OF_A_TARGET])
-    parser.add_argument("--stack", default="dev")
-    parser.add_argument("--nodes", type=int, default=2)
-    parser.add_argument("--runtime", default="", help="with up: container runtime of the embedded nodes; default: containerd")
-    parser.add_argument("--context", default="", help="default: the embedded cluster")
-    parser.add_argument("--allow-data-loss", default="", help="objects (Kind/name) whose data may go")
-    parser.add_argument("--take", default="", help="objects (Kind/name) that are there and that the stack takes over")
-    parser.add_argument("--registry-auth", default="", help="file with the logins of private registries")
-    parser.add_argument("--tools", default="", help="FILE-or-https-address@sha256:HEX of an archive of built tools: nothing is compiled")
-    parser.add_argument(
-        "--image", default="", help="with check: one with Python; default: the stack's API server. With debug: default: the container's own"
-    )
-    parser.add_argument("--name", default="", help="with key: whose it is")
-    parser.add_argument("--revoke", action="store_true", help="with key: take it back")
-    parser.add_argument("--days", default="7", help="with usage: how many, today with them")
-    parser.add_argument("--csv", default="", help="with usage: a file for the rows; 1: print them in place of the table")
-    parser.add_argument("--prometheus", default="", help="with usage: address of another Prometheus; default: the stack's own")
-    parser.add_argument("--of", default="", help="with logs, shell and debug: a component or a pod; logs of all without it")
-    parser.add_argument("--since", default="10m", help="with logs: how far back")
-    parser.add_argument("--follow", action="store_true", help="with logs: until Ctrl-C")
-    parser.add_argument("--container", default="", help="with shell and debug: a container of the pod; default: its first")
-    parser.add_argument("--to", default="", help="with backup: a restic repository; default: RESTIC_REPOSITORY")
-    parser.add_argument("--from", default="", dest="source", help="with restore: the same")
-    parser.add_argument("--snapshot", default="latest", help="with restore: which one; restic snapshots lists them")
-    parser.add_argument("--forget", action="store_true", help="with down: the cluster behind the context is another one now")
-    parser.add_argument("--yes", action="store_true", help="ask nothing: install missing packages, delete what down shows")
-    options = parser.parse_args(arguments)
+    return run(parser("python -m infra.lifecycle").parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> int:
+    """The exit status of a command; what went wrong is said."""
+    if found := _WITHOUT_A_TARGET.get(options.command):
+        return found(options)
+    if options.command == "preview" and not options.context:
+        return _preview(options)
     cluster = target(options.stack, options.context)
     try:
         with liveness.heard() if options.command in _LASTING else nullcontext():

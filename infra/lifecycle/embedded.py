@@ -17,6 +17,7 @@ from devcluster.layout import RUNTIMES, Cluster, ClusterError, Runtime, default_
 from devcluster.oci import Image, RegistryError
 from devcluster.toolchain import ToolchainError
 from images import embedded as images
+from infra import ROOT
 from infra.engine.binaries import needs_own_tools
 from infra.engine.errors import CommandError
 from infra.engine.own_tools import TOOLS
@@ -108,7 +109,7 @@ class EmbeddedCluster:
 def _say_of_others(command: str) -> None:
     for other in embedded.of_others():
         state, name = Path(other).parents[2], Path(other).name
-        remove = f"sudo env XDG_STATE_HOME={state} {sys.executable} -m devcluster --name {name} down"
+        remove = f"sudo env PYTHONPATH={ROOT} XDG_STATE_HOME={state} {sys.executable} -m devcluster --name {name} down"
         say(f"{command}: there is a cluster in {other}, of another user or HOME, or without its record; it goes with: {remove}")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from infra.analysis.explain.report import report
 from infra.analysis.explain.snapshot import SnapshotError
+from infra.engine.errors import CommandError
 from infra.lifecycle.target import target
 from infra.program.cluster import identity
 from infra.program.settings.section import SettingsError
@@ -21,12 +22,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--context", default="", help="default: the embedded cluster")
     parser.add_argument("--namespace", help="default: the stack's")
     parser.add_argument("--key-file", type=Path, help="the API key to try; default: the one that make up made")
-    options = parser.parse_args(arguments)
-    deployment = target(options.stack, options.context).deployment()
-    if deployment is None:
-        print("error: cluster: got none, want one that runs; run make up, or name yours: make explain CONTEXT=name", file=sys.stderr)
-        return 2
+    return look(parser.parse_args(arguments))
+
+
+def look(options: argparse.Namespace) -> int:
+    """Print the causes. Returns the exit status."""
     try:
+        deployment = target(options.stack, options.context).deployment()
+        if deployment is None:
+            print("error: cluster: got none, want one that runs; run make up, or name yours: make explain CONTEXT=name", file=sys.stderr)
+            return 2
         identity(deployment.context, deployment.kubeconfig)
         key_file = options.key_file or deployment.key_file
         key = key_file.read_text().strip() if options.key_file or key_file.exists() else None
@@ -34,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: --key-file: got {error.strerror} for {error.filename}, want a file with one key; name another", file=sys.stderr)
         return 2
-    except (SnapshotError, SettingsError) as error:
+    except (SnapshotError, SettingsError, CommandError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components.contract import ACTIVATOR, COMPONENTS, PART_OF, PROMETHEUS, SCAN_FILE, SCAN_RESULT, selector
+from infra import ROOT
 from infra.engine.errors import CommandError
 from infra.lifecycle.bring_up import say
 from infra.lifecycle.deployment import Deployment
@@ -74,7 +75,8 @@ def scan(target: Target, options: argparse.Namespace) -> None:
         raise CommandError("scan: got no pod, want a stack that is up; run make up CONTEXT=name")
     with tempfile.TemporaryDirectory(prefix="modelfleet-scan-") as work:
         summary = Path(work) / "summary.json"
-        failed = subprocess.run([sys.executable, "-m", "images.supply_chain", "--summary", str(summary), *images]).returncode
+        argv = [sys.executable, "-m", "images.supply_chain", "--summary", str(summary), *images]
+        failed = subprocess.run(argv, cwd=ROOT).returncode
         if summary.exists():
             keep(target, deployment, {"finished": round(time.time()), **json.loads(summary.read_text())})
     if failed:

@@ -92,12 +92,17 @@ def port_forward(deployment: Deployment, outputs: FleetOutputs) -> AbstractConte
     return forwarded(_kubectl(), deployment, outputs.namespace, outputs.service, outputs.port, outputs.scheme)
 
 
+def state_directory(context: str, stack: str) -> Path:
+    """Where a stack behind a context keeps its state, unless PULUMI_BACKEND_URL names another place."""
+    root = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "modelfleet" / "contexts"
+    return root / context.replace("/", "_") / stack
+
+
 def on_context(context: str, stack: str) -> Deployment:
     """The deployment behind a context of the kubeconfig. Its state is where PULUMI_BACKEND_URL says, or in the user's state directory."""
-    root = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "modelfleet" / "contexts"
     kubeconfig = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     builder = stack_config(stack).get("modelfleet:images", {}).get("builder", "prebuilt")
-    directory = root / context.replace("/", "_") / stack
+    directory = state_directory(context, stack)
     return Deployment(
         stack=stack, context=context, kubeconfig=kubeconfig, state_dir=directory, builder=builder, shared=bool(backend())
     )  # fmt: skip

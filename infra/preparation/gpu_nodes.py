@@ -15,7 +15,6 @@ from typing import get_args
 from pydantic import ValidationError
 
 from components import node_runtime
-from infra import ROOT
 from infra.program.settings import refusals
 from infra.program.settings.committed import stack_config
 from infra.program.settings.gpu import GpuSettings
@@ -29,10 +28,7 @@ class _GpuAlone(Section):
 
 
 def gpu_settings(stack: str) -> GpuSettings:
-    """The section `gpu` of a committed stack. Raises SettingsError when it is wrong or no node has a GPU."""
-    path = ROOT / f"Pulumi.{stack}.yaml"
-    if not path.exists():
-        raise SettingsError(f"--stack: got {refusals.shown(stack)}, want a stack with a file {path.name}; correct the name")
+    """The section `gpu` of a committed stack. Raises SettingsError when it is wrong, there is no such stack, or no node has a GPU."""
     section = {"gpu": stack_config(stack).get("modelfleet:gpu", {})}
     try:
         settings = _GpuAlone.model_validate(section).gpu

@@ -20,7 +20,7 @@ from pulumi import automation
 
 from components import RuntimeImages, RuntimeImagesArgs
 from components.images import CONTEXTS
-from infra import ROOT
+from infra import ROOT, WORK
 from infra.engine.cli import PulumiCli
 from infra.engine.errors import CliError, CommandError
 from infra.engine.operation import Program, Workspace, operate
@@ -85,7 +85,7 @@ def with_refs(text: str, refs: Mapping[str, str]) -> str:
     return after
 
 
-def main(given: Sequence[str] | None = None, root: Path = ROOT) -> int:
+def main(given: Sequence[str] | None = None, root: Path = WORK) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.preparation.images", description=__doc__)
     parser.add_argument("stack", help="name of a stack; its Pulumi.STACK.yaml is rewritten")
     file = root / f"Pulumi.{parser.parse_args(given).stack}.yaml"

@@ -77,9 +77,9 @@ OURS = {
         ("model_sync", set()),
         ("image_verifier", set()),
         ("components", set()),
-        ("devcluster", set()),
+        ("devcluster", {"modelfleet"}),
         ("images", {"devcluster", "image_verifier", "modelfleet"}),
-        ("modelfleet", {"model_sync"}),
+        ("modelfleet", {"model_sync", "infra"}),
         ("modelfleet_outputs", set()),
         ("examples", {"modelfleet_outputs"}),
         ("infra", {"components", "devcluster", "images", "modelfleet", "modelfleet_outputs", "model_sync"}),
@@ -88,6 +88,14 @@ OURS = {
 def test_packages_import_only_what_is_below_them(package: str, allowed: set[str]) -> None:
     for path in (ROOT / package).rglob("*.py"):
         assert imports(path) & OURS <= allowed | {package}, path
+
+
+def test_the_command_line_is_above_what_it_runs_and_the_rest_of_its_package_below() -> None:
+    """Everything may ask it where things are; its face alone knows the commands about a stack."""
+    assert sorted(path.name for path in (ROOT / "modelfleet").glob("*.py") if "infra" in imports(path)) == ["__main__.py", "commands.py"]
+    sources = {path: path.read_text() for package in ("devcluster", "infra") for path in (ROOT / package).rglob("*.py")}
+    asked = {name for text in sources.values() for name in re.findall(r"^\s*(?:from|import) (modelfleet(?:\.\w+)*)\b", text, re.MULTILINE)}
+    assert asked == {"modelfleet.place"}
 
 
 def test_only_one_module_knows_nvml() -> None:

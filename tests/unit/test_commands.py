@@ -33,6 +33,30 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("command", "context"), [("up", ""), ("up", "west"), ("check", "west")])
+def test_a_stack_without_a_file_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, context: str
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert lifecycle.main([command, "--stack", "nowhere", "--context", context]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: STACK: got 'nowhere', want one with a file Pulumi.<stack>.yaml in "), said
+    assert "(dev, prod there)" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["preview"], ["preview", "--context", "west"], ["up", "--context", "west"]])
+def test_an_archive_of_tools_is_taken_before_pulumi_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert lifecycle.main([*command, "--tools", "build/tools.tar.gz"]) == 1
+    want = "want FILE@sha256:HEX or https://ADDRESS@sha256:HEX; take the line that make tools printed"
+    assert capsys.readouterr().err == f"error: TOOLS: got build/tools.tar.gz, {want}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_embedded_cluster_is_not_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
     """It would be removed: whoever forgets the context must not lose a cluster for it."""
     assert lifecycle.main(["down", "--forget", "--yes"]) == 1

@@ -43,7 +43,7 @@ def test_a_wrong_section_is_refused_and_nothing_written(
 
 def test_an_unknown_stack_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_nodes.main(["--stack", "nowhere", "--runtime", "crio", "--into", "out"]) == 1
-    assert "--stack: got 'nowhere', want a stack with a file Pulumi.nowhere.yaml" in capsys.readouterr().err
+    assert "STACK: got 'nowhere', want one with a file Pulumi.<stack>.yaml in" in capsys.readouterr().err
 
 
 def test_toml_survives_a_round_trip() -> None:

@@ -66,7 +66,7 @@ def test_an_unusable_name_is_refused(name: str) -> None:
 def test_a_cluster_is_named_after_its_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also while nobody has a record yet, and where somebody's record is lost: two checkouts never mean the same cluster."""
     first = layout.default_name()
-    monkeypatch.setattr(layout, "ROOT", tmp_path / "second")
+    monkeypatch.setattr(layout, "WORK", tmp_path / "second")
     second = layout.default_name()
     assert first != second
     assert all(re.fullmatch("modelfleet-[0-9a-f]{6}", name) for name in (first, second))
