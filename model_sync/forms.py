@@ -53,7 +53,7 @@ class _Take:
         if len(names) == 1:
             (name,) = names
             facts = gguf.metadata(paths[name])
-            gguf.require_model(paths[name], facts)
+            gguf.require_model(found[name].source.url, facts)
             return gguf.manifest(self._taken[name], facts, self._intake.store)
         quantization = gguf.quantization(gguf.require_parts(paths))
         require_quantization(self._model, quantization)

@@ -36,13 +36,13 @@ def metadata(path: Path) -> dict[str, Any]:
     return header.read(path)
 
 
-def require_model(path: Path, facts: Mapping[str, Any]) -> None:
-    """Raises StoreError unless it is one language model in one file, with templates that a server may run."""
+def require_model(where: Path | str, facts: Mapping[str, Any]) -> None:
+    """Raises StoreError unless it is one language model in one file, with templates that a server may run. `where`: what is named."""
     parts = facts.get("split.count", 0)
     if isinstance(parts, int) and parts > 1:
         do = "name a source that lists all of them (docs/models.md), or join them with llama-gguf-split --merge"
-        raise StoreError(f"{path}: got one of {parts} parts, want a model in one file; {do}")
-    require_language_model(path, facts)
+        raise StoreError(f"{where}: got one of {parts} parts, want a model in one file; {do}")
+    require_language_model(where, facts)
 
 
 def require_parts(parts: Mapping[str, Path]) -> dict[str, Any]:
@@ -67,18 +67,18 @@ def parts_of(name: str) -> list[str]:
     return [f"{found[1]}-{number:05}-of-{found[3]}.gguf" for number in range(1, int(found[3]) + 1)]
 
 
-def require_language_model(path: Path, facts: Mapping[str, Any]) -> None:
+def require_language_model(where: Path | str, facts: Mapping[str, Any]) -> None:
     """Raises StoreError unless it is a language model, or the first part of one, with templates that a server may run."""
     kind = "mmproj" if facts.get("general.architecture") == "clip" else facts.get("general.type", "model")
     if kind != "model":
         name = {"mmproj": "a projector for images", "adapter": "an adapter"}.get(str(kind), f"a GGUF of type {str(kind)[:20]!r}")
-        raise StoreError(f"{path}: got {name}, want a language model; name that, or a registry's model that has both as layers")
+        raise StoreError(f"{where}: got {name}, want a language model; name that, or a registry's model that has both as layers")
     for key, template in facts.items():
         if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
             try:
                 templates.check(str(template))
             except StoreError as error:
-                raise StoreError(f"{path}: {error}") from None
+                raise StoreError(f"{where}: {error}") from None
 
 
 def quantization(facts: dict[str, Any]) -> str:

@@ -156,9 +156,8 @@ class Writer:
     def _from_file(self, model: Declared) -> dict[str, Any]:
         source = Source(model.source, access=self.intake.access)
         blob = self.intake.take(File("", source, model.digest), model.size)
-        path = self.intake.path(model.digest)
-        facts = gguf.metadata(path)
-        gguf.require_model(path, facts)
+        facts = gguf.metadata(self.intake.path(model.digest))
+        gguf.require_model(model.source, facts)
         return gguf.manifest(blob, facts, self.store)
 
     def _check(self, model: Declared, base: dict[str, Any]) -> None:
@@ -168,9 +167,8 @@ class Writer:
             raise StoreError(
                 f"{model.source}: got weights of {layer['size']} bytes, want at most size {model.size}; raise models.<name>.size"
             )
-        path = self.intake.path(layer["digest"])
-        facts = gguf.metadata(path)
-        gguf.require_model(path, facts)
+        facts = gguf.metadata(self.intake.path(layer["digest"]))
+        gguf.require_model(model.source, facts)
         require_quantization(model, gguf.quantization(facts))
         for each in base["layers"]:
             if each["mediaType"] == TEMPLATE_LAYER:

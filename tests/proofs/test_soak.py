@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.processes import descendants
+from bench.processes import all_ended, descendants
 from images import embedded
 from model_sync import gguf, tree
 from tests.proofs.records import Proof
@@ -222,7 +222,8 @@ def test_vllm(tmp_path: Path, clients: ThreadPoolExecutor, vllm_python: Path, fi
     engine = {"ENGINE": "vllm", "VLLM_PYTHON": str(vllm_python), "DTYPE": "bfloat16", "ENFORCE_EAGER": "1"}
     places = {"WEIGHTS_DIR": str(tmp_path / "weights"), "VLLM_CACHE_DIR": str(tmp_path / "cache")}
     process = {"VLLM_CPU_KVCACHE_SPACE": "1", "HOME": str(tmp_path)}
-    with ExitStack() as stack:
+    # vLLM's workers outlive a server that is killed.
+    with all_ended(), ExitStack() as stack:
         service = start_model_server(stack, tmp_path / "models", tmp_path, MODEL, "", process, **engine, **places, **SHAPE)
         service.wait_for("/ready", timeout_s=600)
         soak(Soaked(service.url, [service.process.pid], clients.submit), figures.setdefault("vllm", {}))

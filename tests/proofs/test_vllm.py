@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from bench.processes import all_ended
 from images import embedded
 from model_server import vllm
 from model_server.engines import Vllm
@@ -113,7 +114,8 @@ def engine(
 ) -> Iterator[conformance.Engine]:
     work = tmp_path_factory.mktemp("engine")
     tree.add("real:1", model, work / "models")
-    with ExitStack() as stack:
+    # vLLM's workers outlive a server that is killed.
+    with all_ended(), ExitStack() as stack:
         started = time.monotonic()
         process = {"VLLM_CPU_KVCACHE_SPACE": "1", "HOME": str(work)}
         service = start_model_server(stack, work / "models", work, "real:1", "", process, **settings(vllm_python, work))

@@ -235,6 +235,16 @@ def test_a_split_model_that_is_not_whole_is_refused(writer: Writer, tmp_path: Pa
     assert says in str(problem)
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_s07_one_part_of_a_split_model_is_refused_by_its_source(writer: Writer, tmp_path: Path, number: int) -> None:
+    part = tiny_gguf.make_split(tmp_path / "part", "a model in parts")[number]
+    model = replace(SPLIT, source=f"file://{part}", digest=store.sha256(part), replicas=0)
+    (problem,) = writer.publish(0, [model])
+    assert str(problem).startswith(f"models.split:1: file://{part}: got one of 2 parts, want a model in one file; name a source that lists")
+    assert str(problem).endswith("or join them with llama-gguf-split --merge")
+    assert (catalog.read(writer.store) or catalog.Catalog()).models == ()
+
+
 def test_one_gguf_of_an_artifact_is_a_model_that_the_fleet_takes(writer: Writer, tmp_path: Path) -> None:
     content = tiny_gguf.make(tmp_path / "m.gguf", "one file").read_bytes()
     model = replace(SPLIT, replicas=0)
