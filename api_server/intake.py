@@ -63,21 +63,26 @@ class Claim:
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._bytes = 0
+        self.held = 0
+        """Bytes."""
 
     def grow(self, need: int) -> None:
         """Have so many bytes. Raises ApiError: 413 when they can never be had, 429 when others have them now."""
         if need > self._budget.whole:
             raise errors.too_large(f"a body that takes more than {self._budget.whole} bytes of memory")
-        more = max(0, need - self._bytes)
-        if self._budget.used + more > self._budget.whole:
+        if not self.fits(need):
             raise errors.no_memory(_RETRY_S)
+        more = max(0, need - self.held)
         self._budget.used += more
-        self._bytes += more
+        self.held += more
+
+    def fits(self, need: int) -> bool:
+        """Whether so many bytes can be had now."""
+        return self._budget.used + max(0, need - self.held) <= self._budget.whole
 
     def free(self) -> None:
-        self._budget.used -= self._bytes
-        self._bytes = 0
+        self._budget.used -= self.held
+        self.held = 0
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +112,7 @@ class Intake:
         if length > self._max_bytes:
             raise errors.too_large(f"{length} bytes, want at most {self._max_bytes}")
         claim.grow(_NARROW * length)
-        values, chunks, received, a_byte = Values(self._max_values), [], 0, _NARROW
+        values, chunks, received, a_byte, last = Values(self._max_values), [], 0, _NARROW, b""
         started = time.monotonic()
         while chunk := await self._next(request, started + 2 * self._pause_s + received / _SLOWEST - time.monotonic()):
             received += len(chunk)
@@ -115,10 +120,14 @@ class Intake:
                 raise errors.too_large(f"more than {self._max_bytes} bytes")
             if not values.add(chunk):
                 raise errors.too_large(f"more than {self._max_values} JSON values")
-            if a_byte == _NARROW and (not chunk.isascii() or b"\\u" in chunk or chunk.endswith(b"\\")):
+            if a_byte == _NARROW and (not chunk.isascii() or b"\\u" in chunk or last + chunk[:1] == b"\\u"):
                 a_byte = _WIDE
+            if not claim.fits(a_byte * received + _VALUE * values.count) and claim.fits(a_byte * received):
+                # Code has more marks in its strings than its body has values.
+                await self.beside(received, values.settle)
             claim.grow(a_byte * received + _VALUE * values.count)
             chunks.append(chunk)
+            last = chunk[-1:]
         return b"".join(chunks)
 
     async def _next(self, request: web.Request, left_s: float) -> bytes:

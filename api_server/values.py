@@ -9,7 +9,7 @@ _TEXT = re.compile(rb"(?:[^\"\\]++|\\.)*+", re.DOTALL)
 
 
 class Values:
-    """At most `most` values. `count` is an upper bound: marks within strings count too, until they would make too many."""
+    """At most `most` values. `count` is an upper bound: marks within strings count too, until it is settled."""
 
     def __init__(self, most: int) -> None:
         self.count = 1
@@ -26,14 +26,18 @@ class Values:
         if self._pieces is not None:
             self._pieces.append(piece)
             self.count += _marks(piece)
-            if self.count <= self._most:
-                return True
-            pieces, self._pieces, self.count = self._pieces, None, 1
-            for each in pieces:
-                self._outside(each)
+            if self.count > self._most:
+                self.settle()
         else:
             self._outside(piece)
         return self.count <= self._most
+
+    def settle(self) -> None:
+        """Count no marks within strings any more, nor those that came."""
+        if self._pieces is not None:
+            pieces, self._pieces, self.count = self._pieces, None, 1
+            for each in pieces:
+                self._outside(each)
 
     def _outside(self, piece: bytes) -> None:
         """Count the marks outside of strings."""

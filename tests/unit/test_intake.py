@@ -1,11 +1,13 @@
 """Bodies of requests: how their values are counted, and what they may take."""
 
 import asyncio
+import itertools
 import json
 import threading
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,3 +96,41 @@ def test_deep_documents_are_refused(text: str) -> None:
 
 def test_half_a_character_becomes_the_sign_for_it() -> None:
     assert document(rb'{"a": ["\ud83d", "\ud83d\ude00"], "\ude00": 1}') == {"a": ["\ufffd", "\N{GRINNING FACE}"], "\ufffd": 1}
+
+
+class Arriving:
+    """A request whose body comes in these pieces."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+        self.content, self.content_length = self, sum(map(len, pieces))
+
+    def read_nowait(self) -> bytes:
+        return self._pieces.pop(0) if self._pieces else b""
+
+    def at_eof(self) -> bool:
+        return not self._pieces
+
+
+def taken(body: bytes, cuts: list[int], budget: Budget | None = None) -> int:
+    """Bytes of memory that the body claims, when it comes cut there."""
+    intake = Intake(budget or Budget(2**40), 2**25, 10**6, 30)
+    pieces = [body[start:end] for start, end in itertools.pairwise([0, *cuts, len(body)])]
+    with intake.claim() as claim:
+        assert asyncio.run(intake.read(cast("web.Request", Arriving(pieces)), claim)) == body
+        return claim.held
+
+
+def test_what_a_body_claims_does_not_hang_on_where_it_is_cut() -> None:
+    for body in (rb'{"a": "one\ntwo \\ three"}', rb'{"a": "caf\u00e9"}', '{"a": "café"}'.encode()):
+        assert len({taken(body, [cut]) for cut in range(1, len(body))}) == 1
+    long = b"b" * 10_000
+    assert taken(b'{"a": "%b\\n"}' % long, []) * 2 < taken(b'{"a": "%b\\u000a"}' % long, [])
+
+
+@pytest.mark.parametrize("a_character", ["e", "é"])
+def test_code_takes_no_more_than_its_values_where_that_decides(a_character: str) -> None:
+    body = json.dumps({"a": a_character + "{[,:" * 100_000}, ensure_ascii=False).encode()
+    budget = Budget(resident() + 40 * 2**20)
+    loosely = taken(body, [1000, 300_000])
+    assert taken(body, [1000, 300_000], budget) <= budget.whole < loosely
