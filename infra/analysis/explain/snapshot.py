@@ -16,7 +16,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 from kubernetes.stream import portforward
 
-from components.contract import API_SERVER, OLLAMA, PORTS
+from components.contract import API_METRICS_PORT, API_SERVER, OLLAMA, PORTS
 from components.ollama_agent import AGENT
 from infra.program.cluster import connect
 
@@ -48,6 +48,9 @@ _NAMES_ONLY = {"Secret", "ConfigMap"}
 """Kinds that are read as metadata alone: their contents never leave the cluster."""
 _TIMEOUT_S = 10
 _LOG_LINES = 20
+_MOST_BYTES = 16 * 2**20
+"""Of one answer: metrics of thousands of servers and keys take a tenth."""
+_NOT_THROUGH = (OSError, http.client.HTTPException, ApiException)
 _NODES_AT_ONCE = 16
 """Whose logs are asked for: one that is lost takes the whole time limit."""
 
@@ -71,10 +74,15 @@ class Snapshot:
     """Cluster-wide kind to the reason why it could not be read."""
     answer: int | None = None
     """HTTP status of the API server for the key that was tried; 0 when no answer came, None when nothing was tried."""
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    """Ready pod of the API server to its metrics, read when a key was tried."""
 
 
 def collect(context: str, kubeconfig: str | None, namespace: str, key: str | None) -> Snapshot:
-    """Read `namespace` behind `context`; with `key`, also ask a ready API server pod for its models. Raises SnapshotError."""
+    """Read `namespace` behind `context`; with `key`, also ask a ready API server pod for its models, and each for its metrics.
+
+    Raises SnapshotError.
+    """
     try:
         return _collect(connect(context, kubeconfig), namespace, key)
     except ApiException as error:
@@ -107,7 +115,8 @@ def _collect(client: ApiClient, namespace: str, key: str | None) -> Snapshot:
         objects=objects,
         logs=_logs(client, namespace, objects),
         unreadable=unreadable,
-        answer=_ask(client, namespace, objects["Pod"], key) if key is not None else None,
+        answer=_ask(client, namespace, _ready(objects["Pod"]), key) if key is not None else None,
+        metrics=_metrics(client, namespace, _ready(objects["Pod"])) if key is not None else {},
     )
 
 
@@ -173,27 +182,47 @@ def _log(client: ApiClient, namespace: str, pod: str, container: str, *, previou
         return ""
 
 
-def _ask(client: ApiClient, namespace: str, pods: list[Object], key: str) -> int | None:
-    """Status of GET /v1/models on one ready pod, through the cluster's own API: works wherever kubectl does."""
-    ready = [
+def _ready(pods: list[Object]) -> list[str]:
+    """Names of the API server's pods that are ready."""
+    return [
         pod["metadata"]["name"]
         for pod in pods
         if pod["metadata"].get("labels", {}).get("app.kubernetes.io/name") == API_SERVER
         and any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", []))
     ]
+
+
+def _ask(client: ApiClient, namespace: str, ready: list[str], key: str) -> int | None:
+    """Status of GET /v1/models on one ready pod."""
     if not ready:
         return None
-    port = PORTS[API_SERVER]
-    api = kubernetes.client.CoreV1Api(client)
     try:
-        forward = portforward(api.connect_get_namespaced_pod_portforward, ready[0], namespace, ports=str(port))
-        connection = http.client.HTTPConnection("127.0.0.1", timeout=_TIMEOUT_S)
-        connection.sock = forward.socket(port)
-        try:
-            connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
-            return connection.getresponse().status
-        finally:
-            connection.close()
-            forward.close()
-    except (OSError, http.client.HTTPException, ApiException):
+        return _through(client, namespace, ready[0], PORTS[API_SERVER], "/v1/models", {"Authorization": f"Bearer {key}"})[0]
+    except _NOT_THROUGH:
         return 0
+
+
+def _metrics(client: ApiClient, namespace: str, ready: list[str]) -> dict[str, str]:
+    """Of each ready pod, what it says of itself; nothing of one that does not."""
+    found: dict[str, str] = {}
+    for pod in ready:
+        with contextlib.suppress(*_NOT_THROUGH):
+            status, body = _through(client, namespace, pod, API_METRICS_PORT, "/metrics", {})
+            if status == 200:
+                found[pod] = body.decode(errors="replace")
+    return found
+
+
+def _through(client: ApiClient, namespace: str, pod: str, port: int, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    """Status and body of a GET, through the cluster's own API: works wherever kubectl does. Raises one of _NOT_THROUGH."""
+    api = kubernetes.client.CoreV1Api(client)
+    forward = portforward(api.connect_get_namespaced_pod_portforward, pod, namespace, ports=str(port))
+    connection = http.client.HTTPConnection("127.0.0.1", timeout=_TIMEOUT_S)
+    connection.sock = forward.socket(port)
+    try:
+        connection.request("GET", path, headers=dict(headers))
+        response = connection.getresponse()
+        return response.status, response.read(_MOST_BYTES)
+    finally:
+        connection.close()
+        forward.close()
