@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.processes import started
-from components.contract import API_SERVER, OLLAMA
+from components.contract import API_SERVER, OLLAMA, PORTS
 from devcluster import cluster as embedded
 from devcluster import toolchain
 from devcluster.layout import Cluster, load
@@ -52,6 +52,7 @@ def made_up(work: Path) -> Iterator["Nodes"]:
     # As those of tests: who is killed leaves it to the next run of them.
     name = f"test-{os.getpid()}"
     gguf = tiny_gguf.make(work / "tiny.gguf", "Hello.")
+    # A cluster should not have to wait out its build.
     toolchain.ensure(["kwok"])
     with ExitStack() as stack:
         stack.callback(_remove, name)
@@ -108,7 +109,7 @@ class Nodes:
                 "preview": measured("preview", self.cluster.name),
                 "explain": measured("explain", self.cluster.name),
             }
-        self._await_lost(len([number for number in range(count) if _is_lost(number)]))
+        self._await_lost(sum(map(_is_lost, range(count))))
         return found | {"explain_with_lost_nodes": measured("explain", self.cluster.name, findings=True)}
 
     def _apply(self, objects: Sequence[Mapping[str, Any]]) -> None:
@@ -138,7 +139,7 @@ class Nodes:
             "found = []\n"
             f"for _ in range({_LOOKUPS}):\n"
             "    began = time.perf_counter()\n"
-            f"    names = {{each[4][0] for each in socket.getaddrinfo('{OLLAMA}', 11434, socket.AF_INET, socket.SOCK_STREAM)}}\n"
+            f"    names = {{each[4][0] for each in socket.getaddrinfo('{OLLAMA}', {PORTS[OLLAMA]}, socket.AF_INET, socket.SOCK_STREAM)}}\n"
             "    found.append((time.perf_counter() - began, len(names)))\n"
             "print(json.dumps(found))"
         )

@@ -5,8 +5,6 @@ Ends with 0 when everything is ready, 1 with findings, 2 without a cluster.
 
 import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 from infra.analysis.explain.report import report
 from infra.analysis.explain.snapshot import SnapshotError
@@ -14,15 +12,6 @@ from infra.engine.errors import CommandError
 from infra.lifecycle.target import target
 from infra.program.cluster import identity
 from infra.program.settings.section import SettingsError
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m infra.lifecycle.explain", description=__doc__)
-    parser.add_argument("--stack", default="dev")
-    parser.add_argument("--context", default="", help="default: the embedded cluster")
-    parser.add_argument("--namespace", help="default: the stack's")
-    parser.add_argument("--key-file", type=Path, help="the API key to try; default: the one that make up made")
-    return look(parser.parse_args(arguments))
 
 
 def look(options: argparse.Namespace) -> int:
@@ -42,7 +31,3 @@ def look(options: argparse.Namespace) -> int:
     except (SnapshotError, SettingsError, CommandError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

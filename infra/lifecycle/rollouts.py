@@ -74,8 +74,9 @@ def _unfinished(client: Any, api: AppsV1Api, namespace: str, before: list[str]) 
             return []
         if error.status not in _PASSING:
             raise
-        return before or [_UNKNOWN]
     except HTTPError:
-        # As while an API server starts anew.
-        return before or [_UNKNOWN]
-    return unfinished(client.sanitize_for_serialization(listed)["items"])
+        pass
+    else:
+        return unfinished(client.sanitize_for_serialization(listed)["items"])
+    # As while an API server starts anew.
+    return before or [_UNKNOWN]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,6 +13,7 @@ from devcluster.layout import Cluster, load, recorded
 from devcluster.oci import Image
 from infra.lifecycle import embedded as lifecycle
 from infra.lifecycle.deployment import Deployment
+from infra.lifecycle.target import Target
 from infra.program.settings.committed import stack_config
 from modelfleet_outputs import FleetOutputs
 from tests import tiny_gguf
@@ -25,6 +26,19 @@ SERVER_ID = "tiny-server"
 ALIAS = "coder"
 """Another name of MODEL."""
 SCRIPT = "Hello from the tiny model."
+
+
+@dataclass
+class _Here:
+    """As much of a Target as those commands ask for."""
+
+    stack: "Stack"
+
+    def deployment(self) -> Deployment:
+        return self.stack.deployment
+
+    def kubectl(self) -> str:
+        return str(self.stack.kube.kubectl)
 
 
 @dataclass
@@ -49,6 +63,11 @@ class Stack:
     @property
     def key(self) -> str:
         return self.deployment.key_file.read_text()
+
+    @property
+    def target(self) -> Target:
+        """The cluster, as commands have it that look at a stack."""
+        return cast("Target", _Here(self))
 
     def wait_for_ends(self) -> None:
         """Until the pods of before are gone: nodes may lead a new connection to one that is about to end."""

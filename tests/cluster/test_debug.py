@@ -3,31 +3,16 @@
 import argparse
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from infra.lifecycle import looking
-from infra.lifecycle.deployment import Deployment
-from infra.lifecycle.target import Target
 from tests.cluster.conftest import Stack
 from tests.cluster.kube import eventually
 
 pytestmark = pytest.mark.cluster
 LOOK = "id -u; tr '\\0' ' ' < /proc/1/cmdline; grep CapEff /proc/self/status\n"
-
-
-class Here:
-    """The cluster of the tests, as a command's target."""
-
-    def __init__(self, stack: Stack) -> None:
-        self._stack = stack
-
-    def deployment(self) -> Deployment:
-        return self._stack.deployment
-
-    def kubectl(self) -> str:
-        return str(self._stack.kube.kubectl)
 
 
 def pod(stack: Stack) -> dict[str, Any]:
@@ -53,7 +38,7 @@ def test_a_debug_container_sees_the_processes_of_the_pod_and_may_do_no_more(stac
     os.dup2(reads, 0)
     try:
         with ThreadPoolExecutor(1) as pool:
-            looked = pool.submit(looking.debug, cast("Target", Here(stack)), options)
+            looked = pool.submit(looking.debug, stack.target, options)
             eventually(lambda: running(stack, before["metadata"]["name"]), bool, 60, "the debug container runs")
             os.write(types, LOOK.encode())
             heard: list[str] = []

@@ -163,7 +163,7 @@ def test_a_component_that_is_gone_is_named_and_not_what_needs_it(stack: Stack) -
 
 def test_the_command_prints_sentences_and_says_by_its_exit_status_whether_all_is_well(stack: Stack, faults: dict[str, Fault]) -> None:
     def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "infra.lifecycle.explain", "--context", stack.deployment.context, *arguments]
+        command = [sys.executable, "-m", "infra.lifecycle", "explain", "--context", stack.deployment.context, *arguments]
         environment = os.environ | {"KUBECONFIG": stack.deployment.kubeconfig}
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 

@@ -8,7 +8,7 @@ import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
@@ -20,7 +20,6 @@ from components.prometheus import SCRAPE_S
 from infra.lifecycle import embedded as lifecycle
 from infra.lifecycle import looking, usage
 from infra.lifecycle.deployment import Deployment
-from infra.lifecycle.target import Target
 from tests.cluster.conftest import MODEL, SERVER_ID, Stack
 from tests.cluster.kube import Kube, eventually
 from tests.cluster.test_ownership import account
@@ -72,16 +71,6 @@ def test_kubelets_have_what_panels_ask_of_them(stack: Stack) -> None:
     eventually(missing, lambda names: not names, 60, "metrics of containers that panels show")
 
 
-class Here:
-    """The cluster of the tests, as a command's target."""
-
-    def __init__(self, stack: Stack) -> None:
-        self._stack = stack
-
-    def kubectl(self) -> str:
-        return str(self._stack.kube.kubectl)
-
-
 def test_the_result_of_a_scan_reaches_prometheus(stack: Stack, tmp_path: Path) -> None:
     """From an account that may do no more, by the file that the kubelet brings, without a new pod."""
     namespace, finished = stack.outputs.namespace, round(datetime.now(UTC).timestamp())
@@ -90,7 +79,7 @@ def test_the_result_of_a_scan_reaches_prometheus(stack: Stack, tmp_path: Path) -
     with account(stack, "scanner", tmp_path) as kubeconfig:
         assert Kube(stack.kube.kubectl, Path(kubeconfig)).get("pods", "-n", namespace)["items"]
         for _ in range(2):
-            looking.keep(cast("Target", Here(stack)), dataclasses.replace(stack.deployment, kubeconfig=kubeconfig), result)
+            looking.keep(stack.target, dataclasses.replace(stack.deployment, kubeconfig=kubeconfig), result)
     try:
         stack.kube.touch(namespace, METRICS_EXPORTER)
         query = 'query?query=image_scan_vulnerabilities{severity="high"}'

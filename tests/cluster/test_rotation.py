@@ -18,8 +18,6 @@ from devcluster import oci
 from images.embedded import runtime_config
 from infra.lifecycle import keys
 from infra.lifecycle.bring_up import bring_up
-from infra.lifecycle.deployment import Deployment
-from infra.lifecycle.target import Target
 from tests.cluster.conftest import MODEL, SERVER_ID, Stack
 from tests.cluster.kube import eventually
 from tests.cluster.test_changes_in_place import TOUCHED_S, status
@@ -29,16 +27,6 @@ from tests.service.private_registry import LATER_PASSWORD, PASSWORD, USER, Priva
 
 pytestmark = pytest.mark.cluster
 EXPORTER = "metrics-exporter"
-
-
-class Here:
-    """The cluster of the tests, as a command's target."""
-
-    def __init__(self, stack: Stack) -> None:
-        self._stack = stack
-
-    def deployment(self) -> Deployment:
-        return self._stack.deployment
 
 
 class Agent:
@@ -97,7 +85,7 @@ def secret(stack: Stack) -> str:
 def test_the_password_of_the_cache_server_is_changed_under_load(stack: Stack) -> None:
     before = secret(stack)
     with Agent(stack, stack.key) as agent:
-        keys.rotate_cache_password(cast("Target", Here(stack)), argparse.Namespace(command="cache-password"))
+        keys.rotate_cache_password(stack.target, argparse.Namespace(command="cache-password"))
         found = eventually(lambda: kept(stack), lambda said: said[-1] == "hit", 120, "an answer is kept again")
     assert found[-1] == "hit"
     assert agent.statuses() == {200}

@@ -29,7 +29,7 @@ RUN: dict[str, tuple[str, Sequence[str]]] = {
     r"make up CONTEXT=my-cluster STACK=prod": ("tests/proofs/test_plain_pulumi.py", ["make -s up CONTEXT="]),
     r"make check CONTEXT=my-cluster STACK=prod": ("tests/cluster/test_cluster_check.py", ["cluster_check.check("]),
     r"make preview": ("tests/golden/test_preview.py", ['"infra.analysis.preview"']),
-    rf"make explain{_CLUSTER}": ("tests/cluster/test_explain.py", ['"infra.lifecycle.explain", "--context"']),
+    rf"make explain{_CLUSTER}": ("tests/cluster/test_explain.py", ['"infra.lifecycle", "explain", "--context"']),
     rf"make key NAME=[\w-]+( REVOKE=1)?{_CLUSTER}": (
         "tests/cluster/test_changes_in_place.py",
         ['keys.change(stack.deployment, "alice", revoke=False)', 'keys.change(stack.deployment, "alice", revoke=True)'],

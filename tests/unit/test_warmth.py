@@ -29,12 +29,12 @@ def test_a_low_share_is_said_with_what_took_most_of_it(reason: str) -> None:
     texts = [said(reusable_tokens=reusable, cached_tokens=cached), said(reusable_tokens={reason: 270_000}, cached_tokens={reason: 0})]
     (line,) = notes(texts)
     cause, do = warmth._CAUSES[reason]
-    assert line == (f"models.a: got 66% of 800000 tokens that a server had read answered from its memory, want 90% or more: {cause}; {do}")
+    assert line == (f"models.a: got 66% of 800000 tokens from the memory of servers that had read them ({cause}), want 90% or more; {do}")
 
 
 def test_servers_that_do_not_say_what_they_used_are_judged_by_their_turns() -> None:
     (line,) = notes([said(turns={"bound": 60, "paused": 30, "lost": 10, "new": 1000})])
-    assert line.startswith("models.a: got 60% of 100 turns on the server of their conversation")
+    assert line.startswith("models.a: got 60% of 100 turns on the server that holds their conversation")
     assert warmth._CAUSES["paused"][1] in line
 
 
@@ -52,3 +52,17 @@ def test_servers_that_do_not_say_what_they_used_are_judged_by_their_turns() -> N
 )
 def test_nothing_is_said_of_what_is_well_or_says_nothing(text: str) -> None:
     assert notes([text]) == []
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        "<html>no metrics</html>",
+        'api_server_turns_total{model="a"',
+        '# TYPE api_server_turns_total counter\napi_server_turns_total{model="a"} 500\n',
+    ],
+    ids=["another program", "cut off", "other labels"],
+)
+def test_what_is_no_text_of_an_api_server_hides_nothing_of_the_others(strange: str) -> None:
+    low = said(turns={"bound": 60, "paused": 40})
+    assert notes([strange, low]) == notes([low]) != []

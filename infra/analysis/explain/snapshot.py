@@ -109,14 +109,15 @@ def _collect(client: ApiClient, namespace: str, key: str | None) -> Snapshot:
             objects[kind] = _list(client, path)
         except ApiException as error:
             unreadable[kind] = f"{error.status} {error.reason}"
+    gateways = _ready(objects["Pod"]) if key is not None else []
     return Snapshot(
         namespace=namespace,
         taken=datetime.now(UTC).isoformat(timespec="seconds"),
         objects=objects,
         logs=_logs(client, namespace, objects),
         unreadable=unreadable,
-        answer=_ask(client, namespace, _ready(objects["Pod"]), key) if key is not None else None,
-        metrics=_metrics(client, namespace, _ready(objects["Pod"])) if key is not None else {},
+        answer=_ask(client, namespace, gateways, key) if key is not None else None,
+        metrics=_metrics(client, namespace, gateways),
     )
 
 

@@ -3,6 +3,7 @@
 It is no fault, and nothing waits for it: `make explain` says it in a note, beside its findings.
 """
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
@@ -29,26 +30,34 @@ _READ = {
 
 
 def notes(metrics: Iterable[str]) -> list[str]:
-    """A line for each model whose share is low, from what API servers say at /metrics; their sums count."""
+    """A line for each model whose share is low. `metrics`: what each API server says at /metrics; any other text is left out."""
     sums: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: {name: Counter() for name in _READ.values()})
     for text in metrics:
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples if family.name in _READ else ():
-                if sample.name.endswith("_total"):
-                    sums[sample.labels["model"]][_READ[family.name]][sample.labels["reason"]] += int(sample.value)
+        # Another program may have the port, and an older API server other labels.
+        with contextlib.suppress(ValueError, KeyError):
+            for name, model, reason, value in list(_counted(text)):
+                sums[model][name][reason] += value
     return [line for model, of in sorted(sums.items()) for line in _note(model, of["turns"], of["reusable"], of["cached"])]
+
+
+def _counted(text: str) -> Iterator[tuple[str, str, str, int]]:
+    """Counter, model, reason and value. Raises ValueError and KeyError."""
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples if family.name in _READ else ():
+            if sample.name.endswith("_total"):
+                yield _READ[family.name], sample.labels["model"], sample.labels["reason"], int(sample.value)
 
 
 def _note(model: str, turns: Counter[str], reusable: Counter[str], cached: Counter[str]) -> Iterator[str]:
     if (known := reusable.total()) >= _FEWEST_TOKENS:
         share, anew = cached.total() / known, reusable - cached
-        what = f"of {known} tokens that a server had read"
+        what = f"of {known} tokens from the memory of servers that had read them"
     elif (known := turns["bound"] + sum(turns[each] for each in _MOVED)) >= _FEWEST_TURNS:
         # Of Ollama's servers, which do not say what they used.
         share, anew = turns["bound"] / known, Counter({each: turns[each] for each in _MOVED})
-        what = f"of {known} turns on the server of their conversation"
+        what = f"of {known} turns on the server that holds their conversation"
     else:
         return
     if share < WARM:
         cause, do = _CAUSES[max(anew, key=lambda reason: anew[reason])]
-        yield f"models.{model}: got {share:.0%} {what} answered from its memory, want {WARM:.0%} or more: {cause}; {do}"
+        yield f"models.{model}: got {share:.0%} {what} ({cause}), want {WARM:.0%} or more; {do}"
