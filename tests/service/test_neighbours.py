@@ -64,7 +64,9 @@ class TestHeldRequests:
             found = asking.all()
             assert {response.status_code for response in found.values()} == {200}
             assert len(found) == 9
-            assert [word(request) for request in server.seen] == [*words, "late"], "nobody overtakes"
+            order = [[*words, "late"].index(word(request)) for request in server.seen]
+            # Two begin at a time, and of these either connection may be the first to be read.
+            assert all(came <= place + 1 for place, came in enumerate(order)), f"nobody overtakes, and they came as {order}"
             assert server.most_at_once == 2
             assert waiting(api) == 0
 
