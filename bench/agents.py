@@ -42,8 +42,8 @@ from tests import tiny_gguf
 from tests.service import names
 from tests.service.processes import ROOT, free_port
 
-SERVERS, SLOTS, CACHE_MIB, CONTEXT = 4, 2, 24, 16_384
-LAYERS, FEED_FORWARD = 8, 2048
+SERVERS, SLOTS, CACHE_MIB, CONTEXT = 4, 2, 6, 16_384
+LAYERS, FEED_FORWARD = 2, 2048
 """Of the model: what a token costs."""
 PROMPT, GROWTH, TURNS, ANSWER, TOOLS_S = 4000, 300, 10, 16, 1.0
 """Tokens that a conversation begins with, tokens that each turn adds, turns, tokens of an answer, and mean seconds between two turns."""
@@ -68,7 +68,7 @@ class Sizes:
     measured_s: float
 
 
-FULL = Sizes((8, 24, 96), 20, 40)
+FULL = Sizes((8, 24, 96), 25, 50)
 SMALL = Sizes((4,), 2, 6)
 
 
