@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from api_server.binding import Binding
+from api_server.pauses import Pauses
 from api_server.peers import Talk, Told
 from api_server.room import Room
 from api_server.sessions import Turn
@@ -14,8 +15,6 @@ LEASE_S = 1800.0
 """After so long without a turn, a conversation counts as ended. Agents wait minutes for tools and people; NVIDIA's Dynamo keeps as long."""
 MOST = 65_536
 """Conversations that are known: about 35 MiB (bench/results/picking.json). Beyond it, the one that was silent for longest is forgotten."""
-PAUSE_S = 60.0
-"""A conversation without a turn for so long makes room for one that waits. Most tools of agents end sooner (bench/simulator.py)."""
 SLICE_S = 120.0
 """Who has waited for room for so long gets it before all others, from conversations that have had theirs for so long."""
 SMALL = 8192
@@ -51,6 +50,7 @@ class Bindings:
         self.owned: dict[bytes, int] = {}
         """Bytes of prompt that servers hold for each owner."""
         self._bytes, self._tokens = _BYTES_PER_TOKEN * _WEIGHT, float(_WEIGHT)
+        self.pauses = Pauses()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -68,6 +68,12 @@ class Bindings:
                 return found
         return None
 
+    def came(self, turn: Turn) -> None:
+        """A turn is here, from outside: the pause of its conversation has ended."""
+        if (found := self.find(turn)) is not None and found.paused is not None:
+            self.pauses.add(self._clock() - found.paused)
+            found.paused = None
+
     def meet(self, turn: Turn) -> Binding | None:
         """The same, of a turn that waits: a conversation that is not known begins now. None when the turn is no part of one."""
         found, now = self.find(turn), self._clock()
@@ -75,7 +81,7 @@ class Bindings:
             found = self._add(Binding("", 0, now, now, now, turn.owner, turn.own))
         if found is not None and not found.host:
             # Clients that are told to come again do so sooner.
-            found.since = now if found.seen < now - 2 * PAUSE_S else found.since
+            found.since = now if found.seen < now - SLICE_S else found.since
             found.seen = now
             self._known.move_to_end(found.name)
         return found
@@ -131,7 +137,7 @@ class Bindings:
         for binding in self._on.get(host, ()):
             if binding.at_work or binding is known:
                 continue
-            if binding.seen > now - PAUSE_S and not (overdue and binding.since <= now - SLICE_S):
+            if binding.seen > now - self.pauses.usual_s and not (overdue and binding.since <= now - SLICE_S):
                 break
             count, size = count - 1, size - binding.size
             if room.fits(count, size):
@@ -141,7 +147,7 @@ class Bindings:
     def needing(self, hosts: Iterable[str]) -> tuple[int, int]:
         """How many conversations have memory of these servers that nobody else may have now, and their bytes: what is at work or was just
         now, and what the servers have still to read."""
-        oldest, count, size = self._clock() - PAUSE_S, 0, 0
+        oldest, count, size = self._clock() - self.pauses.usual_s, 0, 0
         for host in hosts:
             silent = [binding.size for binding in self._on.get(host, ()) if not binding.at_work and binding.seen <= oldest]
             taken = self._taken(host)
@@ -167,6 +173,7 @@ class Bindings:
         if binding is None:
             return
         binding.at_work += turns
+        binding.paused = self._clock() if turns and not binding.at_work else None
         (self._working.add if binding.at_work else self._working.discard)(binding)
         if self._known.get(binding.name) is binding:
             binding.seen = self._clock()
@@ -186,6 +193,7 @@ class Bindings:
             if (binding := self.bind(turn, told.host, known, room)) is not None:
                 binding.tokens = told.tokens
                 binding.seen -= age_s
+                binding.paused = None
                 binding.since = min(binding.since, binding.seen)
         for name in talk.at_work:
             self.works(self._known.get(name), 0)

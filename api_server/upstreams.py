@@ -80,6 +80,8 @@ class Upstream(Servers):
     def take(self, wanted: Wanted, *, sure: bool = False) -> Place | None:
         """A place at once, if there is one; release it. Nobody overtakes a request that waits for the same place. `sure`: at no server that
         took no connection last time."""
+        if not wanted.tried:
+            self.conversations[wanted.model].came(wanted.turn)
         # With lines, whoever waits for a place has turned down every one that is free.
         if not wanted.tried and not self.lines and self.awaits(wanted.model):
             return None

@@ -82,6 +82,8 @@ class Found:
     failed: Counter[str] = field(default_factory=Counter)
     first_s: list[float] = field(default_factory=list)
     """From the first try of a turn to the first event of its answer."""
+    reusable: int = 0
+    """Tokens of prompts that a server had read for the turn before or, of a new conversation, for any: what all have."""
 
 
 class Agent:
@@ -99,14 +101,17 @@ class Agent:
     async def _conversation(self, name: str, turns: int = TURNS) -> None:
         system = {"role": "system", "content": self._text(SHARED) + name + self._text(PROMPT - SHARED)}
         messages = [system, {"role": "user", "content": "Mend it."}]
+        known = SHARED
         for turn in range(turns):
             said = await self._turn(name, messages)
+            self.found.reusable += known
+            known = PROMPT + sum(len(each["content"].encode()) if each["role"] == "user" else ANSWER for each in messages[1:]) + ANSWER
             messages += [{"role": "assistant", "content": said}, {"role": "user", "content": self._text(GROWTH)}]
             await asyncio.sleep(self._numbers.expovariate(1 / TOOLS_S))
             if turn == HELP_AFTER:
                 await self._conversation(f"{name}-helper", HELP_TURNS)
             if turn == SUMMARY_AFTER:
-                messages = [system, {"role": "user", "content": self._text(SUMMARY)}]
+                messages, known = [system, {"role": "user", "content": self._text(SUMMARY)}], PROMPT
 
     @staticmethod
     def _text(tokens: int) -> str:
@@ -189,7 +194,8 @@ def summary(found: Found, tokens: Sequence[Tokens], sizes: Sizes) -> dict[str, A
     firsts = found.first_s or [float("nan")]
     return {
         "turns_a_minute": round(60 * found.turns / sizes.measured_s, 1),
-        "warm": round(reused / (read + reused), 3) if read + reused else None,
+        "reused_of_all": round(reused / (read + reused), 3) if read + reused else None,
+        "warm": round(reused / found.reusable, 3) if found.reusable else None,
         "first_event_p50_s": round(percentile(firsts, 0.5), 2),
         "first_event_p99_s": round(percentile(firsts, 0.99), 2),
         "most_by_mean": round(busiest, 2),

@@ -165,6 +165,7 @@ class Ours(Gateway):
 
     def pick(self, asked: Asked, fleet: Sequence[Server]) -> Server | None:
         turn = self._turn(asked)
+        self._bindings.came(turn)
         self._leave(asked)
         binding = self._bindings.find(turn)
         home = next((server for server in fleet if binding is not None and server.host == binding.host), None)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from api_server.bindings import PAUSE_S
+from api_server.pauses import PAUSE_S
 from devcluster import cluster as embedded
 from images import embedded as images
 from tests import tiny_gguf

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from api_server.bindings import PAUSE_S
+from api_server.pauses import PAUSE_S
 from components.contract import PORTS, PROMETHEUS
 from devcluster import cluster as embedded
 from devcluster.oci import RuntimeConfig, assemble, cached_layer, write_tree

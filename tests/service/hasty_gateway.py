@@ -2,10 +2,10 @@
 
 import sys
 
-from api_server import __main__, bindings
+from api_server import __main__, pauses
 
 PAUSE_S = 15.0
 
 if __name__ == "__main__":
-    bindings.PAUSE_S = PAUSE_S
+    pauses.PAUSE_S = PAUSE_S
     sys.exit(__main__.main())

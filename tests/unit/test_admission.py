@@ -9,7 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from api_server.address import Address
-from api_server.bindings import PAUSE_S, SLICE_S, SMALL, Bindings
+from api_server.bindings import SLICE_S, SMALL, Bindings
+from api_server.pauses import PAUSE_S, SHORTEST_PAUSE_S
+from api_server.peers import Talk
 from api_server.place import Place, Wanted
 from api_server.sessions import Turn
 from api_server.settings import Route
@@ -68,6 +70,62 @@ def test_those_that_are_held_go_on_while_a_new_one_waits(clock: Clock) -> None:
     assert answered(upstream, "three").reason == "new"
     assert upstream.take(wanted("one", SIZE + 1000)) is None, "it made room, and waits now"
     assert answered(upstream, "two", size=SIZE - 500).reason == "bound"
+
+
+def conversation(upstream: Upstream, clock: Clock, pauses: list[float]) -> None:
+    """One that ends, with these seconds between its turns."""
+    answered(upstream, "with pauses")
+    for pause in pauses:
+        clock.now += pause
+        answered(upstream, "with pauses")
+
+
+@pytest.mark.parametrize(
+    ("pauses", "learned"),
+    [
+        ([1.0] * 20, PAUSE_S),
+        ([1.0] * 100, SHORTEST_PAUSE_S),
+        ([8.0] * 100, 8.0),
+        ([1.0, 300.0] * 50, PAUSE_S),
+        # One in a hundred is rare, and two are not; what was long ago is forgotten.
+        ([1.0] * 99 + [20.0], 20.0),
+        ([1.0] * 200 + [20.0], SHORTEST_PAUSE_S),
+        ([300.0] * 100 + [8.0] * 520, 8.0),
+        ([-5.0] * 100, SHORTEST_PAUSE_S),
+    ],
+)
+def test_room_is_kept_for_as_long_as_pauses_turn_out_to_be(clock: Clock, pauses: list[float], learned: float) -> None:
+    upstream = fleet(clock)
+    conversation(upstream, clock, pauses)
+    assert upstream.conversations["a"].pauses.usual_s == learned
+    answered(upstream, "two")
+    clock.now += learned - 1
+    assert upstream.take(wanted("three")) is None
+    clock.now += 2
+    assert answered(upstream, "three").reason == "new"
+
+
+def test_each_pause_counts_once_however_often_its_turn_is_asked_about(clock: Clock) -> None:
+    upstream = fleet(clock)
+    answered(upstream, "one")
+    answered(upstream, "two")
+    clock.now += PAUSE_S + 1
+    answered(upstream, "three")
+    answered(upstream, "two")
+    for _ in range(200):
+        clock.now += PAUSE_S / 400
+        assert upstream.take(wanted("one")) is None, "it made room, and waits now"
+    assert upstream.conversations["a"].pauses.usual_s == PAUSE_S
+
+
+def test_a_turn_that_another_api_server_has_is_no_pause(clock: Clock) -> None:
+    upstream = fleet(clock)
+    conversations = upstream.conversations["a"]
+    for _ in range(100):
+        answered(upstream, "one")
+        conversations.hear(Talk([], [b"one"], {}), None, 0.0)
+        clock.now += 8
+    assert conversations.pauses.usual_s == PAUSE_S
 
 
 def test_each_server_has_room_of_its_own(clock: Clock) -> None:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from api_server.activator import Scale, Servers, Settings
 from api_server.address import Address
-from api_server.bindings import PAUSE_S, SMALL, Bindings
+from api_server.bindings import SMALL, Bindings
 from api_server.demand import Demand, OfModel, demand_of, lacking, needed, needed_by
 from api_server.metrics import Metrics
+from api_server.pauses import PAUSE_S
 from api_server.peers import Peers
 from api_server.place import Wanted
 from api_server.pools import Pool, PoolKeys

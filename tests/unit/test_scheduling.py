@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from multidict import CIMultiDict
 
 from api_server.binding import Binding
-from api_server.bindings import PAUSE_S, SMALL, Bindings
+from api_server.bindings import SMALL, Bindings
+from api_server.pauses import PAUSE_S
 from api_server.picking import ANSWER, SPREAD, choose
 from api_server.room import Room
 from api_server.sessions import HEADERS, Sessions, Turn
