@@ -24,5 +24,7 @@ class Binding:
     """Of prompt and answer together, as far as the server said."""
     at_work: int = 0
     """Turns that a server works on, or that wait in its line."""
+    in_line: int = 0
+    """Of those, the ones that wait."""
     paused: float | None = None
     """When its last turn ended. None: one is at work or has come, or other API servers have them."""

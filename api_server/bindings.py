@@ -17,10 +17,12 @@ MOST = 65_536
 """Conversations that are known: about 35 MiB (bench/results/picking.json). Beyond it, the one that was silent for longest is forgotten."""
 SLICE_S = 120.0
 """Who has waited for room for so long gets it before all others, from conversations that have had theirs for so long."""
+_STALLED = 0.25
+"""The part of a pause after which a server makes room when nothing is at work on it."""
 SMALL = 8192
 """Bytes of a request that takes next to no room, as for a title."""
-_BYTES_PER_TOKEN, _LEAST, _MOST = 4.0, 2.0, 8.0
-"""Of prompts as clients send them, before servers have said, and between which bounds they are believed."""
+_BYTES_PER_TOKEN, _LEAST, _MOST = 3.0, 2.0, 8.0
+"""Of prompts as clients send them: a low guess before servers have said, and between which bounds they are believed."""
 _WEIGHT, _KEEP = 10_000, 0.99
 """Tokens that the first guess counts as, and how much of what was said stays with each answer."""
 
@@ -134,15 +136,20 @@ class Bindings:
         if room.fits(count, size):
             return True
         now, overdue = self._clock(), self.is_overdue(known)
+        pause_s = self.pauses.usual_s * (_STALLED if self._is_stalled(host) else 1)
         for binding in self._on.get(host, ()):
             if binding.at_work or binding is known:
                 continue
-            if binding.seen > now - self.pauses.usual_s and not (overdue and binding.since <= now - SLICE_S):
+            if binding.seen > now - pause_s and not (overdue and binding.since <= now - SLICE_S):
                 break
             count, size = count - 1, size - binding.size
             if room.fits(count, size):
                 return True
         return False
+
+    def _is_stalled(self, host: str) -> bool:
+        """Whether nothing is at work on a server. What it holds may wait for agents of its own agents, which wait for room."""
+        return self._coming.get(host, (0, 0))[0] <= 0 and not any(each.at_work for each in self._on.get(host, ()))
 
     def needing(self, hosts: Iterable[str]) -> tuple[int, int]:
         """How many conversations have memory of these servers that nobody else may have now, and their bytes: what is at work or was just
@@ -168,11 +175,12 @@ class Bindings:
         else:
             self._coming.pop(host, None)
 
-    def works(self, binding: Binding | None, turns: int) -> None:
-        """So many turns of a conversation are at work more than before."""
+    def works(self, binding: Binding | None, turns: int, *, in_line: bool = False) -> None:
+        """So many turns of a conversation are at work, or wait `in_line`, more than before."""
         if binding is None:
             return
         binding.at_work += turns
+        binding.in_line += turns if in_line else 0
         binding.paused = self._clock() if turns and not binding.at_work else None
         (self._working.add if binding.at_work else self._working.discard)(binding)
         if self._known.get(binding.name) is binding:
@@ -219,12 +227,13 @@ class Bindings:
         self._lose(binding)
 
     def _make_room(self, host: str, room: Room, newest: Binding) -> None:
-        """As the server itself does, which tells nobody."""
+        """As the server itself does, which tells nobody. Where none is silent, the one that began last leaves the line: all of them in turn
+        would push each other out, and none would end."""
         while not room.fits(len(self._on.get(host, ())), self._kept.get(host, 0)):
-            silent = next((each for each in self._on.get(host, ()) if each is not newest and not each.at_work), None)
-            if silent is None:
+            idle = [each for each in self._on.get(host, ()) if each is not newest and each.at_work == each.in_line]
+            if not idle:
                 return
-            self._lose(silent)
+            self._lose(next((each for each in idle if not each.at_work), None) or max(idle, key=lambda each: each.began))
 
     def _lose(self, binding: Binding) -> None:
         """No server holds it any more."""

@@ -155,7 +155,7 @@ class View:
             context_length=length or None,
             abilities=None if known.known is None else sorted(known.known),
             waiting=self._metrics.waiting[model],
-            slots=route.slots or None,
+            slots=route.slots,
             warm_conversations=warm(route, len(ready), length),
             warm_conversations_now=warm(route, len(ready), _mean(conversations)),
             turns_per_minute=turns(route, len(ready)),
@@ -164,11 +164,11 @@ class View:
 
 
 def warm(route: Route, replicas: int, tokens: float) -> int | None:
-    """Conversations of so many tokens that replicas keep: one in each slot, and more in the cache, as infra's Capacity counts. None: what
-    they keep, or how long the conversations are, is not known."""
-    if not (route.slots and tokens):
+    """Conversations of so many tokens that replicas keep, in slots and in the cache, as infra's Capacity counts. None: what they keep, or
+    how long the conversations are, is not known."""
+    if route.slots is None or not tokens:
         return None
-    return replicas * (route.slots + int(route.cached_tokens // tokens))
+    return replicas * max(1, route.slots + int(route.cached_tokens // tokens))
 
 
 def turns(route: Route, replicas: int) -> float | None:

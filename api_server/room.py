@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a server keeps of conversations: one in each slot, however long it is, and the others in `size` bytes of its memory."""
+    """What a server keeps of conversations: some in slots, however long they are, and the others in `size` bytes of its memory; one in any
+    case."""
 
     slots: int
     size: int
@@ -17,4 +18,8 @@ class Room:
     def servers(self, count: int, size: int) -> int:
         """The fewest servers of which all together would fit so many conversations: the formula of `fits` for n times the slots and bytes,
         solved for n."""
-        return -(-size * count // (self.size * count + size * max(1, self.slots))) if size else 0
+        if not size:
+            return 0
+        each = -(-count // max(1, self.slots))
+        together = self.size * count + size * self.slots
+        return min(each, -(-size * count // together)) if together else each

@@ -73,7 +73,7 @@ class Upstream(Servers):
 
     def kept(self, route: Route, model: str) -> Room | None:
         """What each server keeps of conversations with a model. None: nobody knows."""
-        if not (self.lines and route.slots):
+        if not self.lines or route.slots is None:
             return None
         return Room(route.slots, int(route.cached_tokens * self.conversations[model].bytes_per_token))
 
@@ -124,11 +124,11 @@ class Upstream(Servers):
             # When it asks again after a 429, it has waited for longest.
             waiter.known = conversations.meet(waiter.wanted.turn)
         elif waiter.join(home, waiter.known):
-            conversations.works(waiter.known, 1)
+            conversations.works(waiter.known, 1, in_line=True)
 
     def _leave(self, waiter: Waiter) -> None:
         if waiter.leave():
-            self.conversations[waiter.wanted.model].works(waiter.known, -1)
+            self.conversations[waiter.wanted.model].works(waiter.known, -1, in_line=True)
 
     def release(self, place: Place) -> None:
         """Give a place back, to the first who can use it."""

@@ -42,12 +42,12 @@ from tests import tiny_gguf
 from tests.service import names
 from tests.service.processes import ROOT, free_port
 
-SERVERS, SLOTS, CACHE_MIB, CONTEXT = 4, 2, 6, 16_384
+SERVERS, SLOTS, CACHE_MIB, CONTEXT = 4, 2, 12, 16_384
 LAYERS, FEED_FORWARD = 2, 2048
 """Of the model: what a token costs."""
-PROMPT, GROWTH, TURNS, ANSWER, TOOLS_S = 4000, 300, 10, 16, 1.0
+PROMPT, GROWTH, TURNS, ANSWER, TOOLS_S = 4000, 200, 20, 16, 1.0
 """Tokens that a conversation begins with, tokens that each turn adds, turns, tokens of an answer, and mean seconds between two turns."""
-SHARED, HELP_AFTER, HELP_TURNS, SUMMARY_AFTER, SUMMARY = 1000, 4, 3, 7, 1000
+SHARED, HELP_AFTER, HELP_TURNS, SUMMARY_AFTER, SUMMARY = 1000, 8, 5, 14, 1000
 """Of the prompt, the tokens that all have; the turn after which a sub-agent works, and its turns; the turn after which a summary takes the
 place of the history, and its tokens."""
 _LETTER = "é"
@@ -260,7 +260,7 @@ def ours(hosts: Sequence[str], port: int, *, admits: bool = True) -> Installed:
         (directory / "keys").write_text(KEY)
         route: dict[str, object] = {"url": f"http://{names.FLEET}:{port}", "max_in_flight": SLOTS}
         if admits:
-            route |= {"slots": SLOTS, "cached_tokens": CACHE_MIB * 2**20 // _KV_BYTES}
+            route |= {"slots": SLOTS - 1, "cached_tokens": CACHE_MIB * 2**20 // _KV_BYTES}
         settings = {"HOST": "127.0.0.1", "PORT": listen, "METRICS_PORT": free_port(), "KEYS_FILE": directory / "keys"}
         settings |= {"ROUTES": json.dumps({MODEL: route}), "QUEUE_S": 60, "DRAIN_DELAY_S": 0, "DRAIN_S": 0}
         env = {f"API_SERVER_{name}": str(value) for name, value in settings.items()}

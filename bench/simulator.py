@@ -203,14 +203,14 @@ class Ours(Gateway):
         if home is not None and binding is not None:
             asked.waits_for, asked.unread = home, max(0, asked.size - binding.size)
             home.load += asked.unread + ANSWER
-            self._bindings.works(binding, 1)
+            self._bindings.works(binding, 1, in_line=True)
             self._turns[asked] = binding
 
     def _leave(self, asked: Asked) -> None:
         if asked.waits_for is not None:
             asked.waits_for.load -= asked.unread + ANSWER
             asked.waits_for = None
-            self._bindings.works(self._turns.pop(asked), -1)
+            self._bindings.works(self._turns.pop(asked), -1, in_line=True)
 
     def hear(self, other: "Ours", told: Sequence[Told], memory: int) -> None:
         """What another gateway says of its conversations."""

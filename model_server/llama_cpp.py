@@ -12,6 +12,11 @@ from typing import Any
 from model_server import child
 from model_server.pooling import RANK
 
+SAME = 0.5
+"""The part of a prompt that a slot must begin with to be taken for the same conversation's; another takes the slot that was silent for
+longest. llama.cpp's own tenth is less than the system prompt that agents have in common: all of them got one slot, and pushed each other
+out of it."""
+
 
 def main() -> int:
     announce = child.begin()
@@ -43,6 +48,7 @@ def main() -> int:
         # A text is read whole, or not at all.
         params.n_batch = params.n_ubatch = given["context"] // given["parallel"]
     params.verbosity = 1
+    params.slot_prompt_similarity = SAME
     # Old prompts kept in host memory; upstream's default is 8 GiB.
     params.cache_ram_mib = given["prompt_cache_mib"]
     if given["slots_dir"]:
@@ -66,6 +72,7 @@ def command(given: Mapping[str, Any], port: int) -> list[str]:
         "--ctx-size": given["context"],
         "--parallel": given["parallel"],
         "--cache-ram": given["prompt_cache_mib"],
+        "--slot-prompt-similarity": SAME,
         "--log-verbosity": 1,
         # Left to itself it takes layers off the GPU, or cuts the context, until the model fits; ours must fit as declared, or fail.
         "--fit": "off",

@@ -82,10 +82,9 @@ function warmth(model) {
   if (model.warm_conversations === null) return "How many conversations its replicas keep warm is not known here.";
   const now = model.warm_conversations_now;
   const present = now === null ? "" : `, or ${number.format(now)} of the mean length of now`;
-  const slots = count(model.slots, "slot", "slots");
   const turns = model.turns_per_minute === null ? "" : ` Answers up to ${number.format(model.turns_per_minute)} of their turns a minute.`;
   const agents = count(model.warm_conversations, "agent", "agents");
-  return `Keeps ${agents} of full context warm${present} (${slots} a replica, and its cache).${turns}`;
+  return `Keeps ${agents} of full context warm${present}, in slots and in the cache of each replica.${turns}`;
 }
 
 function card(model) {

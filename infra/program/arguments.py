@@ -156,7 +156,7 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
             "max_in_flight": limit,
             "engine": "ollama",
             "context_length": settings.context_length(model),
-            "slots": capacity[model.name].slots,
+            "slots": capacity[model.name].in_slots,
             "cached_tokens": capacity[model.name].cached_tokens,
             **_turns(capacity[model.name]),
         }
@@ -167,7 +167,7 @@ def routes(settings: Settings) -> dict[str, dict[str, str | int]]:
             "url": f"http://{server.component}:{PORTS[MODEL_SERVER]}",
             "model": server.model_id,
             "max_in_flight": server.parallel + server.max_queue,
-            "slots": server.parallel,
+            "slots": capacity[server.model_id].in_slots,
             "cached_tokens": capacity[server.model_id].cached_tokens,
             **_turns(capacity[server.model_id]),
         }

@@ -12,11 +12,20 @@ from tests.unit.test_settings import document
 
 
 @pytest.mark.parametrize(
-    ("kept", "conversations", "tokens"),
-    [(0.0, 6, 6000), (999.0 * 10, 6, 6000 + 3 * 999), (1000.0 * 10, 9, 9000), (4500.0 * 10, 18, 19500)],
+    ("in_slots", "kept", "conversations", "tokens"),
+    [
+        (2, 0.0, 6, 6000),
+        (2, 999.0 * 10, 6, 6000 + 3 * 999),
+        (2, 1000.0 * 10, 9, 9000),
+        (2, 4500.0 * 10, 18, 19500),
+        (1, 4500.0 * 10, 15, 16500),
+        (0, 4500.0 * 10, 12, 13500),
+        # One is warm in any case: the one that was there last.
+        (0, 0.0, 3, 3000),
+    ],
 )
-def test_slots_and_host_memory_of_every_server(kept: float, conversations: int, tokens: int) -> None:
-    found = Capacity(servers=3, slots=2, context_length=1000, kv_bytes_per_token=10, prompt_cache=kept)
+def test_slots_and_host_memory_of_every_server(in_slots: int, kept: float, conversations: int, tokens: int) -> None:
+    found = Capacity(servers=3, slots=2, context_length=1000, kv_bytes_per_token=10, prompt_cache=kept, in_slots=in_slots)
     assert (found.conversations, found.tokens, found.kv_bytes) == (conversations, tokens, 20000)
 
 
@@ -37,7 +46,7 @@ def test_slots_and_host_memory_of_every_server(kept: float, conversations: int, 
 def test_a_turn_takes_a_slot_and_its_new_part_the_whole_server(length: int, slots: int, read: float, write: float, turns: float) -> None:
     """Worked out by hand, for three servers."""
     speed = Speed(read=read, write=write)
-    found = Capacity(servers=3, slots=slots, context_length=length, kv_bytes_per_token=10, prompt_cache=0, speed=speed)
+    found = Capacity(servers=3, slots=slots, context_length=length, kv_bytes_per_token=10, prompt_cache=0, in_slots=0, speed=speed)
     assert found.turns_per_minute == turns
 
 
@@ -69,13 +78,13 @@ def test_a_speed_that_is_none_is_refused(speed: object) -> None:
 
 def test_the_committed_prod_says_what_it_carries() -> None:
     """Worked out by hand: 64 Ki tokens of 96 KiB are 6 GiB, of which 8 GiB of host memory hold one; the model server's own default holds as
-    many as its slots."""
+    many as its slots, and one of its two slots another one."""
     found = capacities(parse(document("prod")))
     assert {name: (each.servers, each.slots, each.conversations) for name, each in found.items()} == {
-        "qwen3-coder:30b": (3, 1, 6),
-        "qwen3-coder-30b-cpu": (2, 2, 8),
+        "qwen3-coder:30b": (3, 1, 3),
+        "qwen3-coder-30b-cpu": (2, 2, 6),
     }
-    assert found["qwen3-coder:30b"].tokens == 3 * (65536 + 8 * 2**30 // 98304)
+    assert found["qwen3-coder:30b"].tokens == 3 * (8 * 2**30 // 98304)
 
 
 def test_old_prompts_take_what_the_memory_of_the_model_server_has_left() -> None:

@@ -272,10 +272,10 @@ class TestRoom:
         assert table.owned == {b"1": 30_000, b"2": 30_000}, "one had to make room"
 
     def test_tokens_are_learned_in_bytes_between_bounds(self, table: Bindings) -> None:
-        assert table.bytes_per_token == 4
+        assert table.bytes_per_token == 3, "memory that is not there costs more than memory that is not used"
         for _ in range(1000):
-            table.learn(30_000, 10_000)
-        assert table.bytes_per_token == pytest.approx(3, abs=0.01)
+            table.learn(40_000, 10_000)
+        assert table.bytes_per_token == pytest.approx(4, abs=0.01)
         for _ in range(1000):
             table.learn(10**9, 1)
         assert table.bytes_per_token == 8
