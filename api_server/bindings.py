@@ -17,8 +17,6 @@ MOST = 65_536
 """Conversations that are known: about 35 MiB (bench/results/picking.json). Beyond it, the one that was silent for longest is forgotten."""
 SLICE_S = 120.0
 """Who has waited for room for so long gets it before all others, from conversations that have had theirs for so long."""
-_STALLED = 0.25
-"""The part of a pause after which a server makes room when nothing is at work on it."""
 SMALL = 8192
 """Bytes of a request that takes next to no room, as for a title."""
 _BYTES_PER_TOKEN, _LEAST, _MOST = 3.0, 2.0, 8.0
@@ -136,7 +134,7 @@ class Bindings:
         if room.fits(count, size):
             return True
         now, overdue = self._clock(), self.is_overdue(known)
-        pause_s = self.pauses.usual_s * (_STALLED if self._is_stalled(host) else 1)
+        pause_s = self.pauses.most_s if self._is_stalled(host) else self.pauses.usual_s
         for binding in self._on.get(host, ()):
             if binding.at_work or binding is known:
                 continue

@@ -6,9 +6,10 @@ from collections import deque
 PAUSE_S = 60.0
 """Until pauses turn out to be shorter, and at most. Most tools of agents end sooner (bench/simulator.py)."""
 SHORTEST_PAUSE_S = 5.0
-_KEPT, _FEWEST, _ENDED = 512, 64, 0.99
-"""How many of the last pauses are looked at, from how many on they are believed, and the share of them that had ended by then
-(docs/adr/0020-new-conversations-wait-for-memory.md)."""
+_KEPT, _MARGIN = 512, 1.5
+"""How many of the last pauses are looked at, and by what part longer the next ones may be."""
+_USUAL, _MOST = (0.99, 64), (0.9, 16)
+"""The share of pauses that had ended by then, and from how many on they are believed (docs/adr/0020-new-conversations-wait-for-memory.md)."""
 
 
 class Pauses:
@@ -19,11 +20,17 @@ class Pauses:
         self._sorted: list[float] = []
         self.usual_s = PAUSE_S
         """Nearly all had ended after so long."""
+        self.most_s = PAUSE_S
+        """Most had ended after so long."""
 
     def add(self, pause_s: float) -> None:
         if len(self._last) == _KEPT:
             del self._sorted[bisect.bisect_left(self._sorted, self._last.popleft())]
         self._last.append(pause_s)
         bisect.insort(self._sorted, pause_s)
-        if len(self._sorted) >= _FEWEST:
-            self.usual_s = min(max(self._sorted[int(_ENDED * len(self._sorted))], SHORTEST_PAUSE_S), PAUSE_S)
+        self.usual_s, self.most_s = self._within(*_USUAL), self._within(*_MOST)
+
+    def _within(self, share: float, fewest: int) -> float:
+        if len(self._sorted) < fewest:
+            return PAUSE_S
+        return min(max(_MARGIN * self._sorted[int(share * len(self._sorted))], SHORTEST_PAUSE_S), PAUSE_S)
