@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from api_server.binding import Binding
+from api_server.density import Density
 from api_server.pauses import Pauses
 from api_server.peers import Talk, Told
 from api_server.room import Room
@@ -19,10 +20,6 @@ SLICE_S = 120.0
 """Who has waited for room for so long gets it before all others, from conversations that have had theirs for so long."""
 SMALL = 8192
 """Bytes of a request that takes next to no room, as for a title."""
-_BYTES_PER_TOKEN, _LEAST, _MOST = 3.0, 2.0, 8.0
-"""Of prompts as clients send them: a low guess before servers have said, and between which bounds they are believed."""
-_WEIGHT, _KEEP = 10_000, 0.99
-"""Tokens that the first guess counts as, and how much of what was said stays with each answer."""
 
 _K = TypeVar("_K")
 
@@ -49,16 +46,10 @@ class Bindings:
         """How many those are."""
         self.owned: dict[bytes, int] = {}
         """Bytes of prompt that servers hold for each owner."""
-        self._bytes, self._tokens = _BYTES_PER_TOKEN * _WEIGHT, float(_WEIGHT)
-        self.pauses = Pauses()
+        self.density, self.pauses = Density(), Pauses()
 
     def __len__(self) -> int:
         return len(self._known)
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Of prompts as clients send them."""
-        return min(max(self._bytes / self._tokens, _LEAST), _MOST)
 
     def find(self, turn: Turn) -> Binding | None:
         """The conversation, by the longest part of it that is known."""
@@ -203,10 +194,6 @@ class Bindings:
                 binding.since = min(binding.since, binding.seen)
         for name in talk.at_work:
             self.works(self._known.get(name), 0)
-
-    def learn(self, size: int, tokens: int) -> None:
-        """A server counted so many tokens in a prompt of `size` bytes."""
-        self._bytes, self._tokens = self._bytes * _KEEP + size, self._tokens * _KEEP + tokens
 
     def expire(self) -> None:
         """Forget the conversations that have ended."""

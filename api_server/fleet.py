@@ -181,7 +181,7 @@ def _mean(conversations: Bindings) -> float:
     count = sum(conversations.bound.values())
     if not count:
         return 0
-    return max(SMALL, sum(conversations.held.values()) / count) / conversations.bytes_per_token
+    return max(SMALL, sum(conversations.held.values()) / count) / conversations.density.bytes_per_token
 
 
 def replica(address: Address, upstream: Upstream, model: str, route: Route, conversations: Bindings) -> Replica:
@@ -196,7 +196,7 @@ def replica(address: Address, upstream: Upstream, model: str, route: Route, conv
         in_flight=address.in_flight,
         places=upstream.allowed(address),
         conversations=conversations.bound.get(address.host, 0),
-        tokens=round(held / conversations.bytes_per_token),
+        tokens=round(held / conversations.density.bytes_per_token),
     )
 
 

@@ -175,7 +175,7 @@ class Metrics(Collector):
                 up.add_metric([upstream.url, address.host], float(address.answers))
                 out.add_metric([upstream.url, address.host], float(address.is_out()))
             for model, conversations in upstream.conversations.items():
-                held.add_metric([model], sum(conversations.held.values()) / conversations.bytes_per_token)
+                held.add_metric([model], sum(conversations.held.values()) / conversations.density.bytes_per_token)
         needs = GaugeMetricFamily(
             "api_server_needed_servers", "Servers of the fleet that conversations and requests need, by what it knows"
         )

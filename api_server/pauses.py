@@ -9,7 +9,7 @@ SHORTEST_PAUSE_S = 5.0
 _KEPT, _MARGIN = 512, 1.5
 """How many of the last pauses are looked at, and by what part longer the next ones may be."""
 _USUAL, _MOST = (0.99, 64), (0.9, 16)
-"""The share of pauses that had ended by then, and from how many on they are believed (docs/adr/0020-new-conversations-wait-for-memory.md)."""
+"""The share of pauses that had ended by then, and from how many on they are believed; measured for docs/adr/0020."""
 
 
 class Pauses:

@@ -75,7 +75,7 @@ class Upstream(Servers):
         """What each server keeps of conversations with a model. None: nobody knows."""
         if not self.lines or route.slots is None:
             return None
-        return Room(route.slots, int(route.cached_tokens * self.conversations[model].bytes_per_token))
+        return Room(route.slots, int(route.cached_tokens * self.conversations[model].density.bytes_per_token))
 
     def take(self, wanted: Wanted, *, sure: bool = False) -> Place | None:
         """A place at once, if there is one; release it. Nobody overtakes a request that waits for the same place. `sure`: at no server that
@@ -139,7 +139,7 @@ class Upstream(Servers):
         if not place.answered:
             conversations.expect(place.address.host, *(-each for each in place.coming))
         elif place.prompt_tokens:
-            conversations.learn(place.turn.size, place.prompt_tokens)
+            conversations.density.learn(place.turn.size, place.prompt_tokens)
             self._tell(place, place.known.name if place.known else b"")
         self.last_used = place.address.used = time.monotonic()
         self.admit()

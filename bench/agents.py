@@ -89,9 +89,10 @@ class Found:
 class Agent:
     """One at a time, until it is cancelled."""
 
-    def __init__(self, number: int, session: aiohttp.ClientSession, url: str, found: Found) -> None:
+    def __init__(self, number: int, session: aiohttp.ClientSession, url: str, found: Found, wrapping: float) -> None:
+        """`wrapping`: tokens that the model's template puts around a message."""
         self._numbers = random.Random(number)  # noqa: S311
-        self._session, self._url, self.found = session, url, found
+        self._session, self._url, self.found, self._wrapping = session, url, found, wrapping
 
     async def run(self) -> None:
         await asyncio.sleep(self._numbers.uniform(0, TOOLS_S))
@@ -105,13 +106,16 @@ class Agent:
         for turn in range(turns):
             said = await self._turn(name, messages)
             self.found.reusable += known
-            known = PROMPT + sum(len(each["content"].encode()) if each["role"] == "user" else ANSWER for each in messages[1:]) + ANSWER
+            known = self._tokens(messages)
             messages += [{"role": "assistant", "content": said}, {"role": "user", "content": self._text(GROWTH)}]
             await asyncio.sleep(self._numbers.expovariate(1 / TOOLS_S))
             if turn == HELP_AFTER:
                 await self._conversation(f"{name}-helper", HELP_TURNS)
             if turn == SUMMARY_AFTER:
-                messages, known = [system, {"role": "user", "content": self._text(SUMMARY)}], PROMPT
+                messages, known = [system, {"role": "user", "content": self._text(SUMMARY)}], self._tokens([system])
+
+    def _tokens(self, messages: Sequence[Mapping[str, str]]) -> int:
+        return sum(len(each["content"].encode()) for each in messages) + round(self._wrapping * len(messages))
 
     @staticmethod
     def _text(tokens: int) -> str:
@@ -148,10 +152,10 @@ class Agent:
 
 async def load(url: str, agents: int, sizes: Sizes, servers: Sequence[str]) -> dict[str, Any]:
     """All agents at work, and what came of it."""
-    found = Found()
+    found, wrapping = Found(), wrapping_of(servers[0])
     timeout = aiohttp.ClientTimeout(total=None, sock_read=600)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
-        running = [Agent(number, session, url, found) for number in range(agents)]
+        running = [Agent(number, session, url, found, wrapping) for number in range(agents)]
         tasks = [asyncio.create_task(agent.run()) for agent in running]
         await asyncio.sleep(sizes.warm_up_s)
         before = await asyncio.to_thread(counts, servers)
@@ -176,6 +180,18 @@ class Tokens(tuple[float, float]):
 
     def __sub__(self, other: "Tokens") -> "Tokens":
         return Tokens((self[0] - other[0], self[1] - other[1]))
+
+
+def wrapping_of(server: str) -> float:
+    """Tokens that the template of the model puts around a message."""
+
+    def prompt(messages: int) -> int:
+        said = [{"role": role, "content": _LETTER} for role in ("user", "assistant", "user")[:messages]]
+        body = {"model": MODEL, "messages": said, "max_tokens": 1}
+        answer = httpx.post(f"{server}/v1/chat/completions", json=body, timeout=30, trust_env=False).raise_for_status()
+        return answer.json()["usage"]["prompt_tokens"]
+
+    return (prompt(3) - prompt(1)) / 2 - len(_LETTER.encode())
 
 
 def counts(servers: Sequence[str]) -> list[Tokens]:

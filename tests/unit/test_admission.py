@@ -128,6 +128,41 @@ def test_a_turn_that_another_api_server_has_is_no_pause(clock: Clock) -> None:
     assert conversations.pauses.usual_s == PAUSE_S
 
 
+def test_a_server_with_nothing_at_work_makes_room_sooner(clock: Clock) -> None:
+    """Both wait for agents of their own, which wait for room."""
+    upstream = fleet(clock)
+    conversation(upstream, clock, [4.0] * 20)
+    answered(upstream, "two")
+    clock.now += 5
+    assert upstream.take(wanted("an agent of the first")) is None
+    clock.now += 2
+    assert answered(upstream, "an agent of the first").reason == "new"
+
+
+def test_of_conversations_that_grow_the_youngest_leaves_the_line(clock: Clock) -> None:
+    """All have turns, so that none is silent, and together they need more than there is."""
+
+    async def line() -> None:
+        upstream = fleet(clock, places=1)
+        for name in ("one", "two"):
+            answered(upstream, name)
+            clock.now += 1
+        first = upstream.take(wanted("one", 2 * SIZE))
+        assert first is not None
+        second = asyncio.create_task(upstream.wait(wanted("two", 2 * SIZE), 3600))
+        await asyncio.sleep(0)
+        upstream.worked(first)
+        upstream.release(first)
+        await asyncio.sleep(0)
+        assert not second.done(), "it needs room now"
+        assert answered(upstream, "one", size=3 * SIZE).reason == "bound"
+        clock.now += PAUSE_S + 1
+        upstream.admit()
+        assert (await second).reason == "paused"
+
+    in_a_loop(line())
+
+
 def test_each_server_has_room_of_its_own(clock: Clock) -> None:
     upstream = fleet(clock, servers=3)
     hosts = [answered(upstream, f"conversation {number}").address.host for number in range(6)]

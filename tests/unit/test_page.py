@@ -127,7 +127,7 @@ def test_a_replica_says_how_many_conversations_it_holds_and_forgets_those_that_e
         name = b"%d" % number
         table.bind(Turn((name,), name, 40_000, owner=b"somebody", goes_on=True), address.host, None)
     assert (fleet.replica(address, upstream, "m", OLLAMA, table).conversations, table.bound) == (3, {address.host: 3})
-    assert fleet.replica(address, upstream, "m", OLLAMA, table).tokens == 30_000
+    assert fleet.replica(address, upstream, "m", OLLAMA, table).tokens == 40_000
     table.expire()
     assert fleet.replica(address, upstream, "m", OLLAMA, table).conversations == 3
     now[0] += 45

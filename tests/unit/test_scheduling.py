@@ -15,6 +15,7 @@ from multidict import CIMultiDict
 
 from api_server.binding import Binding
 from api_server.bindings import SMALL, Bindings
+from api_server.density import Density
 from api_server.pauses import PAUSE_S
 from api_server.picking import ANSWER, SPREAD, choose
 from api_server.room import Room
@@ -271,15 +272,6 @@ class TestRoom:
                 table.bind(replace(named(name, 30000), owner=owner), "h0", None, Room(0, 70_000))
         assert table.owned == {b"1": 30_000, b"2": 30_000}, "one had to make room"
 
-    def test_tokens_are_learned_in_bytes_between_bounds(self, table: Bindings) -> None:
-        assert table.bytes_per_token == 3, "memory that is not there costs more than memory that is not used"
-        for _ in range(1000):
-            table.learn(40_000, 10_000)
-        assert table.bytes_per_token == pytest.approx(4, abs=0.01)
-        for _ in range(1000):
-            table.learn(10**9, 1)
-        assert table.bytes_per_token == 8
-
     @given(
         st.lists(
             st.tuples(
@@ -322,6 +314,17 @@ class TestRoom:
 class Server:
     host: str
     load: int = 0
+
+
+def test_tokens_are_learned_in_bytes_between_bounds() -> None:
+    density = Density()
+    assert density.bytes_per_token == 3
+    for _ in range(1000):
+        density.learn(40_000, 10_000)
+    assert density.bytes_per_token == pytest.approx(4, abs=0.01)
+    for _ in range(1000):
+        density.learn(10**9, 1)
+    assert density.bytes_per_token == 8
 
 
 def servers(*loads: int) -> list[Server]:
