@@ -119,11 +119,13 @@ class Proxy:
         """An answer of which a part may be there. Raises ApiError."""
         if found is None or self._embeddings is None:
             return await self._answer(request, answer, asked, claim)
-        self._metrics.embedded(asked.model, found.count, len(found.had))
+        self._metrics.embedded(asked.model, found.count, len(found.had), found.saved_s)
         if found.is_all:
             return await answer.own(found.whole(asked.model))
         asked.body = left(asked, found)
-        answer.finish, answer.in_parts = functools.partial(self._embeddings.merged, found), not found.count
+        embeddings = self._embeddings
+        answer.finish = lambda document: embeddings.merged(found, document, time.monotonic() - answer.sent)
+        answer.in_parts = not found.count
         answer.reader.longest_document = found.limit
         return await self._answer(request, answer, asked, claim)
 
@@ -140,7 +142,7 @@ class Proxy:
         seen = 0
         while place is not None:
             address = place.address
-            begun = time.monotonic()
+            begun = answer.sent = time.monotonic()
             try:
                 if asked.is_counted_here:
                     return await answer.own(await self._sender.count(address, asked))

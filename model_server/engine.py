@@ -9,7 +9,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar, Protocol
 
@@ -17,6 +16,7 @@ import aiohttp
 
 from model_server.endpoints import BY_PATH, Endpoint
 from model_server.errors import ApiError
+from model_server.saved import Tokens
 from model_server.words import LastWords
 
 log = logging.getLogger("model_server")
@@ -56,16 +56,6 @@ class _HttpAnswer:
 
     def chunks(self) -> AsyncIterator[bytes]:
         return self._response.content.iter_any()
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """What an engine has read and written since it began."""
-
-    read: int
-    """Tokens of prompts, without those that it still held."""
-    reused: int
-    written: int
 
 
 class Engine(ABC):
@@ -125,6 +115,10 @@ class Engine(ABC):
     async def tokens(self) -> Tokens | None:
         """Where the engine counts by itself: since it began. None while it does not answer. Raises what a question may."""
         return None
+
+    async def returned(self) -> int:
+        """Tokens from a process of before that a request has come back to since this was asked last. Raises what a question may."""
+        return 0
 
     @property
     def abilities(self) -> frozenset[str]:

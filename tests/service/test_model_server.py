@@ -300,9 +300,18 @@ def test_an_exact_answer_is_kept_only_on_request(model_server: ModelServerFactor
     service = model_server("tiny:1", **as_user(valkey, "model-server", tmp_path))
     exact = {"X-Cache": "exact"}
     assert "x-cache" not in ask(service).headers
+    begun = time.monotonic()
     assert ask(service, headers=exact).headers["x-cache"] == "miss"
+    took_s = time.monotonic() - begun
+    assert metric(service, "model_server_saved_seconds_total") == 0
+    reused = metric(service, "model_server_reused_prompt_tokens_total")
     hit = ask(service, headers=exact)
     assert hit.headers["x-cache"] == "hit"
+    once = metric(service, 'model_server_saved_seconds_total{tier="answers"}')
+    assert 0 < once < took_s, "what it took the engine, the first time"
+    ask(service, headers=exact)
+    assert metric(service, 'model_server_saved_seconds_total{tier="answers"}') == pytest.approx(2 * once)
+    assert metric(service, "model_server_reused_prompt_tokens_total") == reused, "and no tier has the tokens of its prompt"
     assert hit.json()["choices"][0]["message"]["content"] == SCRIPT
     assert ask(service, headers=exact, max_tokens=3).headers["x-cache"] == "miss", "every field that matters is in the key"
     assert ask(service, headers=exact, temperature=1).headers["x-cache"] == "bypass", "an answer by chance is not kept"

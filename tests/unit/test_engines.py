@@ -12,9 +12,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from model_server.engine import Tokens
 from model_server.engines import LlamaCpp, Vllm
 from model_server.metrics import Metrics
+from model_server.saved import Tokens
 from model_server.settings import Settings
 from model_server.store import StoreError, find_gguf, find_tree
 from model_sync import tree
@@ -34,6 +34,18 @@ vllm:iteration_tokens_total_sum{engine="0",model_name="a"} 9.0
 vllm:prompt_tokens_total{engine="0",model_name="a"} 100.0
 # TYPE vllm:prompt_tokens_cached counter
 vllm:prompt_tokens_cached_total{engine="0",model_name="a"} 60.0
+# TYPE vllm:prompt_tokens_cached_by_source counter
+vllm:prompt_tokens_cached_by_source_total{engine="0",model_name="a",source="device"} 30.0
+vllm:prompt_tokens_cached_by_source_total{engine="0",model_name="a",source="host"} 20.0
+vllm:prompt_tokens_cached_by_source_total{engine="0",model_name="a",source="disk"} 10.0
+# TYPE vllm:request_prefill_time_seconds histogram
+vllm:request_prefill_time_seconds_bucket{engine="0",le="+Inf",model_name="a"} 3.0
+vllm:request_prefill_time_seconds_count{engine="0",model_name="a"} 3.0
+vllm:request_prefill_time_seconds_sum{engine="0",model_name="a"} %s
+# TYPE vllm:request_prefill_kv_computed_tokens histogram
+vllm:request_prefill_kv_computed_tokens_bucket{engine="0",le="+Inf",model_name="a"} 3.0
+vllm:request_prefill_kv_computed_tokens_count{engine="0",model_name="a"} 3.0
+vllm:request_prefill_kv_computed_tokens_sum{engine="0",model_name="a"} 40.0
 # TYPE vllm:generation_tokens counter
 vllm:generation_tokens_total{engine="0",model_name="a"} 7.0
 """
@@ -119,7 +131,7 @@ async def pretending(texts: list[str], paths: dict[str, Any] | None = None) -> A
 
 def test_vllm_works_while_it_counts_steps_or_has_nothing_to_do() -> None:
     async def judged() -> list[bool]:
-        texts = [METRICS % (running, steps, steps) for running, steps in ((1, 5), (1, 6), (1, 6), (1, 6), (0, 6), (1, 7))]
+        texts = [METRICS % (running, steps, steps, 0.5) for running, steps in ((1, 5), (1, 6), (1, 6), (1, 6), (0, 6), (1, 7))]
         engine = Vllm(Path("w"), SETTINGS)
         async with pretending(texts) as (session, url):
             return [await engine._works(session, url, 5) for _ in range(6)]
@@ -127,22 +139,26 @@ def test_vllm_works_while_it_counts_steps_or_has_nothing_to_do() -> None:
     assert asyncio.run(judged()) == [True, True, False, False, True, True]
 
 
-def test_vllm_counts_tokens_by_itself() -> None:
+@pytest.mark.parametrize(("said_s", "seconds"), [(0.5, 0.5), ("NaN", 0.0), ("+Inf", 0.0), (-3.0, -3.0)])
+def test_vllm_counts_tokens_by_itself(said_s: object, seconds: float) -> None:
     async def counted() -> Tokens | None:
         engine = Vllm(Path("w"), SETTINGS)
-        async with pretending([METRICS % (0, 1, 1)]) as (session, url):
+        async with pretending([METRICS % (0, 1, 1, said_s)]) as (session, url):
             assert await engine.tokens() is None, "it has not begun"
             engine._session, engine._url = session, url
             return await engine.tokens()
 
     found = asyncio.run(counted())
-    assert found == Tokens(read=40, reused=60, written=7)
+    assert found == Tokens(read=40, reused=60, written=7, host=20, disk=10, reads=3, timed=40, seconds=seconds)
     assert found is not None
-    metrics = Metrics()
+    metrics = Metrics(2048)
     for _ in range(2):
         metrics.reached(found)
+        metrics.saved.settle()
     value = metrics.registry.get_sample_value
-    assert [value(f"model_server_{name}_total") for name in ("prompt_tokens", "reused_prompt_tokens", "generated_tokens")] == [40, 60, 7]
+    assert [value(f"model_server_{name}_tokens_total") for name in ("prompt", "generated")] == [40, 7]
+    tiers = [value("model_server_reused_prompt_tokens_total", {"tier": tier}) for tier in ("engine", "host", "disk")]
+    assert tiers == [30, 20, 10]
 
 
 @pytest.mark.parametrize(
