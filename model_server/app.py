@@ -89,7 +89,7 @@ class ModelServer:
         length = self.settings.context_length
         entry = {"id": self.settings.served_id, "object": "model", "created": 0, "owned_by": "modelfleet"}
         entry |= {"context_length": length, "max_model_len": length, "capabilities": sorted(self.engine.abilities)}
-        entry |= {"version": f"{self.engine.version} {self.digest}"} if self.engine.version else {}
+        entry |= {"version": self.engine.answers_as(self.digest)} if self.engine.version else {}
         return web.json_response({"object": "list", "data": [entry]})
 
     async def openapi(self, _: web.Request) -> web.Response:
@@ -173,7 +173,7 @@ class ModelServer:
             return Lookup()
         if self.cache is None or not self.cache.is_deterministic(payload):
             return self._outcome("bypass", None, None)
-        key = self.cache.key(request.headers, f"{self.digest} {self.engine.version} {self.settings.context_length}", payload)
+        key = self.cache.key(request.headers, f"{self.engine.answers_as(self.digest)} {self.settings.context_length}", payload)
         try:
             body, took_s = await self.cache.get(key)
         except CacheUnavailable:

@@ -73,6 +73,8 @@ class Engine(ABC):
     """Of the program that runs the weights; empty while it is not known."""
     restored_tokens: int = 0
     """Of conversations that another process of before had."""
+    manner: str = ""
+    """What of its settings changes its answers, beside the context."""
     lost: str = ""
     """What is said of a GPU that does not answer any more."""
     counts: ClassVar[bool] = False
@@ -119,6 +121,10 @@ class Engine(ABC):
     async def returned(self) -> int:
         """Tokens from a process of before that a request has come back to since this was asked last. Raises what a question may."""
         return 0
+
+    def answers_as(self, digest: str) -> str:
+        """Whoever has this in common with it answers the same, beside the context. `digest`: of the weights."""
+        return f"{self.version} {digest} {self.manner}".strip()
 
     @property
     def abilities(self) -> frozenset[str]:

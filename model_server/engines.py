@@ -124,6 +124,7 @@ class Vllm(Engine):
 
     def __init__(self, weights: Path, settings: Settings) -> None:
         self._parsers = {"tools": settings.tool_call_parser, "thinking": settings.reasoning_parser}
+        self.manner = " ".join((_computes(settings), *self._parsers.values()))
         self._steps = -1.0
         self._writes = True
         super().__init__(
@@ -211,10 +212,15 @@ async def _numbers(session: aiohttp.ClientSession, url: str, limit_s: float) -> 
     return found
 
 
+def _computes(settings: Settings) -> str:
+    """How vLLM computes: what it holds of a prompt is other numbers with any other."""
+    return f"{settings.dtype} {settings.quantization} {settings.kv_cache_dtype}"
+
+
 def engine_of(settings: Settings) -> tuple[Engine, str]:
     """The engine with its weights, and the digest that identifies them. Raises StoreError."""
     if settings.engine == "vllm":
-        weights, digest = find_tree(settings.models_dir, settings.model, settings.weights_dir)
+        weights, digest = find_tree(settings.models_dir, settings.model, settings.weights_dir, f"{Vllm.version} {_computes(settings)}")
         return Vllm(weights, settings), digest
     weights, digest = find_gguf(settings.models_dir, settings.model, settings.weights_dir)
     return LlamaCpp(weights, settings, digest), digest

@@ -12,11 +12,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from model_server.engines import LlamaCpp, Vllm
+from model_server.engines import LlamaCpp, Vllm, engine_of
 from model_server.metrics import Metrics
 from model_server.saved import Tokens
 from model_server.settings import Settings
 from model_server.store import StoreError, find_gguf, find_tree
+from model_server.vllm import command
 from model_sync import tree
 from model_sync.store import StoreError as WriterError
 
@@ -175,6 +176,30 @@ def test_what_a_model_can_do_is_what_vllm_has_paths_for(paths: dict[str, Any], f
             return await Vllm(Path("w"), SETTINGS)._ask(session, url)
 
     assert asyncio.run(asked()) == found
+
+
+def test_what_vllm_keeps_is_found_by_the_same_weights_and_the_same_way_to_compute_alone(model: Path, tmp_path: Path) -> None:
+    """It names its files of a prompt's state by the path of the model, and by nothing else that tells one from another of that size."""
+    store = tmp_path / "store"
+
+    def paths(**changes: str) -> tuple[str, str]:
+        given = SETTINGS.model_copy(update={"models_dir": store, "weights_dir": tmp_path / "weights", **changes})
+        engine, digest = engine_of(given)
+        line = command({**engine.parameters, "tier_dir": ""}, 1)
+        return line[line.index("--model") + 1], engine.answers_as(digest)
+
+    tree.add("a:1", model, store)
+    first = paths()
+    assert paths() == first
+    other = [paths(**changes) for changes in ({"kv_cache_dtype": "fp8"}, {"quantization": "fp8"}, {"dtype": "float16"})]
+    parser = paths(tool_call_parser="llama3_json")
+    assert (parser[0], parser[1] == first[1]) == (first[0], False), "another answer, of the same numbers"
+    safetensors(model / "model.safetensors", data=b"\1" * 8)
+    tree.add("a:1", model, store)
+    other.append(paths())
+    for index in (0, 1):
+        assert len({first[index], *(each[index] for each in other)}) == 5
+    assert all(Path(each, "config.json").is_file() for each, _ in (first, *other))
 
 
 def test_the_two_have_the_same_endpoints_and_say_what_each_needs() -> None:
