@@ -203,7 +203,9 @@ class Proxy:
             raise errors.upstream_failed(answer.model, "a broken answer") from None
         finally:
             place.said(answer.reader.prompt_tokens, answer.reader.completion_tokens)
-            self._metrics.turned(answer.model, place, answer.reader, says=upstream.engine != "ollama")
+            # An exact answer of before says what its prompt had found then.
+            says = upstream.engine != "ollama" and source.headers.get("x-cache") != "hit"
+            self._metrics.turned(answer.model, place, answer.reader, says=says)
 
     async def _place(self, upstream: Upstream, wanted: Wanted) -> Place:
         """A claimed place. When no server has the model, the request waits: the fleet may be at zero, or between two pods. So it does when

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from http import HTTPStatus
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ class LlamaCpp(Engine):
     async def _ask(self, session: aiohttp.ClientSession, url: str) -> frozenset[str]:
         async with session.get(f"{url}/props", timeout=ASKED) as response:
             properties = await response.json()
-        self.version = f"llama.cpp {properties['build_info']}"
+        # The package's build does not know its number.
+        build = properties["build_info"] if self.parameters["binary"] else f"xllamacpp {metadata.version('xllamacpp')}"
+        self.version = f"llama.cpp {build}"
         return _abilities(properties)
 
     async def _has(self, session: aiohttp.ClientSession, url: str) -> int:

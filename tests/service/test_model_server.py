@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from importlib import metadata
 from pathlib import Path
 
 import httpx
@@ -37,6 +38,8 @@ def metric(service: Service, name: str) -> float:
 
 def test_it_generates_streams_and_counts(model_server: ModelServerFactory) -> None:
     service = model_server("tiny:1")
+    (entry,) = httpx.get(f"{service.url}/v1/models", timeout=10).json()["data"]
+    assert re.fullmatch(rf"llama.cpp xllamacpp {re.escape(metadata.version('xllamacpp'))} sha256:[0-9a-f]{{64}}", entry["version"])
     response = ask(service)
     assert response.status_code == 200
     assert response.json()["choices"][0]["message"]["content"] == SCRIPT
