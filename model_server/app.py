@@ -17,7 +17,7 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 from model_server import body, endpoints, openapi
 from model_server.cache import AnswerCache, CacheUnavailable, Lookup
 from model_server.endpoints import Api, Endpoint
-from model_server.engine import Answer, Engine
+from model_server.engine import UNEXPECTED, Answer, Engine
 from model_server.errors import ApiError, shape
 from model_server.metrics import Metrics
 from model_server.settings import Settings
@@ -98,11 +98,11 @@ class ModelServer:
     async def show_metrics(self, request: web.Request) -> web.StreamResponse:
         self.metrics.engine_up.set(float(self.engine.ready))
         self.metrics.waiting.set(self._waiting)
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError, KeyError, ValueError):
+        with contextlib.suppress(*UNEXPECTED):
             if (tokens := await self.engine.tokens()) is not None:
                 self.metrics.reached(tokens)
             self.metrics.saved.came("disk", await self.engine.returned())
-            self.metrics.saved.settle()
+        self.metrics.saved.settle()
         return await self._shown(request)
 
     @contextlib.asynccontextmanager
