@@ -34,6 +34,8 @@ class Answer:
         self._silence_s = silence_s
         self.finish: Callable[[bytes], Awaitable[bytes]] | None = None
         """What a server's document becomes before a client gets it; raises ValueError on one that is none."""
+        self.sent = 0.0
+        """When the server got the request, by the monotonic clock."""
         self.in_parts = True
         """Whether a document that is too long for that may go on as it comes."""
         self._target: web.StreamResponse | None = None

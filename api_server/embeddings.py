@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import hmac
 import logging
+import struct
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from api_server.requests import Asked
 from api_server.settings import Settings
 
 PATHS = (EMBEDDINGS, NATIVE_EMBED)
-PREFIX = "embedding:1:"
+PREFIX = "embedding:2:"
 """The number is that of the form of what stands there."""
 KEPT_S = 30 * 86400
 _BUDGET_S, _A_TEXT_S = 0.25, 0.001
@@ -39,6 +40,8 @@ _LONGEST = 96 * 2**10
 """Bytes of one embedding: 4096 numbers of 23 characters."""
 _SUM = 16
 """Bytes of the sum that stands before what is kept."""
+_TIME, _LONGEST_US = struct.Struct(">I"), 3600 * 10**6
+"""Microseconds that stand before an embedding: what it took to make."""
 
 log = logging.getLogger("api_server")
 
@@ -67,6 +70,8 @@ class Found:
     """Their embeddings as JSON."""
     limit: int
     """Bytes that the answer for the others may have."""
+    saved_s: float = 0.0
+    """What it took to make those that are there."""
     made: dict[bytes, bytes] = field(default_factory=dict)
     """By key, what a server has made since."""
 
@@ -137,37 +142,41 @@ class Embeddings:
         # JSON has numbers of any size, as requests do.
         of = encode([owner, version, asked.path, others])
         keys = [self._key(of, text) for text in texts]
-        had: list[bytes | None] = [None] * len(keys)
         try:
             async with asyncio.timeout(_BUDGET_S + _A_TEXT_S * len(keys)):
                 stored: Any = await self._client.mget(keys)
-            had = [self._checked(key, value) for key, value in zip(keys, stored, strict=True)]
+            read = [self._checked(key, value) for key, value in zip(keys, stored, strict=True)]
         except STRANGE as error:
             await self._pause(error)
             return None
+        had = [each and each[1] for each in read]
         there = [len(each) for each in had if each is not None]
         # All of one request are as long as each other.
         a_text = min(_LONGEST, 2 * max(there)) if there else _LONGEST // 2
-        found = Found(asked.path, keys, had, 2**12 + a_text * (len(keys) - len(there)))
+        saved_s = sum(each[0] for each in read if each is not None) / 1e6
+        found = Found(asked.path, keys, had, 2**12 + a_text * (len(keys) - len(there)), saved_s)
         try:
             claim.grow(2 * (sum(there) + found.limit))
         except errors.ApiError:
             return None
         return found
 
-    async def merged(self, found: Found, document: bytes) -> bytes:
-        """The whole answer, of a server's for the rest, which is kept for the next time. Raises ValueError, as Found.merged."""
+    async def merged(self, found: Found, document: bytes, took_s: float) -> bytes:
+        """The whole answer, of a server's for the rest, which is kept for the next time with the time that it took. Raises ValueError, as
+        Found.merged."""
+        missing = len(found.had) - found.count
         whole = found.merged(document)
         if found.made and time.monotonic() >= self._paused_until:
-            await self._keep(found)
+            await self._keep(found, _TIME.pack(min(int(took_s * 1e6 / missing), _LONGEST_US)))
         return whole
 
-    async def _keep(self, found: Found) -> None:
+    async def _keep(self, found: Found, took: bytes) -> None:
+        """`took`: each of them."""
         try:
             async with asyncio.timeout(2 * (_BUDGET_S + _A_TEXT_S * len(found.made))), self._client.pipeline(transaction=False) as line:
                 for key, value in found.made.items():
                     if len(value) <= _LONGEST:
-                        line.set(key, self._sum(key, value) + value, ex=KEPT_S)
+                        line.set(key, self._sum(key, took + value) + took + value, ex=KEPT_S)
                 await line.execute()
         except STRANGE as error:
             await self._pause(error)
@@ -187,12 +196,12 @@ class Embeddings:
     def _sum(self, key: bytes, value: bytes) -> bytes:
         return hashlib.blake2b(key + value, digest_size=_SUM, key=self._secret[:64]).digest()
 
-    def _checked(self, key: bytes, stored: Any) -> bytes | None:
-        """What was kept under this very key, if it is whole."""
-        if not isinstance(stored, bytes) or not _SUM < len(stored) <= _SUM + _LONGEST:
+    def _checked(self, key: bytes, stored: Any) -> tuple[int, bytes] | None:
+        """What was kept under this very key, if it is whole: microseconds and embedding."""
+        if not isinstance(stored, bytes) or not 0 < len(stored) - _SUM - _TIME.size <= _LONGEST:
             return None
         sums, value = stored[:_SUM], stored[_SUM:]
-        return value if hmac.compare_digest(sums, self._sum(key, value)) else None
+        return (_TIME.unpack_from(value)[0], value[_TIME.size :]) if hmac.compare_digest(sums, self._sum(key, value)) else None
 
 
 def left(asked: Asked, found: Found) -> Payload:

@@ -80,6 +80,9 @@ class Metrics(Collector):
         self.embeddings = Counter(
             "api_server_embeddings", "Texts to embed, by whether it was done before", ["model", "outcome"], registry=self.registry
         )  # fmt: skip
+        self.saved = Counter(
+            "api_server_saved_seconds", "Time of servers that embeddings took which were there", ["model", "tier"], registry=self.registry
+        )  # fmt: skip
         self.turns = self._of_turns("api_server_turns", "Requests by why their server was chosen")
         self.reusable = self._of_turns(
             "api_server_reusable_tokens", "Tokens of prompts that a server had read before, where servers say what they used"
@@ -105,10 +108,12 @@ class Metrics(Collector):
         self.of(self.turns, model, place.reason).inc()
         if says and reader.cached_tokens is not None:
             self.of(self.reusable, model, place.reason).inc(min(place.reusable, reader.prompt_tokens))
-            self.of(self.cached, model, place.reason).inc(reader.cached_tokens)
+            # Who answers a pool may say anything.
+            self.of(self.cached, model, place.reason).inc(min(reader.cached_tokens, reader.prompt_tokens))
 
-    def embedded(self, model: str, found: int, count: int) -> None:
-        """Count texts of which so many were embedded before."""
+    def embedded(self, model: str, found: int, count: int, saved_s: float) -> None:
+        """Count texts of which so many were embedded before, which took so long then."""
+        self.of(self.saved, model, "embeddings").inc(saved_s)
         for outcome, amount in (("found", found), ("made", count - found)):
             self.of(self.embeddings, model, outcome).inc(amount)
 

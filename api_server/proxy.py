@@ -119,11 +119,13 @@ class Proxy:
         """An answer of which a part may be there. Raises ApiError."""
         if found is None or self._embeddings is None:
             return await self._answer(request, answer, asked, claim)
-        self._metrics.embedded(asked.model, found.count, len(found.had))
+        self._metrics.embedded(asked.model, found.count, len(found.had), found.saved_s)
         if found.is_all:
             return await answer.own(found.whole(asked.model))
         asked.body = left(asked, found)
-        answer.finish, answer.in_parts = functools.partial(self._embeddings.merged, found), not found.count
+        embeddings = self._embeddings
+        answer.finish = lambda document: embeddings.merged(found, document, time.monotonic() - answer.sent)
+        answer.in_parts = not found.count
         answer.reader.longest_document = found.limit
         return await self._answer(request, answer, asked, claim)
 
@@ -140,7 +142,7 @@ class Proxy:
         seen = 0
         while place is not None:
             address = place.address
-            begun = time.monotonic()
+            begun = answer.sent = time.monotonic()
             try:
                 if asked.is_counted_here:
                     return await answer.own(await self._sender.count(address, asked))
@@ -201,7 +203,9 @@ class Proxy:
             raise errors.upstream_failed(answer.model, "a broken answer") from None
         finally:
             place.said(answer.reader.prompt_tokens, answer.reader.completion_tokens)
-            self._metrics.turned(answer.model, place, answer.reader, says=upstream.engine != "ollama")
+            # An exact answer of before says what its prompt had found then.
+            says = upstream.engine != "ollama" and source.headers.get("x-cache") != "hit"
+            self._metrics.turned(answer.model, place, answer.reader, says=says)
 
     async def _place(self, upstream: Upstream, wanted: Wanted) -> Place:
         """A claimed place. When no server has the model, the request waits: the fleet may be at zero, or between two pods. So it does when

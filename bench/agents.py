@@ -198,7 +198,7 @@ def counts(servers: Sequence[str]) -> list[Tokens]:
     """What each server says of its prompts."""
 
     def of(text: str, name: str) -> float:
-        return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
     texts = [httpx.get(f"{url}/metrics", timeout=30, trust_env=False).text for url in servers]
     return [Tokens((of(text, "model_server_prompt_tokens_total"), of(text, "model_server_reused_prompt_tokens_total"))) for text in texts]

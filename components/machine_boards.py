@@ -97,6 +97,32 @@ STORAGE = Board(
                 _VOLUMES,
             ),
         ),
+        "Time saved": (
+            Panel(
+                "Seconds saved in a minute",
+                "s",
+                {
+                    f"60 * {rate('model_server_saved_seconds_total', 'tier')}": "{{tier}}",
+                    f"60 * {rate('api_server_saved_seconds_total', 'tier')}": "{{tier}}",
+                },
+                "Of requests, as they would have waited for a server, so there may be more than 60. docs/cache.md says how they are "
+                "counted, and what is not.",
+            ),
+            Panel(
+                "Seconds saved in a day",
+                "s",
+                {
+                    "sum by (tier) (increase(model_server_saved_seconds_total[1d]))": "{{tier}}",
+                    "sum by (tier) (increase(api_server_saved_seconds_total[1d]))": "{{tier}}",
+                },
+            ),
+            Panel(
+                "Prompt tokens that are read by second",
+                "short",
+                {"model_server_prompt_tokens_per_second": "{{instance}}"},
+                "By this speed the tokens of prompts become seconds. 0: it is not known yet, and no seconds are counted for them.",
+            ),
+        ),
         "Cache of answers": (
             Panel("Share of hits", "percentunit", {f"{_HITS} / ({_HITS} + {_MISSES})": "hits", "cache_up": "the cache answers"}),
             Panel("Look-ups of model servers", "reqps", {rate("model_server_cache_lookups_total", "outcome"): "{{outcome}}"}),
@@ -115,6 +141,13 @@ STORAGE = Board(
                 "Share of tokens that model servers need not read again",
                 "percentunit",
                 {share(_REUSED, f"({_REUSED} + {_READ})"): "reused"},
+            ),
+            Panel(
+                "Tokens that were not read again, by second",
+                "short",
+                {rate("model_server_reused_prompt_tokens_total", "tier"): "{{tier}}"},
+                "engine: what it held, in slots, in its prompt cache, or in a GPU's memory; host: memory that vLLM moves old prompts to; "
+                "disk: files.",
             ),
             Panel("Tokens kept over a restart of a model server", "short", {"model_server_restored_tokens": "{{instance}}"}),
             Panel(

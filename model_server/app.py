@@ -15,9 +15,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from model_server import body, endpoints, openapi
-from model_server.cache import AnswerCache, CacheUnavailable
+from model_server.cache import AnswerCache, CacheUnavailable, Lookup
 from model_server.endpoints import Api, Endpoint
-from model_server.engine import Answer, Engine
+from model_server.engine import UNEXPECTED, Answer, Engine
 from model_server.errors import ApiError, shape
 from model_server.metrics import Metrics
 from model_server.settings import Settings
@@ -33,7 +33,7 @@ class ModelServer:
 
     def __init__(self, settings: Settings, engine: Engine, digest: str, cache: AnswerCache | None) -> None:
         self.settings, self.engine, self.digest, self.cache = settings, engine, digest, cache
-        self.metrics = Metrics()
+        self.metrics = Metrics(settings.context_length)
         self._shown = make_aiohttp_handler(self.metrics.registry)
         self.document = openapi.document(engine.endpoints)
         self.draining = False
@@ -89,7 +89,7 @@ class ModelServer:
         length = self.settings.context_length
         entry = {"id": self.settings.served_id, "object": "model", "created": 0, "owned_by": "modelfleet"}
         entry |= {"context_length": length, "max_model_len": length, "capabilities": sorted(self.engine.abilities)}
-        entry |= {"version": f"{self.engine.version} {self.digest}"} if self.engine.version else {}
+        entry |= {"version": self.engine.answers_as(self.digest)} if self.engine.version else {}
         return web.json_response({"object": "list", "data": [entry]})
 
     async def openapi(self, _: web.Request) -> web.Response:
@@ -98,9 +98,11 @@ class ModelServer:
     async def show_metrics(self, request: web.Request) -> web.StreamResponse:
         self.metrics.engine_up.set(float(self.engine.ready))
         self.metrics.waiting.set(self._waiting)
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError, KeyError, ValueError):
+        with contextlib.suppress(*UNEXPECTED):
             if (tokens := await self.engine.tokens()) is not None:
                 self.metrics.reached(tokens)
+            self.metrics.saved.came("disk", await self.engine.returned())
+        self.metrics.saved.settle()
         return await self._shown(request)
 
     @contextlib.asynccontextmanager
@@ -165,42 +167,45 @@ class ModelServer:
             raise ApiError(404, "invalid_request_error", message, "model_not_found")
         return payload
 
-    async def _lookup(self, request: web.Request, endpoint: Endpoint, payload: Mapping[str, Any]) -> "_Lookup":
+    async def _lookup(self, request: web.Request, endpoint: Endpoint, payload: Mapping[str, Any]) -> Lookup:
         """Only a client that asks for exact answers may get one, and only where the answer cannot differ."""
         if not endpoint.is_cached or request.headers.get("X-Cache", "").lower() != "exact" or payload.get("stream"):
-            return _Lookup()
+            return Lookup()
         if self.cache is None or not self.cache.is_deterministic(payload):
             return self._outcome("bypass", None, None)
-        key = self.cache.key(request.headers, f"{self.digest} {self.engine.version} {self.settings.context_length}", payload)
+        key = self.cache.key(request.headers, f"{self.engine.answers_as(self.digest)} {self.settings.context_length}", payload)
         try:
-            body = await self.cache.get(key)
+            body, took_s = await self.cache.get(key)
         except CacheUnavailable:
             return self._outcome("bypass", None, None)
+        self.metrics.saved.answer(took_s)
         return self._outcome("miss" if body is None else "hit", key, body)
 
-    def _outcome(self, outcome: str, key: str | None, body: bytes | None) -> "_Lookup":
+    def _outcome(self, outcome: str, key: str | None, body: bytes | None) -> Lookup:
         self.metrics.cache.labels(outcome).inc()
-        return _Lookup(key, body, {"X-Cache": outcome})
+        return Lookup(key, body, {"X-Cache": outcome})
 
     async def _generate(
-        self, request: web.Request, endpoint: Endpoint, payload: Mapping[str, Any], lookup: "_Lookup", started: float
+        self, request: web.Request, endpoint: Endpoint, payload: Mapping[str, Any], lookup: Lookup, started: float
     ) -> web.StreamResponse:
+        begun = time.monotonic()
         try:
             async with self.engine.request(endpoint.path, payload) as answer:
                 if answer.status != 200:
                     said = await answer.read()
                     raise self.engine.refusal(await self._blamed(endpoint, payload, answer.status), said)
                 if payload.get("stream"):
-                    return await self._stream(request, endpoint.api, answer, started)
+                    return await self._stream(request, endpoint.api, answer, started, begun)
                 body = await answer.read()
         except aiohttp.ClientError as error:
             raise ApiError(500, "server_error", f"engine: got {type(error).__name__}, want an answer; try again", "engine_failed") from None
-        self.metrics.first_byte.observe(time.monotonic() - started)
+        ended = time.monotonic()
+        self.metrics.first_byte.observe(ended - started)
         if endpoint.takes_place and not self.engine.counts:
-            self.metrics.count(endpoint.api, body)
+            self.metrics.count(endpoint.api, body, ended - begun)
         if lookup.key is not None and self.cache is not None:
             with contextlib.suppress(CacheUnavailable):
-                await self.cache.put(lookup.key, body)
+                await self.cache.put(lookup.key, body, ended - begun)
         return web.Response(body=body, content_type="application/json", headers=lookup.headers)
 
     async def _blamed(self, endpoint: Endpoint, payload: Mapping[str, Any], status: int) -> int:
@@ -213,14 +218,16 @@ class ModelServer:
                 return 400 if read.status in (400, 500) else status
         return 400
 
-    async def _stream(self, request: web.Request, api: Api, answer: Answer, started: float) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, api: Api, answer: Answer, started: float, begun: float) -> web.StreamResponse:
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         response = web.StreamResponse(headers=headers)
         head = tail = b""
+        first = begun
         try:
             async for chunk in answer.chunks():
                 if not response.prepared:
-                    self.metrics.first_byte.observe(time.monotonic() - started)
+                    first = time.monotonic()
+                    self.metrics.first_byte.observe(first - started)
                     await response.prepare(request)
                     head = chunk[:_TAIL_BYTES]
                 await response.write(chunk)
@@ -235,11 +242,6 @@ class ModelServer:
         if not response.prepared:
             await response.prepare(request)
         if not self.engine.counts:
-            self.metrics.count(api, head + tail)
+            self.metrics.count(api, head + tail, time.monotonic() - begun, first - begun)
         await response.write_eof()
         return response
-
-
-class _Lookup:
-    def __init__(self, key: str | None = None, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> None:
-        self.key, self.body, self.headers = key, body, headers

@@ -4,8 +4,10 @@ import asyncio
 import hashlib
 import json
 import logging
+import struct
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ BUDGET_S = 0.05
 TTL_S = 24 * 3600
 _PAUSE_S = 5.0
 """After a failure nobody asks again for this long."""
+_TIME, _LONGEST_US = struct.Struct(">I"), 3600 * 10**6
+"""Microseconds that stand before an answer: what it took to make. Of one that took longer than an hour, an hour is said."""
 _IGNORED_FIELDS = ("stream", "user", "metadata")
 
 
@@ -40,23 +44,24 @@ class AnswerCache:
         owner = headers.get("X-Cache-Owner", "")
         fields = {name: value for name, value in payload.items() if name not in _IGNORED_FIELDS}
         text = json.dumps([owner, served, fields], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return f"answer:2:{hashlib.sha256(text.encode()).hexdigest()}"
+        return f"answer:3:{hashlib.sha256(text.encode()).hexdigest()}"
 
     @staticmethod
     def is_deterministic(payload: Mapping[str, Any]) -> bool:
         return payload.get("temperature") == 0 or payload.get("seed") is not None
 
-    async def get(self, key: str) -> bytes | None:
-        """The stored answer, or None. Raises CacheUnavailable within the budget."""
+    async def get(self, key: str) -> tuple[bytes | None, float]:
+        """The stored answer, or None, and the seconds that it took. Raises CacheUnavailable within the budget."""
         stored = await self._within_budget(self._client.get(key))
-        if stored is None:
-            return None
-        digest, _, body = bytes(stored).partition(b"\n")
-        return body if digest == hashlib.sha256(body).hexdigest().encode() else None
+        digest, _, kept = bytes(stored or b"").partition(b"\n")
+        if digest != hashlib.sha256(kept).hexdigest().encode() or len(kept) < _TIME.size:
+            return None, 0.0
+        return kept[_TIME.size :], _TIME.unpack_from(kept)[0] / 1e6
 
-    async def put(self, key: str, body: bytes) -> None:
+    async def put(self, key: str, body: bytes, took_s: float) -> None:
         """Raises CacheUnavailable."""
-        await self._within_budget(self._client.set(key, hashlib.sha256(body).hexdigest().encode() + b"\n" + body, ex=TTL_S))
+        kept = _TIME.pack(min(int(took_s * 1e6), _LONGEST_US)) + body
+        await self._within_budget(self._client.set(key, hashlib.sha256(kept).hexdigest().encode() + b"\n" + kept, ex=TTL_S))
 
     async def _within_budget(self, operation: Any) -> Any:
         if time.monotonic() < self._paused_until:
@@ -72,6 +77,15 @@ class AnswerCache:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What a look-up came to. Nothing in it: none was made."""
+
+    key: str | None = None
+    body: bytes | None = None
+    headers: Mapping[str, str] | None = None
 
 
 class CacheUnavailable(Exception):  # noqa: N818 (a state, not an error)

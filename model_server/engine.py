@@ -9,7 +9,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar, Protocol
 
@@ -17,6 +16,7 @@ import aiohttp
 
 from model_server.endpoints import BY_PATH, Endpoint
 from model_server.errors import ApiError
+from model_server.saved import Tokens
 from model_server.words import LastWords
 
 log = logging.getLogger("model_server")
@@ -58,16 +58,6 @@ class _HttpAnswer:
         return self._response.content.iter_any()
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """What an engine has read and written since it began."""
-
-    read: int
-    """Tokens of prompts, without those that it still held."""
-    reused: int
-    written: int
-
-
 class Engine(ABC):
     """The seam: an engine in a child process that answers on a loopback port. A subclass says which program that is, and what differs.
 
@@ -83,6 +73,8 @@ class Engine(ABC):
     """Of the program that runs the weights; empty while it is not known."""
     restored_tokens: int = 0
     """Of conversations that another process of before had."""
+    manner: str = ""
+    """What of its settings changes its answers, beside the context."""
     lost: str = ""
     """What is said of a GPU that does not answer any more."""
     counts: ClassVar[bool] = False
@@ -125,6 +117,14 @@ class Engine(ABC):
     async def tokens(self) -> Tokens | None:
         """Where the engine counts by itself: since it began. None while it does not answer. Raises what a question may."""
         return None
+
+    async def returned(self) -> int:
+        """Tokens from a process of before that a request has come back to since this was asked last. Raises what a question may."""
+        return 0
+
+    def answers_as(self, digest: str) -> str:
+        """Whoever has this in common with it answers the same, beside the context. `digest`: of the weights."""
+        return f"{self.version} {digest} {self.manner}".strip()
 
     @property
     def abilities(self) -> frozenset[str]:

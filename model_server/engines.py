@@ -1,10 +1,12 @@
 """The engines: llama.cpp, for CPUs and for GGUF files, and vLLM, for GPUs and safetensors."""
 
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
 from http import HTTPStatus
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from model_server.endpoints import BY_PATH, OF_VLLM
-from model_server.engine import ASKED, Engine, Tokens
+from model_server.engine import ASKED, Engine
 from model_server.errors import ApiError, refusal, too_long, unsupported
 from model_server.kept import Kept, identity
 from model_server.pooling import RANK, pooling
+from model_server.saved import Tokens
 from model_server.settings import Settings
 from model_server.store import find_gguf, find_tree
 from model_server.vllm import VERSION
@@ -59,10 +62,15 @@ class LlamaCpp(Engine):
         if self.kept is not None and self._session is not None and self.ready and not self.parameters["pooling"]:
             await self.kept.save(self._session, self._url, identity(self._digest, self.version, self.parameters))
 
+    async def returned(self) -> int:
+        return await self.kept.returned(self._session, self._url) if self.kept is not None and self._session is not None else 0
+
     async def _ask(self, session: aiohttp.ClientSession, url: str) -> frozenset[str]:
         async with session.get(f"{url}/props", timeout=ASKED) as response:
             properties = await response.json()
-        self.version = f"llama.cpp {properties['build_info']}"
+        # The package's build does not know its number.
+        build = properties["build_info"] if self.parameters["binary"] else f"xllamacpp {metadata.version('xllamacpp')}"
+        self.version = f"llama.cpp {build}"
         return _abilities(properties)
 
     async def _has(self, session: aiohttp.ClientSession, url: str) -> int:
@@ -104,6 +112,11 @@ _TOO_LONG_RESPONSES = re.compile(r"prompt length (\d+) exceeds the max_model_len
 """vllm/renderers/params.py, and of /v1/responses vllm/entrypoints/openai/responses/serving.py, 0.32.0."""
 
 
+_BY_SOURCE = "vllm:prompt_tokens_cached_by_source_total"
+"""Sources: `device`, `host`, `disk`."""
+_PREFILL_S = "vllm:request_prefill_time_seconds"
+
+
 class Vllm(Engine):
     """vLLM's own OpenAI server."""
 
@@ -114,6 +127,7 @@ class Vllm(Engine):
 
     def __init__(self, weights: Path, settings: Settings) -> None:
         self._parsers = {"tools": settings.tool_call_parser, "thinking": settings.reasoning_parser}
+        self.manner = " ".join((_computes(settings), *self._parsers.values()))
         self._steps = -1.0
         self._writes = True
         super().__init__(
@@ -164,9 +178,12 @@ class Vllm(Engine):
         if self._session is None or not self.ready:
             return None
         found = await _numbers(self._session, self._url, ASKED.total or 0.0)
-        reused = int(found.get("vllm:prompt_tokens_cached_total", 0))
-        read, written = (int(found[f"vllm:{name}_tokens_total"]) for name in ("prompt", "generation"))
-        return Tokens(read - reused, reused, written)
+        prompt, written = (int(found[f"vllm:{name}_tokens_total"]) for name in ("prompt", "generation"))
+        reused = min(int(found.get("vllm:prompt_tokens_cached_total", 0)), prompt)
+        host, disk = (int(found.get(f"{_BY_SOURCE} {source}", 0)) for source in ("host", "disk"))
+        reads = int(found.get(f"{_PREFILL_S}_count", 0))
+        timed = int(found.get("vllm:request_prefill_kv_computed_tokens_sum", 0))
+        return Tokens(prompt - reused, reused, written, host, disk, reads, timed, found.get(f"{_PREFILL_S}_sum", 0.0))
 
     def refusal(self, status: int, body: bytes) -> ApiError:
         """A prompt that is too long in the sentences that agents know; everything else in vLLM's words."""
@@ -185,20 +202,28 @@ class Vllm(Engine):
 
 
 async def _numbers(session: aiohttp.ClientSession, url: str, limit_s: float) -> dict[str, float]:
-    """vLLM's metrics, summed over their labels. Source: vllm/v1/metrics/loggers.py, 0.32.0."""
+    """vLLM's metrics, summed over their labels, but for the tier that had the tokens of a prompt. Source: vllm/v1/metrics/loggers.py and
+    cache_hit_source.py, 0.32.0."""
     async with session.get(f"{url}/metrics", timeout=aiohttp.ClientTimeout(total=limit_s)) as response:
         text = await response.text()
     found: dict[str, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            found[sample.name] = found.get(sample.name, 0.0) + sample.value
+            name = f"{_BY_SOURCE} {sample.labels.get('source')}" if sample.name == _BY_SOURCE else sample.name
+            if math.isfinite(sample.value):
+                found[name] = found.get(name, 0.0) + sample.value
     return found
+
+
+def _computes(settings: Settings) -> str:
+    """How vLLM computes: what it holds of a prompt is other numbers with any other."""
+    return f"{settings.dtype} {settings.quantization} {settings.kv_cache_dtype}"
 
 
 def engine_of(settings: Settings) -> tuple[Engine, str]:
     """The engine with its weights, and the digest that identifies them. Raises StoreError."""
     if settings.engine == "vllm":
-        weights, digest = find_tree(settings.models_dir, settings.model, settings.weights_dir)
+        weights, digest = find_tree(settings.models_dir, settings.model, settings.weights_dir, f"{Vllm.version} {_computes(settings)}")
         return Vllm(weights, settings), digest
     weights, digest = find_gguf(settings.models_dir, settings.model, settings.weights_dir)
     return LlamaCpp(weights, settings, digest), digest

@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 log = logging.getLogger("model_server")
 _LIST = "kept.json"
+_SLOTS = aiohttp.ClientTimeout(total=1)
+"""For a question about slots, which waits for the step that an engine computes: who reads metrics must not wait for a long one."""
 _UNEXPECTED = (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError)
 
 
@@ -54,6 +56,8 @@ class Kept:
         self.directory, self._limit_bytes, self._limit_s = directory, limit_bytes, limit_s
         self._restored: dict[int, int] = {}
         """Slot to tokens; llama.cpp tells only what a request has put into a slot."""
+        self._unused: dict[int, object] = {}
+        """Of those, slots that no request has come back to, and the number of the request that each had before."""
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -120,7 +124,20 @@ class Kept:
         finally:
             self._clear()
         log.info("%d tokens of conversations are there again", sum(self._restored.values()))
+        with contextlib.suppress(*_UNEXPECTED):
+            tasks = await _tasks(session, url)
+            self._unused = {number: tasks.get(number) for number in self._restored}
         return sum(self._restored.values())
+
+    async def returned(self, session: aiohttp.ClientSession, url: str) -> int:
+        """Tokens of restored slots that got their first request since this was asked last. Raises what a question may."""
+        if not self._unused:
+            return 0
+        tasks = await _tasks(session, url)
+        used = [number for number, before in self._unused.items() if tasks.get(number) != before]
+        for number in used:
+            del self._unused[number]
+        return sum(self._restored[number] for number in used)
 
     def _taken(self) -> _Kept:
         """The list, which is removed before any file of it is read: an engine that this kills would be killed again."""
@@ -160,6 +177,12 @@ async def _asked(session: aiohttp.ClientSession, url: str, name: str) -> Mapping
         if response.status != HTTPStatus.OK:
             raise ValueError((await response.text())[:200])
         return await response.json()
+
+
+async def _tasks(session: aiohttp.ClientSession, url: str) -> dict[int, object]:
+    """Slot to the number of its last request. Source: llama.cpp, tools/server/README.md."""
+    async with session.get(f"{url}/slots", timeout=_SLOTS) as response:
+        return {int(slot["id"]): slot.get("id_task") for slot in await response.json()}
 
 
 async def _sum(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from model_server.endpoints import Api
-from model_server.engine import Tokens
+from model_server.saved import Saved, Tokens
 
 _TIER = {
     "bytes": "What the tier of files takes of its disk, with what may be added until the next look",
@@ -22,20 +23,23 @@ _TIER = {
     "keeper_failing": "Whether its last look failed: then engines soon write nothing more",
     "look_seconds": "Time of its last look",
 }
+_PROMPT_MS = re.compile(rb'"prompt_ms":(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)')
+"""In llama.cpp's `timings`: how long the prompt was read. Below zero, or not a number, it is none."""
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    def __init__(self) -> None:
+    def __init__(self, context: int) -> None:
+        """`context`: tokens of one request."""
         self.registry = CollectorRegistry()
-        self._before = Tokens(0, 0, 0)
+        self._context, self._began, self._before = context, time.monotonic(), Tokens(0, 0, 0)
         registry = self.registry
+        self.saved = Saved(registry)
         self.requests = Counter("model_server_requests", "Answered requests", ["status"], registry=registry)
         self.running = Gauge("model_server_running_requests", "Requests that are generated now", registry=registry)
         self.waiting = Gauge("model_server_waiting_requests", "Requests that wait for a slot", registry=registry)
         self.refused = Counter("model_server_refused_requests", "Requests refused because the queue was full", registry=registry)
         self.prompt_tokens = Counter("model_server_prompt_tokens", "Tokens read, without those that the engine held", registry=registry)
-        self.cached_tokens = Counter("model_server_reused_prompt_tokens", "Prompt tokens that the engine still held", registry=registry)
         self.generated_tokens = Counter("model_server_generated_tokens", "Tokens written", registry=registry)
         self.first_byte = Histogram(
             "model_server_time_to_first_byte_seconds", "From arrival to the first byte of the answer", buckets=_SECONDS, registry=registry
@@ -47,16 +51,18 @@ class Metrics:
 
     def reached(self, tokens: Tokens) -> None:
         """What an engine that counts by itself has read and written since it began."""
-        for counter, now, before in (
-            (self.prompt_tokens, tokens.read, self._before.read),
-            (self.cached_tokens, tokens.reused, self._before.reused),
-            (self.generated_tokens, tokens.written, self._before.written),
-        ):
-            counter.inc(max(0, now - before))
-        self._before = tokens
+        before, self._before = self._before, tokens
+        self.prompt_tokens.inc(max(0, tokens.read - before.read))
+        self.generated_tokens.inc(max(0, tokens.written - before.written))
+        self.saved.reuse(max(0, tokens.reused - before.reused))
+        self.saved.came("host", max(0, tokens.host - before.host))
+        self.saved.came("disk", max(0, tokens.disk - before.disk))
+        reads, timed = tokens.reads - before.reads, tokens.timed - before.timed
+        self.saved.read(timed, tokens.seconds - before.seconds, reads * (time.monotonic() - self._began), reads)
 
-    def count(self, api: Api, body: bytes) -> None:
-        """Add the tokens that the engine counted: its `timings`, or else the API's `usage`. `body`: an answer, or both ends of a stream."""
+    def count(self, api: Api, body: bytes, took_s: float, first_s: float = 0.0) -> None:
+        """Add the tokens that the engine counted: its `timings`, or else the API's `usage`. `body`: an answer, or both ends of a stream.
+        `took_s`: from its place at the engine to its end. `first_s`: to its first bytes, where those come when the prompt has been read."""
         if b'"timings"' in body:
             read, reused, written = (_last(body, name) for name in ("prompt_n", "cache_n", "predicted_n"))
         elif api == "anthropic":
@@ -66,8 +72,10 @@ class Metrics:
             reused, written = _last(body, "cached_tokens"), _last(body, "output_tokens")
             read = (_last(body, "input_tokens") or _last(body, "prompt_tokens")) - reused
         self.prompt_tokens.inc(read)
-        self.cached_tokens.inc(reused)
+        self.saved.reuse(min(reused, self._context))
         self.generated_tokens.inc(written)
+        timed = _PROMPT_MS.findall(body)
+        self.saved.read(read, float(timed[-1]) / 1000 if timed else first_s, took_s)
 
 
 class Tier(Collector):
@@ -96,5 +104,5 @@ class Tier(Collector):
 
 def _last(body: bytes, name: str) -> int:
     """No text of a model can look like it: quotes within a JSON string are escaped."""
-    found = re.findall(rb'"%s":(\d+)' % name.encode(), body)
+    found = re.findall(rb'"%s":(\d{1,15})\b' % name.encode(), body)
     return int(found[-1]) if found else 0

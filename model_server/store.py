@@ -49,13 +49,16 @@ def find_gguf(store: Path, name: str, directory: Path) -> tuple[Path, str]:
     return _linked(store, manifest_path, manifest, directory) / parts[0], _digest(manifest_path)
 
 
-def find_tree(store: Path, name: str, directory: Path) -> tuple[Path, str]:
-    """`directory` with the files of a model by their names, which are links into the store; and the digest of its manifest, which has
-    those of all files. Raises StoreError."""
+def find_tree(store: Path, name: str, directory: Path, manner: str = "") -> tuple[Path, str]:
+    """Below `directory` the files of a model by their names, which are links into the store; and the digest of its manifest, which has
+    those of all files. Another content, or `manner` of computing, has another path: vLLM names its files of KV by that alone
+    (vllm/v1/kv_offload/file_mapper.py, 0.32.0). Raises StoreError."""
     manifest_path, manifest = _manifest(store, name)
     if "config.json" not in _files(manifest):
         raise StoreError(f"{manifest_path}: got no config.json, want a model as a tree of files; this engine runs safetensors")
-    return _linked(store, manifest_path, manifest, directory), _digest(manifest_path)
+    digest = _digest(manifest_path)
+    below = hashlib.sha256(f"{digest} {manner}".encode()).hexdigest()[:32]
+    return _linked(store, manifest_path, manifest, directory / below), digest
 
 
 def _files(manifest: Mapping[str, Any]) -> dict[str, Any]:

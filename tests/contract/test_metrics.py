@@ -54,7 +54,7 @@ def test_the_page_has_every_metric_of_the_servers_with_its_type(tmp_path: Path) 
     found = Found(removed=Counter({"limit": 1}))
     (state := State(tmp_path / "state")).note(found, 0)
     state.say(look_seconds=0.1)
-    (of_model_servers := ModelServerMetrics().registry).register(Tier(tmp_path / "state"))
+    (of_model_servers := ModelServerMetrics(2048).registry).register(Tier(tmp_path / "state"))
     for prefix, registry in (
         ("api_server", ApiServerMetrics([], {"a": Route(url="http://a:1")}, lambda: 0, Peers(b"me", 1)).registry),
         ("model_server", of_model_servers),

@@ -57,17 +57,25 @@ def outcomes(gateway: Service) -> tuple[float, float]:
     return tuple(metric(gateway, "api_server_embeddings_total", model=MODEL, outcome=each) for each in ("found", "made"))  # pyright: ignore[reportReturnType]
 
 
+def saved(gateway: Service) -> float:
+    """Seconds."""
+    return metric(gateway, "api_server_saved_seconds_total", model=MODEL, tier="embeddings")
+
+
 def stored(port: int) -> redis.Redis:
     return redis.Redis(port=port, password=PASSWORD)
 
 
 @pytest.mark.parametrize("form", ["base64", "float"])
 def test_a_text_is_embedded_once_and_each_answer_is_in_the_order_of_its_question(gateway: Service, form: Any) -> None:
+    begun = time.monotonic()
     a, b, c = embedded(gateway, ["a", "b", "c"], encoding_format=form)
+    took_s = time.monotonic() - begun
     assert a != b != c
-    assert outcomes(gateway) == (0, 3)
+    assert (outcomes(gateway), saved(gateway)) == ((0, 3), 0)
     assert embedded(gateway, ["c", "a", "b", "a"], encoding_format=form) == [c, a, b, a]
     assert outcomes(gateway) == (4, 3)
+    assert 0 < saved(gateway) < took_s * 4 / 3, "each its share of the time that a server took for it and the others"
     new = embedded(gateway, ["new"], encoding_format=form)
     assert embedded(gateway, ["b", "d", "a", "new", "e", "d"], encoding_format=form)[:4:2] == [b, a]
     mixed = embedded(gateway, ["b", "d", "a", "new", "e", "d"], encoding_format=form)

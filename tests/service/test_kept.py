@@ -28,6 +28,19 @@ def turn(service: Service, agent: str, number: int = 0) -> tuple[str, int, int]:
     return said["choices"][0]["message"]["content"], usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
 
 
+def by_tier(service: Service, name: str) -> dict[str, float]:
+    lines = httpx.get(f"{service.url}/metrics", timeout=10).text.splitlines()
+    return {line.split('"')[1]: float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{tier=")}
+
+
+def reused(service: Service) -> dict[str, float]:
+    return by_tier(service, "model_server_reused_prompt_tokens_total")
+
+
+def saved(service: Service) -> dict[str, float]:
+    return by_tier(service, "model_server_saved_seconds_total")
+
+
 def end(service: Service, number: int = signal.SIGTERM) -> None:
     os.kill(service.process.pid, number)
     service.ended()
@@ -52,6 +65,18 @@ def test_both_slots_are_warm_after_a_restart(server: Callable[..., Service], tmp
     assert held > 1200
     found = [turn(second, agent, 1) for agent in ("one", "two")]
     assert all(prompt - cached < 100 for _, prompt, cached in found), found
+    warm = sum(cached for _, _, cached in found)
+    assert reused(second) == {"disk": warm, "host": 0, "engine": 0}, "of the files, and each once"
+    assert saved(second) == {"disk": 0, "host": 0, "engine": 0, "answers": 0}, "nobody knows yet how fast it reads"
+    cold = turn(second, "three")[2]
+    assert cold < 100
+    speed = metric(second, "model_server_prompt_tokens_per_second")
+    assert saved(second)["disk"] == pytest.approx(warm / speed, rel=0.05)
+    again = turn(second, "three", 1)[2]
+    assert again > 600
+    tiers = reused(second)
+    assert warm <= tiers["disk"] <= held, "never more than the files had"
+    assert sum(tiers.values()) == warm + cold + again, "no token is in two tiers"
     assert not list((tmp_path / "kept").iterdir()), "each is used once"
     end(second)
     # What it says is what a server says that has read all of it.

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from importlib import metadata
 from pathlib import Path
 
 import httpx
@@ -37,6 +38,8 @@ def metric(service: Service, name: str) -> float:
 
 def test_it_generates_streams_and_counts(model_server: ModelServerFactory) -> None:
     service = model_server("tiny:1")
+    (entry,) = httpx.get(f"{service.url}/v1/models", timeout=10).json()["data"]
+    assert re.fullmatch(rf"llama.cpp xllamacpp {re.escape(metadata.version('xllamacpp'))} sha256:[0-9a-f]{{64}}", entry["version"])
     response = ask(service)
     assert response.status_code == 200
     assert response.json()["choices"][0]["message"]["content"] == SCRIPT
@@ -300,9 +303,18 @@ def test_an_exact_answer_is_kept_only_on_request(model_server: ModelServerFactor
     service = model_server("tiny:1", **as_user(valkey, "model-server", tmp_path))
     exact = {"X-Cache": "exact"}
     assert "x-cache" not in ask(service).headers
+    begun = time.monotonic()
     assert ask(service, headers=exact).headers["x-cache"] == "miss"
+    took_s = time.monotonic() - begun
+    assert metric(service, "model_server_saved_seconds_total") == 0
+    reused = metric(service, "model_server_reused_prompt_tokens_total")
     hit = ask(service, headers=exact)
     assert hit.headers["x-cache"] == "hit"
+    once = metric(service, 'model_server_saved_seconds_total{tier="answers"}')
+    assert 0 < once < took_s, "what it took the engine, the first time"
+    ask(service, headers=exact)
+    assert metric(service, 'model_server_saved_seconds_total{tier="answers"}') == pytest.approx(2 * once)
+    assert metric(service, "model_server_reused_prompt_tokens_total") == reused, "and no tier has the tokens of its prompt"
     assert hit.json()["choices"][0]["message"]["content"] == SCRIPT
     assert ask(service, headers=exact, max_tokens=3).headers["x-cache"] == "miss", "every field that matters is in the key"
     assert ask(service, headers=exact, temperature=1).headers["x-cache"] == "bypass", "an answer by chance is not kept"

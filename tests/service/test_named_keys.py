@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.service.conftest import SCRIPT, ApiServerFactory, ModelServerFactory, as_user
 from tests.service.processes import Service
 from tests.service.test_bounds import cpu_s
+from tests.service.test_model_server import metric as of_server
 
 ALICE, BOB, CAROL = "the-key-of-alice-0123", "the-key-of-bob-0123456", "the-key-of-carol-0123"
 QUESTION = [{"role": "user", "content": "Say it."}]
@@ -234,8 +235,8 @@ def test_an_exact_answer_is_found_by_the_key_that_asked_for_it_alone(
 ) -> None:
     """A hit would tell what another key has asked."""
     write(tmp_path, alice=grant(ALICE), bob=grant(BOB))
-    route = {"url": model_server("tiny:1", **as_user(valkey, "model-server", tmp_path)).url}
-    service = api_server({"tiny:1": route})
+    server = model_server("tiny:1", **as_user(valkey, "model-server", tmp_path))
+    service = api_server({"tiny:1": {"url": server.url}})
 
     def outcome(key: str, **headers: str) -> str:
         body = {"model": "tiny:1", "messages": QUESTION, "temperature": 0, "seed": 271828}
@@ -244,6 +245,11 @@ def test_an_exact_answer_is_found_by_the_key_that_asked_for_it_alone(
 
     assert [outcome(ALICE), outcome(ALICE)] == ["miss", "hit"]
     assert outcome(BOB, **{"X-Cache-Owner": "alice"}) == "miss"
+    before = of_server(server, "model_server_reused_prompt_tokens_total")
+    assert before > 0, "of Bob's, whose answer is kept with it"
+    assert [outcome(BOB), outcome(BOB)] == ["hit", "hit"]
+    assert of_server(server, "model_server_reused_prompt_tokens_total") == before
+    assert used(service, "api_server_cached_tokens_total", model="tiny:1") == before
 
 
 def test_a_thousand_wrong_keys_a_second_lock_out_nobody(gateway: Service) -> None:

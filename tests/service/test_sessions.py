@@ -20,8 +20,10 @@ from tests.service.conftest import KEY, SCRIPT, start_api_server, start_model_se
 from tests.service.neighbours import Fleet, answers
 from tests.service.processes import Service, free_port
 from tests.service.test_gateway import metric
+from tests.service.test_model_server import metric as of_server
 
 AGENTS = 4
+SAVED = ("reused_prompt_tokens_total", "saved_seconds_total", "prompt_tokens_per_second")
 CONTEXT = 8192
 
 
@@ -89,6 +91,25 @@ def test_conversations_stay_warm_while_their_turns_take_turns(fleet: tuple[Servi
     assert min(shares) > 0.8, shares
     cached, reusable = (metric(api, f"api_server_{name}_tokens_total", model="tiny:1", reason="bound") for name in ("cached", "reusable"))
     assert cached >= 0.9 * reusable > 0
+
+
+def test_servers_save_what_the_gateway_hears_of_and_no_more_time_than_a_cold_turn_takes(fleet: tuple[Service, list[Service]]) -> None:
+    api, servers = fleet
+    cold_s, cached = 0.0, 0
+    with httpx.Client(base_url=api.url, timeout=60, headers={"Authorization": f"Bearer {KEY}"}) as client:
+        for turn in range(3):
+            messages = [{"role": "system", "content": "Keep the rule of the house. " * 100}, *history(0, turn)[1:]]
+            began = time.monotonic()
+            answer = client.post("/v1/chat/completions", json={"model": "tiny:1", "messages": messages, "max_tokens": 8, "temperature": 0})
+            cold_s = cold_s or time.monotonic() - began
+            cached += answer.raise_for_status().json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert cached > 2 * 2000
+    assert sum(metric(api, "api_server_cached_tokens_total", model="tiny:1", reason=reason) for reason in ("new", "bound")) == cached
+    said = [{name: of_server(server, f"model_server_{name}") for name in SAVED} for server in servers]
+    (at_work,) = [each for each in said if each["prompt_tokens_per_second"]]
+    assert sum(each["reused_prompt_tokens_total"] for each in said) == cached
+    assert at_work["saved_seconds_total"] == pytest.approx(cached / at_work["prompt_tokens_per_second"])
+    assert 0 < at_work["saved_seconds_total"] < 2.5 * cold_s
 
 
 def test_a_conversation_whose_server_is_gone_goes_on_at_another(fleet: tuple[Service, list[Service]]) -> None:

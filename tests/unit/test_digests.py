@@ -2,7 +2,7 @@
 
 import hashlib
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_sync import digests
@@ -10,6 +10,7 @@ from model_sync.digests import Digest
 from model_sync.store import CHUNK_BYTES
 
 
+@settings(deadline=None)
 @given(sizes=st.lists(st.sampled_from([0, 1, 100, 65_536, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1]), max_size=8), asked=st.booleans())
 def test_it_is_that_of_all_blocks_whatever_their_sizes_and_whenever_it_is_asked(sizes: list[int], asked: bool) -> None:
     digest, whole = Digest(), hashlib.sha256()

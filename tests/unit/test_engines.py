@@ -12,11 +12,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from model_server.engine import Tokens
-from model_server.engines import LlamaCpp, Vllm
+from model_server.engines import LlamaCpp, Vllm, engine_of
 from model_server.metrics import Metrics
+from model_server.saved import Tokens
 from model_server.settings import Settings
 from model_server.store import StoreError, find_gguf, find_tree
+from model_server.vllm import command
 from model_sync import tree
 from model_sync.store import StoreError as WriterError
 
@@ -34,6 +35,18 @@ vllm:iteration_tokens_total_sum{engine="0",model_name="a"} 9.0
 vllm:prompt_tokens_total{engine="0",model_name="a"} 100.0
 # TYPE vllm:prompt_tokens_cached counter
 vllm:prompt_tokens_cached_total{engine="0",model_name="a"} 60.0
+# TYPE vllm:prompt_tokens_cached_by_source counter
+vllm:prompt_tokens_cached_by_source_total{engine="0",model_name="a",source="device"} 30.0
+vllm:prompt_tokens_cached_by_source_total{engine="0",model_name="a",source="host"} 20.0
+vllm:prompt_tokens_cached_by_source_total{engine="0",model_name="a",source="disk"} 10.0
+# TYPE vllm:request_prefill_time_seconds histogram
+vllm:request_prefill_time_seconds_bucket{engine="0",le="+Inf",model_name="a"} 3.0
+vllm:request_prefill_time_seconds_count{engine="0",model_name="a"} 3.0
+vllm:request_prefill_time_seconds_sum{engine="0",model_name="a"} %s
+# TYPE vllm:request_prefill_kv_computed_tokens histogram
+vllm:request_prefill_kv_computed_tokens_bucket{engine="0",le="+Inf",model_name="a"} 3.0
+vllm:request_prefill_kv_computed_tokens_count{engine="0",model_name="a"} 3.0
+vllm:request_prefill_kv_computed_tokens_sum{engine="0",model_name="a"} 40.0
 # TYPE vllm:generation_tokens counter
 vllm:generation_tokens_total{engine="0",model_name="a"} 7.0
 """
@@ -119,7 +132,7 @@ async def pretending(texts: list[str], paths: dict[str, Any] | None = None) -> A
 
 def test_vllm_works_while_it_counts_steps_or_has_nothing_to_do() -> None:
     async def judged() -> list[bool]:
-        texts = [METRICS % (running, steps, steps) for running, steps in ((1, 5), (1, 6), (1, 6), (1, 6), (0, 6), (1, 7))]
+        texts = [METRICS % (running, steps, steps, 0.5) for running, steps in ((1, 5), (1, 6), (1, 6), (1, 6), (0, 6), (1, 7))]
         engine = Vllm(Path("w"), SETTINGS)
         async with pretending(texts) as (session, url):
             return [await engine._works(session, url, 5) for _ in range(6)]
@@ -127,22 +140,26 @@ def test_vllm_works_while_it_counts_steps_or_has_nothing_to_do() -> None:
     assert asyncio.run(judged()) == [True, True, False, False, True, True]
 
 
-def test_vllm_counts_tokens_by_itself() -> None:
+@pytest.mark.parametrize(("said_s", "seconds"), [(0.5, 0.5), ("NaN", 0.0), ("+Inf", 0.0), (-3.0, -3.0)])
+def test_vllm_counts_tokens_by_itself(said_s: object, seconds: float) -> None:
     async def counted() -> Tokens | None:
         engine = Vllm(Path("w"), SETTINGS)
-        async with pretending([METRICS % (0, 1, 1)]) as (session, url):
+        async with pretending([METRICS % (0, 1, 1, said_s)]) as (session, url):
             assert await engine.tokens() is None, "it has not begun"
             engine._session, engine._url = session, url
             return await engine.tokens()
 
     found = asyncio.run(counted())
-    assert found == Tokens(read=40, reused=60, written=7)
+    assert found == Tokens(read=40, reused=60, written=7, host=20, disk=10, reads=3, timed=40, seconds=seconds)
     assert found is not None
-    metrics = Metrics()
+    metrics = Metrics(2048)
     for _ in range(2):
         metrics.reached(found)
+        metrics.saved.settle()
     value = metrics.registry.get_sample_value
-    assert [value(f"model_server_{name}_total") for name in ("prompt_tokens", "reused_prompt_tokens", "generated_tokens")] == [40, 60, 7]
+    assert [value(f"model_server_{name}_tokens_total") for name in ("prompt", "generated")] == [40, 7]
+    tiers = [value("model_server_reused_prompt_tokens_total", {"tier": tier}) for tier in ("engine", "host", "disk")]
+    assert tiers == [30, 20, 10]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +176,30 @@ def test_what_a_model_can_do_is_what_vllm_has_paths_for(paths: dict[str, Any], f
             return await Vllm(Path("w"), SETTINGS)._ask(session, url)
 
     assert asyncio.run(asked()) == found
+
+
+def test_what_vllm_keeps_is_found_by_the_same_weights_and_the_same_way_to_compute_alone(model: Path, tmp_path: Path) -> None:
+    """It names its files of a prompt's state by the path of the model, and by nothing else that tells one from another of that size."""
+    store = tmp_path / "store"
+
+    def paths(**changes: str) -> tuple[str, str]:
+        given = SETTINGS.model_copy(update={"models_dir": store, "weights_dir": tmp_path / "weights", **changes})
+        engine, digest = engine_of(given)
+        line = command({**engine.parameters, "tier_dir": ""}, 1)
+        return line[line.index("--model") + 1], engine.answers_as(digest)
+
+    tree.add("a:1", model, store)
+    first = paths()
+    assert paths() == first
+    other = [paths(**changes) for changes in ({"kv_cache_dtype": "fp8"}, {"quantization": "fp8"}, {"dtype": "float16"})]
+    parser = paths(tool_call_parser="llama3_json")
+    assert (parser[0], parser[1] == first[1]) == (first[0], False), "another answer, of the same numbers"
+    safetensors(model / "model.safetensors", data=b"\1" * 8)
+    tree.add("a:1", model, store)
+    other.append(paths())
+    for index in (0, 1):
+        assert len({first[index], *(each[index] for each in other)}) == 5
+    assert all(Path(each, "config.json").is_file() for each, _ in (first, *other))
 
 
 def test_the_two_have_the_same_endpoints_and_say_what_each_needs() -> None:
