@@ -29,7 +29,7 @@ from infra.lifecycle.forwarding import forwarded
 from model_sync.catalog import FILE
 from tests.cluster.conftest import MODEL, SERVER_ID, Stack
 from tests.cluster.judge import Cause, Judge, again_and_again, all_end, judged_fast, one_after_the_other, side_by_side
-from tests.cluster.kube import eventually, of_others
+from tests.cluster.kube import descendants, eventually, of_others
 
 pytestmark = pytest.mark.cluster
 REPLICA, KEPT = f"{OLLAMA}-0", "server-with-a-keeper"
@@ -38,6 +38,8 @@ DISK_MIB, LEFT_BYTES = 4, 16 * 1024
 ENTRY_BYTES = 64 * 1024
 """Of what fills the cache."""
 CHAT = {"messages": [{"role": "user", "content": "Say it."}], "max_tokens": 64}
+SERVER, ENGINE = b"-m\0model_server\0", b"-m\0model_server.llama_cpp\0"
+"""Of the command lines of a model server and of its engine."""
 DAY_S = 86400
 
 
@@ -92,13 +94,12 @@ def scaled(scene: Scene, workload: str, replicas: int) -> Iterator[None]:
         wait_for(scene, workload)
 
 
-def processes(scene: Scene, pod: str, *words: str) -> list[int]:
-    """Those of a pod that have these words one after the other in their command line: the embedded nodes' processes are this machine's."""
-    uid, wanted = scene.stack.kube.get("pod", pod, "-n", scene.namespace)["metadata"]["uid"], "\0".join(words).encode()
-    return found(uid, wanted)
+def processes(scene: Scene, pod: str, wanted: bytes) -> list[int]:
+    return found(scene.stack.kube.get("pod", pod, "-n", scene.namespace)["metadata"]["uid"], wanted)
 
 
 def found(uid: str, wanted: bytes) -> list[int]:
+    """Processes of a pod by a part of their command line: those of the embedded nodes are this machine's."""
     every: list[int] = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -201,32 +202,41 @@ def no_model_server(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def a_model_that_loads_for_ever(scene: Scene) -> Iterator[None]:
-    pod, engine = f"{MODEL_SERVER}-0", b"model_server.llama_cpp"
-    uid = scene.stack.kube.get("pod", pod, "-n", scene.namespace)["metadata"]["uid"]
-    before = found(uid, engine)
-    assert before
-    for pid in before:
-        os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    # It must not get as far as its model, which takes less than a second.
-    while not (later := [pid for pid in found(uid, engine) if pid not in before]):
+    uid = scene.stack.kube.get("pod", f"{MODEL_SERVER}-0", "-n", scene.namespace)["metadata"]["uid"]
+    (before,) = found(uid, SERVER)
+    for engine in engines(before):
+        os.kill(engine, signal.SIGKILL)
+    later, deadline = list[int](), time.monotonic() + 90
+    servers = list[int]()
+    # Without a pause: the engine must not get as far as its model, which takes a tenth of a second.
+    while not later:
         assert time.monotonic() < deadline, "another engine"
-        time.sleep(0.02)
+        servers = servers or [pid for pid in found(uid, SERVER) if pid != before]
+        later = [engine for pid in servers for engine in engines(pid)]
     with stopped(later):
         yield
     wait_for(scene, f"statefulset/{MODEL_SERVER}")
 
 
+def engines(server: int) -> list[int]:
+    """Those that a model server has started, from when they are programs of their own."""
+    every: list[int] = []
+    for pid in descendants(server):
+        with suppress(OSError):
+            every += [pid] if ENGINE in Path(f"/proc/{pid}/cmdline").read_bytes() else []
+    return every
+
+
 @contextmanager
 def a_slow_engine(scene: Scene) -> Iterator[None]:
     """Each round has six streams that wait for longer than a second."""
-    engines = processes(scene, f"{MODEL_SERVER}-0", "model_server.llama_cpp")
+    hung = processes(scene, f"{MODEL_SERVER}-0", ENGINE)
     streams = 6
     eventually(lambda: asked(scene.stack, SERVER_ID), lambda status: status == 200, 60, "an answer before")
     with ThreadPoolExecutor(streams) as pool:
 
         def late() -> None:
-            with stopped(engines):
+            with stopped(hung):
                 waiting = [pool.submit(asked, scene.stack, SERVER_ID, stream=True) for _ in range(streams)]
                 time.sleep(1.6)
             wait(waiting)
@@ -349,7 +359,8 @@ def models_that_are_pushed_out(scene: Scene) -> Iterator[None]:
         done = scene.stack.kube.exec(scene.namespace, REPLICA, "ollama", "stop", MODEL)
         assert done.returncode == 0, done.stderr
         eventually(loaded, lambda there: not there, 20, "the model is gone")
-        assert asked(scene.stack, MODEL) == 200
+        # API servers may still have to hear of a replica that is new.
+        eventually(lambda: asked(scene.stack, MODEL), lambda status: status == 200, 30, "an answer, by a load")
         eventually(loaded, bool, 20, "the model is there")
 
     with again_and_again(turn, 0):
@@ -378,7 +389,7 @@ def no_way(scene: Scene) -> Iterator[None]:
 def a_crowd(scene: Scene) -> Iterator[None]:
     """Four have places at a replica, and 64 may wait."""
     eventually(lambda: asked(scene.stack, MODEL), lambda status: status == 200, 60, "an answer before")
-    with stopped(processes(scene, REPLICA, "llama-server")), crowd(scene.stack, MODEL, 90):
+    with stopped(processes(scene, REPLICA, b"llama-server")), crowd(scene.stack, MODEL, 90):
         yield
 
 
@@ -413,7 +424,7 @@ def crowd(stack: Stack, model: str, size: int) -> Iterator[None]:
 
 @contextmanager
 def a_server_that_hangs(scene: Scene) -> Iterator[None]:
-    with stopped(processes(scene, REPLICA, "ollama", "serve")):
+    with stopped(processes(scene, REPLICA, b"ollama\0serve")):
         yield
     wait_for(scene, f"statefulset/{OLLAMA}")
 
