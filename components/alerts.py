@@ -29,10 +29,11 @@ _RULES = (
     (
         "RequestsWaitForServers",
         "critical",
-        "max by (model) (api_server_waiting_requests) > 0",
+        # At a full fleet somebody always waits, and is answered in the end: that is for FleetIsFull.
+        "max by (model) (api_server_waiting_requests) > 0 unless on (model) " + _BY_MODEL % 'status="200"' + " > 0",
         "10m",
-        "Requests for {{ $labels.model }} wait, and no server has the model.",
-        "They do not come up: look at the pods of ollama, or of the model server, their events, and the activator's log.",
+        "Requests for {{ $labels.model }} wait, and none is answered.",
+        "No server has the model, or it hangs: look at the pods of ollama, or of the model server, their events, and the activator's log.",
     ),
     (
         "RequestsFail",

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,14 +38,18 @@ class GpuNode:
     fake: Path
     """Directory of the files that change the fake NVML."""
 
-    @contextmanager
-    def lost(self, number: int) -> Iterator[None]:
+    def lost(self, number: int) -> AbstractContextManager[None]:
         """A GPU, until the block ends."""
-        (self.fake / f"lost-{number}").touch()
+        return self.has(f"lost-{number}")
+
+    @contextmanager
+    def has(self, fault: str) -> Iterator[None]:
+        """One of the fake NVML's, until the block ends."""
+        (self.fake / fault).touch()
         try:
             yield
         finally:
-            (self.fake / f"lost-{number}").unlink()
+            (self.fake / fault).unlink()
 
 
 def _specification(fake: Path, library: Path, smi: Path) -> dict[str, object]:

@@ -15,6 +15,7 @@ from infra.analysis.explain.causes import explain
 from infra.analysis.explain.snapshot import collect
 from tests.cluster.conftest import Stack
 from tests.cluster.gpu_node import GpuNode, allocatable, gpu_node
+from tests.cluster.judge import Cause, all_end, judged_fast, one_after_the_other
 from tests.cluster.kube import eventually
 from tests.cuda_stand_in import LLAMA_SERVER
 
@@ -127,3 +128,26 @@ def test_a_lost_gpu_makes_its_replica_unready_within_a_minute_and_no_other(stack
         assert any(finding.subject == f"StatefulSet/{container}" for finding in found), found
     eventually(lambda: is_ready(stack, container), bool, 60, f"{container} ready again")
     assert statuses(stack, PODS[container])[container]["restartCount"] == 0
+
+
+def cause(alert: str, says: str, fault: str) -> Cause[GpuNode]:
+    return Cause((alert,), f"a fake NVML says {says}", lambda node: node.has(fault))
+
+
+STAGES = (
+    [
+        cause("GpuIsLost", "that a GPU is lost", "lost-0"),
+        cause("GpuIsHeldBack", "that heat holds a GPU back", "hot"),
+        cause("GpuHasErrors", "that a GPU has had memory errors", "flipped"),
+    ],
+    [cause("GpuDriverDown", "nothing: the driver hangs", "hung")],
+)
+CAUSES = tuple(each for stage in STAGES for each in stage)
+
+
+def test_alerts_fire_by_what_is_wrong_with_gpus_and_end_with_it(stack: Stack, node: GpuNode) -> None:
+    eventually(lambda: all(is_ready(stack, each) for each in PODS), bool, 120, "both ready")
+    with judged_fast(stack) as judge:
+        one_after_the_other(judge, node, STAGES)
+        all_end(judge, CAUSES, 120)
+    eventually(lambda: all(is_ready(stack, each) for each in PODS), bool, 120, "both ready again")

@@ -20,6 +20,8 @@ from model_server.metrics import Metrics as ModelServerMetrics
 from model_server.metrics import Tier
 from model_server.tier.keeper import State
 from model_server.tier.keeping import Found
+from tests.cluster import test_alerts, test_devices, test_served_by_tls
+from tests.cluster.judge import divided
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = re.compile(r"^\| `(\w+)` \| (counter|gauge|histogram) \|([\w, ]*)\|", re.MULTILINE)
@@ -141,3 +143,29 @@ def test_every_alert_has_a_section_of_its_name_and_leads_there() -> None:
         assert rule["annotations"]["summary"]
         assert rule["annotations"]["description"]
         assert rule["annotations"]["runbook"] == f"{RUNBOOK}#{name.lower()}"
+
+
+def test_every_alert_has_one_cause_on_a_cluster_and_the_page_says_which() -> None:
+    causes = [
+        (alert, cause.says, Path(str(module.__file__)).name)
+        for module in (test_alerts, test_devices, test_served_by_tls)
+        for cause in module.CAUSES
+        for alert in cause.alerts
+    ]
+    assert sorted(alert for alert, *_ in causes) == sorted(ALERTS)
+    page = (ROOT / RUNBOOK).read_text().partition("\n## By their causes, on a cluster\n")[2]
+    assert re.findall(r"^\| `(\w+)` \| (.+) \| `([\w.]+)` \|$", page, re.MULTILINE) == sorted(causes)
+
+
+@pytest.mark.parametrize(
+    ("text", "speed", "wanted"),
+    [
+        ("10m", 60, "10s"),
+        ("2m", 60, "5s"),
+        ("rate(a_total[1h]) > 6", 60, "rate(a_total[60s]) > 6"),
+        ("time() - a > 3 * 86400", 60, "time() - a > 3 * 86400"),
+        ("0m", 60, "5s"),
+    ],
+)
+def test_what_judges_fast_divides_durations_alone(text: str, speed: int, wanted: str) -> None:
+    assert divided(text, speed) == wanted

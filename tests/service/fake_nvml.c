@@ -1,7 +1,7 @@
 // Two GPUs with fixed readings behind NVML's own names: the real pynvml loads this as libnvidia-ml.so.1.
 // Signatures: nvml.h of CUDA 13. With -DWITHOUT_POWER a driver that lacks a function and refuses another. Files in the directory of
 // $FAKE_NVML change it while it runs: `lost-N` (GPU N is), `hung` (no reading comes), `gone` (the driver is), `mig` (GPU 0 is cut in two),
-// `hot` (GPU 1 is held back by heat).
+// `hot` (GPU 1 is held back by heat), `flipped` (GPU 1 had memory errors).
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,5 +64,5 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(void *device, nvmlMemory_v2_t *memory) {
 }
 nvmlReturn_t nvmlDeviceGetPowerUsage(void *device, unsigned int *milliwatts) { (void)device; *milliwatts = 350000; return SUCCESS; }
 nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(void *device, unsigned long long *reasons) { return nvmlDeviceGetCurrentClocksThrottleReasons(device, reasons); }
-nvmlReturn_t nvmlDeviceGetTotalEccErrors(void *device, int kind, int counter, unsigned long long *count) { (void)device; (void)kind; (void)counter; *count = 0; return SUCCESS; }
+nvmlReturn_t nvmlDeviceGetTotalEccErrors(void *device, int kind, int counter, unsigned long long *count) { (void)kind; (void)counter; *count = index_of(device) == 1 && is("flipped") ? 3 : 0; return SUCCESS; }
 #endif

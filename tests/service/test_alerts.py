@@ -72,10 +72,15 @@ CASES = {
         "10.0.0.1 of http://ollama:11434 takes no connections.",
     ),
     "RequestsWaitForServers": Case(
-        [gauge("api_server_waiting_requests", 2, 0, model="m")],
-        [series("api_server_waiting_requests", "2x8 0x50", model="m")],
+        [gauge("api_server_waiting_requests", 2, 0, model="m"), requests("429", 20, 0), requests("200", 0, 100)],
+        [
+            series("api_server_waiting_requests", "2x8 0x50", model="m"),
+            # A fleet that is full, and answers one after the other.
+            series("api_server_waiting_requests", "2x60", model="full"),
+            counter(REQUESTS, 1, 1, model="full", status="200"),
+        ],
         {"model": "m"},
-        "Requests for m wait, and no server has the model.",
+        "Requests for m wait, and none is answered.",
     ),
     "RequestsFail": Case(
         [requests("200", 90, 100), requests("503", 10, 0)],
