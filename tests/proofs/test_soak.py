@@ -167,12 +167,16 @@ def soak(soaked: Soaked, figures: dict[str, Any]) -> None:
 
     looks, began = Looks(), time.monotonic()
     clients = [soaked.submit(lambda number=number: client(number)) for number in range(CLIENTS)]
-    while (at_s := time.monotonic() - began) < SOAK_S:
-        looks.take(soaked, at_s)
-        for each in clients:
-            assert not each.done(), each.result()
-        time.sleep(LOOK_S)
-    over.set()
+    try:
+        while (at_s := time.monotonic() - began) < SOAK_S:
+            looks.take(soaked, at_s)
+            assert soaked.engine(), f"the engine has ended after {at_s:.0f} s: {done}"
+            for each in clients:
+                assert not each.done(), each.result()
+            time.sleep(LOOK_S)
+    finally:
+        # Whatever went wrong: a client that is not told asks for ever.
+        over.set()
     for each in clients:
         each.result(timeout=180)
     # No client is left; what they held has this long to be free.
