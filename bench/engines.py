@@ -179,8 +179,9 @@ def transformers(python: Path, weights: Path, work: Path) -> Iterator[Running]:
 
 
 @contextmanager
-def ollamas(store: Path, work: Path) -> Iterator[Running]:
-    program = ollama.install(work / "program")
+def ollamas(store: Path, work: Path, program: Path | None = None) -> Iterator[Running]:
+    """`program`: where it was installed before."""
+    program = program or ollama.install(work / "program")
     shape = {"OLLAMA_NUM_PARALLEL": str(PARALLEL), "OLLAMA_CONTEXT_LENGTH": str(CONTEXT)}
     with ollama.running(program, store, work, 0, **shape) as service:
         yield Running(service.url, service.process.pid, supervised=True)
