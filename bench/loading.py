@@ -14,7 +14,7 @@ have (`llama.cpp, large`).
 Reading is measured with the same made-up weights, cold, as the time that they take beyond a model of a few kilobytes. What the disk can do
 is the same file, read around the page cache (O_DIRECT). A process whose reads did not reach the disk has no figure.
 
-Ten minutes and 10 GB of disk, beside nothing else; `small` leaves vLLM out, takes a minute, and writes nothing. What a run found before it
+Ten minutes and 11 GB of disk, beside nothing else; `small` leaves vLLM out, takes a minute, and writes nothing. What a run found before it
 was ended is in bench/results/loading.partial.json:
     python -m bench.loading [small]
 """
