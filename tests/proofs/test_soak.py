@@ -106,7 +106,15 @@ def resident_mib(pid: int) -> float:
 
 
 def descriptors(soaked: Soaked) -> int:
-    return sum(len(list(Path(f"/proc/{each}/fd").iterdir())) for each in (*soaked.supervisors, *soaked.engine()))
+    return sum(map(_open_now, (*soaked.supervisors, *soaked.engine())))
+
+
+def _open_now(pid: int) -> int:
+    """None of a process that has just ended."""
+    try:
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def chat(url: str, draw: random.Random, done: "Counter[str]") -> None:
