@@ -39,7 +39,24 @@ def beside(command: str, load_before: float, versions: Mapping[str, str]) -> dic
 
 def keep(name: str, record: Mapping[str, Any], *, whole: bool = True) -> None:
     """Write a result to bench/results/NAME.json, and print it. One that is not `whole`, as of a small run, is printed alone."""
-    text = json.dumps(record, indent=1) + "\n"
     if whole:
-        (Path(__file__).parent / "results" / f"{name}.json").write_text(text)
-    print(text)
+        _result(name).write_text(_text(record))
+        _so_far(name).unlink(missing_ok=True)
+    print(_text(record))
+
+
+def keep_so_far(name: str, found: Mapping[str, Any]) -> None:
+    """What a long run has found, in bench/results/NAME.partial.json, which git ignores: it is there after whatever ends the run early."""
+    _so_far(name).write_text(_text(found))
+
+
+def _result(name: str) -> Path:
+    return Path(__file__).parent / "results" / f"{name}.json"
+
+
+def _so_far(name: str) -> Path:
+    return _result(name).with_suffix(".partial.json")
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=1) + "\n"

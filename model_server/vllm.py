@@ -82,6 +82,8 @@ def environment(ours: Mapping[str, str], home: str, *, tier: bool = False) -> di
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_HOST_IP": "127.0.0.1",
+        # PyTorch's Gloo, between the workers, listens where the machine's name leads to, which is a pod's own address.
+        "GLOO_SOCKET_IFNAME": "lo",
         "VLLM_CACHE_ROOT": home,
         # Triton's, FlashInfer's and CUDA's caches are below the home, and PyTorch asks for a user's name: a number has none.
         "HOME": home,

@@ -1,4 +1,7 @@
-"""Models from their sources into the shared store (`publish`, `clean`), and from there to each replica (`follow`, `copy`)."""
+"""Models from their sources into the shared store (`publish`, `clean`), and from there to each replica (`follow`, `copy`).
+
+A replica waits for its first pass, and most of a small model's is the start of Python: each command imports what it needs itself.
+"""
 
 import argparse
 import os
@@ -7,20 +10,24 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model_sync import catalog
-from model_sync.access import TIMEOUT_S, Access, credentials
-from model_sync.declared import declared
-from model_sync.fetch import Pace
-from model_sync.follow import Replica
-from model_sync.intake import Intake
-from model_sync.proxy import Proxy
-from model_sync.publish import Writer, clean
-from model_sync.source import ATTEMPTS, SourceError
+from model_sync.patience import ATTEMPTS, TIMEOUT_S
 from model_sync.store import StoreError
+
+if TYPE_CHECKING:
+    from model_sync.follow import Replica
 
 
 def _publish(options: argparse.Namespace) -> int:
+    from model_sync.access import Access, credentials  # noqa: PLC0415
+    from model_sync.declared import declared  # noqa: PLC0415
+    from model_sync.fetch import Pace  # noqa: PLC0415
+    from model_sync.intake import Intake  # noqa: PLC0415
+    from model_sync.proxy import Proxy  # noqa: PLC0415
+    from model_sync.publish import Writer  # noqa: PLC0415
+
     proxy = Proxy(options.proxy, options.no_proxy) if options.proxy else None
     access = Access(credentials(options.credentials) if options.credentials else {}, options.ca_bundle, options.silence_s, proxy)
     pace = Pace(options.rate_limit)
@@ -33,6 +40,8 @@ def _publish(options: argparse.Namespace) -> int:
 
 
 def _clean(options: argparse.Namespace) -> int:
+    from model_sync.publish import clean  # noqa: PLC0415
+
     for name in clean(options.store):
         print(f"{name}: removed", flush=True)
     return 0
@@ -40,6 +49,8 @@ def _clean(options: argparse.Namespace) -> int:
 
 def _follow(options: argparse.Namespace) -> int:
     """Until SIGTERM. The marker says that the first pass of this very process is over: then servers may start."""
+    from model_sync.follow import Replica  # noqa: PLC0415
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # The kernel's note that somebody opens a file under our lease, which we give back at once anyhow.
     signal.signal(signal.SIGIO, signal.SIG_IGN)
@@ -69,6 +80,8 @@ def _follow(options: argparse.Namespace) -> int:
 
 def _copy(options: argparse.Namespace) -> int:
     """Before a server starts: all of its model, or an exit status that keeps it from starting."""
+    from model_sync.follow import Replica  # noqa: PLC0415
+
     replica = Replica(options.shared, options.store, 0, options.capacity, keep_s=0, only=options.model)
     for problem in replica.hydrate():
         print(f"error: {problem}", file=sys.stderr)
@@ -82,14 +95,14 @@ def _started() -> str:
     return Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
 
 
-def _pass(replica: Replica) -> list[str]:
+def _pass(replica: "Replica") -> list[str]:
     try:
         return replica.hydrate()
     except (StoreError, OSError) as error:
         return [str(error)]
 
 
-def _evict(replica: Replica) -> None:
+def _evict(replica: "Replica") -> None:
     """Room that cannot be made now is made later; a model that needs it says so itself."""
     try:
         replica.evict()
@@ -97,7 +110,7 @@ def _evict(replica: Replica) -> None:
         print(f"warning: {error}", file=sys.stderr, flush=True)
 
 
-def _serves(replica: Replica, problems: Sequence[str]) -> bool:
+def _serves(replica: "Replica", problems: Sequence[str]) -> bool:
     """A replica without one of its models still serves the others; one that has none waits for its first."""
     try:
         held = catalog.read(replica.store)
@@ -162,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.umask(0o022)
     try:
         return options.run(options)
-    except (StoreError, SourceError) as error:
+    except StoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

@@ -19,11 +19,10 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from model_sync.connections import Http, Https, ProxyError, Redirects, Way, read_all, server_of
+from model_sync.patience import TIMEOUT_S
 from model_sync.proxy import Proxy
 from model_sync.store import StoreError
 
-TIMEOUT_S = 60.0
-"""How long a source may be silent, and what its handshake and the head of an answer may take."""
 _DOCUMENT_BYTES = 1 << 20
 
 
@@ -119,14 +118,11 @@ class Access:
     @cached_property
     def _opener(self) -> urllib.request.OpenerDirector:
         """For http and https alone, and by no proxy but the declared one: the network policy lets the writer reach nothing else."""
-        context = ssl.create_default_context()
-        if self.ca_bundle is not None:
-            context.load_verify_locations(cafile=self.ca_bundle)
         way = Way(self.proxy, _header(self._proxy_credential))
         opener = urllib.request.OpenerDirector()
         for handler in (
             Http(way),
-            Https(way, context),
+            Https(way, lambda: self._trusted),
             urllib.request.HTTPDefaultErrorHandler(),
             urllib.request.HTTPErrorProcessor(),
             urllib.request.UnknownHandler(),
@@ -134,6 +130,13 @@ class Access:
         ):
             opener.add_handler(handler)
         return opener
+
+    @cached_property
+    def _trusted(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        if self.ca_bundle is not None:
+            context.load_verify_locations(cafile=self.ca_bundle)
+        return context
 
     def _credential(self, url: str) -> str | None:
         if urlsplit(url).scheme != "https":

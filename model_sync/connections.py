@@ -134,13 +134,18 @@ class Http(urllib.request.HTTPHandler):
         return self._way.open(req, lambda: self.do_open(_InTime, req))
 
 
-class Https(urllib.request.HTTPSHandler):
-    def __init__(self, way: Way, context: ssl.SSLContext) -> None:
-        super().__init__(context=context)
-        self._way, self._trust = way, context
+class Https(urllib.request.AbstractHTTPHandler):
+    """The base for TLS would read all certificates of the machine at once, also where nothing is asked by TLS."""
+
+    def __init__(self, way: Way, trusted: Callable[[], ssl.SSLContext]) -> None:
+        super().__init__()
+        self._way, self._trusted = way, trusted
 
     def https_open(self, req: urllib.request.Request) -> HTTPResponse:
-        return self._way.open(req, lambda: self.do_open(_InTimeTls, req, context=self._trust))
+        trusted = self._trusted()
+        return self._way.open(req, lambda: self.do_open(_InTimeTls, req, context=trusted))
+
+    https_request = urllib.request.AbstractHTTPHandler.do_request_
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):

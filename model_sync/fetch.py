@@ -14,7 +14,8 @@ from http.client import HTTPException
 from pathlib import Path
 
 from model_sync.digests import Digest
-from model_sync.source import ATTEMPTS, Source, SourceError, Stream, pause, reason
+from model_sync.patience import ATTEMPTS
+from model_sync.source import Source, SourceError, Stream, pause, reason
 from model_sync.store import CHUNK_BYTES, StoreError, name_whole
 
 LEAST_BYTES_PER_S = 64 << 10

@@ -20,6 +20,8 @@ KEY_BYTES, NAME_BYTES, TEXT_BYTES = 256, 256, 1 << 20
 """Of a key, a tensor's name, and a text that is kept. The format allows keys of 65,535 bytes; known ones have 60."""
 _DIMENSIONS = 4
 _ELEMENTS = 1 << 62
+_BLOCK_BYTES = 64 << 10
+_LENGTH = struct.Struct("<Q")
 _TEXT_ALIGNMENT, _MOST_ALIGNMENT = 32, 1 << 16
 
 
@@ -100,11 +102,27 @@ def _pass_array(reader: _Reader) -> None:
     if kind in _SCALARS:
         reader.pass_by(count * struct.calcsize(f"<{_SCALARS[kind]}"))
     elif kind == _STRING:
-        for _ in range(count):
-            reader.pass_by(reader.count("bytes of text", TEXT_BYTES))
+        _pass_texts(reader, count)
     else:
         # No engine reads arrays of arrays.
         raise reader.error(f"an array of value type {kind}", "one of numbers or texts; the file is damaged")
+
+
+def _pass_texts(reader: _Reader, count: int) -> None:
+    """A vocabulary has half a million: the lengths are found in blocks, since a read for each would take a second."""
+    block, at = b"", 0
+    for _ in range(count):
+        if at + _LENGTH.size > len(block):
+            reader.pass_by(at)
+            block, at = reader.file.read(_BLOCK_BYTES), 0
+            if len(block) < _LENGTH.size:
+                # The end of the file is before them, which this says.
+                reader.skip(_LENGTH.size)
+        (length,) = _LENGTH.unpack_from(block, at)
+        if length > TEXT_BYTES:
+            raise reader.error(f"{length} bytes of text", f"at most {TEXT_BYTES}; the file is damaged, do not use it")
+        at += _LENGTH.size + length
+    reader.pass_by(at)
 
 
 def _tensor(reader: _Reader) -> int:

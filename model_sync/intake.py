@@ -7,7 +7,8 @@ from pathlib import Path
 from model_sync.access import Access
 from model_sync.fetch import Pace, Target, fetch
 from model_sync.files import File, git_name
-from model_sync.source import ATTEMPTS, Source, document
+from model_sync.patience import ATTEMPTS
+from model_sync.source import Source, document
 from model_sync.store import Blob, StoreError, is_present, manifests, room, sha256, sound_blobs, write_blob
 
 SMALL_BYTES = 64 << 20

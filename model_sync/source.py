@@ -13,10 +13,9 @@ from urllib.parse import unquote, urlsplit
 
 from model_sync.access import Access
 from model_sync.connections import read_all
+from model_sync.patience import ATTEMPTS
 from model_sync.store import StoreError
 
-ATTEMPTS = 8
-"""Without progress between them: about a minute."""
 _BACKOFF_S = 0.5
 """Before the second attempt; doubles with each."""
 _LONGEST_BACKOFF_S = 30

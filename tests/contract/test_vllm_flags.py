@@ -69,7 +69,8 @@ def test_it_listens_on_loopback_alone_and_asks_nobody(tmp_path: Any) -> None:
     found = vllm.environment({"PATH": "/bin", "PYTHONPATH": "/opt/site-packages:/app", "OMP_WAIT_POLICY": "active"}, "/cache")
     assert "PYTHONPATH" not in found, "our packages are of other versions"
     assert Path(vllm.environment({}, "/cache", tier=True)["PYTHONPATH"], "model_server", "tier", "vllm_tier.py").exists()
-    assert (found["HF_HUB_OFFLINE"], found["VLLM_NO_USAGE_STATS"], found["VLLM_HOST_IP"]) == ("1", "1", "127.0.0.1")
+    assert (found["HF_HUB_OFFLINE"], found["VLLM_NO_USAGE_STATS"]) == ("1", "1")
+    assert (found["VLLM_HOST_IP"], found["GLOO_SOCKET_IFNAME"]) == ("127.0.0.1", "lo")
     assert found["OMP_WAIT_POLICY"] == "active"
     assert "--trust-remote-code" not in argv, "nothing of a model is run"
 

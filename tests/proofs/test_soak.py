@@ -106,7 +106,15 @@ def resident_mib(pid: int) -> float:
 
 
 def descriptors(soaked: Soaked) -> int:
-    return sum(len(list(Path(f"/proc/{each}/fd").iterdir())) for each in (*soaked.supervisors, *soaked.engine()))
+    return sum(map(_open_now, (*soaked.supervisors, *soaked.engine())))
+
+
+def _open_now(pid: int) -> int:
+    """None of a process that has just ended."""
+    try:
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def chat(url: str, draw: random.Random, done: "Counter[str]") -> None:
@@ -167,12 +175,16 @@ def soak(soaked: Soaked, figures: dict[str, Any]) -> None:
 
     looks, began = Looks(), time.monotonic()
     clients = [soaked.submit(lambda number=number: client(number)) for number in range(CLIENTS)]
-    while (at_s := time.monotonic() - began) < SOAK_S:
-        looks.take(soaked, at_s)
-        for each in clients:
-            assert not each.done(), each.result()
-        time.sleep(LOOK_S)
-    over.set()
+    try:
+        while (at_s := time.monotonic() - began) < SOAK_S:
+            looks.take(soaked, at_s)
+            assert soaked.engine(), f"the engine has ended after {at_s:.0f} s: {done}"
+            for each in clients:
+                assert not each.done(), each.result()
+            time.sleep(LOOK_S)
+    finally:
+        # Whatever went wrong: a client that is not told asks for ever.
+        over.set()
     for each in clients:
         each.result(timeout=180)
     # No client is left; what they held has this long to be free.

@@ -6,6 +6,7 @@ Its packages are in a virtual environment of their own. vLLM's authors build non
 
 import json
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -72,6 +73,13 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 for argv in json.loads(sys.argv[1]):
     validate_parsed_serve_args(make_arg_parser(FlexibleArgumentParser()).parse_args(argv))
 print("parsed")
+"""
+GLOO = """
+import os, subprocess, sys
+import torch.distributed
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+lines = subprocess.check_output(["ss", "-Hltnp"], text=True).splitlines()
+print(*{line.split()[3].rpartition(":")[0] for line in lines if f"pid={os.getpid()}," in line})
 """
 PROMPTS = ("The capital of France is", "def fibonacci(n):\n", "Once upon a time, there was a", "1, 2, 3, 4,")
 TOKENS = 32
@@ -186,6 +194,21 @@ def test_nothing_of_it_listens_beyond_loopback(engine: conformance.Engine) -> No
     of_ours = [line.split()[3] for line in lines if any(f"pid={pid}," in line for pid in mine)]
     assert of_ours
     assert [address for address in of_ours if not address.startswith(("127.", "[::1]", "[::ffff:127."))] == []
+
+
+@pytest.mark.timeout(300)
+def test_workers_do_not_listen_where_the_name_of_a_pod_leads(vllm_python: Path, tmp_path: Path) -> None:
+    """A pod's name leads to its address, as here to one that is not the first of loopback; the name of this machine may lead anywhere."""
+    (tmp_path / "hosts").write_text(f"127.0.0.1 localhost\n127.0.0.2 {socket.gethostname()}\n")
+
+    def listens(name: str, env: Mapping[str, str]) -> str:
+        mounted = f'mount --bind "{tmp_path}/hosts" /etc/hosts && exec "$@"'
+        argv = ["unshare", "--mount", "sh", "-c", mounted, "sh", vllm_python, "-c", GLOO, str(tmp_path / name)]
+        return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=200, env=dict(env)).stdout.strip()
+
+    ours = {"PATH": os.environ["PATH"]}
+    assert listens("without", ours) == "127.0.0.2", "or the next line says nothing"
+    assert listens("with", vllm.environment(ours, str(tmp_path))) == "127.0.0.1"
 
 
 def _parent(path: Path) -> int:

@@ -83,6 +83,17 @@ def test_a_count_length_or_offset_beyond_its_limit_is_named(read: Callable[[byte
     assert says in str(caught.value)
 
 
+@given(lengths=st.lists(st.one_of(st.integers(0, 40), st.integers(65_500, 65_560), st.just(header.TEXT_BYTES)), max_size=6))
+@settings(max_examples=200, deadline=2000, suppress_health_check=EVERY_CHECK)
+def test_texts_that_end_anywhere_in_a_block_are_passed_by(lengths: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The first two leave four bytes of a block, so that the length of the third lies across its end."""
+    lengths = [65_500, 16, *lengths]
+    texts = b"".join(text(b"\xff" * length) for length in lengths)
+    path = tmp_path_factory.getbasetemp() / "texts.gguf"
+    path.write_bytes(file((b"a", ARRAY, struct.pack("<IQ", STRING, len(lengths)) + texts), (b"b", U32, struct.pack("<I", 7))))
+    assert gguf.metadata(path) == {"b": 7}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return tiny_gguf.make(tmp_path_factory.mktemp("gguf") / "m.gguf", "Hello.").read_bytes()

@@ -1,5 +1,6 @@
 """What measurements of engines start ends with them, and an engine that fails costs the others nothing."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bench import conditions
 from bench.engines import FULL, in_turns, middle, ratios
 from bench.processes import NotReady, wait_for
 from tests.service.processes import ROOT, free_port
@@ -65,12 +67,25 @@ def test_an_engine_that_does_not_start_has_its_error_and_one_round(tmp_path: Pat
         tried.append(work.name)
         raise FileNotFoundError(2, "No such file", "vllm")
 
-    found = in_turns({"llama.cpp": late, "model server, vllm": refused}, FULL, tmp_path)
+    heard: list[set[str]] = []
+    found = in_turns(
+        {"llama.cpp": late, "model server, vllm": refused}, FULL, tmp_path, lambda so_far: heard.append({*filter(so_far.get, so_far)})
+    )
+    assert heard == [{"llama.cpp"}, {"llama.cpp", "model server, vllm"}]
     assert tried == ["llama.cpp-0", "model-server-vllm-0"]
     results = {name: middle(rounds) for name, rounds in found.items()}
     assert results["llama.cpp"] == {"error": "NotReady: http://127.0.0.1:1/health: got no 200 for 600 s"}
     assert results["model server, vllm"]["error"].startswith("FileNotFoundError: ")
     assert ratios(results | {"vllm": {"1": {"tokens_a_second": 1.0}}}) == {}
+
+
+def test_what_a_long_run_found_so_far_is_there_until_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditions, "_result", lambda name: tmp_path / f"{name}.json")
+    conditions.keep_so_far("thing", {"a": 1})
+    conditions.keep("thing", {"a": 1}, whole=False)
+    assert {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()} == {"thing.partial.json": {"a": 1}}
+    conditions.keep("thing", {"a": 2})
+    assert {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()} == {"thing.json": {"a": 2}}
 
 
 def test_the_middle_of_rounds_is_that_of_each_figure() -> None:

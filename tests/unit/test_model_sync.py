@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +21,7 @@ from model_sync.publish import Declared, Writer
 from tests import tiny_gguf
 
 NO_SERVER = "http://127.0.0.1:9"
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = Declared("one:1", "image", "", 2**21, 4096, "", 0, "-1")
 TWO = replace(MODEL, name="ns/two:2")
 
@@ -487,6 +490,15 @@ def test_an_interrupted_copy_is_removed(writer: Writer, replica: Replica) -> Non
     replica.hydrate()
     assert not left.exists()
     assert not orphan.exists()
+
+
+def test_a_replica_loads_nothing_of_the_writers(shared: Path, tmp_path: Path) -> None:
+    """It would start later, and have more memory, for what it never asks."""
+    ask = "import sys; from model_sync.__main__ import main; main(sys.argv[1:]); print(*sys.modules)"
+    argv = ["follow", str(shared), str(tmp_path / "own"), "--ordinal=0", f"--marker={tmp_path / 'marker'}", "--once"]
+    loaded = subprocess.run([sys.executable, "-c", ask, *argv], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert "model_sync.follow" in loaded
+    assert {"model_sync.publish", "model_sync.access", "model_sync.fetch"} & {*loaded} == set()
 
 
 def test_the_first_pass_waits_for_the_writer(writer: Writer, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
