@@ -56,7 +56,7 @@ class Model(msgspec.Struct, kw_only=True):
     waiting: int
     """Requests of this gateway that wait for a place."""
     slots: int | None
-    """Conversations that one replica keeps beside those in its cache; null: not known."""
+    """Conversations that one replica keeps in any case; null: not known."""
     warm_conversations: int | None
     """That the replicas that are ready keep, each of full context; null: not known."""
     warm_conversations_now: int | None
@@ -155,7 +155,7 @@ class View:
             context_length=length or None,
             abilities=None if known.known is None else sorted(known.known),
             waiting=self._metrics.waiting[model],
-            slots=route.slots,
+            slots=route.slots or None,
             warm_conversations=warm(route, len(ready), length),
             warm_conversations_now=warm(route, len(ready), _mean(conversations)),
             turns_per_minute=turns(route, len(ready)),
@@ -166,9 +166,9 @@ class View:
 def warm(route: Route, replicas: int, tokens: float) -> int | None:
     """Conversations of so many tokens that replicas keep, in slots and in the cache, as infra's Capacity counts. None: what they keep, or
     how long the conversations are, is not known."""
-    if route.slots is None or not tokens:
+    if not (route.slots and tokens):
         return None
-    return replicas * max(1, route.slots + int(route.cached_tokens // tokens))
+    return replicas * (route.slots - 1 + max(1, int(route.cached_tokens // tokens)))
 
 
 def turns(route: Route, replicas: int) -> float | None:

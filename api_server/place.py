@@ -95,7 +95,7 @@ class Waiter:
     def rank(self, conversations: Bindings, highest: int) -> tuple[float, ...]:
         """Which of those that wait is the next, lowest first. Those who wait for the server that holds their conversation come before those
         that need room, and of each those of the highest priority. Where nobody knows the memory, they come as they arrived."""
-        if self.wanted.route.slots is None or self.known is None:
+        if not self.wanted.route.slots or self.known is None:
             return 0, -self.priority(highest), self.came
         if not self.needs_room:
             return 0, -self.priority(highest), self.known.began

@@ -105,10 +105,10 @@ class Route(BaseModel):
     """What answers there. Ollama also has its own API, and cuts prompts that are too long, so those are refused here."""
     context_length: int = Field(default=0, ge=0)
     """Tokens that an Ollama server holds for one request; a server of the other kind refuses longer ones itself."""
-    slots: int | None = Field(default=None, ge=0)
-    """Conversations that one address keeps beside those in its cache. None: not known, and new ones never wait for the memory of others."""
+    slots: int = Field(default=0, ge=0)
+    """Conversations that one address keeps in any case. 0: not known, and new ones never wait for the memory of others."""
     cached_tokens: int = Field(default=0, ge=0)
-    """Tokens of conversations that one address keeps in its cache."""
+    """Tokens of conversations that one address keeps in its cache, where a conversation needs room before it takes a slot."""
     turns_per_hour: int | None = Field(default=None, ge=0)
     """Of warm conversations, that one address answers at most. None: its speed was not measured."""
     digest: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")

@@ -73,7 +73,7 @@ class Upstream(Servers):
 
     def kept(self, route: Route, model: str) -> Room | None:
         """What each server keeps of conversations with a model. None: nobody knows."""
-        if not self.lines or route.slots is None:
+        if not (self.lines and route.slots):
             return None
         return Room(route.slots, int(route.cached_tokens * self.conversations[model].density.bytes_per_token))
 

@@ -276,7 +276,7 @@ def ours(hosts: Sequence[str], port: int, *, admits: bool = True) -> Installed:
         (directory / "keys").write_text(KEY)
         route: dict[str, object] = {"url": f"http://{names.FLEET}:{port}", "max_in_flight": SLOTS}
         if admits:
-            route |= {"slots": SLOTS - 1, "cached_tokens": CACHE_MIB * 2**20 // _KV_BYTES}
+            route |= {"slots": SLOTS, "cached_tokens": CACHE_MIB * 2**20 // _KV_BYTES}
         settings = {"HOST": "127.0.0.1", "PORT": listen, "METRICS_PORT": free_port(), "KEYS_FILE": directory / "keys"}
         settings |= {"ROUTES": json.dumps({MODEL: route}), "QUEUE_S": 60, "DRAIN_DELAY_S": 0, "DRAIN_S": 0}
         env = {f"API_SERVER_{name}": str(value) for name, value in settings.items()}

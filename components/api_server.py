@@ -41,7 +41,7 @@ class ApiServerArgs:
     image: pulumi.Input[str]
     routes: Mapping[str, Mapping[str, str | int]]
     """Model id to `{"url", "model", "max_in_flight", "slots", "cached_tokens"}`. The last two are what one server keeps of conversations:
-    so many in slots, and others of so many tokens together. Of a pool of others: `{"pool", "url", "model", "max_in_flight",
+    one in each slot, and others of so many tokens together. Of a pool of others: `{"pool", "url", "model", "max_in_flight",
     "context_length", "session_header", "ca"}`."""
     keys: pulumi.Input[list[str]] = field(default_factory=list)
     """API keys without names, a Pulumi secret: they are `key-1`, `key-2`, … by their order, and may use everything."""

@@ -46,7 +46,7 @@ def running(
             "tiny:1": {
                 "url": f"http://{names.FLEET}:{port}",
                 "max_in_flight": most,
-                **({"slots": min(most, 2)} if cached_tokens else {}),
+                "slots": min(most, 2) if cached_tokens else 0,
                 "cached_tokens": cached_tokens,
             }
         }

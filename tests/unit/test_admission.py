@@ -18,8 +18,8 @@ from api_server.settings import Route
 from api_server.upstreams import Upstream
 
 SIZE = 20_000
-"""Bytes of a conversation: a server has room for two, one in its slot and one in its cache."""
-ROUTE = Route(url="http://fleet.test:1", slots=1, cached_tokens=6_700)
+"""Bytes of a conversation: a server has room for two in its cache, by way of its slot."""
+ROUTE = Route(url="http://fleet.test:1", slots=1, cached_tokens=13_400)
 
 
 class Clock:
@@ -192,7 +192,7 @@ def test_what_is_small_or_no_conversation_or_failed_elsewhere_or_has_no_figures_
         Wanted(ROUTE, "a", Turn(size=SIZE)),
         Wanted(ROUTE, "a", replace(wanted("text").turn, goes_on=False)),
         wanted("five").elsewhere("h0"),
-        wanted("five", route=ROUTE.model_copy(update={"slots": None})),
+        wanted("five", route=ROUTE.model_copy(update={"slots": 0})),
     ):
         place = upstream.take(each)
         assert place is not None
@@ -284,8 +284,8 @@ async def served(upstream: Upstream, asked: dict[str, Wanted], after_s: float = 
     return got
 
 
-@pytest.mark.parametrize("slots", [None, 0, 1])
-def test_requests_of_the_highest_priority_come_first(clock: Clock, slots: int | None) -> None:
+@pytest.mark.parametrize("slots", [0, 1])
+def test_requests_of_the_highest_priority_come_first(clock: Clock, slots: int) -> None:
     """Where nobody knows the memory, and in the line of the server that holds the conversations."""
     upstream, route = fleet(clock, places=1), ROUTE.model_copy(update={"slots": slots, "cached_tokens": 100_000})
     asked = {name: wanted(name, route=route, priority=each) for name, each in (("low", -1), ("a", 0), ("b", 0), ("high", 10))}
@@ -301,7 +301,7 @@ def test_requests_of_the_highest_priority_come_first(clock: Clock, slots: int | 
 
 def test_after_half_of_its_time_a_request_waits_for_none_of_a_higher_priority_that_came_later(clock: Clock) -> None:
     async def line() -> None:
-        route = ROUTE.model_copy(update={"slots": None})
+        route = ROUTE.model_copy(update={"slots": 0})
         asked = {"low": wanted("low", route=route, priority=-10), "high": wanted("high", route=route, priority=10)}
         assert await served(fleet(clock, places=1), asked, limit_s=2) == ["high", "low"]
         assert await served(fleet(clock, places=1), asked, after_s=1.1, limit_s=2) == ["low", "high"]

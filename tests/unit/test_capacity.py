@@ -12,20 +12,22 @@ from tests.unit.test_settings import document
 
 
 @pytest.mark.parametrize(
-    ("in_slots", "kept", "conversations", "tokens"),
+    ("one_memory", "kept", "conversations", "tokens"),
     [
-        (2, 0.0, 6, 6000),
-        (2, 999.0 * 10, 6, 6000 + 3 * 999),
-        (2, 1000.0 * 10, 9, 9000),
-        (2, 4500.0 * 10, 18, 19500),
-        (1, 4500.0 * 10, 15, 16500),
-        (0, 4500.0 * 10, 12, 13500),
-        # One is warm in any case: the one that was there last.
-        (0, 0.0, 3, 3000),
+        (False, 0.0, 6, 6000),
+        # A conversation that comes back needs room for the one that it takes a slot from.
+        (False, 1000.0 * 10, 6, 6000),
+        (False, 1999.0 * 10, 6, 3 * 2999),
+        (False, 2000.0 * 10, 9, 9000),
+        (False, 4500.0 * 10, 15, 16500),
+        (True, 0.0, 6, 6000),
+        (True, 999.0 * 10, 6, 6000 + 3 * 999),
+        (True, 1000.0 * 10, 9, 9000),
+        (True, 4500.0 * 10, 18, 19500),
     ],
 )
-def test_slots_and_host_memory_of_every_server(in_slots: int, kept: float, conversations: int, tokens: int) -> None:
-    found = Capacity(servers=3, slots=2, context_length=1000, kv_bytes_per_token=10, prompt_cache=kept, in_slots=in_slots)
+def test_slots_and_memory_of_every_server(one_memory: bool, kept: float, conversations: int, tokens: int) -> None:
+    found = Capacity(servers=3, slots=2, context_length=1000, kv_bytes_per_token=10, prompt_cache=kept, one_memory=one_memory)
     assert (found.conversations, found.tokens, found.kv_bytes) == (conversations, tokens, 20000)
 
 
@@ -46,7 +48,7 @@ def test_slots_and_host_memory_of_every_server(in_slots: int, kept: float, conve
 def test_a_turn_takes_a_slot_and_its_new_part_the_whole_server(length: int, slots: int, read: float, write: float, turns: float) -> None:
     """Worked out by hand, for three servers."""
     speed = Speed(read=read, write=write)
-    found = Capacity(servers=3, slots=slots, context_length=length, kv_bytes_per_token=10, prompt_cache=0, in_slots=0, speed=speed)
+    found = Capacity(servers=3, slots=slots, context_length=length, kv_bytes_per_token=10, prompt_cache=0, speed=speed)
     assert found.turns_per_minute == turns
 
 
@@ -78,7 +80,7 @@ def test_a_speed_that_is_none_is_refused(speed: object) -> None:
 
 def test_the_committed_prod_says_what_it_carries() -> None:
     """Worked out by hand: 64 Ki tokens of 96 KiB are 6 GiB, of which 8 GiB of host memory hold one; the model server's own default holds as
-    many as its slots, and one of its two slots another one."""
+    many as its slots, of which one makes room."""
     found = capacities(parse(document("prod")))
     assert {name: (each.servers, each.slots, each.conversations) for name, each in found.items()} == {
         "qwen3-coder:30b": (3, 1, 3),

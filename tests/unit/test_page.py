@@ -139,17 +139,17 @@ def test_a_replica_says_how_many_conversations_it_holds_and_forgets_those_that_e
 
 
 def test_as_many_agents_stay_warm_as_slots_and_cache_have_room_for() -> None:
-    assert fleet.warm(OLLAMA, 3, 1000) == 3 * (2 + 5)
-    assert fleet.warm(OLLAMA, 3, 100.5) == 3 * (2 + 54)
+    assert fleet.warm(OLLAMA, 3, 1000) == 3 * (1 + 5)
+    assert fleet.warm(OLLAMA, 3, 100.5) == 3 * (1 + 54)
     assert fleet.warm(OLLAMA, 0, 1000) == 0
-    assert fleet.warm(OLLAMA.model_copy(update={"slots": 0}), 3, 6000) == 3, "the one at work"
+    assert fleet.warm(OLLAMA, 3, 6000) == 3 * 2, "in slots"
     assert fleet.warm(OLLAMA, 3, 0) is None, "how long they are is not known"
-    assert fleet.warm(OLLAMA.model_copy(update={"slots": None}), 3, 1000) is None, "what a server keeps is not known"
+    assert fleet.warm(OLLAMA.model_copy(update={"slots": 0}), 3, 1000) is None, "what a server keeps is not known"
 
 
-@given(st.integers(0, 9), st.integers(0, 9), st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 10**12))
-def test_the_stacks_outputs_count_them_alike(servers: int, in_slots: int, length: int, each: int, cache: int) -> None:
-    found = Capacity(servers, 9, context_length=length, kv_bytes_per_token=each, prompt_cache=cache, in_slots=in_slots)
+@given(st.integers(0, 9), st.integers(1, 9), st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 10**12), st.booleans())
+def test_the_stacks_outputs_count_them_alike(servers: int, slots: int, length: int, each: int, cache: int, one: bool) -> None:
+    found = Capacity(servers, slots, context_length=length, kv_bytes_per_token=each, prompt_cache=cache, one_memory=one)
     route = OLLAMA.model_copy(update={"slots": found.in_slots, "cached_tokens": found.cached_tokens})
     assert fleet.warm(route, servers, length) == found.conversations
 
@@ -157,7 +157,7 @@ def test_the_stacks_outputs_count_them_alike(servers: int, in_slots: int, length
 @given(st.integers(0, 9), st.integers(1, 64), st.integers(512, 10**6), st.floats(1, 10**6), st.floats(1, 10**6))
 def test_the_stacks_outputs_count_turns_alike(servers: int, slots: int, length: int, read: float, write: float) -> None:
     speed = Speed(read=read, write=write)
-    found = Capacity(servers=servers, slots=slots, context_length=length, kv_bytes_per_token=1, prompt_cache=0, in_slots=0, speed=speed)
+    found = Capacity(servers=servers, slots=slots, context_length=length, kv_bytes_per_token=1, prompt_cache=0, speed=speed)
     route = OLLAMA.model_copy(update={"turns_per_hour": found.turns_per_hour_each})
     assert fleet.turns(route, servers) == found.turns_per_minute
     assert fleet.turns(OLLAMA, servers) is None, "not measured"

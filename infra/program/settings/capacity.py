@@ -1,17 +1,13 @@
 """How many conversations a stack keeps warm, and how many turns it answers, by which preview, outputs and the memory rules count.
 
-A conversation is warm while a server holds the state of its prompt, so that its next turn reads only what is new. Host memory (promptCache)
-holds those whose slots went to others, and slots hold some beside it:
+A conversation is warm while a server holds the state of its prompt, so that its next turn reads only what is new. Each slot of a server
+holds one, of contextLength tokens at most. Host memory (promptCache) holds those whose slots went to others:
 
-    servers x (slots that hold one + promptCache / (kvBytesPerToken x contextLength), rounded down), at least one for each server
+    servers x (slots - 1 + promptCache / (kvBytesPerToken x contextLength), rounded down, at least 1)
 
-conversations of full length, and more of shorter ones. How many slots hold one beside the memory is another number for each engine:
-
-- llama.cpp: all but one. For a conversation that comes back, it puts the one of the slot that it takes into host memory first, and makes
-  room there before it takes the other one out (tests/service/test_warm_slots.py).
-- Ollama: none. Its llama.cpp gives a conversation any slot whose prompt begins with a tenth of its own, as those of agents do, so that most
-  slots keep what nobody comes back to.
-- vLLM: all. It keeps conversations in what its KV cache has beyond its slots, on the GPUs, in blocks that none must make room for at once.
+conversations of full length, and more of shorter ones. One less than there is memory for: for a conversation that comes back, llama.cpp
+puts that of the slot that it takes into host memory, and makes room there, before it takes the other one out
+(tests/service/test_warm_slots.py). vLLM has one memory for all, on its GPUs, of which slots are no fixed part.
 
 Where the speed of a server was measured, a turn of such a conversation takes a slot for as long as the new part of its prompt is read and
 the answer is written; and a server reads one prompt after the other, for that is what all of its compute is for:
@@ -48,8 +44,8 @@ class Capacity:
     kv_bytes_per_token: int
     prompt_cache: float
     """Bytes of one server for old prompts: of its host memory, or of vLLM's KV cache."""
-    in_slots: int
-    """Conversations that slots of one server hold beside those."""
+    one_memory: bool = False
+    """Whether slots are parts of the same memory as old prompts, as vLLM's are."""
     speed: Speed | None = None
     """Of one server."""
     fewest: int | None = None
@@ -63,17 +59,22 @@ class Capacity:
     @property
     def conversations(self) -> int:
         """Warm ones, each as long as a slot."""
-        return self.servers * max(1, self.in_slots + int(self.prompt_cache // (self.kv_bytes_per_token * self.context_length)))
+        return self.servers * (self.in_slots - 1 + max(1, self.cached_tokens // self.context_length))
+
+    @property
+    def in_slots(self) -> int:
+        """Conversations that one server holds in any case."""
+        return 1 if self.one_memory else self.slots
 
     @property
     def cached_tokens(self) -> int:
-        """Of one server, beside those in its slots."""
-        return int(self.prompt_cache // self.kv_bytes_per_token)
+        """Of one server, in what it has for old prompts."""
+        return int((self.prompt_cache + (self.kv_bytes if self.one_memory else 0)) // self.kv_bytes_per_token)
 
     @property
     def tokens(self) -> int:
         """Warm ones at most: of conversations that fill their slots."""
-        return self.servers * max(self.context_length, self.in_slots * self.context_length + self.cached_tokens)
+        return self.servers * ((self.in_slots - 1) * self.context_length + max(self.context_length, self.cached_tokens))
 
     @property
     def turns_per_hour_each(self) -> int | None:
@@ -99,7 +100,6 @@ def of_fleet(model: ModelSettings, settings: Sections) -> Capacity:
         context_length=settings.context_length(model),
         kv_bytes_per_token=model.kv_bytes_per_token,
         prompt_cache=quantity(fleet.prompt_cache),
-        in_slots=0,
         speed=model.speed,
         fewest=None if fleet.scaling is None else fleet.scaling.min,
     )
@@ -114,7 +114,7 @@ def of_server(server: ModelServerSettings, settings: Sections) -> Capacity:
         context_length=server.context_length,
         kv_bytes_per_token=server_memory.kv_bytes_per_token(server, model),
         prompt_cache=_kept(server, model, settings),
-        in_slots=server.parallel - (server.engine != "vllm"),
+        one_memory=server.engine == "vllm",
         speed=server.speed,
         fewest=None if server.scale is None else server.scale.min,
     )
