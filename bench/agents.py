@@ -6,7 +6,7 @@ with a made-up model that costs real time, each with memory for a few conversati
 same servers, started anew for each, in the setting that keeps conversations together; nginx also with its least busy server for each
 request. A turn that is told to come again does so after the time that it is told, as clients do.
 
-Loopback only, about twenty minutes, beside nothing else:
+Loopback only, half an hour, beside nothing else:
     python -m bench.agents
 A run of seconds, to see that it works, prints its figures and writes nothing:
     python -m bench.agents small

@@ -130,7 +130,7 @@ def test_the_models_are_those_of_the_settings() -> None:
     first = [{name: model[name] for name in was} for model, was in zip(found, EXPORTED["models"], strict=True)]
     assert first == EXPORTED["models"]
     # Of later fields of the same version.
-    assert [(model["warm_conversations"], model["warm_tokens"]) for model in found] == [(6, 458751), (8, 262144)]
+    assert [(model["warm_conversations"], model["warm_tokens"]) for model in found] == [(3, 262143), (6, 196608)]
 
 
 def test_the_published_package_stands_alone(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests import tiny_gguf
 from tests.cluster.conftest import MODEL, SCRIPT, Stack
 from tests.cluster.kube import eventually
 from tests.proofs.records import Proof
-from tests.proofs.test_agent_kills import SLOW, Agents
+from tests.proofs.test_agent_kills import LOOP, Agents
 
 PROOF = Proof("drains", guards=("api_server", "components", "devcluster", "infra/program", "ollama_agent", "Pulumi.dev.yaml"))
 REPLICAS = 2
@@ -29,10 +29,10 @@ def fleet(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     work = tmp_path_factory.mktemp("models")
     files = {
         MODEL: tiny_gguf.make(work / "tiny.gguf", SCRIPT),
-        SLOW: tiny_gguf.make(work / "slow.gguf", "tick tock ", loop=True, layers=6, ff=1024),
+        LOOP: tiny_gguf.make(work / "loop.gguf", "tick tock ", loop=True, layers=6, ff=1024),
     }
     overrides = json.loads(json.dumps(stack.overrides))
-    overrides["models"].append({"name": SLOW, "size": "40Mi", "kvBytesPerToken": 1024})
+    overrides["models"].append({"name": LOOP, "size": "40Mi", "kvBytesPerToken": 1024})
     overrides["fleet"] = {"replicas": REPLICAS, "promptCache": "64Mi", "resources": {"cpu": "100m", "memory": "512Mi"}}
     overrides["apiServer"] = {"replicas": REPLICAS, "holdSeconds": 60}
     image = images.models(files)
@@ -60,7 +60,7 @@ def ready(stack: Stack, component: str) -> int:
 def test_no_turn_fails_while_each_node_is_drained(fleet: Stack, figures: dict[str, Any]) -> None:
     everything = {"ollama": REPLICAS, "api-server": REPLICAS}
     seconds: dict[str, float] = {}
-    with Agents(fleet.url, fleet.key, SLOW) as agents:
+    with Agents(fleet.url, fleet.key, LOOP) as agents:
         for node in fleet.cluster.nodes:
             eventually(lambda: {each: ready(fleet, each) for each in everything}, lambda found: found == everything, 300, "all of them")
             assert any(name.startswith("ollama-") for name in on(fleet, node.name)), "a drain moves nothing that answers"
