@@ -68,8 +68,8 @@ class Sender:
         for name, value in request.headers.items():
             if (lower := name.lower()) in self._forwarded:
                 found.setdefault(lower, value)
-        # Which answers the model server may have kept for it; never the client's word.
-        owner = {"x-cache-owner": request[ACCOUNT].key.name} if "x-cache" in found else {}
+        # Whose answers and prompts a model server may find for it; never the client's word.
+        owner = {"x-cache-owner": request[ACCOUNT].key.name}
         return {name: value for name, value in found.items() if value.isascii()} | owner
 
     async def count(self, address: Address, asked: Asked) -> bytes:

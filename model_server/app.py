@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from model_server import body, endpoints, openapi
-from model_server.cache import AnswerCache, CacheUnavailable, Lookup
+from model_server.cache import AnswerCache, CacheUnavailable, Lookup, apart
 from model_server.endpoints import Api, Endpoint
 from model_server.engine import UNEXPECTED, Answer, Engine
 from model_server.errors import ApiError, shape
@@ -139,6 +139,8 @@ class ModelServer:
                     503, "server_error", "engine: got none that can answer now, want it; try again", "loading", {"Retry-After": _RETRY_S}
                 )
             payload = self._payload(endpoint, await body.read(request, self.settings.body_s, self.settings.context_length))
+            if self.engine.apart_by and endpoint.takes_place:
+                payload = apart(payload, self.engine.apart_by, request.headers)
             lookup = await self._lookup(request, endpoint, payload)
             if lookup.body is not None:
                 response: web.StreamResponse = web.Response(body=lookup.body, content_type="application/json", headers=lookup.headers)

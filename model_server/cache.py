@@ -23,6 +23,14 @@ _PAUSE_S = 5.0
 _TIME, _LONGEST_US = struct.Struct(">I"), 3600 * 10**6
 """Microseconds that stand before an answer: what it took to make. Of one that took longer than an hour, an hour is said."""
 _IGNORED_FIELDS = ("stream", "user", "metadata")
+_OWNER = "X-Cache-Owner"
+"""Whose request it is, by the API server's word, which lets no client say it."""
+
+
+def apart(payload: Mapping[str, Any], field: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    """A request whose prompt is found by its owner alone. `field`: where the engine looks for that; a client's own value goes."""
+    others = {name: value for name, value in payload.items() if name != field}
+    return others | ({field: owner} if (owner := headers.get(_OWNER)) else {})
 
 
 class AnswerCache:
@@ -41,7 +49,7 @@ class AnswerCache:
 
         Nobody learns by a hit what another client of the API server has asked.
         """
-        owner = headers.get("X-Cache-Owner", "")
+        owner = headers.get(_OWNER, "")
         fields = {name: value for name, value in payload.items() if name not in _IGNORED_FIELDS}
         text = json.dumps([owner, served, fields], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return f"answer:3:{hashlib.sha256(text.encode()).hexdigest()}"

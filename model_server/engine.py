@@ -77,6 +77,8 @@ class Engine(ABC):
     """What of its settings changes its answers, beside the context."""
     lost: str = ""
     """What is said of a GPU that does not answer any more."""
+    apart_by: ClassVar[str] = ""
+    """The field of a request that keeps its prompt from being found by others; empty: the engine has none."""
     counts: ClassVar[bool] = False
     """Whether the engine counts tokens by itself; otherwise its answers say them."""
 

@@ -123,6 +123,7 @@ class Vllm(Engine):
     module = "model_server.vllm"
     version = f"vllm {VERSION}"
     endpoints = OF_VLLM
+    apart_by = "cache_salt"
     counts = True
 
     def __init__(self, weights: Path, settings: Settings) -> None:

@@ -59,7 +59,7 @@ def test_a_branch_is_compared_with_main_worst_first_and_with_its_cost(repository
     assert "`spec.replicas` `3` → `4`" in prod
     assert "whose pods are replaced one after the other: `api-server`.\n" in prod
     assert "| difference | 0 | +1 | +0.5 GiB | +500 GiB |" in prod
-    assert "| qwen3-coder:30b | 3 | 3 | 6 | 458751 |" in prod
+    assert "| qwen3-coder:30b | 3 | 3 | 3 | 262143 |" in prod
     assert "\nOne nvidia.com/gpu is a whole GPU (" in prod
 
 

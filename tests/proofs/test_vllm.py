@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from bench.processes import all_ended
@@ -27,6 +28,7 @@ from tests.contract.test_vllm_flags import ALL
 from tests.proofs.records import Proof
 from tests.service import conformance
 from tests.service.conftest import start_model_server
+from tests.service.test_model_server import metric
 
 PROOF = Proof(
     "vllm",
@@ -145,6 +147,26 @@ def test_its_own_parser_takes_every_flag(vllm_python: Path, model: Path) -> None
 @pytest.mark.parametrize("check", conformance.ON_ONE)
 def test_it(engine: conformance.Engine, check: str) -> None:
     conformance.ON_ONE[check](engine)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+def test_a_prompt_is_found_by_the_key_that_sent_it_alone(engine: conformance.Engine, path: str) -> None:
+    """By what vLLM itself counts. The first of the same key reads all of it, and the next one nearly nothing."""
+
+    def reused(owner: str) -> float:
+        name = "model_server_reused_prompt_tokens_total"
+        before = metric(engine.service, name)
+        said = [{"role": "user", "content": f"{path} " + "The rules of the house, one by one. " * 40}]
+        body = {"model": "real:1", ("input" if path == "/v1/responses" else "messages"): said, "max_tokens": 1, "cache_salt": "alice"}
+        body["max_output_tokens" if path == "/v1/responses" else "max_tokens"] = body.pop("max_tokens")
+        headers = {"X-Cache-Owner": owner} if owner else {}
+        httpx.post(f"{engine.service.url}{path}", json=body, headers=headers, timeout=120).raise_for_status()
+        return metric(engine.service, name) - before
+
+    found = [reused(owner) for owner in ("alice", "alice", "bob", "", "bob")]
+    assert found[0] == found[2] == found[3] == 0, found
+    assert min(found[1], found[4]) > 200, found
 
 
 @pytest.mark.timeout(300)

@@ -166,7 +166,7 @@ def test_a_line_has_an_end(tmp_path: Path) -> None:
 def test_a_conversation_that_no_server_has_memory_for_waits_while_the_others_go_on(tmp_path: Path) -> None:
     """One server has room for two; the third client gets 429 in the end, and the two others find their prompts where they were."""
     long = "A rule of the house. " * 1000
-    with running(tmp_path, QUEUE_S="2", most=1, cached_tokens=12_000, context=32_768, servers=1) as (api, _):
+    with running(tmp_path, QUEUE_S="2", most=1, cached_tokens=22_000, context=32_768, servers=1) as (api, _):
 
         def ask(number: int, turn: int) -> httpx.Response:
             messages = [{"role": "system", "content": f"{number} {long}"}, *history(number, turn)[1:]]
@@ -199,8 +199,10 @@ def test_a_server_learns_the_session_and_the_trace_and_nothing_of_the_key(tmp_pa
         [server] = neighbours.add(answers)
         with neighbours.gateway(SESSION_HEADERS="X-Team-Session") as api:
             body = {"model": "a", "messages": history(1, 0)}
-            answer = httpx.post(f"{api.url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {KEY}", **sent}, timeout=60)
+            headers = {"Authorization": f"Bearer {KEY}", "x-cache-owner": "another", **sent}
+            answer = httpx.post(f"{api.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
             assert answer.status_code == 200
         got = server.seen[-1].headers
+    assert got["x-cache-owner"] == "key-1", "by whose name prompts and answers are kept apart, whatever a client says"
     assert {name: got.get(name) for name in sent} == {**sent, "x-private": None}
     assert not [value for value in got.values() if KEY in value]

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from model_server.cache import apart
 from model_server.engines import LlamaCpp, Vllm, engine_of
 from model_server.metrics import Metrics
 from model_server.saved import Tokens
@@ -309,3 +310,10 @@ def test_a_template_of_a_tree_that_reaches_out_is_not_taken(model: Path, tmp_pat
 def test_the_command_says_what_it_wants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tree.main(["a:1", str(tmp_path), str(tmp_path / "store")]) == 1
     assert "got no config.json with safetensors beside it, want a model's tree; name its directory" in capsys.readouterr().err
+
+
+def test_prompts_are_kept_apart_by_the_word_of_the_api_server_alone() -> None:
+    asked = {"prompt": "a", "cache_salt": "another"}
+    assert apart(asked, Vllm.apart_by, {"X-Cache-Owner": "mine"}) == {"prompt": "a", "cache_salt": "mine"}
+    assert apart(asked, Vllm.apart_by, {}) == {"prompt": "a"}
+    assert not LlamaCpp.apart_by, "it cannot, and docs/cache.md says so"
