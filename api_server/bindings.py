@@ -1,13 +1,13 @@
 """Which server holds the prompt of which conversation, and which servers have room for more."""
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from api_server.binding import Binding
 from api_server.density import Density
-from api_server.pauses import Pauses
+from api_server.pauses import SHORTEST_PAUSE_S, Pauses
 from api_server.peers import Talk, Told
 from api_server.room import Room
 from api_server.sessions import Turn
@@ -46,7 +46,9 @@ class Bindings:
         """How many those are."""
         self.owned: dict[bytes, int] = {}
         """Bytes of prompt that servers hold for each owner."""
-        self.density, self.pauses = Density(), Pauses()
+        self.density = Density()
+        self.pauses: defaultdict[bytes, Pauses] = defaultdict(Pauses)
+        """Of each owner: nobody's haste takes memory from others."""
 
     def __len__(self) -> int:
         return len(self._known)
@@ -62,7 +64,7 @@ class Bindings:
     def came(self, turn: Turn) -> None:
         """A turn is here, from outside: the pause of its conversation has ended."""
         if (found := self.find(turn)) is not None and found.paused is not None:
-            self.pauses.add(self._clock() - found.paused)
+            self.pauses[found.owner].add(self._clock() - found.paused)
             found.paused = None
 
     def meet(self, turn: Turn) -> Binding | None:
@@ -124,17 +126,22 @@ class Bindings:
             count, size = count - 1, size - known.size
         if room.fits(count, size):
             return True
-        now, overdue = self._clock(), self.is_overdue(known)
-        pause_s = self.pauses.most_s if self._is_stalled(host) else self.pauses.usual_s
+        now, overdue, stalled = self._clock(), self.is_overdue(known), self._is_stalled(host)
         for binding in self._on.get(host, ()):
-            if binding.at_work or binding is known:
-                continue
-            if binding.seen > now - pause_s and not (overdue and binding.since <= now - SLICE_S):
+            if binding.seen > now - SHORTEST_PAUSE_S and not overdue:
                 break
+            had_its_time = overdue and not binding.at_work and binding.since <= now - SLICE_S
+            if binding is known or not (had_its_time or self._is_silent(binding, stalled=stalled)):
+                continue
             count, size = count - 1, size - binding.size
             if room.fits(count, size):
                 return True
         return False
+
+    def _is_silent(self, binding: Binding, *, stalled: bool = False) -> bool:
+        """Whether a conversation must make room for one that waits. `stalled`: for nothing is at work on its server."""
+        pauses = self.pauses[binding.owner]
+        return not binding.at_work and binding.seen <= self._clock() - (pauses.most_s if stalled else pauses.usual_s)
 
     def _is_stalled(self, host: str) -> bool:
         """Whether nothing is at work on a server. What it holds may wait for agents of its own agents, which wait for room."""
@@ -143,9 +150,9 @@ class Bindings:
     def needing(self, hosts: Iterable[str]) -> tuple[int, int]:
         """How many conversations have memory of these servers that nobody else may have now, and their bytes: what is at work or was just
         now, and what the servers have still to read."""
-        oldest, count, size = self._clock() - self.pauses.usual_s, 0, 0
+        count, size = 0, 0
         for host in hosts:
-            silent = [binding.size for binding in self._on.get(host, ()) if not binding.at_work and binding.seen <= oldest]
+            silent = [binding.size for binding in self._on.get(host, ()) if self._is_silent(binding)]
             taken = self._taken(host)
             count, size = count + taken[0] - len(silent), size + taken[1] - sum(silent)
         return count, size

@@ -97,12 +97,25 @@ def conversation(upstream: Upstream, clock: Clock, pauses: list[float]) -> None:
 def test_room_is_kept_for_as_long_as_pauses_turn_out_to_be(clock: Clock, pauses: list[float], learned: float) -> None:
     upstream = fleet(clock)
     conversation(upstream, clock, pauses)
-    assert upstream.conversations["a"].pauses.usual_s == learned
+    assert upstream.conversations["a"].pauses[b"key"].usual_s == learned
     assert upstream.take(wanted("two")) is not None, "it stays at work"
     clock.now += learned - 1
     assert upstream.take(wanted("three")) is None
     clock.now += 2
     assert answered(upstream, "three").reason == "new"
+
+
+def test_a_hasty_key_takes_no_memory_from_a_slow_one(clock: Clock) -> None:
+    upstream = fleet(clock)
+    for _ in range(100):
+        answered(upstream, "hasty", owner=b"hasty")
+        clock.now += 0.1
+    answered(upstream, "slow", owner=b"slow")
+    assert upstream.take(wanted("hasty", owner=b"hasty")) is not None, "it stays at work"
+    clock.now += PAUSE_S - 1
+    assert upstream.take(wanted("another")) is None
+    clock.now += 2
+    assert answered(upstream, "another").reason == "new"
 
 
 def test_each_pause_counts_once_however_often_its_turn_is_asked_about(clock: Clock) -> None:
@@ -115,7 +128,7 @@ def test_each_pause_counts_once_however_often_its_turn_is_asked_about(clock: Clo
     for _ in range(200):
         clock.now += PAUSE_S / 400
         assert upstream.take(wanted("one")) is None, "it made room, and waits now"
-    assert upstream.conversations["a"].pauses.usual_s == PAUSE_S
+    assert upstream.conversations["a"].pauses[b"key"].usual_s == PAUSE_S
 
 
 def test_a_turn_that_another_api_server_has_is_no_pause(clock: Clock) -> None:
@@ -125,7 +138,7 @@ def test_a_turn_that_another_api_server_has_is_no_pause(clock: Clock) -> None:
         answered(upstream, "one")
         conversations.hear(Talk([], [b"one"], {}), None, 0.0)
         clock.now += 8
-    assert conversations.pauses.usual_s == PAUSE_S
+    assert conversations.pauses[b"key"].usual_s == PAUSE_S
 
 
 def test_a_server_with_nothing_at_work_makes_room_sooner(clock: Clock) -> None:
