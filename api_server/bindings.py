@@ -3,7 +3,7 @@
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import Any
 
 from api_server.binding import Binding
 from api_server.density import Density
@@ -20,8 +20,6 @@ SLICE_S = 120.0
 """Who has waited for room for so long gets it before all others, from conversations that have had theirs for so long."""
 SMALL = 8192
 """Bytes of a request that takes next to no room, as for a title."""
-
-_K = TypeVar("_K")
 
 
 class Bindings:
@@ -243,7 +241,7 @@ class Bindings:
         binding.host, binding.since = "", self._clock()
 
 
-def _less(counts: dict[_K, int], key: _K, size: int) -> None:
+def _less(counts: dict[Any, int], key: str | bytes, size: int) -> None:
     left = counts.get(key, 0) - size
     if left > 0:
         counts[key] = left
