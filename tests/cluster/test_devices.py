@@ -62,8 +62,10 @@ def node(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gpu
 
 
 def statuses(stack: Stack, pod: str) -> dict[str, Mapping[str, Any]]:
-    found = stack.kube.get("pod", pod, "-n", stack.outputs.namespace)["status"]
-    return {each["name"]: each for each in [*found.get("initContainerStatuses", []), *found.get("containerStatuses", [])]}
+    """By container; of a pod that is made again, none."""
+    found = stack.kube.get("pods", "-n", stack.outputs.namespace, f"--field-selector=metadata.name={pod}")["items"]
+    kinds = [each["status"].get(kind, []) for each in found for kind in ("initContainerStatuses", "containerStatuses")]
+    return {each["name"]: each for kind in kinds for each in kind}
 
 
 def is_ready(stack: Stack, container: str) -> bool:
