@@ -150,6 +150,8 @@ CAUSES = tuple(each for stage in STAGES for each in stage)
 def test_alerts_fire_by_what_is_wrong_with_gpus_and_end_with_it(stack: Stack, node: GpuNode) -> None:
     eventually(lambda: all(is_ready(stack, each) for each in PODS), bool, 120, "both ready")
     with judged_fast(stack) as judge:
+        # An increase needs the count of before, and a GPU that was lost a moment ago has none yet.
+        eventually(lambda: judge.query("nvml_ecc_uncorrected_errors_total"), lambda found: found == [0, 0], 60, "both GPUs are counted")
         one_after_the_other(judge, node, STAGES)
         all_end(judge, CAUSES, 120)
     eventually(lambda: all(is_ready(stack, each) for each in PODS), bool, 120, "both ready again")
