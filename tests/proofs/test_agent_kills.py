@@ -31,8 +31,8 @@ PROOF = Proof("agent-kills", guards=("api_server", "model_server", "ollama_agent
 LOOP = "loop:scripted"
 REPLICAS, AGENTS, PAUSE_S, LASTS_S, ROLLOUTS = 4, 4, 5.0, 300.0, 20
 TOKENS = 24
-"""Of one answer. All agents ask without a pause, so there are answers at work whenever a replica dies; and an answer is short beside PAUSE_S,
-since a client asks three times, and no retry helps an answer that outlasts its servers."""
+"""Of one answer. All agents ask without a pause, so there are answers at work whenever a replica dies; and an answer is short beside
+PAUSE_S, since a client asks three times, and no retry helps an answer that outlasts its servers."""
 ANSWER = " ".join(["tick", "tock"] * (TOKENS // 2))
 
 

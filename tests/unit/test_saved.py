@@ -67,8 +67,8 @@ def test_without_a_measured_speed_there_are_no_seconds_until_there_is_one() -> N
 def test_a_stream_that_says_no_time_is_timed_to_its_first_bytes() -> None:
     """llama.cpp's answers to /v1/messages have no timings."""
     metrics = Metrics(CONTEXT)
-    cold, warm = (json.dumps({"usage": {"cache_read_input_tokens": cached, "input_tokens": read, "output_tokens": 5}}, separators=(",", ":"))
-        for cached, read in ((0, 4000), (3990, 10)))  # fmt: skip
+    said = [{"cache_read_input_tokens": cached, "input_tokens": read, "output_tokens": 5} for cached, read in ((0, 4000), (3990, 10))]
+    cold, warm = (json.dumps({"usage": usage}, separators=(",", ":")) for usage in said)
     metrics.count("anthropic", cold.encode(), 2.5, 2.0)
     metrics.count("anthropic", warm.encode(), 0.6, 0.1)
     metrics.saved.settle()
