@@ -1,16 +1,16 @@
 """Which server holds the prompt of which conversation, and which servers have room for more."""
 
 import time
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from api_server.binding import Binding
 from api_server.density import Density
-from api_server.pauses import SHORTEST_PAUSE_S, Pauses
+from api_server.pauses import SHORTEST_PAUSE_S, OfOwners
 from api_server.peers import Talk, Told
 from api_server.room import Room
 from api_server.sessions import Turn
+from api_server.sums import Sums
 
 LEASE_S = 1800.0
 """After so long without a turn, a conversation counts as ended. Agents wait minutes for tools and people; NVIDIA's Dynamo keeps as long."""
@@ -30,7 +30,7 @@ class Bindings:
         self._known: OrderedDict[bytes, Binding] = OrderedDict()
         self._on: dict[str, OrderedDict[Binding, None]] = {}
         """Of each host, its conversations that take room, in the order of their last turns."""
-        self._kept: dict[str, int] = {}
+        self._kept = Sums[str]()
         """Their bytes."""
         self._coming: dict[str, tuple[int, int]] = {}
         """New conversations that hosts were sent, and bytes of prompts, which they have not read."""
@@ -38,15 +38,13 @@ class Bindings:
         """The same, of what other API servers sent."""
         self._working: set[Binding] = set()
         """Those that have turns at work."""
-        self.held: dict[str, int] = {}
+        self.held = Sums[str]()
         """Bytes of prompt of all conversations that are bound to a host."""
-        self.bound: dict[str, int] = {}
+        self.bound = Sums[str]()
         """How many those are."""
-        self.owned: dict[bytes, int] = {}
+        self.owned = Sums[bytes]()
         """Bytes of prompt that servers hold for each owner."""
-        self.density = Density()
-        self.pauses: defaultdict[bytes, Pauses] = defaultdict(Pauses)
-        """Of each owner: nobody's haste takes memory from others."""
+        self.density, self.pauses = Density(), OfOwners()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -62,7 +60,7 @@ class Bindings:
     def came(self, turn: Turn) -> None:
         """A turn is here, from outside: the pause of its conversation has ended."""
         if (found := self.find(turn)) is not None and found.paused is not None:
-            self.pauses[found.owner].add(self._clock() - found.paused)
+            self.pauses.add(found.owner, self._clock() - found.paused)
             found.paused = None
 
     def meet(self, turn: Turn) -> Binding | None:
@@ -96,10 +94,10 @@ class Bindings:
         self._add(binding)
         if turn.size > SMALL:
             self._on.setdefault(host, OrderedDict())[binding] = None
-            self._kept[host] = self._kept.get(host, 0) + turn.size
-        self.held[host] = self.held.get(host, 0) + turn.size
-        self.bound[host] = self.bound.get(host, 0) + 1
-        self.owned[binding.owner] = self.owned.get(binding.owner, 0) + turn.size
+            self._kept.add(host, turn.size)
+        self.held.add(host, turn.size)
+        self.bound.add(host, 1)
+        self.owned.add(binding.owner, turn.size)
         if room is not None:
             self._make_room(host, room, binding)
         return binding
@@ -138,12 +136,15 @@ class Bindings:
 
     def _is_silent(self, binding: Binding, *, stalled: bool = False) -> bool:
         """Whether a conversation must make room for one that waits. `stalled`: for nothing is at work on its server."""
-        pauses = self.pauses[binding.owner]
+        pauses = self.pauses.of(binding.owner)
         return not binding.at_work and binding.seen <= self._clock() - (pauses.most_s if stalled else pauses.usual_s)
 
     def _is_stalled(self, host: str) -> bool:
-        """Whether nothing is at work on a server. What it holds may wait for agents of its own agents, which wait for room."""
-        return self._coming.get(host, (0, 0))[0] <= 0 and not any(each.at_work for each in self._on.get(host, ()))
+        """Whether nothing is at work on a server, here or elsewhere, of whose turns others tell each second. What it holds may wait for
+        agents of its own agents, which wait for room."""
+        held = self._on.get(host, {})
+        latest = max((each.seen for each in held), default=0.0)
+        return self._taken(host)[0] == len(held) and latest <= self._clock() - SHORTEST_PAUSE_S and not any(each.at_work for each in held)
 
     def needing(self, hosts: Iterable[str]) -> tuple[int, int]:
         """How many conversations have memory of these servers that nobody else may have now, and their bytes: what is at work or was just
@@ -215,6 +216,8 @@ class Bindings:
     def _drop(self, binding: Binding) -> None:
         del self._known[binding.name]
         self._lose(binding)
+        if binding.owner not in self.owned:
+            self.pauses.forget(binding.owner)
 
     def _make_room(self, host: str, room: Room, newest: Binding) -> None:
         """As the server itself does, which tells nobody. Where none is silent, the one that began last leaves the line: all of them in turn
@@ -229,21 +232,12 @@ class Bindings:
         """No server holds it any more."""
         if not binding.host:
             return
-        # A server or an owner that went must not be remembered for ever.
-        _less(self.held, binding.host, binding.size)
-        _less(self.bound, binding.host, 1)
-        _less(self.owned, binding.owner, binding.size)
+        self.held.add(binding.host, -binding.size)
+        self.bound.add(binding.host, -1)
+        self.owned.add(binding.owner, -binding.size)
         if binding in self._on.get(binding.host, ()):
-            _less(self._kept, binding.host, binding.size)
+            self._kept.add(binding.host, -binding.size)
             del self._on[binding.host][binding]
             if not self._on[binding.host]:
                 del self._on[binding.host]
         binding.host, binding.since = "", self._clock()
-
-
-def _less(counts: dict[Any, int], key: str | bytes, size: int) -> None:
-    left = counts.get(key, 0) - size
-    if left > 0:
-        counts[key] = left
-    else:
-        counts.pop(key, None)

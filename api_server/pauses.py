@@ -13,7 +13,7 @@ _USUAL, _MOST = (0.99, 64), (0.9, 16)
 
 
 class Pauses:
-    """The last ones, in seconds."""
+    """The last ones of one key, in seconds."""
 
     def __init__(self) -> None:
         self._last: deque[float] = deque()
@@ -34,3 +34,23 @@ class Pauses:
         if len(self._sorted) < fewest:
             return PAUSE_S
         return min(max(_MARGIN * self._sorted[int(share * len(self._sorted))], SHORTEST_PAUSE_S), PAUSE_S)
+
+
+class OfOwners:
+    """Of each key's conversations: nobody's haste takes memory from others."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Pauses] = {}
+        self._none = Pauses()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def of(self, owner: bytes) -> Pauses:
+        return self._known.get(owner, self._none)
+
+    def add(self, owner: bytes, pause_s: float) -> None:
+        self._known.setdefault(owner, Pauses()).add(pause_s)
+
+    def forget(self, owner: bytes) -> None:
+        self._known.pop(owner, None)

@@ -9,10 +9,11 @@ import pytest
 from msgspec.structs import replace
 
 from api_server.address import Address
-from api_server.bindings import SLICE_S, SMALL, Bindings
+from api_server.bindings import LEASE_S, SLICE_S, SMALL, Bindings
 from api_server.pauses import PAUSE_S, SHORTEST_PAUSE_S
-from api_server.peers import Talk
+from api_server.peers import Talk, Told
 from api_server.place import Place, Wanted
+from api_server.room import Room
 from api_server.sessions import Turn
 from api_server.settings import Route
 from api_server.upstreams import Upstream
@@ -80,6 +81,14 @@ def conversation(upstream: Upstream, clock: Clock, pauses: list[float]) -> None:
         answered(upstream, "with pauses")
 
 
+def assert_new_ones_wait_for(seconds: float, upstream: Upstream, clock: Clock) -> None:
+    """A server holds a conversation that is silent from now on for so long, and no longer."""
+    clock.now += seconds - 1
+    assert upstream.take(wanted("a new one")) is None
+    clock.now += 2
+    assert answered(upstream, "a new one").reason == "new"
+
+
 @pytest.mark.parametrize(
     ("pauses", "learned"),
     [
@@ -97,12 +106,9 @@ def conversation(upstream: Upstream, clock: Clock, pauses: list[float]) -> None:
 def test_room_is_kept_for_as_long_as_pauses_turn_out_to_be(clock: Clock, pauses: list[float], learned: float) -> None:
     upstream = fleet(clock)
     conversation(upstream, clock, pauses)
-    assert upstream.conversations["a"].pauses[b"key"].usual_s == learned
+    assert upstream.conversations["a"].pauses.of(b"key").usual_s == learned
     assert upstream.take(wanted("two")) is not None, "it stays at work"
-    clock.now += learned - 1
-    assert upstream.take(wanted("three")) is None
-    clock.now += 2
-    assert answered(upstream, "three").reason == "new"
+    assert_new_ones_wait_for(learned, upstream, clock)
 
 
 def test_a_hasty_key_takes_no_memory_from_a_slow_one(clock: Clock) -> None:
@@ -112,10 +118,7 @@ def test_a_hasty_key_takes_no_memory_from_a_slow_one(clock: Clock) -> None:
         clock.now += 0.1
     answered(upstream, "slow", owner=b"slow")
     assert upstream.take(wanted("hasty", owner=b"hasty")) is not None, "it stays at work"
-    clock.now += PAUSE_S - 1
-    assert upstream.take(wanted("another")) is None
-    clock.now += 2
-    assert answered(upstream, "another").reason == "new"
+    assert_new_ones_wait_for(PAUSE_S, upstream, clock)
 
 
 def test_each_pause_counts_once_however_often_its_turn_is_asked_about(clock: Clock) -> None:
@@ -128,7 +131,7 @@ def test_each_pause_counts_once_however_often_its_turn_is_asked_about(clock: Clo
     for _ in range(200):
         clock.now += PAUSE_S / 400
         assert upstream.take(wanted("one")) is None, "it made room, and waits now"
-    assert upstream.conversations["a"].pauses[b"key"].usual_s == PAUSE_S
+    assert upstream.conversations["a"].pauses.of(b"key").usual_s == PAUSE_S
 
 
 def test_a_turn_that_another_api_server_has_is_no_pause(clock: Clock) -> None:
@@ -138,7 +141,7 @@ def test_a_turn_that_another_api_server_has_is_no_pause(clock: Clock) -> None:
         answered(upstream, "one")
         conversations.hear(Talk([], [b"one"], {}), None, 0.0)
         clock.now += 8
-    assert conversations.pauses[b"key"].usual_s == PAUSE_S
+    assert conversations.pauses.of(b"key").usual_s == PAUSE_S
 
 
 def test_a_server_with_nothing_at_work_makes_room_sooner(clock: Clock) -> None:
@@ -146,10 +149,34 @@ def test_a_server_with_nothing_at_work_makes_room_sooner(clock: Clock) -> None:
     upstream = fleet(clock)
     conversation(upstream, clock, [4.0] * 20)
     answered(upstream, "two")
-    clock.now += 5
-    assert upstream.take(wanted("an agent of the first")) is None
-    clock.now += 2
-    assert answered(upstream, "an agent of the first").reason == "new"
+    assert_new_ones_wait_for(6, upstream, clock)
+
+
+@pytest.mark.parametrize("elsewhere", [{"talk": Talk([], [b"two"], {})}, {"coming": {"h0": (1, SIZE)}}])
+def test_a_server_at_which_another_api_server_works_has_something_at_work(clock: Clock, elsewhere: dict[str, Any]) -> None:
+    upstream = fleet(clock)
+    conversations = upstream.conversations["a"]
+    conversation(upstream, clock, [4.0] * 20)
+    answered(upstream, "two")
+    conversations.coming_elsewhere = elsewhere.get("coming", {})
+    for _ in range(int(PAUSE_S) - 1):
+        clock.now += 1
+        conversations.hear(elsewhere.get("talk", Talk([], [], {})), None, 0.0)
+        assert upstream.take(wanted("an agent of the first")) is None
+
+
+def test_the_pauses_of_a_key_that_went_are_forgotten(clock: Clock) -> None:
+    upstream = fleet(clock)
+    conversations = upstream.conversations["a"]
+    conversation(upstream, clock, [1.0] * 100)
+    told = [Told(b"", b"%d" % number, "h0", SIZE, b"owner %d" % number, 1) for number in range(10)]
+    conversations.hear(Talk(told, [], {}), Room(0, 2 * SIZE), 0.0)
+    assert upstream.take(wanted("another")) is None
+    assert len(conversations.pauses) == 1, "what others tell of teaches nothing"
+    assert conversations.pauses.of(b"key").usual_s == SHORTEST_PAUSE_S
+    clock.now += LEASE_S + 1
+    conversations.expire()
+    assert len(conversations.pauses) == 0
 
 
 def test_of_conversations_that_grow_the_youngest_leaves_the_line(clock: Clock) -> None:
