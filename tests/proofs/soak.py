@@ -1,7 +1,7 @@
-"""Twenty minutes of chats on each engine, half of which their clients leave at a random moment: nothing grows, and no place stays taken.
-70 minutes, 7 GB of disk.
+"""Twenty minutes of chats on an engine, half of which their clients leave at a random moment: nothing grows, and no place stays taken.
 
-vLLM runs on the CPU, in its environment; Ollama with its agent, as a pod of the fleet has them.
+Each engine has a proof of its own (test_soak_llama_cpp.py, test_soak_ollama.py, test_soak_vllm.py): a change of one engine makes that one
+stale alone.
 """
 
 import random
@@ -11,30 +11,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
-from bench.processes import all_ended, descendants
-from images import embedded
-from model_sync import gguf, tree
-from tests.proofs.records import Proof
-from tests.proofs.test_vllm import TREE, run
-from tests.service.conftest import start_model_server
-from tests.service.ollama_pod import CONTROL, OLLAMA, pod
-from tests.service.test_ollama_agent import digest, write_catalog
+from bench.processes import descendants
 
-PROOF = Proof(
-    "soak",
-    guards=(
-        *("model_server", "ollama_agent", "images/pins.toml", "requirements.lock", "tests/proofs/vllm.lock"),
-        *("tools/ollama", "images/ollama", "tests/service/ollama_pod.py"),
-    ),
-)
 SOAK_S, WARM_S, LOOK_S = 1200.0, 300.0, 2.0
 """Of chats; until memory counts; between two looks at it."""
 CLIENTS, PLACES, CONTEXT = 6, 4, 2048
@@ -207,48 +192,12 @@ def soak(soaked: Soaked, figures: dict[str, Any]) -> None:
     assert open_now <= before + DESCRIPTORS, "descriptors stay open"
 
 
-@pytest.fixture
+SHAPE = {"CONTEXT_LENGTH": str(CONTEXT), "PARALLEL": str(PLACES), "MAX_QUEUE": "64", "DRAIN_DELAY_S": "0"}
+"""Of a model server."""
+
+
+@contextmanager
 def clients() -> Iterator[ThreadPoolExecutor]:
+    """Of an engine that this process reaches."""
     with ThreadPoolExecutor(max(CLIENTS, PLACES)) as pool:
         yield pool
-
-
-SHAPE = {"CONTEXT_LENGTH": str(CONTEXT), "PARALLEL": str(PLACES), "MAX_QUEUE": "64", "DRAIN_DELAY_S": "0"}
-
-
-@pytest.mark.timeout(SOAK_S + 900)
-def test_llama_cpp(tmp_path: Path, clients: ThreadPoolExecutor, figures: dict[str, Any]) -> None:
-    [weights] = embedded.default_model().values()
-    gguf.add(MODEL, weights, tmp_path / "models", link=True)
-    with ExitStack() as stack:
-        service = start_model_server(stack, tmp_path / "models", tmp_path, MODEL, "/ready", None, PROMPT_CACHE_MIB="64", **SHAPE)
-        soak(Soaked(service.url, [service.process.pid], clients.submit), figures.setdefault("llama.cpp", {}))
-
-
-@pytest.mark.timeout(SOAK_S + 1800)
-def test_vllm(tmp_path: Path, clients: ThreadPoolExecutor, vllm_python: Path, figures: dict[str, Any]) -> None:
-    [weights] = embedded.default_model().values()
-    (tmp_path / "packed.gguf").symlink_to(weights)
-    run(vllm_python, TREE, str(tmp_path), "packed.gguf", str(tmp_path / "model"))
-    tree.add(MODEL, tmp_path / "model", tmp_path / "models")
-    engine = {"ENGINE": "vllm", "VLLM_PYTHON": str(vllm_python), "DTYPE": "bfloat16", "ENFORCE_EAGER": "1"}
-    places = {"WEIGHTS_DIR": str(tmp_path / "weights"), "VLLM_CACHE_DIR": str(tmp_path / "cache")}
-    process = {"VLLM_CPU_KVCACHE_SPACE": "1", "HOME": str(tmp_path)}
-    # vLLM's workers outlive a server that is killed.
-    with all_ended(), ExitStack() as stack:
-        service = start_model_server(stack, tmp_path / "models", tmp_path, MODEL, "", process, **engine, **places, **SHAPE)
-        service.wait_for("/ready", timeout_s=600)
-        soak(Soaked(service.url, [service.process.pid], clients.submit), figures.setdefault("vllm", {}))
-
-
-@pytest.mark.timeout(SOAK_S + 900)
-def test_ollama_with_its_agent(tmp_path: Path, figures: dict[str, Any]) -> None:
-    [weights] = embedded.default_model().values()
-    gguf.add(MODEL, weights, tmp_path / "models", link=True)
-    with pod(tmp_path, tmp_path / "models") as server:
-        write_catalog(server, {"name": MODEL, "digest": digest(server, MODEL), "context_length": CONTEXT})
-        agent = server.agent()
-        process = server.ollama(OLLAMA_NUM_PARALLEL=str(PLACES), OLLAMA_CONTEXT_LENGTH=str(CONTEXT), LLAMA_ARG_CACHE_RAM="64")
-        server.until(lambda: server.status(f"{CONTROL}/ready") == 200, "the agent has loaded the model")
-        soak(Soaked(OLLAMA, [process.pid, agent.pid], server.submit), figures.setdefault("ollama", {}))
-        assert server.status(f"{CONTROL}/ready") == 200, server.reason()
