@@ -100,27 +100,19 @@ def _dependencies(lock: Path) -> Layer:
         work = target.with_suffix(".tree")
         shutil.rmtree(work, ignore_errors=True)
         _install(lock, work)
-        if f"{sys.version_info.major}.{sys.version_info.minor}" == PYTHON:
-            _run(
-                [
-                    sys.executable,
-                    "-m",
-                    "compileall",
-                    "-q",
-                    "-s",
-                    str(work),
-                    "-p",
-                    "/opt/site-packages",
-                    "--invalidation-mode",
-                    "unchecked-hash",
-                    str(work),
-                ]
-            )
+        _compile(work, "/opt/site-packages")
         (work / ".lock").unlink(missing_ok=True)
         write_tree(target, [("opt/site-packages", work)])
         shutil.rmtree(work)
 
     return cached_layer(images_cache() / f"deps-{lock.parent.name}-{_tree_key(lock)}-{PYTHON}.tar", make)
+
+
+def _compile(tree: Path, place: str) -> None:
+    """Byte code beside each module of a tree that will be at `place`. Only the images' own Python makes any that they can use."""
+    if f"{sys.version_info.major}.{sys.version_info.minor}" == PYTHON:
+        where = ["-s", str(tree), "-p", place, "--invalidation-mode", "unchecked-hash"]
+        _run([sys.executable, "-m", "compileall", "-q", *where, str(tree)])
 
 
 def _install(lock: Path, target: Path) -> None:
@@ -147,11 +139,17 @@ def _run(argv: Sequence[str]) -> None:
 
 def _package(package: str) -> Layer:
     source = ROOT / package
-    path = images_cache() / f"app-{package}-{_tree_key(source)}.tar"
+    path = images_cache() / f"app-{package}-{_tree_key(source)}-{PYTHON}.tar"
 
     def make(target: Path) -> None:
-        files = [(f"app/{package}/{file.relative_to(source)}", file) for file in _sources(source)]
-        write_tree(target, files)
+        with TemporaryDirectory(dir=images_cache()) as directory:
+            work = Path(directory)
+            for file in _sources(source):
+                copy = work / file.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, copy)
+            _compile(work, f"/app/{package}")
+            write_tree(target, [(f"app/{package}", work)])
 
     return cached_layer(path, make)
 

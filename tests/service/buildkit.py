@@ -1,8 +1,10 @@
 """A real BuildKit and a real registry on loopback, with stand-ins for the bases that no registry here serves."""
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,10 +34,25 @@ class Builder:
 
     def image(self, reference: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """Manifest and configuration of `registry/name@digest`."""
-        name, _, digest = reference.rpartition("/")[2].partition("@")
-        with httpx.Client(base_url=f"http://{self.registry}/v2/test/{name.partition(':')[0]}/", trust_env=False) as client:
+        _, _, digest = reference.partition("@")
+        with self._client(reference) as client:
             manifest = client.get(f"manifests/{digest}", headers={"Accept": oci.MANIFEST}).raise_for_status().json()
             return manifest, client.get(f"blobs/{manifest['config']['digest']}").raise_for_status().json()
+
+    def files(self, reference: str) -> list[set[str]]:
+        """The names of all files of each layer, without a slash in front."""
+        manifest, _ = self.image(reference)
+        found: list[set[str]] = []
+        with self._client(reference) as client:
+            for layer in manifest["layers"]:
+                content = client.get(f"blobs/{layer['digest']}").raise_for_status().content
+                with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+                    found.append({name.removeprefix("./") for name in archive.getnames()})
+        return found
+
+    def _client(self, reference: str) -> httpx.Client:
+        name = reference.rpartition("/")[2].partition("@")[0].partition(":")[0]
+        return httpx.Client(base_url=f"http://{self.registry}/v2/test/{name}/", trust_env=False)
 
 
 def _layer(path: Path, files: dict[str, Path]) -> Layer:

@@ -1,5 +1,6 @@
 """Our Dockerfiles as written, built by a real BuildKit through the docker-build provider, as `python -m infra.preparation.images` does."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from images import embedded
 from infra import ROOT
 from infra.preparation.images import build
 from tests.service.buildkit import BUILDER, Builder, builder
+from tests.service.test_image_budgets import byte_code
 
 IMAGES = ("ollama", "model-sync", "api-server", "metrics-exporter")
 """Two without and two with a builder stage; the others need packages or models of several hundred megabytes."""
@@ -42,6 +44,18 @@ def check(buildkit: Builder, first: dict[str, str]) -> None:
         assert "@sha256:" in reference
         _, config = buildkit.image(reference)
         starts_as_its_dockerfile_says(name, config["config"])
+        if name != "ollama":
+            has_byte_code(*buildkit.files(reference))
+
+
+def has_byte_code(debian: set[str], *added: set[str]) -> None:
+    """Of our modules, and of Python's own, of which the base of python.org has none: nothing can be written where they run."""
+    files = set().union(*added)
+    ours = {name for name in files if re.fullmatch(r"app/.*\.py", name)}
+    pythons = {name for name in debian if re.fullmatch(r"usr/lib/python3\.\d+/[a-z]+\.py", name)}
+    assert ours
+    assert pythons
+    assert {name for name in ours | pythons if not files & set(byte_code(name))} == set()
 
 
 def starts_as_its_dockerfile_says(name: str, found: dict[str, Any]) -> None:
