@@ -117,20 +117,18 @@ class Address:
 
     @contextlib.contextmanager
     def streaming(self, read: Callable[[], None]) -> Iterator[Callable[[], None]]:
-        """What the block calls for each part of a streamed answer: the first one counts the stream as begun, until the block ends, and
-        calls `read`."""
+        """What the block calls at the first part of a streamed answer: it counts the stream as begun, until the block ends, and calls
+        `read`."""
         begun = False
 
-        def part() -> None:
+        def begin() -> None:
             nonlocal begun
-            if not begun:
-                begun = True
-                self.streams += 1
-                read()
-            self.heard = time.monotonic()
+            begun = True
+            self.streams += 1
+            read()
 
         try:
-            yield part
+            yield begin
         finally:
             self.streams -= begun
 

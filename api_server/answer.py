@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import aiohttp
 from aiohttp import web
 
 from api_server import errors
+from api_server.address import Address
 from api_server.paths import ENDPOINTS
 from api_server.patience import Patience
 from api_server.reading import body
@@ -66,7 +67,7 @@ class Answer:
 
     async def own(self, document: bytes) -> web.StreamResponse:
         """Send an answer that is ours, and no server's."""
-        with _CLIENTS_SIDE:
+        with _clients_side():
             return await self._whole({"content-type": _DOCUMENT}, document)
 
     def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
@@ -102,7 +103,7 @@ class Answer:
         if target is None:
             raise failure
         if self._kind is not None and self.reader.between:
-            with _CLIENTS_SIDE:
+            with _clients_side():
                 await target.write(self._kind.failure(failure, self.request_id, self.model))
                 await target.write_eof()
         elif self._request.transport is not None:
@@ -110,8 +111,10 @@ class Answer:
             self._request.transport.abort()
         return target
 
-    async def relay(self, source: aiohttp.ClientResponse, patience: Patience, heard: Callable[[], None]) -> web.StreamResponse:
-        """Pass a server's answer on as it comes, and call `heard` for each part of it.
+    async def relay(
+        self, source: aiohttp.ClientResponse, patience: Patience, server: Address, begin: Callable[[], None] | None = None
+    ) -> web.StreamResponse:
+        """Pass a server's answer on as it comes, and call `begin` at its first part.
 
         Raises ApiError on an answer that is none, that is not whole, and that is a refusal; and aiohttp.ClientError and TimeoutError of
         the server's side alone.
@@ -120,14 +123,22 @@ class Answer:
             raise await _refusal(source)
         if strange := self._strange(source):
             raise errors.upstream_failed(self.model, strange)
-        while chunk := await source.content.readany():
-            heard()
-            if kept := self.reader.feed(chunk):
+        content, feed = source.content, self.reader.feed
+        # What is done for each part is most of what a stream costs: no calls that can be spared.
+        while chunk := await content.readany():
+            server.heard = now = time.monotonic()
+            if begin is not None:
+                begin()
+                begin = None
+            if kept := feed(chunk):
                 if not self.in_parts:
                     raise errors.upstream_failed(self.model, "a longer answer than its question asks for")
-                patience.since = None
-                await self._write(source, kept)
-            patience.wait()
+                patience.since, self._written = None, now
+                try:
+                    await (self._target or await self._start(source.headers)).write(kept)
+                except aiohttp.ClientError as error:
+                    raise ConnectionResetError(str(error)) from None
+            patience.since = time.monotonic()
         rest = self.reader.rest()
         if rest is None:
             raise errors.upstream_failed(self.model, "an answer that is not whole")
@@ -136,7 +147,7 @@ class Answer:
                 rest = await self.finish(rest)
             except ValueError as error:
                 raise errors.upstream_failed(self.model, str(error)) from None
-        with _CLIENTS_SIDE:
+        with _clients_side():
             if self._target is None and not self.is_stream:
                 return await self._whole(source.headers, rest)
             target = await self._start(source.headers)
@@ -152,12 +163,6 @@ class Answer:
         kinds = (kind, _DOCUMENT) if self.reader.stream == "ndjson" else (kind,)
         return "" if source.content_type in kinds else f"an answer of type {source.content_type[:64]!r} where {kind} belongs"
 
-    async def _write(self, source: aiohttp.ClientResponse, chunk: bytes) -> None:
-        self._written = time.monotonic()
-        with _CLIENTS_SIDE:
-            target = self._target or await self._start(source.headers)
-            await target.write(chunk)
-
 
 async def _refusal(source: aiohttp.ClientResponse) -> errors.ApiError:
     """A server's own words, in the shape of the API."""
@@ -168,14 +173,10 @@ async def _refusal(source: aiohttp.ClientResponse) -> errors.ApiError:
     return errors.upstream_said(source.status, text, source.headers.get("retry-after"))
 
 
-class _ClientsSide:
-    """aiohttp has one family of errors for both sides; what fails here is the client's leaving. No generator: each part passes it."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, aiohttp.ClientError):
-            raise ConnectionResetError(str(error)) from None
-
-
-_CLIENTS_SIDE = _ClientsSide()
+@contextlib.contextmanager
+def _clients_side() -> Iterator[None]:
+    """aiohttp has one family of errors for both sides; what fails here is the client's leaving."""
+    try:
+        yield
+    except aiohttp.ClientError as error:
+        raise ConnectionResetError(str(error)) from None

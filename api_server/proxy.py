@@ -191,9 +191,10 @@ class Proxy:
             if address.pool is not None and source.status != 200:
                 raise await address.pool.refusal(source, answer.model)
             if not answer.is_stream:
-                return await answer.relay(source, patience, address.spoke)
-            with address.streaming(place.read) as part:
-                return await answer.relay(source, patience, part)
+                return await answer.relay(source, patience, address)
+            with address.streaming(place.read) as begin:
+                # In a task of its own: a part that comes would wake everything that waits for this, one after the other.
+                return await asyncio.create_task(answer.relay(source, patience, address, begin))
         except errors.ApiError as error:
             if source.status in _FAULTS and error.status in _FAULTS:
                 upstream.failed(address, f"status {source.status}")

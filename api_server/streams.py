@@ -22,6 +22,8 @@ class Stream:
     """A sign of life: what every reader of such a stream skips."""
     last: re.Pattern[bytes]
     """What the last event of a whole stream has, or of one whose server says that it failed."""
+    numbers: bytes
+    """What an event has that says how many tokens were used."""
     failure: Callable[[ApiError, str, str], bytes]
     """An error in the middle, from the error, the request's id, and the model."""
 
@@ -59,16 +61,20 @@ def _names(*names: str) -> re.Pattern[bytes]:
 
 
 _SSE, _COMMENT = "text/event-stream", b": working\n\n"
+_USAGE = b'"usage"'
 STREAMS = {
-    "sse": Stream(_SSE, b"\n\n", _COMMENT, re.compile(rb'^data: ?\[DONE\]|"error"', re.MULTILINE), _said_to_openai),
+    "sse": Stream(_SSE, b"\n\n", _COMMENT, re.compile(rb'^data: ?\[DONE\]|"error"', re.MULTILINE), _USAGE, _said_to_openai),
     "responses": Stream(
         _SSE,
         b"\n\n",
         _COMMENT,
         _names("response.completed", "response.incomplete", "response.failed", "error"),
+        _USAGE,
         _said_to_responses,
     ),
-    "messages": Stream(_SSE, b"\n\n", b'event: ping\ndata: {"type": "ping"}\n\n', _names("message_stop", "error"), _said_to_anthropic),
+    "messages": Stream(
+        _SSE, b"\n\n", b'event: ping\ndata: {"type": "ping"}\n\n', _names("message_stop", "error"), _USAGE, _said_to_anthropic
+    ),
     # White space in front of a document. An empty line would not do: Ollama's own clients parse each line (ollama-python 0.6, _client.py).
-    "ndjson": Stream("application/x-ndjson", b"\n", b" ", re.compile(rb'"done": ?true|"error"'), _said_to_ollama),
+    "ndjson": Stream("application/x-ndjson", b"\n", b" ", re.compile(rb'"done": ?true|"error"'), b'"prompt_eval_count"', _said_to_ollama),
 }

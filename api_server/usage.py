@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 import msgspec
 
 from api_server.paths import Payload
-from api_server.streams import STREAMS
+from api_server.streams import STREAMS, Stream
 
 _LONGEST_EVENT = 8 * 2**20
 """Bytes; beyond it an answer is passed on unseen. Ollama's own limit for an event."""
@@ -59,6 +59,10 @@ class Reader:
     _blind: bool = False
     _last: bytes = b""
     """The last whole event."""
+    _kind: Stream | None = None
+
+    def __post_init__(self) -> None:
+        self._kind = STREAMS.get(self.stream)
 
     @property
     def between(self) -> bool:
@@ -66,7 +70,21 @@ class Reader:
         return not self._blind and not self._ends()
 
     def feed(self, chunk: bytes) -> bytes:
-        if self._blind or (self.stream and not self._buffer and self._passes(chunk)):
+        if self._blind:
+            return chunk
+        kind = self._kind
+        # Whole events without numbers, as nearly all are, go on as they came. Here and not in parts: it is most of what a part costs.
+        if kind is not None and not self._buffer and chunk.endswith(kind.mark) and kind.numbers not in chunk and b"\r" not in chunk:
+            if self.first is None:
+                self.first = time.monotonic()
+            mark, end = kind.mark, len(chunk) - len(kind.mark)
+            if chunk.find(mark) == end:
+                self.events += 1
+                self._last = chunk
+            else:
+                self.events += chunk.count(mark)
+                before = chunk.rfind(mark, 0, end)
+                self._last = chunk if before < 0 else chunk[before + len(mark) :]
             return chunk
         self._buffer += chunk
         kept = bytearray()
@@ -86,18 +104,6 @@ class Reader:
             self._buffer = bytearray()
         return bytes(kept)
 
-    def _passes(self, chunk: bytes) -> bool:
-        """Whether a chunk is whole events without numbers, as nearly all are: they go on as they came, without a copy."""
-        mark = STREAMS[self.stream].mark
-        if not chunk.endswith(mark) or b"\r" in chunk or _has_numbers(chunk):
-            return False
-        if self.first is None:
-            self.first = time.monotonic()
-        self.events += chunk.count(mark)
-        before = chunk.rfind(mark, 0, -len(mark))
-        self._last = chunk if before < 0 else chunk[before + len(mark) :]
-        return True
-
     def rest(self) -> bytes | None:
         """What is left at the answer's end: a whole document, or nothing of a stream. None when the answer is not whole."""
         rest, self._buffer = bytes(self._buffer), bytearray()
@@ -112,7 +118,7 @@ class Reader:
         return rest if self._read(rest) else None
 
     def _ends(self) -> bool:
-        return STREAMS[self.stream].last.search(self._last) is not None
+        return self._kind is not None and self._kind.last.search(self._last) is not None
 
     def _event_end(self) -> int | None:
         if self.stream == "ndjson":
@@ -125,7 +131,7 @@ class Reader:
 
     def _keep(self, event: bytes) -> bool:
         """Only an event with numbers is read: the others pass at the cost of a search."""
-        if not _has_numbers(event):
+        if self._kind is None or self._kind.numbers not in event:
             return True
         said = self._read(event if self.stream == "ndjson" else event[event.find(b"data:") + 5 :])
         return not (said and self.drop_usage and said.usage and bytes(said.choices).split() in ([b"[]"], [b"[", b"]"]))
@@ -148,10 +154,6 @@ class Reader:
         if _is_count(named):
             self.cached_tokens = named
         return said
-
-
-def _has_numbers(events: bytes) -> bool:
-    return b'"usage"' in events or b'"prompt_eval_count"' in events
 
 
 def _input_tokens(usage: Payload) -> int | None:
