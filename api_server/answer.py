@@ -135,7 +135,8 @@ class Answer:
                     raise errors.upstream_failed(self.model, "a longer answer than its question asks for")
                 patience.since, self._written = None, now
                 try:
-                    await (self._target or await self._start(source.headers)).write(kept)
+                    target = await self._start(source.headers) if self._target is None else self._target
+                    await target.write(kept)
                 except aiohttp.ClientError as error:
                     raise ConnectionResetError(str(error)) from None
             patience.since = time.monotonic()
