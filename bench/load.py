@@ -155,7 +155,9 @@ async def repeated(
                 if time.monotonic() > over:
                     return
                 try:
-                    connection = connection or await connected(server)
+                    # A server may close one after an answer.
+                    if connection is None or connection.transport.is_closing():
+                        connection = await connected(server)
                     began = time.perf_counter()
                     connection.send(request)
                     if first_s is not None:
