@@ -82,6 +82,11 @@ class Connection(asyncio.Protocol):
                 # It may have nobody who waits for it.
                 waiting.exception()
 
+    @property
+    def heard(self) -> bool:
+        """Whether a byte of the answer has come."""
+        return bool(self._received)
+
     def send(self, request: bytes) -> None:
         """Ask. The answer before must have ended."""
         loop = asyncio.get_running_loop()
@@ -148,22 +153,31 @@ async def repeated(
     """So many requests, so many of them at once; none begins after `limit_s`. `first_s` gets the seconds to the first content of each."""
     left, tally, over = iter(range(count)), Tally(), time.monotonic() + limit_s
 
+    async def answer(connection: Connection) -> int:
+        began = time.perf_counter()
+        connection.send(request)
+        if first_s is not None:
+            await connection.first()
+            first_s.append(time.perf_counter() - began)
+        return await connection.rest()
+
     async def client() -> None:
         connection: Connection | None = None
         try:
             for _ in left:
                 if time.monotonic() > over:
                     return
+                used = connection is not None
                 try:
-                    # A server may close one after an answer.
-                    if connection is None or connection.transport.is_closing():
+                    connection = connection or await connected(server)
+                    try:
+                        parts = await answer(connection)
+                    except ConnectionResetError:
+                        if not used or connection.heard:
+                            raise
+                        # A server may close a connection after an answer, as the next request comes: clients then take another one.
                         connection = await connected(server)
-                    began = time.perf_counter()
-                    connection.send(request)
-                    if first_s is not None:
-                        await connection.first()
-                        first_s.append(time.perf_counter() - began)
-                    parts = await connection.rest()
+                        parts = await answer(connection)
                     tally.parts += parts
                     tally.answered += 1
                 except (OSError, TimeoutError):
