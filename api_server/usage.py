@@ -73,7 +73,7 @@ class Reader:
         if self._blind:
             return chunk
         kind = self._kind
-        # Whole events without numbers, as nearly all are, go on as they came. Here and not in parts: it is most of what a part costs.
+        # Whole events without numbers, as nearly all are, go on as they came. No calls of our own: they would cost as much again.
         if kind is not None and not self._buffer and chunk.endswith(kind.mark) and kind.numbers not in chunk and b"\r" not in chunk:
             if self.first is None:
                 self.first = time.monotonic()
