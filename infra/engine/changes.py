@@ -78,15 +78,16 @@ class Plan:
         return lines
 
     def lines(self) -> list[str]:
-        """One line for every object that would change: what would be done to it, and in which fields."""
-        return [_line(step) for step in self.steps if step.urn.split("::")[2].rpartition("$")[2].startswith("kubernetes:")]
+        """A line for every object of the cluster that would change."""
+        return [line(step) for step in self.steps if step.urn.split("::")[2].rpartition("$")[2].startswith("kubernetes:")]
 
     def removed(self, objects: Collection[str]) -> set[str]:
         """URNs of these objects (`Kind/name`) that the update would delete or replace."""
         return {step.urn for step in self.steps if step.op in _REMOVING and step.object in objects}
 
 
-def _line(step: Step) -> str:
+def line(step: Step) -> str:
+    """What would be done to the object, and in which fields."""
     sign = {"create": "+", "update": "~", "replace": "+-", "delete": "-"}.get(step.op, step.op)
     fields = f": {', '.join(_changed(step))}" if step.op in ("update", "replace") else ""
     return f"{sign:2} {step.object}{fields}"

@@ -88,8 +88,12 @@ class PulumiCli:
         return _succeeded(self._operate("up", **options))
 
     def preview(self, **options: Any) -> changes.Plan:
-        """`pulumi preview`, with options of the automation API. Raises CliError."""
-        return changes.read(_succeeded(self._operate("preview", **options)))
+        """`pulumi preview`, with options of the automation API. Raises CliError, which has a line for each change that it saw."""
+        told = self._operate("preview", **options)
+        plan = changes.read(told)
+        if told.failure:
+            raise CliError("\n".join([told.reason, *map(changes.line, plan.steps)]))
+        return plan
 
     def destroy(self, **options: Any) -> None:
         """`pulumi destroy`, with options of the automation API. Nothing is refused, and nothing said. Raises CliError."""
