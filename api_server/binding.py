@@ -28,3 +28,7 @@ class Binding:
     """Of those, the ones that wait."""
     paused: float | None = None
     """When its last turn ended. None: one is at work or has come, or other API servers have them."""
+    parent: bytes = b""
+    """The name of the conversation whose agent waits for this one's."""
+    helped: float = 0.0
+    """When an agent that it waits for asked or was answered last."""

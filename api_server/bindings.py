@@ -2,13 +2,14 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from api_server.binding import Binding
 from api_server.density import Density
+from api_server.lineage import Lineage
 from api_server.pauses import SHORTEST_PAUSE_S, OfOwners
 from api_server.peers import Talk, Told
-from api_server.room import Room
+from api_server.room import Coming, Room
 from api_server.sessions import Turn
 from api_server.sums import Sums
 
@@ -22,6 +23,11 @@ SMALL = 8192
 """Bytes of a request that takes next to no room, as for a title."""
 
 
+def is_aside(turn: Turn, known: Binding) -> bool:
+    """Whether a request has the id of a conversation, and not its history: agents ask for titles so."""
+    return bool(known.host) and turn.size <= SMALL < known.size
+
+
 class Bindings:
     """The conversations with one model at one kind of server, in the order of their last turns."""
 
@@ -32,10 +38,7 @@ class Bindings:
         """Of each host, its conversations that take room, in the order of their last turns."""
         self._kept = Sums[str]()
         """Their bytes."""
-        self._coming: dict[str, tuple[int, int]] = {}
-        """New conversations that hosts were sent, and bytes of prompts, which they have not read."""
-        self.coming_elsewhere: Mapping[str, tuple[int, int]] = {}
-        """The same, of what other API servers sent."""
+        self.coming = Coming()
         self._working: set[Binding] = set()
         """Those that have turns at work."""
         self.held = Sums[str]()
@@ -44,7 +47,7 @@ class Bindings:
         """How many those are."""
         self.owned = Sums[bytes]()
         """Bytes of prompt that servers hold for each owner."""
-        self.density, self.pauses = Density(), OfOwners()
+        self.density, self.pauses, self.lineage = Density(), OfOwners(), Lineage(self._known)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -58,21 +61,25 @@ class Bindings:
         return None
 
     def came(self, turn: Turn) -> None:
-        """A turn is here, from outside: the pause of its conversation has ended."""
+        """A turn is here, from outside: the pause of its conversation has ended. One that it spent on an agent of its own says nothing of
+        others."""
+        self.lineage.helps(turn.parent, self._clock())
         if (found := self.find(turn)) is not None and found.paused is not None:
-            self.pauses.add(found.owner, self._clock() - found.paused)
+            if found.helped < found.paused:
+                self.pauses.add(found.owner, self._clock() - found.paused)
             found.paused = None
 
     def meet(self, turn: Turn) -> Binding | None:
         """The same, of a turn that waits: a conversation that is not known begins now. None when the turn is no part of one."""
         found, now = self.find(turn), self._clock()
         if found is None and turn.own:
-            found = self._add(Binding("", 0, now, now, now, turn.owner, turn.own))
+            found = self._add(Binding("", 0, now, self.lineage.began(turn, now), now, turn.owner, turn.own, parent=turn.parent))
         if found is not None and not found.host:
             # Clients that are told to come again do so sooner.
             found.since = now if found.seen < now - SLICE_S else found.since
             found.seen = now
             self._known.move_to_end(found.name)
+            self.lineage.helps(turn.parent, now)
         return found
 
     def bind(self, turn: Turn, host: str, known: Binding | None, room: Room | None = None) -> Binding | None:
@@ -80,13 +87,15 @@ class Bindings:
         silent for longest lose theirs to this one. None when the turn is no part of a conversation."""
         if not turn.own:
             return None
+        if known is not None and is_aside(turn, known):
+            return known
         there = self._known.get(turn.own)
         if known is not None and self._known.get(known.name) is known:
             binding = known
             if there is not None and there is not known:
                 self._drop(there)
         else:
-            binding = there or Binding("", 0, 0.0, self._clock(), 0.0, turn.owner, turn.own)
+            binding = there or Binding("", 0, 0.0, self.lineage.began(turn, self._clock()), 0.0, turn.owner, turn.own, parent=turn.parent)
         since = binding.since if binding.host else self._clock()
         self._lose(binding)
         self._known.pop(binding.name, None)
@@ -122,6 +131,7 @@ class Bindings:
             count, size = count - 1, size - known.size
         if room.fits(count, size):
             return True
+        self.lineage.help_from_work(self._working, self._clock())
         now, overdue, stalled = self._clock(), self.is_overdue(known), self._is_stalled(host)
         for binding in self._on.get(host, ()):
             if binding.seen > now - SHORTEST_PAUSE_S and not overdue:
@@ -136,8 +146,8 @@ class Bindings:
 
     def _is_silent(self, binding: Binding, *, stalled: bool = False) -> bool:
         """Whether a conversation must make room for one that waits. `stalled`: for nothing is at work on its server."""
-        pauses = self.pauses.of(binding.owner)
-        return not binding.at_work and binding.seen <= self._clock() - (pauses.most_s if stalled else pauses.usual_s)
+        pauses, seen = self.pauses.of(binding.owner), binding.seen if stalled else max(binding.seen, binding.helped)
+        return not binding.at_work and seen <= self._clock() - (pauses.most_s if stalled else pauses.usual_s)
 
     def _is_stalled(self, host: str) -> bool:
         """Whether nothing is at work on a server, here or elsewhere, of whose turns others tell each second. What it holds may wait for
@@ -150,6 +160,7 @@ class Bindings:
         """How many conversations have memory of these servers that nobody else may have now, and their bytes: what is at work or was just
         now, and what the servers have still to read."""
         count, size = 0, 0
+        self.lineage.help_from_work(self._working, self._clock())
         for host in hosts:
             silent = [binding.size for binding in self._on.get(host, ()) if self._is_silent(binding)]
             taken = self._taken(host)
@@ -158,22 +169,14 @@ class Bindings:
 
     def _taken(self, host: str) -> tuple[int, int]:
         """Conversations that a server holds or has still to read, and their bytes."""
-        coming, elsewhere = self._coming.get(host, (0, 0)), self.coming_elsewhere.get(host, (0, 0))
-        return len(self._on.get(host, ())) + coming[0] + elsewhere[0], self._kept.get(host, 0) + coming[1] + elsewhere[1]
-
-    def expect(self, host: str, count: int, size: int) -> None:
-        """A server will read so many new conversations and bytes, or, below 0, has read them or will not."""
-        before = self._coming.get(host, (0, 0))
-        left = before[0] + count, before[1] + size
-        if any(left):
-            self._coming[host] = left
-        else:
-            self._coming.pop(host, None)
+        count, size = self.coming.to(host)
+        return len(self._on.get(host, ())) + count, self._kept.get(host, 0) + size
 
     def works(self, binding: Binding | None, turns: int, *, in_line: bool = False) -> None:
         """So many turns of a conversation are at work, or wait `in_line`, more than before."""
         if binding is None:
             return
+        self.lineage.helps(binding.parent, self._clock())
         binding.at_work += turns
         binding.in_line += turns if in_line else 0
         binding.paused = self._clock() if turns and not binding.at_work else None
@@ -186,13 +189,13 @@ class Bindings:
 
     def talk(self, turns: Iterable[Told]) -> Talk:
         """What other API servers must know of the conversations here. `turns`: what they were not told yet."""
-        return Talk(list(turns), [binding.name for binding in self._working], dict(self._coming))
+        return Talk(list(turns), [binding.name for binding in self._working], dict(self.coming.here))
 
     def hear(self, talk: Talk, room: Room | None, age_s: float) -> None:
         """What another one told of its conversations `age_s` seconds ago."""
         for told in talk.turns:
             known = self._known.get(told.before) or self._known.get(told.name)
-            turn = Turn((told.name,), told.name, told.size, owner=told.owner)
+            turn = Turn((told.name,), told.name, told.size, owner=told.owner, parent=told.parent)
             if (binding := self.bind(turn, told.host, known, room)) is not None:
                 binding.tokens = told.tokens
                 binding.seen -= age_s

@@ -28,6 +28,7 @@ class Told(msgspec.Struct, array_like=True, frozen=True):
     size: Count
     owner: Name
     tokens: Count
+    parent: Name = b""
 
 
 class Untold:

@@ -8,7 +8,7 @@ import msgspec
 
 from api_server.address import Address
 from api_server.binding import Binding
-from api_server.bindings import SLICE_S, Bindings
+from api_server.bindings import SLICE_S, Bindings, is_aside
 from api_server.picking import ANSWER, Reason
 from api_server.room import Room
 from api_server.sessions import Turn
@@ -67,7 +67,7 @@ class Place(msgspec.Struct, eq=False):
     def said(self, prompt_tokens: int, completion_tokens: int) -> None:
         """What the server counted. What it wrote, it holds too."""
         self.prompt_tokens = prompt_tokens
-        if self.answered and self.known is not None:
+        if self.answered and self.known is not None and not is_aside(self.turn, self.known):
             self.known.tokens = prompt_tokens + completion_tokens
 
 

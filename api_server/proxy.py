@@ -220,7 +220,7 @@ class Proxy:
             if not served and (place := upstream.take(wanted)) is not None:
                 return place
             raise errors.too_busy(model, _RETRY_S) if served else errors.unavailable(model, _RETRY_S)
-        if self._metrics.waiting[model] >= self._settings.max_waiting:
+        if upstream.is_full_of(wanted, self._settings.max_waiting):
             raise errors.too_busy(model, _HELD_RETRY_S)
         started = time.monotonic()
         self._metrics.waiting[model] += 1

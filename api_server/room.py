@@ -1,5 +1,6 @@
 """The memory of a server for conversations."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -28,3 +29,25 @@ class Room:
     def _beside(self) -> int:
         """Slots whose conversations need no room in memory."""
         return max(0, self.slots - 1)
+
+
+class Coming:
+    """New conversations that hosts were sent and have not read, and the bytes of their prompts."""
+
+    def __init__(self) -> None:
+        self.here: dict[str, tuple[int, int]] = {}
+        self.elsewhere: Mapping[str, tuple[int, int]] = {}
+        """What other API servers sent."""
+
+    def expect(self, host: str, count: int, size: int) -> None:
+        """It will read so many more or, below 0, has read them or will not."""
+        before = self.here.get(host, (0, 0))
+        left = before[0] + count, before[1] + size
+        if any(left):
+            self.here[host] = left
+        else:
+            self.here.pop(host, None)
+
+    def to(self, host: str) -> tuple[int, int]:
+        here, elsewhere = self.here.get(host, (0, 0)), self.elsewhere.get(host, (0, 0))
+        return here[0] + elsewhere[0], here[1] + elsewhere[1]

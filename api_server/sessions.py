@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -11,13 +11,26 @@ from api_server.paths import Payload, encode
 
 HEADERS = (
     *("x-session-id", "x-litellm-session-id", "x-claude-code-session-id", "x-session-affinity", "x-opencode-session"),
-    *("session-id", "session_id", "x-correlation-id"),
+    *("thread-id", "session-id", "session_id", "x-correlation-id"),
 )
-"""Headers that are the same for all requests of a conversation, the surest first. `x-litellm-session-id` is OpenHands', `session_id` is
+"""Headers that are the same for all requests of a conversation, the surest first. `x-litellm-session-id` is OpenHands', `thread-id` is
 Codex', the others are named by their agents and by docs/gateway.md. None that is made anew for each request is among them."""
+_AGENT, _AGENTS_PARENT = "x-claude-code-agent-id", "x-claude-code-parent-agent-id"
+"""In requests of an agent that Claude Code's own agent has started, all of which have the id of its session; the second one, where another
+such agent has started it."""
+_PARENTS = ("x-parent-session-id", "x-codex-parent-thread-id")
+"""Opencode's and Codex', where an agent was started by another one."""
 _PROMPT_BYTES = 1024
 """Of a prompt that is one text: its beginning stands for the conversation."""
 _NAME_BYTES = 16
+
+
+class Said(NamedTuple):
+    """What headers say of a conversation."""
+
+    id: str = ""
+    parent: str = ""
+    """The id of the one whose agent has started this one's, and waits for it."""
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -35,6 +48,8 @@ class Turn(msgspec.Struct, frozen=True):
     """The name of its key."""
     goes_on: bool = False
     """Whether it repeats the messages before it, as the next one will repeat it. A single text does not."""
+    parent: bytes = b""
+    """The name of the conversation whose agent waits for this one's."""
 
 
 class Sessions:
@@ -46,23 +61,36 @@ class Sessions:
         # Nobody can work out a name, and so none that another key's conversation has.
         self._secret = hashlib.blake2b(secret or secrets.token_bytes(32), digest_size=32, person=b"sessions").digest()
 
-    def said(self, headers: Mapping[str, str]) -> str:
-        """The id in a request's headers; empty without one."""
-        return next((headers[name] for name in self.headers if headers.get(name)), "")
+    def said(self, headers: Mapping[str, str]) -> Said:
+        """What a request's headers say."""
+        session = _first(headers, self.headers)
+        if agent := headers.get(_AGENT):
+            parent = headers.get(_AGENTS_PARENT)
+            return Said(f"{session}\0{agent}", f"{session}\0{parent}" if parent else session)
+        return Said(session, _first(headers, _PARENTS))
 
-    def turn(self, owner: bytes, said: str, model: str, payload: Payload, kept: Payload, size: int) -> Turn:
+    def turn(self, owner: bytes, said: Said, model: str, payload: Payload, kept: Payload, size: int) -> Turn:
         """The part that a request is. `owner`: the name of its key, so that no key reaches what another one's session is bound to. `said`:
-        the id in its headers. `payload`: the request as it came, of `size` bytes; `kept`: what of it goes on."""
-        said = said or _in_body(payload)
+        by its headers. `payload`: the request as it came, of `size` bytes; `kept`: what of it goes on."""
+        said_id = said.id or _in_body(payload)
         whose = b"\0".join((owner, model.encode(errors="surrogateescape")))
-        by = b"\0id" + said.encode(errors="surrogateescape") if said else b"\0messages"
+        by = _by(said_id) if said_id else b"\0messages"
         start = hashlib.blake2b(whose + by, digest_size=_NAME_BYTES, key=self._secret)
-        names = [start.digest()] if said else _chain(start, kept)
+        names = [start.digest()] if said_id else _chain(start, kept)
         if not names:
             return Turn(size=size)
-        spot = hashlib.blake2b(whose + (by if said else beginning(payload)), digest_size=8).digest()
+        spot = hashlib.blake2b(whose + (by if said_id else beginning(payload)), digest_size=8).digest()
         goes_on = isinstance(kept.get("messages") or kept.get("input"), list)
-        return Turn(tuple(reversed(names)), names[-1], size, spot, owner, goes_on)
+        parent = hashlib.blake2b(whose + _by(said.parent), digest_size=_NAME_BYTES, key=self._secret).digest()
+        return Turn(tuple(reversed(names)), names[-1], size, spot, owner, goes_on, parent if said.parent not in ("", said_id) else b"")
+
+
+def _first(headers: Mapping[str, str], names: Collection[str]) -> str:
+    return next((headers[name] for name in names if headers.get(name)), "")
+
+
+def _by(said_id: str) -> bytes:
+    return b"\0id" + said_id.encode(errors="surrogateescape")
 
 
 def beginning(payload: Payload) -> bytes:

@@ -124,7 +124,7 @@ class Settler:
                 address.load += elsewhere - address.load_elsewhere
                 address.load_elsewhere, address.part = elsewhere, parts[host]
             for model, conversations in upstream.conversations.items():
-                conversations.coming_elsewhere = peers.coming(model)
+                conversations.coming.elsewhere = peers.coming(model)
             upstream.admit()
 
     def _word(self, untold: Mapping[str, tuple[int, int]]) -> Word:

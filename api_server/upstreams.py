@@ -13,7 +13,7 @@ import aiohttp
 
 from api_server.address import Address, tagged
 from api_server.binding import Binding
-from api_server.bindings import SMALL, Bindings
+from api_server.bindings import SMALL, Bindings, is_aside
 from api_server.peers import Busy, Told, Untold
 from api_server.picking import ANSWER, Choice, choose, staying, stays
 from api_server.place import Place, Waiter, Wanted
@@ -47,6 +47,15 @@ class Upstream(Servers):
         """Whether a request waits for a place with this model."""
         return any(waiter.wanted.model == model for waiter in self._queue)
 
+    def is_full_of(self, wanted: Wanted, most: int) -> bool:
+        """Whether `most` requests like this one wait: those of conversations that servers hold go on, however many others would begin."""
+        alike = [each.wanted for each in self._queue if each.wanted.model == wanted.model]
+        return len(alike) >= most and sum(self._goes_on(each) == self._goes_on(wanted) for each in alike) >= most
+
+    def _goes_on(self, wanted: Wanted) -> bool:
+        """Whether a server holds the conversation, or the one whose agent waits for it."""
+        return self._known(wanted)[1] is not None or self.conversations[wanted.model].lineage.holds(wanted.turn.parent)
+
     def short(self) -> list[Wanted]:
         """What waits and another server could take: what is in no server's line."""
         return [waiter.wanted for waiter in self._queue if waiter.home is None]
@@ -67,15 +76,12 @@ class Upstream(Servers):
     def _room(self, wanted: Wanted) -> Room | None:
         """Of each server. None: nobody knows, or this turn takes none of it: what is as small as an answer, or failed elsewhere, is let
         through."""
-        if not wanted.turn.goes_on or wanted.tried or wanted.turn.size <= SMALL:
-            return None
-        return self.kept(wanted.route, wanted.model)
+        return self.kept(wanted.route, wanted.model) if wanted.turn.goes_on and not wanted.tried and wanted.turn.size > SMALL else None
 
     def kept(self, route: Route, model: str) -> Room | None:
         """What each server keeps of conversations with a model. None: nobody knows."""
-        if not (self.lines and route.slots):
-            return None
-        return Room(route.slots, int(route.cached_tokens * self.conversations[model].density.bytes_per_token))
+        per_token = self.conversations[model].density.bytes_per_token
+        return Room(route.slots, int(route.cached_tokens * per_token)) if self.lines and route.slots else None
 
     def take(self, wanted: Wanted, *, sure: bool = False) -> Place | None:
         """A place at once, if there is one; release it. Nobody overtakes a request that waits for the same place. `sure`: at no server that
@@ -137,7 +143,7 @@ class Upstream(Servers):
         conversations = self.conversations[place.model]
         conversations.works(place.known, -1)
         if not place.answered:
-            conversations.expect(place.address.host, *(-each for each in place.coming))
+            conversations.coming.expect(place.address.host, *(-each for each in place.coming))
         elif place.prompt_tokens:
             conversations.density.learn(place.turn.size, place.prompt_tokens)
             self._tell(place, place.known.name if place.known else b"")
@@ -157,11 +163,11 @@ class Upstream(Servers):
             return None
         coming = int(bool(wanted.turn.own) and choice.server is not home), choice.unread
         place = Place(choice.server, wanted.turn, "spilled" if full else choice.reason, choice.unread, wanted.model, binding, coming, room)
-        place.reusable = binding.tokens if binding else 0
+        place.reusable = binding.tokens if binding and not is_aside(wanted.turn, binding) else 0
         place.address.in_flight += 1
         place.address.load += place.unread + ANSWER
         conversations.works(binding, 1)
-        conversations.expect(place.address.host, *place.coming)
+        conversations.coming.expect(place.address.host, *place.coming)
         self.last_used = place.address.used = time.monotonic()
         return place
 
@@ -208,7 +214,7 @@ class Upstream(Servers):
     def worked(self, place: Place) -> None:
         """An answer comes: the server holds the conversation now, and may have more places."""
         conversations = self.conversations[place.model]
-        conversations.expect(place.address.host, *(-each for each in place.coming))
+        conversations.coming.expect(place.address.host, *(-each for each in place.coming))
         before = place.known.name if place.known else b""
         binding = conversations.bind(place.turn, place.address.host, place.known, place.room)
         if binding is not place.known:
@@ -220,9 +226,8 @@ class Upstream(Servers):
         self.admit()
 
     def _tell(self, place: Place, before: bytes) -> None:
-        known = place.known
-        if self.told is not None and known is not None and known.host:
-            self.told[place.model].add(Told(before, known.name, known.host, known.size, known.owner, known.tokens))
+        if self.told is not None and (known := place.known) is not None and known.host:
+            self.told[place.model].add(Told(before, known.name, known.host, known.size, known.owner, known.tokens, known.parent))
 
     def busy(self) -> dict[str, Busy]:
         """By host, what others must leave for this API server."""

@@ -1,7 +1,8 @@
 """Coding agents before four real servers of a model: which gateway ends most turns. Writes bench/results/agents.json.
 
 Each agent sends its whole history with each turn and waits for its tools. All share the beginning of their system prompt. On the way an
-agent has a sub-agent do a part, and later replaces its history by a summary; after some turns it begins anew. The servers are llama.cpp
+agent has a sub-agent do a part, which names its parent as opencode does, and later replaces its history by a summary; after some turns it
+begins anew. At first each is somewhere on that way, as the agents of a fleet are. The servers are llama.cpp
 with a made-up model that costs real time, each with memory for a few conversations. Ours, nginx, vllm-router and LiteLLM stand before the
 same servers, started anew for each, in the setting that keeps conversations together; nginx also with its least busy server for each
 request. A turn that is told to come again does so after the time that it is told, as clients do.
@@ -54,8 +55,8 @@ _LETTER = "é"
 """Two tokens of the model, and six bytes as clients send it."""
 _KV_BYTES = 2 * 2 * LAYERS * 64
 """Of one token: keys and values of 16 bits, one head of 64 in each layer."""
-_SESSION = "x-session-id"
-"""The header that all four know."""
+_SESSION, _PARENT = "x-session-id", "x-parent-session-id"
+"""The header that all four know, and the one in which opencode says whose sub-agent it is."""
 _LONGEST_RETRY_S = 8.0
 
 
@@ -96,23 +97,30 @@ class Agent:
 
     async def run(self) -> None:
         await asyncio.sleep(self._numbers.uniform(0, TOOLS_S))
+        before = self._numbers.randrange(TURNS)
         while True:
-            await self._conversation(f"{self._numbers.getrandbits(64):x}")
+            await self._conversation({_SESSION: f"{self._numbers.getrandbits(64):x}"}, before=before)
+            before = 0
 
-    async def _conversation(self, name: str, turns: int = TURNS) -> None:
+    async def _conversation(self, named: dict[str, str], turns: int = TURNS, *, before: int = 0) -> None:
+        """`before`: turns that it had elsewhere."""
+        name = named[_SESSION]
         system = {"role": "system", "content": self._text(SHARED) + name + self._text(PROMPT - SHARED)}
         messages = [system, {"role": "user", "content": "Mend it."}]
         known = SHARED
         for turn in range(turns):
-            said = await self._turn(name, messages)
-            self.found.reusable += known
-            known = self._tokens(messages)
+            said = self._text(ANSWER)
+            if turn >= before:
+                said = await self._turn(named, messages)
+                self.found.reusable += known
+                known = self._tokens(messages)
+                await asyncio.sleep(self._numbers.expovariate(1 / TOOLS_S))
             messages += [{"role": "assistant", "content": said}, {"role": "user", "content": self._text(GROWTH)}]
-            await asyncio.sleep(self._numbers.expovariate(1 / TOOLS_S))
-            if turn == HELP_AFTER:
-                await self._conversation(f"{name}-helper", HELP_TURNS)
+            if turn == HELP_AFTER and turn >= before:
+                await self._conversation({_SESSION: f"{name}-helper", _PARENT: name}, HELP_TURNS)
             if turn == SUMMARY_AFTER:
-                messages, known = [system, {"role": "user", "content": self._text(SUMMARY)}], self._tokens([system])
+                messages = [system, {"role": "user", "content": self._text(SUMMARY)}]
+                known = min(known, self._tokens([system]))
 
     def _tokens(self, messages: Sequence[Mapping[str, str]]) -> int:
         return sum(len(each["content"].encode()) for each in messages) + round(self._wrapping * len(messages))
@@ -121,9 +129,9 @@ class Agent:
     def _text(tokens: int) -> str:
         return _LETTER * (tokens // 2)
 
-    async def _turn(self, name: str, messages: list[dict[str, str]]) -> str:
+    async def _turn(self, named: Mapping[str, str], messages: list[dict[str, str]]) -> str:
         body = {"model": MODEL, "messages": messages, "max_tokens": ANSWER, "temperature": 0, "stream": True}
-        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json", _SESSION: name}
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json", **named}
         data, began = json.dumps(body).encode(), time.monotonic()
         while True:
             try:

@@ -215,7 +215,7 @@ class Ours(Gateway):
     def hear(self, other: "Ours", told: Sequence[Told], memory: int) -> None:
         """What another gateway says of its conversations."""
         self._bindings.hear(other._bindings.talk(told), Room(0, memory), 0.0)
-        self._bindings.coming_elsewhere = other._bindings.talk([]).coming
+        self._bindings.coming.elsewhere = other._bindings.talk([]).coming
 
 
 class Pair(Gateway):

@@ -51,6 +51,8 @@ def main() -> int:
     params.slot_prompt_similarity = SAME
     # Old prompts kept in host memory; upstream's default is 8 GiB.
     params.cache_ram_mib = given["prompt_cache_mib"]
+    # What is in a slot would be in host memory too, and copied there whenever another request begins.
+    params.cache_idle_slots = False
     if given["slots_dir"]:
         params.slot_save_path = given["slots_dir"]
     if given["threads"]:
@@ -86,7 +88,8 @@ def command(given: Mapping[str, Any], port: int) -> list[str]:
         arguments |= dict.fromkeys(("--batch-size", "--ubatch-size"), given["context"] // given["parallel"])
     if given["pooling"] == RANK:
         arguments["--pooling"] = "rank"
-    switches = ["--no-context-shift", "--jinja", "--no-warmup", "--no-webui", "--offline", *(["--embeddings"] if given["pooling"] else [])]
+    switches = ["--no-context-shift", "--jinja", "--no-warmup", "--no-webui", "--offline", "--no-cache-idle-slots"]
+    switches += ["--embeddings"] if given["pooling"] else []
     return [given["binary"], *child.flags(arguments, switches)]
 
 

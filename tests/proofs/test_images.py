@@ -5,6 +5,7 @@ Ubuntu and for Ollama's, Debian 13 for itself. So apt, pip and Python really run
 vLLM, whose wheels are 6 GB, each build gets the few lines of small packages that every Python has a wheel for.
 """
 
+import gzip
 import json
 import re
 import shutil
@@ -97,6 +98,7 @@ def test_every_base_has_a_stand_in(bases: list[Image]) -> None:
 
 @pytest.mark.timeout(2400)
 def test_buildkit_runs_every_line_of_every_dockerfile(bases: list[Image], source: Path, tmp_path: Path, figures: dict[str, Any]) -> None:
+    packed = {layer.digest: compressed_bytes(layer) for base in bases for layer in base.layers}
     with buildkit.builder(tmp_path, bases) as where, pytest.MonkeyPatch.context() as patch:
         patch.setenv("BUILDX_CONFIG", str(where.config))
         patch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
@@ -106,12 +108,17 @@ def test_buildkit_runs_every_line_of_every_dockerfile(bases: list[Image], source
         found = {name: where.image(reference) for name, reference in references.items()}
         for name, (manifest, config) in found.items():
             starts_as_its_dockerfile_says(name, config["config"])
-            # Here without PyTorch and CUDA, and compressed: it cannot be more than the whole may be.
-            assert sum(layer["size"] for layer in manifest["layers"]) < budgets()[name] * 2**20
+            # Here without PyTorch and CUDA: it cannot be more than the whole may be.
+            assert sum(packed.get(layer["digest"], layer["size"]) for layer in manifest["layers"]) < budgets()[name] * 2**20
             figures.setdefault("lines that ran", {})[name] = len(re.findall(r"^RUN ", dockerfile(name).read_text(), re.MULTILINE))
         for name, base in BASES.items():
             layers = [[layer["digest"] for layer in found[each][0]["layers"]] for each in (base, name)]
             assert layers[1][: len(layers[0])] == layers[0], "what it stands on is pulled once"
+
+
+def compressed_bytes(layer: Layer) -> int:
+    """As registries keep it. Those of the stand-ins are pushed as they are."""
+    return len(gzip.compress(layer.path.read_bytes(), compresslevel=6))
 
 
 def dockerfile(name: str) -> Path:

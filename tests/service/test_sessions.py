@@ -164,9 +164,10 @@ def test_a_line_has_an_end(tmp_path: Path) -> None:
 
 
 def test_a_conversation_that_no_server_has_memory_for_waits_while_the_others_go_on(tmp_path: Path) -> None:
-    """One server has room for two; the third client gets 429 in the end, and the two others find their prompts where they were."""
+    """One server has room for two; the third client gets 429 in the end, and the two others find their prompts where they were, though
+    their turns wait for each other and no more than one request may wait."""
     long = "A rule of the house. " * 1000
-    with running(tmp_path, QUEUE_S="2", most=1, cached_tokens=22_000, context=32_768, servers=1) as (api, _):
+    with running(tmp_path, QUEUE_S="2", MAX_WAITING="1", most=1, cached_tokens=22_000, context=32_768, servers=1) as (api, _):
 
         def ask(number: int, turn: int) -> httpx.Response:
             messages = [{"role": "system", "content": f"{number} {long}"}, *history(number, turn)[1:]]
@@ -179,9 +180,12 @@ def test_a_conversation_that_no_server_has_memory_for_waits_while_the_others_go_
         assert int(refused.headers["retry-after"]) > 0
         with ThreadPoolExecutor(3) as pool:
             third = pool.submit(ask, 3, 0)
+            while not metric(api, "api_server_waiting_requests", model="tiny:1"):
+                time.sleep(0.01)
             shares: list[float] = []
-            for number in (1, 2):
-                usage = ask(number, 1).json()["usage"]
+            for answer in pool.map(ask, (1, 2), (1, 1)):
+                assert answer.status_code == 200, answer.text
+                usage = answer.json()["usage"]
                 shares.append(usage["prompt_tokens_details"]["cached_tokens"] / usage["prompt_tokens"])
             assert third.result().status_code == 429
         assert min(shares) > 0.9

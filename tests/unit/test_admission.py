@@ -158,7 +158,7 @@ def test_a_server_at_which_another_api_server_works_has_something_at_work(clock:
     conversations = upstream.conversations["a"]
     conversation(upstream, clock, [4.0] * 20)
     answered(upstream, "two")
-    conversations.coming_elsewhere = elsewhere.get("coming", {})
+    conversations.coming.elsewhere = elsewhere.get("coming", {})
     for _ in range(int(PAUSE_S) - 1):
         clock.now += 1
         conversations.hear(elsewhere.get("talk", Talk([], [], {})), None, 0.0)

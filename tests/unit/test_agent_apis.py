@@ -16,7 +16,7 @@ from api_server.aliases import Aliases
 from api_server.models import Engine
 from api_server.paths import COUNT_TOKENS, ENDPOINTS, MESSAGES, RERANK, RESPONSES, Payload, encode
 from api_server.routing import Routing
-from api_server.sessions import Sessions, beginning
+from api_server.sessions import Said, Sessions, beginning
 from api_server.settings import Route
 from api_server.streams import STREAMS
 from api_server.usage import Reader
@@ -75,7 +75,7 @@ def cleaned(path: str, engine: Engine, payload: Payload) -> tuple[Payload, list[
     return requests.cleaned(path, payload, ROUTES[engine], "a")
 
 
-TURN = functools.partial(Sessions().turn, b"", "")
+TURN = functools.partial(Sessions().turn, b"", Said())
 
 
 class TestDefaultsOfAgents:

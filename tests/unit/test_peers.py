@@ -14,7 +14,7 @@ from api_server.keys import Grant, Key
 from api_server.limits import Limits
 from api_server.peers import ALIVE_S, TURN_S, Busy, Peers, Talk, Told, Untold, Word
 from api_server.room import Room
-from api_server.sessions import Sessions, Turn
+from api_server.sessions import Said, Sessions, Turn
 
 URL = "http://ollama:11434"
 
@@ -202,7 +202,7 @@ def test_a_conversation_is_where_another_one_put_it_and_takes_room_there() -> No
 def test_what_is_on_its_way_from_elsewhere_takes_room_too() -> None:
     mine = Bindings()
     assert mine.has_room("h", 50_000, ROOM)
-    mine.coming_elsewhere = {"h": (2, 100_000)}
+    mine.coming.elsewhere = {"h": (2, 100_000)}
     assert not mine.has_room("h", 50_000, ROOM)
 
 
@@ -261,7 +261,25 @@ def test_a_conversation_is_told_once_however_many_turns_it_had() -> None:
 def test_with_the_same_secret_a_conversation_has_the_same_name_everywhere() -> None:
     def named(secret: bytes) -> bytes:
         body = {"messages": [{"role": "user", "content": "?"}]}
-        return Sessions((), secret).turn(b"alice", "", "m", body, body, 99).own
+        return Sessions((), secret).turn(b"alice", Said(), "m", body, body, 99).own
 
     assert named(b"one") == named(b"one") != named(b"two")
     assert named(b"") != named(b"")
+
+
+def test_who_waits_for_an_agent_at_work_elsewhere_keeps_its_room() -> None:
+    clock = Clock()
+    mine = Bindings(clock=clock)
+    mine.hear(said(b"parent"), ROOM, 0.0)
+    mine.hear(Talk([Told(b"", b"child", "i", 50_000, b"alice", 9, b"parent")], [], {}), ROOM, 0.0)
+    mine.hear(said(b"other"), ROOM, 0.0)
+    clock.now += 100
+    mine.hear(said(b"third"), Room(slots=3, size=0), 0.0)
+    mine.hear(Talk([], [b"child"], {}), ROOM, 0.0)
+    assert mine.has_room("h", 50_000, Room(slots=3, size=0)), "the other one is silent"
+    assert not mine.has_room("h", 50_000, ROOM), "and it alone"
+
+
+def test_an_api_server_of_before_says_nothing_of_parents() -> None:
+    told = Told(b"", b"one", "h", 50_000, b"alice", 9)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(msgspec.msgpack.decode(msgspec.msgpack.encode(told))[:6]), type=Told) == told

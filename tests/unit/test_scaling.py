@@ -232,8 +232,8 @@ def test_conversations_need_memory_for_as_long_as_a_tool_may_take() -> None:
         table.bind(Turn((name,), name, 2 * SMALL, owner=b"somebody", goes_on=True), "h", None)
     table.bind(Turn((b"s",), b"s", SMALL, owner=b"somebody", goes_on=True), "h", None)
     table.works(table.find(Turn((b"1",), b"1", 2 * SMALL)), 1)
-    table.expect("h", 1, 500)
-    table.coming_elsewhere = {"h": (1, 50)}
+    table.coming.expect("h", 1, 500)
+    table.coming.elsewhere = {"h": (1, 50)}
     assert table.needing(["h", "none"]) == (5, 6 * SMALL + 550)
     assert table.needing([]) == (0, 0)
     now[0] += PAUSE_S

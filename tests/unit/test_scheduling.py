@@ -19,7 +19,7 @@ from api_server.density import Density
 from api_server.pauses import PAUSE_S
 from api_server.picking import ANSWER, SPREAD, choose
 from api_server.room import Room
-from api_server.sessions import HEADERS, Sessions, Turn
+from api_server.sessions import HEADERS, Said, Sessions, Turn
 from api_server.size import has_media, without_media
 
 OWNER, OTHER = b"1" * 32, b"2" * 32
@@ -34,7 +34,7 @@ def sessions() -> Sessions:
 
 
 def turn(sessions: Sessions, body: dict[str, Any], said: str = "", owner: bytes = OWNER, model: str = "a") -> Turn:
-    return sessions.turn(owner, said, model, body, body, 100)
+    return sessions.turn(owner, Said(said), model, body, body, 100)
 
 
 def chat(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -44,14 +44,42 @@ def chat(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
 class TestSessions:
     @pytest.mark.parametrize("name", [*HEADERS, "x-team-session"])
     def test_the_id_of_every_known_header_is_the_conversation(self, sessions: Sessions, name: str) -> None:
-        assert sessions.said(CIMultiDict({name.title(): "abc"})) == "abc"
+        assert sessions.said(CIMultiDict({name.title(): "abc"})) == Said("abc")
         first = turn(sessions, chat(SYSTEM, ASK), "abc")
         assert first.known == (first.own,)
         assert turn(sessions, chat(SYSTEM, ASK, CALL, RESULT), "abc").own == first.own
 
     def test_the_setting_comes_before_what_is_known(self, sessions: Sessions) -> None:
-        assert sessions.said(CIMultiDict([("x-session-id", "1"), ("x-team-session", "2")])) == "2"
-        assert sessions.said(CIMultiDict([("x-session-id", ""), ("session-id", "3"), ("x-client-request-id", "4")])) == "3"
+        assert sessions.said(CIMultiDict([("x-session-id", "1"), ("x-team-session", "2")])).id == "2"
+        assert sessions.said(CIMultiDict([("x-session-id", ""), ("session-id", "3"), ("x-client-request-id", "4")])).id == "3"
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            (
+                {"x-session-id": "p", "x-session-affinity": "p"},
+                {"x-session-id": "c", "x-session-affinity": "c", "x-parent-session-id": "p"},
+            ),
+            ({"session-id": "p", "thread-id": "p"}, {"session-id": "p", "thread-id": "c", "x-codex-parent-thread-id": "p"}),
+            ({"x-claude-code-session-id": "p"}, {"x-claude-code-session-id": "p", "x-claude-code-agent-id": "c"}),
+            (
+                {"x-claude-code-session-id": "p", "x-claude-code-agent-id": "c"},
+                {"x-claude-code-session-id": "p", "x-claude-code-agent-id": "d", "x-claude-code-parent-agent-id": "c"},
+            ),
+        ],
+        ids=["opencode", "Codex", "Claude Code", "an agent of an agent of Claude Code"],
+    )
+    def test_an_agent_that_another_one_started_has_a_conversation_of_its_own(
+        self, sessions: Sessions, first: dict[str, str], second: dict[str, str]
+    ) -> None:
+        parent, child = (sessions.turn(OWNER, sessions.said(CIMultiDict(sent)), "a", {}, {}, 100) for sent in (first, second))
+        assert parent.own != child.own
+        assert parent.spot != child.spot
+        assert child.parent == parent.own
+        assert sessions.turn(OTHER, sessions.said(CIMultiDict(second)), "a", {}, {}, 100).parent != parent.own, "of this key alone"
+
+    def test_nobody_waits_for_itself(self, sessions: Sessions) -> None:
+        assert sessions.turn(OWNER, Said("abc", "abc"), "a", {}, {}, 100).parent == b""
 
     @pytest.mark.parametrize("fields", [{"prompt_cache_key": "abc"}, {"metadata": {"session_id": "abc"}}])
     def test_an_id_in_the_body_counts_too(self, sessions: Sessions, fields: dict[str, Any]) -> None:
@@ -69,10 +97,12 @@ class TestSessions:
             for other in (
                 turn(sessions, body, said, owner=OTHER),
                 turn(sessions, body, said, model="b"),
-                sessions.turn(OWNER, "", "aabc", {}, body, 1),
+                sessions.turn(OWNER, Said(), "aabc", {}, body, 1),
             ):
                 assert not {*mine.known, mine.own} & {*other.known, other.own}
-        assert not set(Sessions().turn(OWNER, "abc", "a", {}, {}, 1).known) & set(turn(sessions, {}, "abc").known), "nor another process"
+        assert not set(Sessions().turn(OWNER, Said("abc"), "a", {}, {}, 1).known) & set(turn(sessions, {}, "abc").known), (
+            "nor another process"
+        )
 
     def test_no_name_of_a_key_and_a_model_is_that_of_another_pair(self, sessions: Sessions) -> None:
         for said in ("abc", ""):
@@ -208,9 +238,9 @@ class TestRoom:
     def test_what_a_server_holds_and_what_it_was_sent_take_room(self, table: Bindings) -> None:
         table.bind(named("a", 60000), "h0", None)
         assert (self.has_room(table, 40000), self.has_room(table, 40100)) == (True, False)
-        table.expect("h0", 0, 10_000)
+        table.coming.expect("h0", 0, 10_000)
         assert (self.has_room(table, 30000), self.has_room(table, 30100)) == (True, False)
-        table.expect("h0", 0, -10_000)
+        table.coming.expect("h0", 0, -10_000)
         assert self.has_room(table, 40000)
         assert table.has_room("h1", 100_000, ROOM), "another server has its own"
 
@@ -397,7 +427,7 @@ def test_many_sessions_take_bounded_memory() -> None:
     """100,000 distinct ids of 1 KiB, and the table holds as many as it may."""
     sessions, table = Sessions(), Bindings(most=10_000)
     for each in ids(100_000):
-        part = sessions.turn(OWNER, each, "a", {}, {}, 100)
+        part = sessions.turn(OWNER, Said(each), "a", {}, {}, 100)
         table.bind(part, "h0", None)
     assert (len(table), table.held.get("h0", 0)) == (10_000, 1_000_000)
 
