@@ -136,22 +136,26 @@ class Agent:
         while True:
             try:
                 async with self._session.post(f"{self._url}/v1/chat/completions", data=data, headers=headers) as answer:
-                    if answer.status == 200:
-                        return await self._read(answer, began)
-                    self.found.again += answer.status in (429, 503)
-                    self.found.failed[str(answer.status)] += answer.status not in (429, 503)
+                    if answer.status == 200 and (said := await self._read(answer, began)) is not None:
+                        return said
+                    self.found.again += answer.status in (200, 429, 503)
+                    self.found.failed[str(answer.status)] += answer.status not in (200, 429, 503)
                     await asyncio.sleep(min(float(answer.headers.get("Retry-After") or 1), _LONGEST_RETRY_S))
             except aiohttp.ClientError as error:
                 self.found.failed[type(error).__name__] += 1
                 await asyncio.sleep(1)
 
-    async def _read(self, answer: aiohttp.ClientResponse, began: float) -> str:
+    async def _read(self, answer: aiohttp.ClientResponse, began: float) -> str | None:
+        """None: it waited, and was told so until it was told to come again."""
         first, said = None, ""
         async for line in answer.content:
             if not line.startswith(b"data: {"):
                 continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                return None
             first = first or time.monotonic()
-            choices = json.loads(line[6:]).get("choices") or [{}]
+            choices = event.get("choices") or [{}]
             said += choices[0].get("delta", {}).get("content") or ""
         self.found.turns += 1
         self.found.first_s.append((first or time.monotonic()) - began)
