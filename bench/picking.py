@@ -31,7 +31,6 @@ GATEWAYS: dict[str, Callable[[], simulator.Gateway]] = {
     "ours": simulator.Ours,
     "ours without admission": lambda: simulator.Ours(knows_memory=False),
     "ours, first come, first served": lambda: simulator.Ours(oldest_first=False),
-    "ours, not told who waits for whom": lambda: simulator.Ours(knows_parents=False),
     "ours of before: least busy": simulator.LeastBusy,
     "consistent hash (nginx)": simulator.ConsistentHash,
     "bounded hash (KubeAI)": simulator.BoundedHash,
@@ -47,19 +46,19 @@ AT_WORK = 500
 def fleets() -> dict[str, Any]:
     """For each memory and number of agents, each gateway's simulated hour."""
     results: dict[str, Any] = {}
-    cases = [(memory, agents, False) for memory in MEMORY for agents in AGENTS] + [("short", agents, True) for agents in AGENTS]
-    for memory, agents, helpers in cases:
-        outcomes = {name: simulator.Hour(make(), SERVERS, agents, MEMORY[memory], helpers=helpers).run() for name, make in GATEWAYS.items()}
-        results[f"{memory} memory, {agents} agents{' with helpers' if helpers else ''}"] = {
-            name: {
-                "turns_a_minute": round(found.turns_a_minute, 1),
-                "warm": round(found.warm, 3),
-                "first_word_p50_s": round(percentile(found.first_s, 0.5), 1),
-                "first_word_p99_s": round(percentile(found.first_s, 0.99), 1),
-                "most_by_mean": round(found.most_by_mean, 2),
+    for memory, size in MEMORY.items():
+        for agents in AGENTS:
+            outcomes = {name: simulator.Hour(make(), SERVERS, agents, size).run() for name, make in GATEWAYS.items()}
+            results[f"{memory} memory, {agents} agents"] = {
+                name: {
+                    "turns_a_minute": round(found.turns_a_minute, 1),
+                    "warm": round(found.warm, 3),
+                    "first_word_p50_s": round(percentile(found.first_s, 0.5), 1),
+                    "first_word_p99_s": round(percentile(found.first_s, 0.99), 1),
+                    "most_by_mean": round(found.most_by_mean, 2),
+                }
+                for name, found in outcomes.items()
             }
-            for name, found in outcomes.items()
-        }
     return results
 
 
@@ -122,10 +121,7 @@ def table() -> dict[str, Any]:
 def main() -> int:
     load_before = os.getloadavg()[0]
     results = {"simulated fleets": fleets(), "one of two gateways dies": death(), "decisions": decisions(), "table": table()}
-    shape = {
-        name.lower(): getattr(simulator, name)
-        for name in ("READ", "ANSWER_S", "SLOTS", "SYSTEM", "TURNS", "GROWTH", "TOOLS_S", "HELPED_AFTER", "HELPER_TURNS")
-    }
+    shape = {name.lower(): getattr(simulator, name) for name in ("READ", "ANSWER_S", "SLOTS", "SYSTEM", "TURNS", "GROWTH", "TOOLS_S")}
     record = beside("python -m bench.picking", load_before, {}) | {
         "sizes": {
             "servers": SERVERS,

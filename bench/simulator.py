@@ -28,8 +28,6 @@ SYSTEM = 40_000
 """Bytes that all conversations begin with: system prompt and tools of a coding agent."""
 TURNS, GROWTH, TOOLS_S = 30, 9_000, 6.0
 """Turns of a conversation, bytes that each adds, and the seconds between two, on average."""
-HELPED_AFTER, HELPER_TURNS = 10, 8
-"""Turns after which an agent waits for one of its own, where agents have such, and the turns of that one."""
 
 
 @functools.cache
@@ -75,8 +73,6 @@ class Asked:
     size: int
     reusable: int
     """Bytes of it that the server of the turn before has read."""
-    parent: int | None = None
-    """The conversation whose agent waits for this one's."""
     at: float = 0.0
     unread: int = 0
     """What its gateway counted as its load."""
@@ -92,9 +88,6 @@ class Gateway:
     """A rule for the next server."""
 
     now: float = 0.0
-
-    def came(self, asked: Asked) -> None:
-        """A turn is here, from its agent."""
 
     def pick(self, asked: Asked, fleet: Sequence[Server]) -> Server | None:
         """The server of a turn. None: it waits, and is asked about again when a turn has ended."""
@@ -152,8 +145,8 @@ _UNKNOWN = Binding("", 0, 0.0)
 class Ours(Gateway):
     """The code of the API server, and what api_server/upstreams.py does around it."""
 
-    def __init__(self, *, knows_memory: bool = True, oldest_first: bool = True, knows_parents: bool = True) -> None:
-        self._knows_memory, self._oldest_first, self._knows_parents = knows_memory, oldest_first, knows_parents
+    def __init__(self, *, knows_memory: bool = True, oldest_first: bool = True) -> None:
+        self._knows_memory, self._oldest_first = knows_memory, oldest_first
         self._bindings = Bindings(lease_s=float("inf"), clock=lambda: self.now)
         self._turns: dict[Asked, Binding | None] = {}
         self._short = False
@@ -170,11 +163,9 @@ class Ours(Gateway):
     def _rank(self, conversation: Binding) -> tuple[float, ...]:
         return (0, conversation.began) if conversation.host else self._bindings.rank(conversation)
 
-    def came(self, asked: Asked) -> None:
-        self._bindings.came(self._turn(asked))
-
     def pick(self, asked: Asked, fleet: Sequence[Server]) -> Server | None:
         turn = self._turn(asked)
+        self._bindings.came(turn)
         self._leave(asked)
         binding = self._bindings.find(turn)
         home = next((server for server in fleet if binding is not None and server.host == binding.host), None)
@@ -202,10 +193,10 @@ class Ours(Gateway):
     def ended(self, asked: Asked) -> None:
         self._bindings.works(self._turns.pop(asked), -1)
 
-    def _turn(self, asked: Asked) -> Turn:
+    @staticmethod
+    def _turn(asked: Asked) -> Turn:
         key = asked.name.to_bytes(8)
-        parent = b"" if asked.parent is None or not self._knows_parents else _digest(asked.parent).to_bytes(8)
-        return Turn((key,), key, asked.size, parent=parent)
+        return Turn((key,), key, asked.size)
 
     def _join(self, asked: Asked, home: Server | None, binding: Binding | None) -> None:
         self._short = self._short or (home is None and self._knows_memory)
@@ -245,8 +236,7 @@ class Pair(Gateway):
         living = self._living()
         for asked in waiting:
             if self._where.get(asked) not in living:
-                member = self._where[asked] = living[_digest(asked.number + TURNS * asked.conversation) % len(living)]
-                member.came(asked)
+                self._where[asked] = living[_digest(asked.number + TURNS * asked.conversation) % len(living)]
         lines = [member.order([asked for asked in waiting if self._where[asked] is member]) for member in living]
         return [asked for each in itertools.zip_longest(*lines) for asked in each if asked is not None]
 
@@ -285,21 +275,10 @@ class Hour:
     """Agents before a gateway and its fleet. The same seed makes the same agents for every gateway."""
 
     def __init__(
-        self,
-        gateway: Gateway,
-        servers: int,
-        agents: int,
-        memory: int,
-        seed: int = 1,
-        counted: tuple[float, float] = (0, 3600),
-        *,
-        helpers: bool = False,
+        self, gateway: Gateway, servers: int, agents: int, memory: int, seed: int = 1, counted: tuple[float, float] = (0, 3600)
     ) -> None:
-        """`memory`: bytes of prompts that each server keeps. `counted`: the seconds in which turns count, by when they are read and end.
-        `helpers`: whether each agent waits for one of its own in every conversation."""
-        self._counted, self._helpers = counted, helpers
-        self._helped: dict[int, Asked] = {}
-        """The next turn of each agent that waits for its helper."""
+        """`memory`: bytes of prompts that each server keeps. `counted`: the seconds in which turns count, by when they are read and end."""
+        self._counted = counted
         self._gateway = gateway
         self._fleet = [Server(f"10.0.0.{number}", memory) for number in range(servers)]
         self._numbers = [random.Random(f"{seed} {agent}") for agent in range(agents)]  # noqa: S311
@@ -331,12 +310,11 @@ class Hour:
         """Bytes that a turn adds: what tools said, mostly little, sometimes much."""
         return int(self._numbers[agent].expovariate(1 / GROWTH))
 
-    def _first_turn(self, agent: int, parent: int | None = None) -> Asked:
-        return Asked(agent, next(self._conversations), 0, SYSTEM + self._grown(agent), 0, parent)
+    def _first_turn(self, agent: int) -> Asked:
+        return Asked(agent, next(self._conversations), 0, SYSTEM + self._grown(agent), 0)
 
     def _send(self, asked: Asked, now: float) -> None:
         asked.at = now
-        self._gateway.came(asked)
         self._waiting.append(asked)
         self._admit(now)
 
@@ -372,18 +350,11 @@ class Hour:
         server.load -= ANSWER
         self._found["turns"] += self._counts(now)
         self._gateway.ended(asked)
-        pause, following = self._numbers[asked.agent].expovariate(1 / TOOLS_S), self._following(asked)
+        agent, pause = asked.agent, self._numbers[asked.agent].expovariate(1 / TOOLS_S)
+        if asked.number + 1 < TURNS:
+            following = Asked(agent, asked.conversation, asked.number + 1, asked.size + self._grown(agent), asked.size)
+        else:
+            following = self._first_turn(agent)
         self._at(now + pause, lambda then: self._send(following, then))
         self._start(server, now)
         self._admit(now)
-
-    def _following(self, asked: Asked) -> Asked:
-        """What its agent asks next."""
-        agent, number = asked.agent, asked.number + 1
-        if number == (HELPER_TURNS if agent in self._helped else TURNS):
-            return self._helped.pop(agent, None) or self._first_turn(agent)
-        following = Asked(agent, asked.conversation, number, asked.size + self._grown(agent), asked.size, asked.parent)
-        if not self._helpers or agent in self._helped or number != HELPED_AFTER:
-            return following
-        self._helped[agent] = following
-        return self._first_turn(agent, asked.conversation)
