@@ -87,9 +87,6 @@ class Address:
         """Whether it gets no requests, because it failed or was silent."""
         return self.out_until > time.monotonic()
 
-    def is_leaving(self) -> bool:
-        return self.leaving_until > time.monotonic()
-
     def idle_s(self) -> float:
         """Seconds without a request of this process."""
         return 0.0 if self.in_flight else time.monotonic() - self.used

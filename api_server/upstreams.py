@@ -178,8 +178,7 @@ class Upstream(Servers):
         if not (free := self.free(wanted, sure=sure)):
             return None
         # Where memory is known, a turn that moves costs two conversations their prompts: its own, and the one that makes room.
-        least = min(address.load for address in free)
-        if home is not None and binding is not None and waits and (room or stays(wanted.turn, binding, home, least)):
+        if waits and home and binding and (room or stays(wanted.turn, binding, home, min(address.load for address in free))):
             return None
         conversations = self.conversations[wanted.model]
         if room:
@@ -187,7 +186,8 @@ class Upstream(Servers):
             free = [each for each in free if each is home or conversations.has_room(each.host, size, room, binding)]
         if not free:
             return None
-        not_leaving = [each for each in free if each is home or not each.is_leaving()]
+        now = time.monotonic()
+        not_leaving = [each for each in free if each.leaving_until <= now or each is home]
         return choose(wanted.turn, binding, not_leaving or free, conversations.held)
 
     def admit(self) -> None:
