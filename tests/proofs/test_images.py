@@ -109,7 +109,7 @@ def test_buildkit_runs_every_line_of_every_dockerfile(bases: list[Image], source
         for name, (manifest, config) in found.items():
             starts_as_its_dockerfile_says(name, config["config"])
             # Here without PyTorch and CUDA: it cannot be more than the whole may be.
-            assert sum(packed.get(layer["digest"], layer["size"]) for layer in manifest["layers"]) < budgets()[name] * 2**20
+            assert sum(packed.get(str(layer["digest"]), int(layer["size"])) for layer in manifest["layers"]) < budgets()[name] * 2**20
             figures.setdefault("lines that ran", {})[name] = len(re.findall(r"^RUN ", dockerfile(name).read_text(), re.MULTILINE))
         for name, base in BASES.items():
             layers = [[layer["digest"] for layer in found[each][0]["layers"]] for each in (base, name)]
