@@ -17,6 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from api_server.aliases import Aliases, AliasesError
 from api_server.app import ApiServer
 from api_server.connections import Connection
+from api_server.connector import Connector
 from api_server.handshake import Handshake, save_memory
 from api_server.keys import Keys, KeysError
 from api_server.pools import Resolver
@@ -36,7 +37,7 @@ async def serve(settings: Settings, keys: Keys, aliases: Aliases, certificate: C
     """Exit status: 0 after a drain, 1 when something that must run for ever has ended."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=settings.request_timeout_s)
     # An idle connection holds up the drain of a server: it cannot be told from a request that is being thought about.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4, resolver=Resolver())
+    connector = Connector(limit=0, keepalive_timeout=4, resolver=Resolver())
     options: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "auto_decompress": False, "cookie_jar": aiohttp.DummyCookieJar()}
     async with aiohttp.ClientSession(timeout=timeout, connector=connector, **options) as session:
         server = ApiServer(settings, keys, aliases, session, certificate)

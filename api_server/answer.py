@@ -4,12 +4,15 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import cast
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http import StreamWriter
 
 from api_server import errors
 from api_server.address import Address
+from api_server.connector import flow
 from api_server.paths import ENDPOINTS
 from api_server.patience import Patience
 from api_server.reading import body
@@ -123,23 +126,27 @@ class Answer:
             raise await _refusal(source)
         if strange := self._strange(source):
             raise errors.upstream_failed(self.model, strange)
-        content, feed = source.content, self.reader.feed
-        # What is done for each part is most of what a stream costs: no calls that can be spared.
-        while chunk := await content.readany():
+        while chunk := await source.content.readany():
             server.heard = now = time.monotonic()
             if begin is not None:
                 begin()
                 begin = None
-            if kept := feed(chunk):
-                if not self.in_parts:
-                    raise errors.upstream_failed(self.model, "a longer answer than its question asks for")
-                patience.since, self._written = None, now
-                try:
-                    target = await self._start(source.headers) if self._target is None else self._target
-                    await target.write(kept)
-                except aiohttp.ClientError as error:
-                    raise ConnectionResetError(str(error)) from None
-            patience.since = time.monotonic()
+            if not (kept := self.reader.feed(chunk)):
+                patience.wait()
+                continue
+            if not self.in_parts:
+                raise errors.upstream_failed(self.model, "a longer answer than its question asks for")
+            patience.since, self._written = None, now
+            with _clients_side():
+                target = await self._start(source.headers)
+                await target.write(kept)
+            patience.wait()
+            if self.is_stream:
+                await flow(source, self._put(patience, server))
+                patience.since = None
+                with _clients_side():
+                    await self._request.writer.drain()
+                patience.wait()
         rest = self.reader.rest()
         if rest is None:
             raise errors.upstream_failed(self.model, "an answer that is not whole")
@@ -154,6 +161,24 @@ class Answer:
             target = await self._start(source.headers)
             await target.write_eof(rest)
         return target
+
+    def _put(self, patience: Patience, server: Address) -> Callable[[bytes], bool]:
+        """What passes a part of a begun answer on, and says whether the client keeps up. It is most of what a stream costs, so it makes no
+        call that can be spared."""
+        feed, client = self.reader.feed, self._request.protocol
+        # To a client of HTTP/1.0 the end of the connection is the body's.
+        chunked = cast(StreamWriter, self._request.writer).chunked
+
+        def put(part: bytes) -> bool:
+            patience.since = server.heard = now = time.monotonic()
+            if kept := feed(part):
+                self._written, transport = now, client.transport
+                if transport is None or transport.is_closing():
+                    raise ConnectionResetError("the client has left")
+                transport.write(b"%x\r\n%b\r\n" % (len(kept), kept) if chunked else kept)
+            return not client.writing_paused
+
+        return put
 
     def _strange(self, source: aiohttp.ClientResponse) -> str:
         """Why this is no answer to the request, from its headers alone."""

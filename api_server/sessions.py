@@ -81,8 +81,10 @@ class Sessions:
             return Turn(size=size)
         spot = hashlib.blake2b(whose + (by if said_id else beginning(payload)), digest_size=8).digest()
         goes_on = isinstance(kept.get("messages") or kept.get("input"), list)
-        parent = hashlib.blake2b(whose + _by(said.parent), digest_size=_NAME_BYTES, key=self._secret).digest()
-        return Turn(tuple(reversed(names)), names[-1], size, spot, owner, goes_on, parent if said.parent not in ("", said_id) else b"")
+        parent = b""
+        if said.parent not in ("", said_id):
+            parent = hashlib.blake2b(whose + _by(said.parent), digest_size=_NAME_BYTES, key=self._secret).digest()
+        return Turn(tuple(reversed(names)), names[-1], size, spot, owner, goes_on, parent)
 
 
 def _first(headers: Mapping[str, str], names: Collection[str]) -> str:

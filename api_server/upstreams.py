@@ -50,7 +50,7 @@ class Upstream(Servers):
     def is_full_of(self, wanted: Wanted, most: int) -> bool:
         """Whether `most` requests like this one wait: those of conversations that servers hold go on, however many others would begin."""
         alike = [each.wanted for each in self._queue if each.wanted.model == wanted.model]
-        return len(alike) >= most and sum(self._goes_on(each) == self._goes_on(wanted) for each in alike) >= most
+        return len(alike) >= most and [self._goes_on(each) for each in alike].count(self._goes_on(wanted)) >= most
 
     def _goes_on(self, wanted: Wanted) -> bool:
         """Whether a server holds the conversation, or the one whose agent waits for it."""

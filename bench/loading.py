@@ -2,24 +2,25 @@
 
 Each engine comes twice to one node. For its first replica nothing is there, and what it reads of the shared store is cold; the second one
 finds the image, and what the first left in memory. The steps:
-    image    its files, unpacked from archives on this disk, in gzip as a registry has them: the layers of our images; for vLLM the
-             environment that stands for one
+    image    containerd pulls and unpacks it, from a registry on loopback that has its layers in gzip: our own images; for vLLM one that
+             has its environment, with the CUDA build of PyTorch as ours has, and with byte code
     copy     its model from the shared store into its own, hashed on the way
     load     its process, from its start until it says that the model is loaded
     warm_up  from then until its first token is there
-No network is in it: an image that is pulled, and a store that is far away, make the first replica slower yet. The model is that of the dev
+No network is in it: a registry and a store that are far away make the first replica slower yet. The model is that of the dev
 stack, of 0.1 GB, with which the start of programs is most of it; llama.cpp comes once more with made-up weights of the size that nodes
 have (`llama.cpp, large`).
 
 Reading is measured with the same made-up weights, cold, as the time that they take beyond a model of a few kilobytes. What the disk can do
 is the same file, read around the page cache (O_DIRECT). A process whose reads did not reach the disk has no figure.
 
-Ten minutes and 11 GB of disk, beside nothing else; `small` leaves vLLM out, takes a minute, and writes nothing. What a run found before it
-was ended is in bench/results/loading.partial.json:
+For the super-user, who alone may mount: fifteen minutes and 25 GB of disk, beside nothing else; `small` leaves vLLM out, takes a minute,
+and writes nothing. What a run found before it was ended is in bench/results/loading.partial.json:
     python -m bench.loading [small]
 """
 
 import asyncio
+import hashlib
 import mmap
 import os
 import shutil
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -42,9 +43,10 @@ from bench.conditions import beside, keep, keep_so_far
 from bench.engines import MODEL, Running, bare_llama_cpp, bare_vllm, failure, of_trees, ollamas
 from bench.gateway import percentile
 from bench.load import Server
+from bench.node import Node, running_node
 from bench.processes import NotReady, all_ended, descendants, end_with_us
 from devcluster import toolchain
-from devcluster.oci import Image
+from devcluster.oci import Image, Layer, RuntimeConfig, assemble
 from images import embedded
 from model_server.store import find_tree
 from model_sync import catalog, gguf, store
@@ -65,14 +67,15 @@ _BLOCK_BYTES = 8 << 20
 class Case:
     """An engine, what its image is made of, and how it starts on a model store of its own."""
 
-    archives: Sequence[Path]
+    image: str
+    """In the node's registry."""
     source: Path
     """A model store."""
     start: Callable[[Path, Path], Any]
     """With its own store and a directory for its log; a context manager of Running, which begins when the model is loaded."""
 
 
-def steps(case: Case, work: Path, *, first: bool) -> dict[str, float]:
+def steps(case: Case, node: Node, work: Path, *, first: bool) -> dict[str, float]:
     """Seconds of each step of one replica."""
     work.mkdir()
     began = time.monotonic()
@@ -83,10 +86,10 @@ def steps(case: Case, work: Path, *, first: bool) -> dict[str, float]:
         seconds[step], began = round(time.monotonic() - began, 2), time.monotonic()
 
     if first:
-        cold([*case.archives, *(path for path in case.source.rglob("*") if path.is_file())])
+        node.forget()
+        cold(path for directory in (node.storage, case.source) for path in directory.rglob("*") if path.is_file())
         began = time.monotonic()
-        for archive in case.archives:
-            unpacked(archive, work / "image")
+    node.have(case.image)
     passed("image")
     argv = [sys.executable, "-m", "model_sync", "copy", str(case.source), str(work / "store"), MODEL]
     subprocess.run(argv, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=_STEP_S)
@@ -105,24 +108,26 @@ def answer(running: Running) -> None:
         raise NotReady(f"{running.url}: got no first answer in {_STEP_S} s, want one; see the engine's log")
 
 
-def unpacked(archive: Path, target: Path) -> None:
-    """A layer, on the disk and in its cache, as a node has it then; tar sees how it is packed."""
-    target.mkdir(exist_ok=True)
-    subprocess.run(["tar", "-xf", archive, "-C", target, "--no-same-owner", "--exclude=dev/*"], check=True, timeout=_STEP_S)
-    subprocess.run(["sync", "-f", target], check=True, timeout=_STEP_S)
+def packed(argv: Sequence[str | Path], archive: Path) -> Layer:
+    """What a program writes, in gzip; the digest is that of what it wrote."""
+    digest, size = hashlib.sha256(), 0
+    with (
+        archive.open("wb") as file,
+        subprocess.Popen(argv, stdout=subprocess.PIPE) as writer,
+        subprocess.Popen(["gzip", "-1"], stdin=subprocess.PIPE, stdout=file) as zipper,
+    ):
+        assert writer.stdout is not None and zipper.stdin is not None  # noqa: S101 (pipes were asked for)
+        while block := writer.stdout.read(_BLOCK_BYTES):
+            digest.update(block)
+            size += len(block)
+            zipper.stdin.write(block)
+        zipper.stdin.close()
+    if writer.returncode or zipper.returncode:
+        raise OSError(f"{archive}: got statuses {writer.returncode} and {zipper.returncode}, want an archive; is the disk full?")
+    return Layer(digest=f"sha256:{digest.hexdigest()}", size=size, path=archive)
 
 
-def packed(argv: Sequence[str | Path], archive: Path) -> Path:
-    """What a program writes, in gzip."""
-    with archive.open("wb") as file, subprocess.Popen(["gzip", "-1"], stdin=subprocess.PIPE, stdout=file) as zipper:
-        subprocess.run(argv, stdout=zipper.stdin, check=True, timeout=_STEP_S)
-        zipper.communicate(timeout=_STEP_S)
-    if zipper.returncode:
-        raise OSError(f"{archive}: got status {zipper.returncode} of gzip, want an archive; is the disk full?")
-    return archive
-
-
-def cold(paths: Sequence[Path]) -> None:
+def cold(paths: Iterable[Path]) -> None:
     """None of these files is in the page cache any more."""
     for path in paths:
         with path.open("rb") as file:
@@ -131,7 +136,7 @@ def cold(paths: Sequence[Path]) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def published(source: Path) -> Path:
+def listed(source: Path) -> Path:
     """A store with MODEL, as the writer leaves it."""
     content = (source / store.manifest_path(MODEL)).read_bytes()
     size = sum(blob.size for blob in store.blobs(content, source))
@@ -156,19 +161,21 @@ def llama_cpp(own: Path, work: Path) -> Any:
     return bare_llama_cpp(weights_of(own), work)
 
 
-def of_packed(work: Path, large: Path) -> dict[str, Case]:
+def of_packed(node: Node, work: Path, large: Path) -> dict[str, Case]:
     """The packed model by each engine that runs it, and the large one by llama.cpp."""
     [weights] = embedded.default_model().values()
     sources = {name: work / name for name in ("small-store", "large-store")}
     for store_of, path in zip(sources.values(), (weights, large), strict=True):
         gguf.add(MODEL, path, store_of, link=True)
-    small, big = map(published, sources.values())
+    small, big = map(listed, sources.values())
 
-    def layers(image: Image) -> list[Path]:
-        each = [(layer.path, work / f"{layer.digest.replace(':', '-')}.tar.gz") for layer in image.layers]
-        return [archive if archive.exists() else packed(["cat", path], archive) for path, archive in each]
+    def published(image: Image) -> str:
+        archives = {layer.digest: work / f"{layer.digest.replace(':', '-')}.tar.gz" for layer in image.layers}
+        for layer in image.layers:
+            packed(["cat", layer.path], archives[layer.digest])
+        return node.publish(image, archives)
 
-    server, theirs = layers(embedded.service("model-server")), layers(embedded.ollama())
+    server, theirs = map(published, (embedded.service("model-server"), embedded.ollama()))
     return {
         "llama.cpp": Case(server, small, llama_cpp),
         "llama.cpp, large": Case(server, big, llama_cpp),
@@ -176,24 +183,31 @@ def of_packed(work: Path, large: Path) -> dict[str, Case]:
     }
 
 
-def of_vllm(work: Path) -> tuple[Case, dict[str, str]]:
+def of_vllm(node: Node, work: Path) -> tuple[Case, dict[str, str]]:
     """The unpacked model, and the versions of its packages."""
     _, versions = of_trees(work)
-    archive = packed(["tar", "-c", "-C", work, "python"], work / "vllm.tar.gz")
-    # The first replica has it from there; a disk with room for one environment is enough.
+    # As our image is built.
+    compiles = [work / "python" / "bin" / "python", "-m", "compileall", "-qq", "-j", "0", "--invalidation-mode", "unchecked-hash"]
+    subprocess.run([*compiles, work / "python" / "lib"], stdout=subprocess.DEVNULL, timeout=_STEP_S)
+    layer = packed(["tar", "-c", "-C", work, "python"], work / "vllm.tar.gz")
     shutil.rmtree(work / "python")
+    image = node.publish(assemble("vllm", [layer], RuntimeConfig()), {layer.digest: layer.path})
+    layer.path.unlink()
 
-    def vllm(own: Path, directory: Path) -> Any:
-        python = work / "vllm-0" / "image" / "python" / "bin" / "python"
-        return bare_vllm(python, find_tree(own, MODEL, directory / "tree")[0], directory)
+    @contextmanager
+    def vllm(own: Path, directory: Path) -> Iterator[Running]:
+        with node.mounted(image, directory / "image") as root:
+            weights = find_tree(own, MODEL, directory / "tree")[0]
+            with bare_vllm(root / "python" / "bin" / "python", weights, directory) as running:
+                yield running
 
-    return Case([archive], published(work / "trees"), vllm), versions
+    return Case(image, listed(work / "trees"), vllm), versions
 
 
-def starts(case: Case, name: str, work: Path) -> dict[str, Any]:
+def starts(case: Case, node: Node, name: str, work: Path) -> dict[str, Any]:
     """Of the first and the second replica."""
     try:
-        first, second = (steps(case, work / f"{name}-{number}", first=number == 0) for number in range(2))
+        first, second = (steps(case, node, work / f"{name}-{number}", first=number == 0) for number in range(2))
     except (Exception, NotReady) as error:
         return failure(error)
     finally:
@@ -254,7 +268,7 @@ def main(arguments: Sequence[str]) -> int:
     small = list(arguments) == ["small"]
     end_with_us()
     load_before = os.getloadavg()[0]
-    with all_ended(), tempfile.TemporaryDirectory() as directory:
+    with all_ended(), tempfile.TemporaryDirectory() as directory, running_node(Path(directory) / "node") as node:
         work = Path(directory)
         tell = (lambda _: None) if small else partial(keep_so_far, "loading")
         large = tiny_gguf.make(work / "large.gguf", "Hello.", layers=LAYERS["small" if small else "full"], ff=WIDTH)
@@ -263,16 +277,16 @@ def main(arguments: Sequence[str]) -> int:
         versions = {"xllamacpp": metadata.version("xllamacpp"), "ollama": toolchain.BY_NAME["ollama"].version}
 
         def measure(name: str, case: Case) -> None:
-            figures[name] = starts(case, name, work)
+            figures[name] = starts(case, node, name, work)
             print(f"loading: {name}: {figures[name]}", file=sys.stderr, flush=True)
             tell(figures)
 
-        for name, case in of_packed(work, large).items():
+        for name, case in of_packed(node, work, large).items():
             measure(name, case)
         large.unlink()
         if not small:
             try:
-                case, more = of_vllm(work)
+                case, more = of_vllm(node, work)
                 versions |= more
             except (Exception, NotReady) as error:
                 figures["vllm"] = failure(error)
