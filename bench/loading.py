@@ -3,7 +3,7 @@
 Each engine comes twice to one node. For its first replica nothing is there, and what it reads of the shared store is cold; the second one
 finds the image, and what the first left in memory. The steps:
     image    containerd pulls and unpacks it, from a registry on loopback that has its layers in gzip: our own images; for vLLM one that
-             has its environment, with the CUDA build of PyTorch as ours has, and with byte code
+             has its environment, with the CUDA build of PyTorch and with byte code, as ours has
     copy     its model from the shared store into its own, hashed on the way
     load     its process, from its start until it says that the model is loaded
     warm_up  from then until its first token is there
@@ -198,7 +198,9 @@ def of_vllm(node: Node, work: Path) -> tuple[Case, dict[str, str]]:
     def vllm(own: Path, directory: Path) -> Iterator[Running]:
         with node.mounted(image, directory / "image") as root:
             weights = find_tree(own, MODEL, directory / "tree")[0]
-            with bare_vllm(root / "python" / "bin" / "python", weights, directory) as running:
+            # As where a model server has one GPU. On CPUs vLLM has a worker beside its engine, another process that imports all of it.
+            one_process = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+            with bare_vllm(root / "python" / "bin" / "python", weights, directory, **one_process) as running:
                 yield running
 
     return Case(image, listed(work / "trees"), vllm), versions
