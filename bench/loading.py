@@ -40,10 +40,10 @@ import httpx
 
 from bench import load
 from bench.conditions import beside, keep, keep_so_far
+from bench.containerd import Node, running_node
 from bench.engines import MODEL, Running, bare_llama_cpp, bare_vllm, failure, of_trees, ollamas
 from bench.gateway import percentile
 from bench.load import Server
-from bench.node import Node, running_node
 from bench.processes import NotReady, all_ended, descendants, end_with_us
 from devcluster import toolchain
 from devcluster.oci import Image, Layer, RuntimeConfig, assemble
@@ -206,17 +206,21 @@ def of_vllm(node: Node, work: Path) -> tuple[Case, dict[str, str]]:
     return Case(image, listed(work / "trees"), vllm), versions
 
 
-def starts(case: Case, node: Node, name: str, work: Path) -> dict[str, Any]:
-    """Of the first and the second replica."""
-    try:
-        first, second = (steps(case, node, work / f"{name}-{number}", first=number == 0) for number in range(2))
-    except (Exception, NotReady) as error:
-        return failure(error)
-    finally:
-        for number in range(2):
-            shutil.rmtree(work / f"{name}-{number}", ignore_errors=True)
+def starts(case: Case, node: Node, name: str, work: Path, rounds: int) -> dict[str, Any]:
+    """Of the first and the second replica; of each step the median of all rounds counts."""
+    found: tuple[list[dict[str, float]], list[dict[str, float]]] = [], []
+    for _ in range(rounds):
+        try:
+            for number, each in enumerate(found):
+                each.append(steps(case, node, work / f"{name}-{number}", first=number == 0))
+        except (Exception, NotReady) as error:
+            return failure(error)
+        finally:
+            for number in range(2):
+                shutil.rmtree(work / f"{name}-{number}", ignore_errors=True)
+    first, second = ({step: percentile([one[step] for one in each], 0.5) for step in each[0]} for each in found)
     sooner = first["first_answer"] / second["first_answer"]
-    return {"first": first, "second": second, "second_sooner": round(sooner, 1), "aim_sooner": AIM_SOONER}
+    return {"rounds": rounds, "first": first, "second": second, "second_sooner": round(sooner, 1), "aim_sooner": AIM_SOONER}
 
 
 def loaded_s(weights: Path, work: Path) -> tuple[float, int]:
@@ -278,13 +282,13 @@ def main(arguments: Sequence[str]) -> int:
         print(f"loading: {figures['reading']}", file=sys.stderr, flush=True)
         versions = {"xllamacpp": metadata.version("xllamacpp"), "ollama": toolchain.BY_NAME["ollama"].version}
 
-        def measure(name: str, case: Case) -> None:
-            figures[name] = starts(case, node, name, work)
+        def measure(name: str, case: Case, rounds: int) -> None:
+            figures[name] = starts(case, node, name, work, rounds)
             print(f"loading: {name}: {figures[name]}", file=sys.stderr, flush=True)
             tell(figures)
 
         for name, case in of_packed(node, work, large).items():
-            measure(name, case)
+            measure(name, case, ROUNDS)
         large.unlink()
         if not small:
             try:
@@ -293,7 +297,7 @@ def main(arguments: Sequence[str]) -> int:
             except (Exception, NotReady) as error:
                 figures["vllm"] = failure(error)
             else:
-                measure("vllm", case)
+                measure("vllm", case, 1)
     failed = [name for name, each in figures.items() if "error" in each]
     keep("loading", beside("python -m bench.loading", load_before, versions) | {"figures": figures}, whole=not small and not failed)
     return 1 if failed else 0
