@@ -162,7 +162,8 @@ class Proxy:
                 # It works on the request, or hangs; a second server would only do the same work again.
                 self._failed(upstream, address, error)
                 raise errors.upstream_failed(asked.model, f"nothing for {self._settings.request_timeout_s:g} s") from None
-            except (aiohttp.ClientConnectionError, ConnectionResetError) as error:
+            except aiohttp.ClientConnectionError as error:
+                # Never a client's leaving, which is a plain ConnectionResetError.
                 self._failed(upstream, address, error)
                 seen += 1
             except (aiohttp.ClientError, ValueError) as error:

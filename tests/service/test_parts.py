@@ -6,6 +6,7 @@ import random
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
@@ -68,15 +69,25 @@ def heard(api: Service) -> bytes:
     return response.content
 
 
+@contextmanager
+def asking(api: Service, version: str) -> Iterator[socket.socket]:
+    """A client's connection, on which the request has gone."""
+    body, url = httpx.Request("POST", api.url, json=BODY).content, httpx.URL(api.url)
+    head = [f"POST /v1/chat/completions HTTP/{version}", f"Host: {url.host}", f"Authorization: Bearer {KEY}"]
+    head += ["Content-Type: application/json", f"Content-Length: {len(body)}", "", ""]
+    with socket.create_connection((url.host, url.port or 80), timeout=60) as connection:
+        connection.sendall("\r\n".join(head).encode() + body)
+        yield connection
+
+
+def until_its_end(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
 def heard_by_an_old_client(api: Service) -> bytes:
     """HTTP/1.0, in which the end of a connection is that of a body."""
-    body = httpx.Request("POST", api.url, json=BODY).content
-    head = f"POST /v1/chat/completions HTTP/1.0\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    url = httpx.URL(api.url)
-    with socket.create_connection((url.host, url.port or 80), timeout=60) as connection:
-        connection.sendall(head.encode() + b"\r\n\r\n" + body)
-        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
-    head, _, rest = answer.partition(b"\r\n\r\n")
+    with asking(api, "1.0") as connection:
+        head, _, rest = until_its_end(connection).partition(b"\r\n\r\n")
     assert b"chunked" not in head.lower()
     return rest
 
