@@ -1,6 +1,5 @@
 """What a node has of images: containerd, which pulls them from a registry on loopback. For the super-user."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -9,11 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from bench.processes import started, wait_for
-from devcluster import oci, packages, toolchain
-from devcluster.oci import Image, Layer
+from devcluster import oci, toolchain
+from devcluster.oci import Image
+from tests.service import registries
 from tests.service.processes import free_port
 
 _ZIPPED = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -29,7 +27,7 @@ class Node:
 
     def publish(self, image: Image, archives: Mapping[str, Path]) -> str:
         """Push an image with layers in gzip, as registries have them, and say its reference. `archives`: by the digest of each layer."""
-        layers = [_layer(archives[layer.digest]) for layer in image.layers]
+        layers = [oci.existing_layer(archives[layer.digest]) for layer in image.layers]
         manifest = json.loads(image.manifest)
         manifest["layers"] = [{"mediaType": _ZIPPED, "digest": layer.digest, "size": layer.size} for layer in layers]
         zipped = replace(image, layers=layers, manifest=json.dumps(manifest).encode())
@@ -63,26 +61,12 @@ class Node:
         return done.stdout
 
 
-def _layer(archive: Path) -> Layer:
-    with archive.open("rb") as file:
-        return Layer(digest=f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}", size=archive.stat().st_size, path=archive)
-
-
 @contextmanager
 def running_node(work: Path) -> Iterator[Node]:
-    """Until the block ends. Raises SystemExit when a part of it does not come up."""
+    """Until the block ends. Raises SystemExit or AssertionError when a part of it does not come up."""
     binaries = toolchain.ensure(["containerd"])
-    socket, address, debug = work / "containerd.sock", f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-    for name in ("registry", "containerd"):
-        (work / name).mkdir(parents=True)
-    storage = work / "registry" / "storage"
-    registry = {
-        "version": 0.1,
-        "log": {"level": "warn"},
-        "storage": {"filesystem": {"rootdirectory": str(storage)}},
-        "http": {"addr": address},
-    }
-    (work / "registry.yaml").write_text(yaml.safe_dump(registry))
+    socket, metrics, storage = work / "containerd.sock", f"127.0.0.1:{free_port()}", work / "registry"
+    (work / "containerd").mkdir(parents=True)
     (work / "containerd.toml").write_text(
         f"""version = 3
 root = "{work / "containerd" / "root"}"
@@ -91,13 +75,11 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.grpc.v1.cri"]
 [plugins."io.containerd.server.v1.grpc"]
   address = "{socket}"
 [plugins."io.containerd.server.v1.metrics"]
-  address = "{debug}"
+  address = "{metrics}"
 """
     )
     env = {"PATH": f"{binaries}:{os.environ['PATH']}", "OTEL_TRACES_EXPORTER": "none"}
-    serve = [str(packages.registry_binary()), "serve", str(work / "registry.yaml")]
-    run = [str(binaries / "containerd"), "--config", str(work / "containerd.toml")]
-    with started(serve, env, work / "registry") as first, started(run, env, work / "containerd") as second:
-        wait_for(f"http://{address}/v2/", first, work / "registry" / "log")
-        wait_for(f"http://{debug}/v1/metrics", second, work / "containerd" / "log")
+    argv = [str(binaries / "containerd"), "--config", str(work / "containerd.toml")]
+    with registries.serving(work, directory=storage) as address, started(argv, env, work / "containerd") as process:
+        wait_for(f"http://{metrics}/v1/metrics", process, work / "containerd" / "log")
         yield Node(address, storage, (str(binaries / "ctr"), f"--address={socket}"))

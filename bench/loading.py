@@ -14,7 +14,7 @@ have (`llama.cpp, large`).
 Reading is measured with the same made-up weights, cold, as the time that they take beyond a model of a few kilobytes. What the disk can do
 is the same file, read around the page cache (O_DIRECT). A process whose reads did not reach the disk has no figure.
 
-For the super-user, who alone may mount: fifteen minutes and 25 GB of disk, beside nothing else; `small` leaves vLLM out, takes a minute,
+For the super-user, who alone may mount: ten minutes and 25 GB of disk, beside nothing else; `small` leaves vLLM out, takes a minute,
 and writes nothing. What a run found before it was ended is in bench/results/loading.partial.json:
     python -m bench.loading [small]
 """
@@ -172,7 +172,9 @@ def of_packed(node: Node, work: Path, large: Path) -> dict[str, Case]:
     def published(image: Image) -> str:
         archives = {layer.digest: work / f"{layer.digest.replace(':', '-')}.tar.gz" for layer in image.layers}
         for layer in image.layers:
-            packed(["cat", layer.path], archives[layer.digest])
+            # Images share their base.
+            if not (archive := archives[layer.digest]).exists():
+                packed(["cat", layer.path], archive)
         return node.publish(image, archives)
 
     server, theirs = map(published, (embedded.service("model-server"), embedded.ollama()))

@@ -6,7 +6,7 @@ import random
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 
 import aiohttp
@@ -15,7 +15,7 @@ import pytest
 
 from api_server.connector import Connector, ServerConnection, flow
 from tests.service.conftest import KEY
-from tests.service.neighbours import HEADERS, Behaviour, Fleet, Request
+from tests.service.neighbours import HEADERS, Behaviour, Fleet, Request, ask
 from tests.service.processes import Service
 
 BODY = {"model": "a", "messages": [{"role": "user", "content": "Say it."}], "stream": True}
@@ -52,11 +52,6 @@ def says(*writes: bytes, pause_s: float = 0.0) -> Behaviour:
     return behaviour
 
 
-def endless(number: int) -> Iterator[int]:
-    while True:
-        yield number
-
-
 def drawn(seed: int) -> Iterator[int]:
     source = random.Random(seed)  # noqa: S311 (no secret)
     while True:
@@ -64,31 +59,22 @@ def drawn(seed: int) -> Iterator[int]:
 
 
 def heard(api: Service) -> bytes:
-    response = httpx.post(f"{api.url}/v1/chat/completions", json=BODY, headers=HEADERS, timeout=60)
+    response = ask(api, stream=True)
     assert response.status_code == 200
     return response.content
 
 
-@contextmanager
-def asking(api: Service, version: str) -> Iterator[socket.socket]:
-    """A client's connection, on which the request has gone."""
-    body, url = httpx.Request("POST", api.url, json=BODY).content, httpx.URL(api.url)
-    head = [f"POST /v1/chat/completions HTTP/{version}", f"Host: {url.host}", f"Authorization: Bearer {KEY}"]
-    head += ["Content-Type: application/json", f"Content-Length: {len(body)}", "", ""]
-    with socket.create_connection((url.host, url.port or 80), timeout=60) as connection:
-        connection.sendall("\r\n".join(head).encode() + body)
-        yield connection
-
-
-def until_its_end(connection: socket.socket) -> bytes:
-    return b"".join(iter(lambda: connection.recv(1 << 16), b""))
-
-
 def heard_by_an_old_client(api: Service) -> bytes:
     """HTTP/1.0, in which the end of a connection is that of a body."""
-    with asking(api, "1.0") as connection:
-        head, _, rest = until_its_end(connection).partition(b"\r\n\r\n")
-    assert b"chunked" not in head.lower()
+    body, url = httpx.Request("POST", api.url, json=BODY).content, httpx.URL(api.url)
+    head = [f"POST /v1/chat/completions HTTP/1.0\r\nAuthorization: Bearer {KEY}", "Content-Type: application/json"]
+    head += [f"Content-Length: {len(body)}", "", ""]
+    with socket.create_connection((url.host, url.port or 80), timeout=60) as connection:
+        connection.sendall("\r\n".join(head).encode() + body)
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    said, _, rest = answer.partition(b"\r\n\r\n")
+    assert b" 200 " in said[:20]
+    assert b"chunked" not in said.lower()
     return rest
 
 
@@ -110,7 +96,7 @@ def test_a_stream_comes_whole_however_it_is_cut(fleet: Fleet, seed: int, read: o
 
 def test_a_flood_of_chunks_of_a_byte_each_comes_whole(fleet: Fleet) -> None:
     text = events([30_000] * 4)
-    fleet.add(says(b"".join(in_chunks(text, endless(1)))))
+    fleet.add(says(b"".join(in_chunks(text, repeat(1)))))
     with fleet.gateway() as api:
         assert heard(api) == text
 
@@ -122,11 +108,11 @@ def test_a_client_that_reads_late_holds_up_its_server_and_gets_all(fleet: Fleet)
     async def behaviour(request: Request) -> None:
         nonlocal sent
         await request.head("200 OK", "text/event-stream", "Transfer-Encoding: chunked")
-        framed = next(in_chunks(event, endless(len(event))))
+        framed = next(in_chunks(event, repeat(len(event))))
         for _ in range(count):
             await request.say(framed)
             sent += 1
-        await request.say(b"".join(in_chunks(LAST, endless(len(LAST)))))
+        await request.say(b"".join(in_chunks(LAST, repeat(len(LAST)))))
 
     fleet.add(behaviour)
     with fleet.gateway() as api, httpx.stream("POST", f"{api.url}/v1/chat/completions", json=BODY, headers=HEADERS, timeout=60) as response:
@@ -144,7 +130,7 @@ def test_a_client_that_reads_late_holds_up_its_server_and_gets_all(fleet: Fleet)
 def test_parts_come_within_the_callback_that_read_them(fleet: Fleet) -> None:
     """So it is while aiohttp's connector has the place that ours uses."""
     text = events([5] * 20)
-    fleet.add(says(*in_chunks(text, endless(58)), pause_s=0.01))
+    fleet.add(says(*in_chunks(text, repeat(58)), pause_s=0.01))
     [host] = fleet.servers
 
     async def read() -> tuple[list[bytes], bytes]:

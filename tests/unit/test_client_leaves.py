@@ -78,7 +78,8 @@ def test_only_a_servers_own_fault_is_counted_and_tried_elsewhere(fault: Exceptio
     question: Any = SimpleNamespace(
         route=SimpleNamespace(url=servers.url, model="", digest=""), model="a", turn=None, is_counted_here=False, server_s=0.0, body={}
     )
+    claim: Any = SimpleNamespace(free=lambda: None)
     with pytest.raises(raised):
-        asyncio.run(proxy._answer(request, answer, question, SimpleNamespace(free=lambda: None)))  # pyright: ignore[reportArgumentType, reportPrivateUsage]
+        asyncio.run(proxy._answer(request, answer, question, claim))  # pyright: ignore[reportPrivateUsage]
     assert servers.asked == asked
     assert len(servers.faults) == asked * (raised is errors.ApiError)
