@@ -15,7 +15,7 @@ from model_server import child
 
 VERSION = "0.32.0"
 """Whose command line and endpoints are written down here: the newest that also has a build for CPUs, which the proof `vllm` runs."""
-_MODULE = "vllm.entrypoints.launchers.api_server.entry"
+MODULE = "vllm.entrypoints.launchers.api_server.entry"
 _OF_OURS = ("PYTHONPATH", "PYTHONHOME")
 
 
@@ -25,7 +25,7 @@ def main() -> int:
         return 1
     given, port = json.loads(sys.argv[1]), child.free_port()
     child.say(announce, f"http://127.0.0.1:{port}")
-    child.become(command(given, port), environment(os.environ, given["home"], tier=bool(given["tier_dir"])))
+    child.become(command(given, port), environment(os.environ, given["python"], given["home"], tier=bool(given["tier_dir"])))
     return 1
 
 
@@ -57,7 +57,7 @@ def command(given: Mapping[str, Any], port: int) -> list[str]:
         switches.append("--enforce-eager")
     if given["offload_mib"]:
         pairs["--kv-transfer-config"] = json.dumps(_offloading(given["offload_mib"], given["tier_dir"]))
-    return [given["python"], "-m", _MODULE, *child.flags(pairs, switches)]
+    return [given["python"], "-m", MODULE, *child.flags(pairs, switches)]
 
 
 def _offloading(mib: int, tier_dir: str) -> dict[str, Any]:
@@ -69,15 +69,19 @@ def _offloading(mib: int, tier_dir: str) -> dict[str, Any]:
     return {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": more}
 
 
-def environment(ours: Mapping[str, str], home: str, *, tier: bool = False) -> dict[str, str]:
-    """What vLLM runs with: nothing is looked for or reported on the network, and its caches are in one directory. `tier`: it has to find a
-    module of this package, which imports nothing but Python's own library.
+def environment(ours: Mapping[str, str], python: str, home: str, *, tier: bool = False) -> dict[str, str]:
+    """What vLLM runs with: nothing is looked for or reported on the network, its caches are in one directory, and it finds the programs
+    beside its `python`. `tier`: it has to find a module of this package, which imports nothing but Python's own library.
 
     Source: vllm/envs.py of VERSION, and huggingface_hub's page on environment variables.
     """
     kept = {name: value for name, value in ours.items() if name not in _OF_OURS}
     kept |= {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)} if tier else {}
     return kept | {
+        # ninja, with which FlashInfer compiles.
+        "PATH": os.pathsep.join([str(Path(python).parent), *filter(None, [ours.get("PATH")])]),
+        # That of PyTorch and Triton needs no kernel that is compiled for minutes at the first start.
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

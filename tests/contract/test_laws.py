@@ -254,6 +254,15 @@ def test_what_stands_on_pytorch_finds_its_packages_there() -> None:
     assert engine["vllm"] == vllm.VERSION
 
 
+def test_the_engines_compiler_is_of_the_cuda_that_it_has_headers_of() -> None:
+    """nvcc refuses the headers of another version. And cuda-python before 13 lays its modules over those of cuda-bindings."""
+    engine = pinned(ROOT / "images/model-server-vllm/engine.lock")
+    assert {engine[f"nvidia-{part}"] for part in ("cuda-nvcc", "cuda-crt", "nvvm")} == {engine["nvidia-cuda-nvcc"]}
+    of = {name: engine[name].rpartition(".")[0] for name in ("nvidia-cuda-nvcc", "nvidia-cuda-runtime", "cuda-python", "cuda-bindings")}
+    assert of["nvidia-cuda-nvcc"] == of["nvidia-cuda-runtime"]
+    assert of["cuda-python"] == of["cuda-bindings"]
+
+
 def test_no_dockerfile_can_be_taken_for_another() -> None:
     """Docker before 23 takes a Dockerfile of the same size and time for the one before (moby/buildkit#1368); a clone has one time for all."""
     sizes = {path.parent.name: path.stat().st_size for path in DOCKERFILES}

@@ -66,12 +66,14 @@ def test_values_of_choices_are_known(tmp_path: Any, settings: dict[str, Any]) ->
 def test_it_listens_on_loopback_alone_and_asks_nobody(tmp_path: Any) -> None:
     argv = rendered(tmp_path)
     assert argv[argv.index("--host") + 1] == "127.0.0.1"
-    found = vllm.environment({"PATH": "/bin", "PYTHONPATH": "/opt/site-packages:/app", "OMP_WAIT_POLICY": "active"}, "/cache")
+    ours = {"PATH": "/bin", "PYTHONPATH": "/opt/site-packages:/app", "OMP_WAIT_POLICY": "active"}
+    found = vllm.environment(ours, "/opt/python/bin/python", "/cache")
     assert "PYTHONPATH" not in found, "our packages are of other versions"
-    assert Path(vllm.environment({}, "/cache", tier=True)["PYTHONPATH"], "model_server", "tier", "vllm_tier.py").exists()
+    assert Path(vllm.environment({}, "python", "/cache", tier=True)["PYTHONPATH"], "model_server", "tier", "vllm_tier.py").exists()
     assert (found["HF_HUB_OFFLINE"], found["VLLM_NO_USAGE_STATS"]) == ("1", "1")
     assert (found["VLLM_HOST_IP"], found["GLOO_SOCKET_IFNAME"]) == ("127.0.0.1", "lo")
     assert found["OMP_WAIT_POLICY"] == "active"
+    assert found["PATH"] == "/opt/python/bin:/bin", "what its packages run lies beside its Python"
     assert "--trust-remote-code" not in argv, "nothing of a model is run"
 
 

@@ -1,14 +1,12 @@
 """Every Dockerfile as written: in a real BuildKit, as docker-build does it, and by a real Docker daemon, told what pulumi-docker is told.
 
-20 minutes. The bases are stand-ins, each with what the lines after it need: Debian 12 with Python 3.11 for python, Debian 12 for CUDA's
-Ubuntu and for Ollama's, Debian 13 for itself. So apt, pip and Python really run, and of CUDA there is nothing. Of the locks of PyTorch and
-vLLM, whose wheels are 6 GB, each build gets the few lines of small packages that every Python has a wheel for.
+20 minutes. The bases are stand-ins (stand_ins.py). Of the locks of PyTorch and vLLM, whose wheels are 6 GB, each build gets the few lines
+of small packages; the proof `image-wheels` installs them all.
 """
 
 import gzip
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +16,14 @@ import pytest
 from components import RuntimeImages, RuntimeImagesArgs
 from components.images import BASES, CONTEXTS
 from devcluster import oci
-from devcluster.oci import Image, Layer, RuntimeConfig, assemble
+from devcluster.oci import Image, Layer
 from images import pins
 from infra import ROOT
 from infra.preparation.images import build
 from tests import machine
 from tests.component.harness import render
-from tests.proofs import ways
+from tests.proofs import stand_ins, ways
 from tests.proofs.docker_daemon import Docker, docker
-from tests.proofs.empty_debian import bootstrap
 from tests.proofs.records import Proof
 from tests.service import buildkit, registries
 from tests.service.conftest import await_valkey, valkey_conf
@@ -39,35 +36,20 @@ PROOF = Proof(
     "images",
     guards=(
         *("images", ".dockerignore", "components/images.py", "infra/preparation/images.py", "image_verifier", *ways.SERVICES),
-        *("tests/service/buildkit.py", "tests/proofs/docker_daemon.py", "tests/proofs/empty_debian.py"),
+        *("tests/proofs/docker_daemon.py", *stand_ins.GUARDS),
     ),
 )
 _PUSHED = "the digest of what was pushed"
-_PATH = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Image]:
-    """A stand-in for each base of pins.toml."""
-    work = tmp_path_factory.mktemp("bases")
-
-    def debian(suite: str, packages: str) -> Layer:
-        target = work / f"{suite}.tar"
-        bootstrap(suite, target, packages, [], work / f"{suite}-scratch")
-        return oci.existing_layer(target)
-
-    bookworm, trixie = debian("bookworm", "ca-certificates,python-is-python3"), debian("trixie", "ca-certificates")
-    return [
-        buildkit.python(work, bookworm),
-        buildkit.ollama(work, bookworm),
-        buildkit.cuda(work, bookworm),
-        assemble("debian", [trixie], RuntimeConfig(env=_PATH)),
-    ]
+    return stand_ins.bases(tmp_path_factory.mktemp("bases"))
 
 
 SMALL = {
     "images/python-base/base.lock": ("filelock", "packaging"),
-    "images/model-server-vllm/engine.lock": ("filelock", "packaging", "six"),
+    "images/model-server-vllm/engine.lock": ("filelock", "packaging", "six", "nvidia-nvtx"),
 }
 """Lock to the packages of it that are installed here."""
 
@@ -81,10 +63,7 @@ def cut(text: str, names: Sequence[str]) -> str:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What images are built from, with the cut locks."""
-    work = tmp_path_factory.mktemp("source")
-    shutil.copy(ROOT / ".dockerignore", work)
-    for path in {context for contexts in CONTEXTS.values() for context in contexts}:
-        shutil.copytree(ROOT / path, work / path, ignore=shutil.ignore_patterns("__pycache__"))
+    work = stand_ins.source(tmp_path_factory.mktemp("source"))
     for lock, names in SMALL.items():
         short = cut((work / lock).read_text(), names)
         assert short.count("==") == len(names)

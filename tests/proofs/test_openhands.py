@@ -6,7 +6,6 @@ Needs Python 3.12 or newer for the SDK: `python3.12` or `python3.13` on the PATH
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 
 from model_sync import gguf
 from tests import tiny_gguf
+from tests.proofs import newer_python
 from tests.proofs.records import ROOT, Proof
 from tests.service import ollama as ollama_process
 from tests.service.conftest import KEY, start_api_server, start_model_server
@@ -52,13 +52,8 @@ print(json.dumps([len(parts), [type(event).__name__ for event in conversation.st
 @pytest.fixture(scope="session")
 def sdk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of a virtual environment with the SDK."""
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    named = (os.environ.get("PYTHON312"), shutil.which("python3.12"), shutil.which("python3.13"))
-    candidates = [*filter(None, named), *map(str, sorted(pyenv.glob("3.1[23].*/bin/python3")))]
-    works = [each for each in candidates if subprocess.run([each, "--version"], capture_output=True).returncode == 0]
-    assert works, "python: got none of 3.12 or newer, want one for the OpenHands SDK; install it, or say where it is in PYTHON312"
     uv, target = Path(sys.executable).parent / "uv", tmp_path_factory.mktemp("sdk") / "venv"
-    subprocess.run([uv, "venv", "-q", "--python", works[0], target], check=True)
+    subprocess.run([uv, "venv", "-q", "--python", newer_python.find("3.12", "3.13"), target], check=True)
     lock = ROOT / "tests" / "proofs" / "openhands.lock"
     subprocess.run([uv, "pip", "install", "-q", "--python", target / "bin" / "python", "--require-hashes", "-r", lock], check=True)
     return target / "bin" / "python"

@@ -230,7 +230,7 @@ def test_workers_do_not_listen_where_the_name_of_a_pod_leads(vllm_python: Path, 
 
     ours = {"PATH": os.environ["PATH"]}
     assert listens("without", ours) == "127.0.0.2", "or the next line says nothing"
-    assert listens("with", vllm.environment(ours, str(tmp_path))) == "127.0.0.1"
+    assert listens("with", vllm.environment(ours, str(vllm_python), str(tmp_path))) == "127.0.0.1"
 
 
 def _parent(path: Path) -> int:

@@ -1,11 +1,11 @@
 """A real BuildKit and a real registry on loopback, with stand-ins for the bases that no registry here serves."""
 
-import io
 import json
 import subprocess
 import sys
 import tarfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ from tests.service import registries
 
 BUILDER = "modelfleet-test"
 _CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""httpx has no stream that tarfile could read."""
 _PIP = '#!/bin/sh\nexec python3 -m pip "$@"\n'
 
 
@@ -39,20 +41,24 @@ class Builder:
             manifest = client.get(f"manifests/{digest}", headers={"Accept": oci.MANIFEST}).raise_for_status().json()
             return manifest, client.get(f"blobs/{manifest['config']['digest']}").raise_for_status().json()
 
-    def files(self, reference: str) -> list[set[str]]:
-        """The names of all files of each layer, without a slash in front."""
+    def layers(self, reference: str) -> list[dict[str, int]]:
+        """Of each layer, file to bytes, without a slash in front. Read as it comes: a layer may be larger than the memory."""
         manifest, _ = self.image(reference)
-        found: list[set[str]] = []
-        with self._client(reference) as client:
-            for layer in manifest["layers"]:
-                content = client.get(f"blobs/{layer['digest']}").raise_for_status().content
-                with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-                    found.append({name.removeprefix("./") for name in archive.getnames()})
+        found: list[dict[str, int]] = []
+        for layer in manifest["layers"]:
+            with (
+                _DIRECT.open(f"{self._url(reference)}blobs/{layer['digest']}") as content,
+                tarfile.open(fileobj=content, mode="r|*") as archive,
+            ):
+                found.append({entry.name.removeprefix("./"): entry.size for entry in archive})
         return found
 
     def _client(self, reference: str) -> httpx.Client:
+        return httpx.Client(base_url=self._url(reference), trust_env=False)
+
+    def _url(self, reference: str) -> str:
         name = reference.rpartition("/")[2].partition("@")[0].partition(":")[0]
-        return httpx.Client(base_url=f"http://{self.registry}/v2/test/{name}/", trust_env=False)
+        return f"http://{self.registry}/v2/test/{name}/"
 
 
 def _layer(path: Path, files: dict[str, Path]) -> Layer:
@@ -66,16 +72,16 @@ def authorities() -> tuple[dict[str, Path], dict[str, str]]:
     return found, {"PIP_CERT": str(_CA_BUNDLE)} if found else {}
 
 
-def cuda(work: Path, debian: Layer) -> Image:
+def cuda(work: Path, *debian: Layer) -> Image:
     """A Debian that asks a node for what NVIDIA's image asks for, and ours must not. Of CUDA it has nothing."""
     files, env = authorities()
-    layers = [debian, _layer(work / "cuda.tar", files)] if files else [debian]
+    layers = [*debian, _layer(work / "cuda.tar", files)] if files else debian
     path = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
     return assemble("nvidia/cuda", layers, RuntimeConfig(env={**path, "NVIDIA_VISIBLE_DEVICES": "all", **env}))
 
 
-def python(work: Path, debian: Layer) -> Image:
-    """Debian's Python with pip, and the machine's certificates: what the Dockerfiles ask of python:3.12-slim-bookworm, one minor older."""
+def python(work: Path, *debian: Layer) -> Image:
+    """Python with pip, and the machine's certificates: what the Dockerfiles ask of python:3.12-slim-bookworm. Debian's own is one older."""
     script = work / "pip"
     script.write_text(_PIP)
     script.chmod(0o755)
@@ -83,7 +89,7 @@ def python(work: Path, debian: Layer) -> Image:
     trusted, env = authorities()
     files = {"usr/local/bin/pip": script, "usr/lib/python3/dist-packages/pip": packages, **trusted}
     env["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    layers = [debian, _layer(work / "python.tar", files)]
+    layers = [*debian, _layer(work / "python.tar", files)]
     return assemble("python", layers, RuntimeConfig(env=env, cmd=["python3"]))
 
 

@@ -45,7 +45,7 @@ def check(buildkit: Builder, first: dict[str, str]) -> None:
         _, config = buildkit.image(reference)
         starts_as_its_dockerfile_says(name, config["config"])
         if name != "ollama":
-            has_byte_code(*buildkit.files(reference))
+            has_byte_code(*map(set, buildkit.layers(reference)))
 
 
 def has_byte_code(debian: set[str], *added: set[str]) -> None:
