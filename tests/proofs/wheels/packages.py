@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from importlib.metadata import distributions
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import accelerate  # pyright: ignore[reportMissingImports]
@@ -12,7 +13,7 @@ import transformers  # pyright: ignore[reportMissingImports]
 
 assert torch.version.cuda, "PyTorch for CPUs"
 for module in (accelerate, torch, transformers):
-    assert Path(module.__cached__).exists(), f"{module}: no byte code, and nothing can be written where it runs"
+    assert Path(cache_from_source(module.__file__)).exists(), f"{module}: no byte code, and nothing can be written where it runs"
 subprocess.run([sys.executable, "-m", "pip", "check"], check=True)
 files: dict[str, dict[str, str]] = defaultdict(dict)
 for each in distributions():
