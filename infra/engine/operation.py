@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -34,6 +35,9 @@ _COLOR = re.compile(r"<\{%[^%]*%\}>")
 _HOOK = re.compile(r'(?:\w+ failed: )?before hook "[^"]*" failed: ')
 _SAYS_NOTHING = re.compile(r"(update|preview|destroy|resource \S+) failed|.* error occurred:?|[0-9]+ errors? occurred:?")
 """Headings of other errors."""
+_BUILT = re.compile(r"#\d+ (?:[\d.]+ (?P<output>.*)|\[.*\] (?P<instruction>[A-Z]+ .*))")
+"""What BuildKit tells of a step: its instruction, or after the seconds since it began what that printed."""
+_LAST_LINES = 20
 
 
 class Program(PulumiCommand):
@@ -112,6 +116,8 @@ class Told:
     """Name of each policy pack that ran, to its version."""
     printed: list[tuple[str, str]] = field(default_factory=list)
     """(URN or nothing, what the program wrote to its standard error)"""
+    built: dict[str, deque[str]] = field(default_factory=dict)
+    """URN of an image to the last lines of its build."""
     failure: str = ""
     """What Pulumi itself said when it failed."""
 
@@ -124,6 +130,9 @@ class Told:
             message = _HOOK.sub("", _COLOR.sub("", said.message).strip().removeprefix("error: "))
             if message:
                 (self.errors if said.severity == "error" else self.printed).append((said.urn or "", message))
+        elif event.diagnostic_event and event.diagnostic_event.urn and (line := _BUILT.fullmatch(event.diagnostic_event.message.strip())):
+            said = line["output"] if line["instruction"] is None else f"> {line['instruction']}"
+            self.built.setdefault(event.diagnostic_event.urn, deque(maxlen=_LAST_LINES)).append(said)
         elif event.policy_event:
             found = event.policy_event
             message = _COLOR.sub("", found.message).strip()
@@ -138,6 +147,8 @@ class Told:
         """Why the operation failed, for a person."""
         telling = [(urn, message) for urn, message in self.errors if not _SAYS_NOTHING.fullmatch(message)]
         found = [*self.violations, *map(_named, telling or self.printed)]
+        for lines in (self.built[urn] for urn in dict.fromkeys(urn for urn, _ in telling) if urn in self.built):
+            found.append("\n  ".join(["the build ended with:", *lines]))
         return "\n".join(dict.fromkeys(found)) or "\n".join(message for _, message in self.errors) or self.failure
 
 

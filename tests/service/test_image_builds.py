@@ -1,14 +1,18 @@
 """Our Dockerfiles as written, built by a real BuildKit through the docker-build provider, as `python -m infra.preparation.images` does."""
 
 import re
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from components import RuntimeImagesArgs
+from components.images import CONTEXTS
 from images import embedded
 from infra import ROOT
+from infra.engine.errors import CliError
 from infra.preparation.images import build
 from tests.service.buildkit import BUILDER, Builder, builder
 from tests.service.test_image_budgets import byte_code
@@ -17,23 +21,35 @@ IMAGES = ("ollama", "model-sync", "api-server", "metrics-exporter")
 """Two without and two with a builder stage; the others need packages or models of several hundred megabytes."""
 
 
-def build_anew(work: Path) -> dict[str, str]:
+def build_by_a_builder(work: Path, source: Path, images: Sequence[str], look: Callable[[Builder, dict[str, str]], None]) -> dict[str, str]:
     """Digests by a builder without a cache, after a look at what it pushed."""
     work.mkdir()
     with builder(work) as where, pytest.MonkeyPatch.context() as patch:
         patch.setenv("BUILDX_CONFIG", str(where.config))
         patch.setenv("DOCKER_CONFIG", str(work / "docker"))
-        args = RuntimeImagesArgs(
-            builder="docker-build", registry=f"{where.registry}/test", builder_name=BUILDER, source=ROOT, images=IMAGES
-        )
+        registry = f"{where.registry}/test"
+        args = RuntimeImagesArgs(builder="docker-build", registry=registry, builder_name=BUILDER, source=source, images=images)
         references = build(args, work / "state")
-        check(where, references)
+        look(where, references)
     return {name: reference.partition("@")[2] for name, reference in references.items()}
 
 
 @pytest.mark.timeout(900)
 def test_the_same_sources_give_the_same_digests(tmp_path: Path) -> None:
-    assert build_anew(tmp_path / "first") == build_anew(tmp_path / "second")
+    first, second = (build_by_a_builder(tmp_path / each, ROOT, IMAGES, check) for each in ("first", "second"))
+    assert first == second
+
+
+@pytest.mark.timeout(300)
+def test_a_build_that_fails_says_what_its_command_said(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for path in CONTEXTS["model-sync"]:
+        shutil.copytree(ROOT / path, source / path)
+    with (source / "images/model-sync/Dockerfile").open("a") as dockerfile:
+        # BuildKit tells what is printed some times a second.
+        dockerfile.write("RUN echo no room for wheels >&2; sleep 1; exit 7\n")
+    with pytest.raises(CliError, match=r"(?s)exit code: 7.*the build ended with:.*\n  no room for wheels"):
+        build_by_a_builder(tmp_path / "builder", source, ("model-sync",), lambda *_: None)
 
 
 def check(buildkit: Builder, first: dict[str, str]) -> None:
