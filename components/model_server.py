@@ -33,8 +33,10 @@ _BEGIN_S, _BEGIN_VLLM_S = 600, 900
 _CACHE_PATH = "/var/cache/vllm"
 COMPILED = "6Gi"
 """What vLLM compiles, on a server's own volume."""
-_NODE_DISK = "8Gi"
-"""Of the node's own disk, for a server with vLLM and no volume of its own: what vLLM compiles, its scratch directory and its log."""
+_SCRATCH = "2Gi"
+"""For vLLM: compilers of kernels write tens of megabytes each before they are done."""
+NODE_DISK, _ALL_NODE_DISK = "3Gi", "9Gi"
+"""Of the node's own disk, for a server with vLLM: its scratch directory and its log; without a volume of its own what it compiles, too."""
 _LAST_WORDS = "/dev/termination-log"
 """Where the kubelet looks for what a container that ended has to say: its own default."""
 _FIRST_READY = {"pulumi.com/waitFor": "jsonpath={.status.readyReplicas}"}
@@ -181,7 +183,7 @@ class _Disk:
     """What a server writes to, beside its copy of the model: all that its pod and its StatefulSet have for that."""
 
     def __init__(self, name: str, args: ModelServerArgs, opts: pulumi.ResourceOptions) -> None:
-        volume, self.scratch = containers.scratch()
+        volume, self.scratch = containers.scratch(**({"size": _SCRATCH} if args.vllm else {}))
         self.tier = tier(
             *(name, args.component, args.namespace, args.tier, opts),
             image=args.image,
@@ -260,8 +262,7 @@ def _pod(args: ModelServerArgs, claimed: pulumi.Input[str] | None, disk: _Disk) 
             }
         ),
         ports=[core.ContainerPortArgs(name="http", container_port=port)],
-        # Without a copy of its own, what it compiles is on the node's own disk.
-        resources=containers.resources(args.resources, disk=_NODE_DISK if args.vllm and args.local is None else None),
+        resources=containers.resources(args.resources, disk=(NODE_DISK if args.local else _ALL_NODE_DISK) if args.vllm else None),
         security_context=containers.security(),
         volume_mounts=[*disk.mounts, cache.mount, store],
         readiness_probe=containers.http_probe("/ready", port),

@@ -80,6 +80,8 @@ def environment(ours: Mapping[str, str], python: str, home: str, *, tier: bool =
     return kept | {
         # ninja, with which FlashInfer compiles.
         "PATH": os.pathsep.join([str(Path(python).parent), *filter(None, [ours.get("PATH")])]),
+        # Each compiler takes gigabytes; unsaid, there are as many as the node has cores.
+        "MAX_JOBS": "4",
         # That of PyTorch and Triton needs no kernel that is compiled for minutes at the first start.
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
         "HF_HUB_OFFLINE": "1",

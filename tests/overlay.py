@@ -11,6 +11,8 @@ from infra.program.settings.committed import stack_config
 
 DIRECTORY = ROOT / "examples" / "platforms"
 PLATFORMS = sorted(path.stem for path in DIRECTORY.glob("*.yaml"))
+WITHOUT_GPUS: dict[str, Any] = {"engine": "llama-cpp", "gpus": 0, "vllm": None}
+"""A model server of a laptop."""
 
 
 def laid_over(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,17 +9,16 @@ from components.cache_tier import KEPT_S
 from infra.analysis.policy import rules
 from infra.program import stack
 from infra.program.settings import parse
-from infra.program.settings.images import VLLM_IMAGE
 from tests.component.harness import render, rendered
 from tests.component.test_gpu_modes import H100, TREE, VLLM, one
-from tests.unit.test_settings import REFS, document
+from tests.unit.test_settings import FLEET, REFS, document
 from tests.unit.test_settings_fuzz import GOOD, with_config
 
 SIZE = 50 * 2**30
 
 
 def objects(**cache: Any) -> list[dict[str, Any]]:
-    config = document("prod") | {"images": {"refs": REFS | {VLLM_IMAGE: REFS["ollama"]}}, "gpu": H100}
+    config = document(FLEET) | {"images": {"refs": REFS}, "gpu": H100}
     config["governance"] |= {"production": False, "storage": "10Ti", "claims": 60}
     config["models"].append(TREE)
     config["modelServers"].append(VLLM | {"gpus": 1, "promptCache": "8Gi"})

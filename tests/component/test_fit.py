@@ -16,7 +16,7 @@ from infra.program.settings.images import VERIFIER_IMAGE
 from infra.program.settings.section import SettingsError
 from infra.program.settings.workloads import WorkloadName
 from tests.component.harness import render, rendered
-from tests.unit.test_settings import REFS, document
+from tests.unit.test_settings import FLEET, REFS, document
 from tests.unit.test_settings_fuzz import GOOD, with_config
 
 WORKLOADS = get_args(WorkloadName)
@@ -42,7 +42,7 @@ def made(build: Callable[[], None]) -> Iterator[dict[str, Any]]:
 @functools.cache
 def objects(namespace: str = "team-b") -> list[dict[str, Any]]:
     """Everything that the stack registers."""
-    config = document("prod") | {
+    config = document(FLEET) | {
         "images": {"refs": {**REFS, VERIFIER_IMAGE: REFS["ollama"]}, "trust": {"publicKeys": "-----BEGIN PUBLIC KEY-----"}}
     }
     config["apiServer"] |= {

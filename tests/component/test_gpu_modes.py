@@ -9,10 +9,9 @@ import pytest
 from infra.analysis.policy import rules
 from infra.program import stack
 from infra.program.settings import parse
-from infra.program.settings.images import VLLM_IMAGE
 from model_server.settings import Settings as ServerSettings
 from tests.component.harness import render, rendered
-from tests.unit.test_settings import REFS, document
+from tests.unit.test_settings import FLEET, REFS, document
 from tests.unit.test_settings_fuzz import GOOD, with_config
 
 H100 = {"enabled": True, "memory": "81559Mi"}
@@ -53,7 +52,7 @@ WITH_VLLM = ("whole", "mig", "dra", "dra-mig")
 @functools.cache
 def objects(mode: str, gpus: int = 0) -> list[dict[str, Any]]:
     """Everything that the stack registers in that mode, with names as the provider would make them. `gpus`: with a server of vLLM."""
-    config = document("prod") | {"images": {"refs": REFS | {VLLM_IMAGE: REFS["ollama"]}}, "gpu": H100 | MODES[mode]}
+    config = document(FLEET) | {"images": {"refs": REFS}, "gpu": H100 | MODES[mode]}
     config["governance"]["production"] = mode != "time-slicing" and not gpus
     if gpus:
         config["models"].append(TREE)

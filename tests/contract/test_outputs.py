@@ -14,6 +14,7 @@ import pytest
 from infra.program.outputs import models
 from infra.program.settings import parse as parse_settings
 from modelfleet_outputs import VERSION, FleetOutputs, OutputsError, parse
+from tests.unit.test_settings import FLEET
 from tests.unit.test_settings import document as stack_document
 from tests.wheel import build as build_wheel
 
@@ -126,7 +127,7 @@ def test_another_version_or_form_is_refused(document: Any, line: str) -> None:
 
 
 def test_the_models_are_those_of_the_settings() -> None:
-    found = [model.model_dump(exclude_none=True) for model in models(parse_settings(stack_document("prod")))]
+    found = [model.model_dump(exclude_none=True) for model in models(parse_settings(stack_document(FLEET)))]
     first = [{name: model[name] for name in was} for model, was in zip(found, EXPORTED["models"], strict=True)]
     assert first == EXPORTED["models"]
     # Of later fields of the same version.

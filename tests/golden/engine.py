@@ -9,11 +9,11 @@ from typing import Any
 from infra.analysis import preview
 from infra.engine.changes import Plan
 from infra.engine.cli import PulumiCli
-from infra.program.settings.images import IMAGE_NAMES, PROMETHEUS_IMAGE
+from infra.program.settings.images import IMAGE_NAMES, PROMETHEUS_IMAGE, VLLM_IMAGE
 
 PREBUILT = {
     "builder": "prebuilt",
-    "refs": {name: f"modelfleet/{name}@sha256:{'0' * 64}" for name in (*IMAGE_NAMES, PROMETHEUS_IMAGE)},
+    "refs": {name: f"modelfleet/{name}@sha256:{'0' * 64}" for name in (*IMAGE_NAMES, PROMETHEUS_IMAGE, VLLM_IMAGE)},
 }
 """Images that do not change with the sources."""
 Overrides = Mapping[str, Mapping[str, Any]]

@@ -26,7 +26,7 @@ from infra.program.settings.committed import stack_config
 from modelfleet_outputs import FleetOutputs
 from tests.cluster import faults
 from tests.cluster.kube import Kube, eventually
-from tests.overlay import base, laid_over, on_platform, sections
+from tests.overlay import WITHOUT_GPUS, base, laid_over, on_platform, sections
 from tests.proofs import imitated, ways
 from tests.proofs.records import Proof
 
@@ -94,7 +94,9 @@ def overlay(platform: str) -> dict[str, Any]:
         found = laid_over(found, value)
     if "models" in found:
         (small,) = of_dev["modelServers"]
-        found["modelServers"] = [{**each, **{key: small[key] for key in _SERVER}} for each in on_platform(platform)["modelServers"]]
+        found["modelServers"] = [
+            {**each, **WITHOUT_GPUS, **{key: small[key] for key in _SERVER}} for each in on_platform(platform)["modelServers"]
+        ]
     return found
 
 

@@ -27,7 +27,7 @@ from infra.program.settings.committed import stack_config
 from modelfleet_outputs import FleetOutputs
 from tests import tiny_gguf
 from tests.cluster.kube import Kube, eventually
-from tests.overlay import laid_over, sections
+from tests.overlay import WITHOUT_GPUS, laid_over, sections
 from tests.proofs import runbook, ways
 from tests.proofs.records import Proof
 
@@ -53,7 +53,10 @@ OVERLAY: dict[str, dict[str, Any]] = {
     "monitoring": {"resources": {"cpu": "20m", "memory": "128Mi"}},
 }
 """What no laptop has: the drivers of volumes, GPUs, and sizes. `images` and `models` take the place of the committed ones."""
-SERVER = {"model": MODEL, "modelId": "tiny-server", "contextLength": 4096, "resources": {"cpu": "50m", "memory": "512Mi"}}
+SERVER = {
+    **WITHOUT_GPUS,
+    **{"model": MODEL, "modelId": "tiny-server", "contextLength": 4096, "resources": {"cpu": "50m", "memory": "512Mi"}},
+}
 """Of the model server; the rest of it is as committed."""
 
 

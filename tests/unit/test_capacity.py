@@ -79,12 +79,12 @@ def test_a_speed_that_is_none_is_refused(speed: object) -> None:
 
 
 def test_the_committed_prod_says_what_it_carries() -> None:
-    """Worked out by hand: 64 Ki tokens of 96 KiB are 6 GiB, of which 8 GiB of host memory hold one; the model server's own default holds as
-    many as its slots, of which one makes room."""
+    """Worked out by hand: 64 Ki tokens of 96 KiB are 6 GiB, of which 8 GiB of host memory hold one. vLLM has 0.9 of two GPUs of 45 GiB, less
+    29.8 for the weights and 14.2 beside them, which is room for six of them in each server."""
     found = capacities(parse(document("prod")))
     assert {name: (each.servers, each.slots, each.conversations) for name, each in found.items()} == {
         "qwen3-coder:30b": (3, 1, 3),
-        "qwen3-coder-30b-cpu": (2, 2, 6),
+        "qwen3-coder-30b-fp8": (2, 2, 12),
     }
     assert found["qwen3-coder:30b"].tokens == 3 * (8 * 2**30 // 98304)
 

@@ -15,17 +15,24 @@ from infra.program.settings import Settings, constraints, parse
 from infra.program.settings.capacity import capacities
 from infra.program.settings.committed import stack_config
 from infra.program.settings.gpu import GpuSettings
-from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE
+from infra.program.settings.images import BASE_NAMES, IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE, VLLM_IMAGE
 from infra.program.settings.section import SettingsError, covers_the_internet, in_gib, quantity
 from model_sync.catalog import is_held_by
+from tests.overlay import WITHOUT_GPUS, sections
 
 SMALL = {"name": "smollm2:135m", "size": "100M", "kvBytesPerToken": 23040}
 SERVER = {"name": "model-server", "model": "smollm2:135m", "modelId": "smollm2-135m", "resources": {"cpu": "100m", "memory": "1Gi"}}
-REFS = {name: f"modelfleet/{name}@sha256:{'a' * 64}" for name in (*IMAGE_NAMES, PROMETHEUS_IMAGE)}
+REFS = {name: f"modelfleet/{name}@sha256:{'a' * 64}" for name in (*IMAGE_NAMES, PROMETHEUS_IMAGE, VLLM_IMAGE)}
+FLEET = "prod, with its model server on CPUs"
+"""For what is asked of the fleet's GPUs alone."""
 
 
 def document(stack: str = "dev") -> dict[str, Any]:
-    config = {name.removeprefix("modelfleet:"): value for name, value in stack_config(stack).items()}
+    config = sections(stack_config("prod" if stack == FLEET else stack))
+    if stack == FLEET:
+        config["models"] = [model for model in config["models"] if model.get("format") != "safetensors"]
+        small = {**WITHOUT_GPUS, "model": config["models"][0]["name"], "modelId": "qwen3-coder-30b-cpu", "contextLength": 32768}
+        config["modelServers"] = [{**each, **small, "resources": {"cpu": "16", "memory": "64Gi"}} for each in config["modelServers"]]
     config["cluster"] = {"context": "somewhere", "identity": "3f1c"}
     config.setdefault("images", {"refs": REFS})
     return copy.deepcopy(config)
@@ -53,7 +60,7 @@ def test_prod_has_the_sizes_of_the_design() -> None:
 
 def test_s16_an_embedding_model_stands_beside_a_coder() -> None:
     small = {"name": "nomic-embed-text:v1.5", "size": "300M", "kvBytesPerToken": 9216, "contextLength": 2048}
-    config = document("prod")
+    config = document(FLEET)
     config["models"].append(small | {key: config["models"][0][key] for key in ("digest", "source") if key in config["models"][0]})
     with pytest.raises(SettingsError, match=r"contextLength: got 2048, want at least fleet.minContext \d+; raise it, say by minContext"):
         parse(config)
@@ -114,7 +121,7 @@ def test_s16_an_embedding_model_stands_beside_a_coder() -> None:
             "modelfleet:fleet.numParallel: got 2, want 1 with model qwen3.5:4b: Ollama serves its family one request at a time",
         ),
         ({"fleet": {"gpusPerPod": 1}}, "modelfleet:fleet.gpusPerPod: got 1, want 0 while gpu.enabled is false"),
-        ({"stack": "prod", "fleet": {"replicas": 9}}, "modelfleet:fleet: got 9 GPUs (replicas 9 x gpusPerPod 1), want at most"),
+        ({"stack": FLEET, "fleet": {"replicas": 9}}, "modelfleet:fleet: got 9 GPUs (replicas 9 x gpusPerPod 1), want at most"),
         (
             {"models": [{**SMALL, "replicas": 1}], "fleet": {"autoscaled": True}},
             "modelfleet:models.0.replicas: got 1 with fleet.autoscaled, want every model on every replica",
@@ -195,7 +202,7 @@ def test_s16_an_embedding_model_stands_beside_a_coder() -> None:
         ({"stack": "prod", "governance": {"pods": 10}}, "modelfleet:governance.pods: got 10, want at least 14, all replicas and six more"),
         (
             {"stack": "prod", "governance": {"ephemeralStorage": "100Mi"}},
-            "modelfleet:governance.ephemeralStorage: got 100Mi, want at least 1.2Gi, 64Mi for each of 20 containers",
+            "modelfleet:governance.ephemeralStorage: got 100Mi, want at least 7.1Gi, 64Mi for each of 18 containers and 3Gi for each of 2 with vLLM",
         ),
         ({"stack": "prod", "governance": {"claims": 3}}, "modelfleet:governance.claims: got 3, want at least 6"),
         ({"cache": {"maxMemory": "0"}}, "modelfleet:cache.maxMemory: got '0', want at least 1Mi; add a unit"),
@@ -300,7 +307,7 @@ L40S = "46068Mi"
     ],
 )
 def test_a_way_of_sharing_that_cannot_hold_is_refused(sharing: dict[str, Any], line: str) -> None:
-    assert line in refusal(stack="prod", gpu={"sharing": sharing})
+    assert line in refusal(stack=FLEET, gpu={"sharing": sharing})
 
 
 @pytest.mark.parametrize(
@@ -815,7 +822,7 @@ def test_the_writer_reaches_the_proxy_in_place_of_what_it_leads_to(
 
 def test_models_on_some_replicas_need_room_only_there() -> None:
     """Two of them do not fit on one GPU, but each replica holds one."""
-    config = document("prod")
+    config = document(FLEET)
     config["models"] = [{**config["models"][0], "name": f"m{index}:1", "replicas": 1} for index in range(2)]
     config["modelServers"][0]["model"] = "m0:1"
     config["fleet"] |= {"contextLength": 16384}
@@ -875,9 +882,10 @@ def test_production_builds_on_no_base_without_a_digest(monkeypatch: pytest.Monke
 
 
 def test_a_builder_makes_what_the_stack_runs_and_no_more() -> None:
-    prod = parse(document("prod"))
-    assert set(foundations.built(prod)) == {*IMAGE_NAMES, *BASE_NAMES}
-    assert set(foundations.built(prod.model_copy(update={"gpu": GpuSettings()}))) == set(IMAGE_NAMES)
+    fleet = parse(document(FLEET))
+    assert set(foundations.built(fleet)) == {*IMAGE_NAMES, *BASE_NAMES}
+    assert set(foundations.built(fleet.model_copy(update={"gpu": GpuSettings()}))) == set(IMAGE_NAMES)
+    assert set(foundations.built(parse(document("prod")))) == {*IMAGE_NAMES, *BASE_NAMES, VLLM_IMAGE}
 
 
 POOL: dict[str, Any] = {

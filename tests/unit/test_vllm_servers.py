@@ -13,7 +13,7 @@ from infra.program.settings import Settings, parse, server_memory
 from infra.program.settings.capacity import capacities
 from infra.program.settings.images import VLLM_IMAGE
 from infra.program.settings.section import GIB, SettingsError
-from tests.unit.test_settings import document
+from tests.unit.test_settings import FLEET, document
 
 TREE = {"name": "qwen3-8b:bf16", "size": "16Gi", "kvBytesPerToken": 147456, "format": "safetensors"}
 """36 layers, 8 KV heads of 128, bf16."""
@@ -31,7 +31,7 @@ SERVER = {
 
 def stack(server: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """The committed prod stack with a server of vLLM beside its own; `changes` are of sections."""
-    config = document("prod")
+    config = document(FLEET)
     config["models"].append(TREE)
     config["modelServers"].append(SERVER | (server or {}))
     config["governance"] |= {"production": False}
@@ -199,7 +199,7 @@ def test_llama_cpp_on_a_gpu_has_all_of_it_there() -> None:
 def test_the_example_in_the_docs_is_one() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "engines.md").read_text()
     example, image = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
-    config = document("prod")
+    config = document(FLEET)
     config["governance"] |= {"production": False}
     config["fleet"] |= {"contextLength": 32768}
     for name, values in example.items():

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from components.cache_tier import KEEPER_RESOURCES
 from components.contract import ARCHITECTURE
+from components.model_server import NODE_DISK
 from components.models import FOLLOWER_RESOURCES
 from components.ollama_agent import AGENT_RESOURCES, PROBE_RESOURCES
 from infra.program.settings import capacity, external, server_rules
@@ -259,11 +260,11 @@ def _quota(settings: Sections) -> Iterator[str]:
     if count > limits.pods:
         yield f"governance.pods: got {limits.pods}, want at least {count}, all replicas and six more; raise it or lower replicas"
     containers = count + fleet.replicas * len(SIDECARS) + keepers
-    if (disk := containers * EPHEMERAL_DEFAULT) > quantity(limits.ephemeral_storage):
-        yield (
-            f"governance.ephemeralStorage: got {limits.ephemeral_storage}, want at least {in_gib(disk)}, "
-            f"{EPHEMERAL_DEFAULT // MIB}Mi for each of {containers} containers; raise it"
-        )
+    of_vllm = sum(server.replicas for server in servers if server.engine == "vllm")
+    if (disk := (containers - of_vllm) * EPHEMERAL_DEFAULT + of_vllm * quantity(NODE_DISK)) > quantity(limits.ephemeral_storage):
+        each = f"{EPHEMERAL_DEFAULT // MIB}Mi for each of {containers - of_vllm} containers"
+        more_disk = f" and {NODE_DISK} for each of {of_vllm} with vLLM" if of_vllm else ""
+        yield f"governance.ephemeralStorage: got {limits.ephemeral_storage}, want at least {in_gib(disk)}, {each}{more_disk}; raise it"
     more = (" and Prometheus'" if prometheus else "") + (f", and {len(tiers)} of cache.maxSize" if tiers else "")
     if (claims := fleet.replicas + sum(server.replicas for server in servers) + 1 + len(prometheus) + len(tiers)) > limits.claims:
         yield f"governance.claims: got {limits.claims}, want at least {claims}, one a replica, the shared one{more}; raise it"
