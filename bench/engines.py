@@ -156,7 +156,7 @@ def bare_vllm(python: Path, weights: Path, work: Path, **more: str) -> Iterator[
     """`more`: of its environment."""
     settings = Settings(model=MODEL, **_vllm(python, work))
     port = free_port()
-    env = vllm.environment({"PATH": os.environ["PATH"], "VLLM_CPU_KVCACHE_SPACE": "1", **more}, str(work))
+    env = vllm.environment({"PATH": os.environ["PATH"], "VLLM_CPU_KVCACHE_SPACE": "1", **more}, str(python), str(work))
     with started(vllm.command(Vllm(weights, settings).parameters, port), env, work) as process:
         wait_for(f"http://127.0.0.1:{port}/health", process, work / "log", _START_S)
         yield Running(f"http://127.0.0.1:{port}", process.pid)

@@ -12,7 +12,7 @@ import yaml
 
 from infra import ROOT
 from infra.analysis import preview
-from infra.program.settings.images import IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE
+from infra.program.settings.images import IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE, VLLM_IMAGE
 
 
 def run(cwd: Path, **env: str) -> "subprocess.CompletedProcess[str]":
@@ -97,7 +97,9 @@ def test_what_a_stack_may_add_is_valid_and_masked_too(monkeypatch: pytest.Monkey
 
     def with_options(stack: str) -> dict[str, Any]:
         config = yaml.safe_load((ROOT / f"Pulumi.{stack}.yaml").read_text())["config"]
-        refs = {name: f"registry.example.com/{name}@sha256:{'0' * 64}" for name in (*IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE)}
+        refs = {
+            name: f"registry.example.com/{name}@sha256:{'0' * 64}" for name in (*IMAGE_NAMES, PROMETHEUS_IMAGE, VERIFIER_IMAGE, VLLM_IMAGE)
+        }
         config["modelfleet:images"] = {"refs": refs, "trust": {"publicKeys": "-----BEGIN PUBLIC KEY-----"}}
         config["modelfleet:monitoring"]["alertRules"] = "prometheus-rule"
         config["modelfleet:monitoring"] |= {"scrape": "pod-monitor", "labels": {"release": "kube-prometheus-stack"}}

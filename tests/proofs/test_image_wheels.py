@@ -1,4 +1,4 @@
-"""The images for GPUs with all of their wheels, 6 GB, in a real BuildKit: what a node keeps of them, and that what is in them works together.
+"""The images for GPUs with all of their wheels, 6 GB, in a real BuildKit: what a node keeps of them, and that it works together.
 
 25 minutes and 45 GB of disk. The bases are stand-ins (stand_ins.py). Behind the lines of each Dockerfile a further one runs as the fleet's
 user: tests/proofs/wheels imports what the image is for, and compiles what a first start on a GPU compiles. No kernel runs.

@@ -54,7 +54,7 @@ def test_a_daemon_set_counts_once_and_a_job_not_at_all() -> None:
 def test_the_prod_stack_costs_what_its_settings_say() -> None:
     prod = [yaml.safe_load(path.read_text()) for path in (Path(__file__).parents[1] / "golden" / "prod").glob("*.yaml")]
     found = total(prod)
-    assert found.gpus == 3
+    assert found.gpus == 3 + 2 * 2
     assert found.storage == (1024 + 3 * 100 + 2 * 100) * GIB
 
 

@@ -188,7 +188,7 @@ def test_the_fleet_has_nothing_of_a_tree() -> None:
 def test_llama_cpp_on_a_gpu_has_all_of_it_there() -> None:
     """By hand: 17.7 GiB of weights, 96 KiB x 32768 x 4 = 12, and 1.5 beside them."""
     server = {"engine": "llama-cpp", "model": "qwen3-coder:30b", "llamaCpp": {"image": f"a@sha256:{'0' * 64}"}}
-    models = document("prod")["models"]
+    models = document(FLEET)["models"]
     settings = parse(stack(server, models=models))
     need = server_memory.on_gpus(settings.model_servers[1], settings.models[0])
     assert (need.weights + need.kv + need.workspace) / GIB == pytest.approx(19e9 / GIB + 12 + 1.5)

@@ -1,4 +1,5 @@
-"""Run by the Python of `python-base` and of what stands on it: every package has what it wants, in byte code, and no other's files over its own."""
+"""Run by the Python of `python-base` and of what stands on it: every package has what it wants, in byte code, and nobody's files over its
+own."""
 
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import transformers  # pyright: ignore[reportMissingImports]
 
 assert torch.version.cuda, "PyTorch for CPUs"
 for module in (accelerate, torch, transformers):
-    assert Path(cache_from_source(module.__file__)).exists(), f"{module}: no byte code, and nothing can be written where it runs"
+    assert Path(cache_from_source(str(module.__file__))).exists(), f"{module}: no byte code, and nothing can be written where it runs"
 subprocess.run([sys.executable, "-m", "pip", "check"], check=True)
 files: dict[str, dict[str, str]] = defaultdict(dict)
 for each in distributions():
