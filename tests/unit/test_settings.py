@@ -202,7 +202,8 @@ def test_s16_an_embedding_model_stands_beside_a_coder() -> None:
         ({"stack": "prod", "governance": {"pods": 10}}, "modelfleet:governance.pods: got 10, want at least 14, all replicas and six more"),
         (
             {"stack": "prod", "governance": {"ephemeralStorage": "100Mi"}},
-            "modelfleet:governance.ephemeralStorage: got 100Mi, want at least 7.1Gi, 64Mi for each of 18 containers and 3Gi for each of 2 with vLLM",
+            "modelfleet:governance.ephemeralStorage: got 100Mi, want at least 7.1Gi, "
+            "64Mi for each of 18 containers and 3Gi for each of 2 with vLLM",
         ),
         ({"stack": "prod", "governance": {"claims": 3}}, "modelfleet:governance.claims: got 3, want at least 6"),
         ({"cache": {"maxMemory": "0"}}, "modelfleet:cache.maxMemory: got '0', want at least 1Mi; add a unit"),

@@ -30,7 +30,7 @@ SERVER = {
 
 
 def stack(server: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    """The committed prod stack with a server of vLLM beside its own; `changes` are of sections."""
+    """FLEET with a server of vLLM beside its own; `changes` are of sections."""
     config = document(FLEET)
     config["models"].append(TREE)
     config["modelServers"].append(SERVER | (server or {}))
