@@ -386,10 +386,24 @@ def no_way(scene: Scene) -> Iterator[None]:
 
 
 @contextmanager
-def a_crowd(scene: Scene) -> Iterator[None]:
-    """Four have places at a replica, and 64 may wait."""
+def an_engine_that_hangs(scene: Scene) -> Iterator[None]:
+    """Four clients have places at the replica, and six wait. The replica is unready within seconds, since Ollama asks its engine."""
     eventually(lambda: asked(scene.stack, MODEL), lambda status: status == 200, 60, "an answer before")
-    with stopped(processes(scene, REPLICA, b"llama-server")), crowd(scene.stack, MODEL, 90):
+    with stopped(processes(scene, REPLICA, b"llama-server")), crowd(scene.stack, MODEL, 10):
+        yield
+
+
+@contextmanager
+def a_crowd(scene: Scene) -> Iterator[None]:
+    """Four have places at the replica, 64 may wait, and the others are refused: for as long as it takes, since a slow engine stays ready."""
+    eventually(lambda: asked(scene.stack, MODEL), lambda status: status == 200, 60, "an answer before")
+    slow = processes(scene, REPLICA, b"llama-server")
+
+    def stand_still() -> None:
+        with stopped(slow):
+            time.sleep(2)
+
+    with again_and_again(stand_still, 0.2), crowd(scene.stack, MODEL, 90):
         yield
 
 
@@ -486,7 +500,8 @@ LANES: Sequence[Sequence[Sequence[Cause[Scene]]]] = (
             )
         ],
         [cause("ModelServerUnreachable", "network policies without the way to the replicas", no_way, upstream=f"http://{OLLAMA}:11434")],
-        [cause("FleetIsFull RequestsWaitForServers", "an engine that hangs, and more clients than may wait", a_crowd, model=MODEL)],
+        [cause("RequestsWaitForServers", "an engine that hangs", an_engine_that_hangs, model=MODEL)],
+        [cause("FleetIsFull", "a slow engine, and more clients than may wait", a_crowd, model=MODEL)],
         [cause("ReplicaIsUnready", "an Ollama that hangs", a_server_that_hangs)],
     ),
 )

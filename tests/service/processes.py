@@ -1,30 +1,48 @@
 """Our services as real processes on loopback, on ports that the kernel chose."""
 
+import fcntl
+import functools
 import os
 import random
 import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
+_given: set[int] = set()
+"""Ports that this process was given."""
 
 
 def free_port() -> int:
-    """One that nothing listens on, and that the kernel gives to no outgoing connection in the meantime."""
+    """One that nothing listens on, that the kernel gives to no outgoing connection, and this function to nobody else while this process
+    lives: a test may need a while until its server listens."""
     while True:
         port = random.randrange(20000, 32768)  # noqa: S311
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            if port not in _given:
+                # A lock of a process is none against itself.
+                fcntl.lockf(_locks(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+                _given.add(port)
+                return port
+
+
+@functools.cache
+def _locks() -> IO[bytes]:
+    """A file that all tests of a user share: each process locks the byte of each port that it was given. Opened once, since a process that
+    closes any of its descriptors of a file loses its locks there."""
+    return (Path(tempfile.gettempdir()) / f"modelfleet-test-ports-{os.getuid()}").open("ab")
 
 
 @contextmanager
