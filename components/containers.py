@@ -11,6 +11,8 @@ GPU_CLAIM = "gpu"
 """Name of the claim in a pod that has its GPUs by a claim."""
 HOME = {"HOME": "/tmp"}  # noqa: S108 (a directory of the pod)
 """The one directory that can be written: the root file system cannot."""
+SCRATCH = "64Mi"
+"""Size of a scratch directory: most services write next to nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ def field(name: str, path: str) -> core.EnvVarArgs:
     return core.EnvVarArgs(name=name, value_from=core.EnvVarSourceArgs(field_ref=core.ObjectFieldSelectorArgs(field_path=path)))
 
 
-def scratch(name: str = "tmp", path: str = "/tmp", size: str = "64Mi") -> tuple[core.VolumeArgs, core.VolumeMountArgs]:  # noqa: S108
+def scratch(name: str = "tmp", path: str = "/tmp", size: str = SCRATCH) -> tuple[core.VolumeArgs, core.VolumeMountArgs]:  # noqa: S108
     """A small writable directory, since the root file system is not."""
     volume = core.VolumeArgs(name=name, empty_dir=core.EmptyDirVolumeSourceArgs(size_limit=size))
     return volume, core.VolumeMountArgs(name=name, mount_path=path)

@@ -31,12 +31,12 @@ _READ_BYTES_S = 18_000_000
 _BEGIN_S, _BEGIN_VLLM_S = 600, 900
 """Seconds beside the reading: a first answer on a busy CPU; and vLLM imports PyTorch, compiles, and captures CUDA graphs."""
 _CACHE_PATH = "/var/cache/vllm"
-COMPILED = "6Gi"
-"""What vLLM compiles, on a server's own volume."""
-_SCRATCH = "2Gi"
-"""For vLLM: compilers of kernels write tens of megabytes each before they are done."""
-NODE_DISK, _ALL_NODE_DISK = "3Gi", "9Gi"
-"""Of the node's own disk, for a server with vLLM: its scratch directory and its log; without a volume of its own what it compiles, too."""
+_COMPILED_GIB, _SCRATCH_GIB, _LOG_GIB = 6, 2, 1
+"""Disk of a server with vLLM: for what it compiles, for what compilers of kernels write before they are done, and for its log."""
+COMPILED = f"{_COMPILED_GIB}Gi"
+"""On a server's own volume."""
+NODE_DISK, _ALL_NODE_DISK = f"{_SCRATCH_GIB + _LOG_GIB}Gi", f"{_SCRATCH_GIB + _LOG_GIB + _COMPILED_GIB}Gi"
+"""On the node's own disk: of a server with a volume of its own, and of one without."""
 _LAST_WORDS = "/dev/termination-log"
 """Where the kubelet looks for what a container that ended has to say: its own default."""
 _FIRST_READY = {"pulumi.com/waitFor": "jsonpath={.status.readyReplicas}"}
@@ -183,7 +183,7 @@ class _Disk:
     """What a server writes to, beside its copy of the model: all that its pod and its StatefulSet have for that."""
 
     def __init__(self, name: str, args: ModelServerArgs, opts: pulumi.ResourceOptions) -> None:
-        volume, self.scratch = containers.scratch(**({"size": _SCRATCH} if args.vllm else {}))
+        volume, self.scratch = containers.scratch(size=f"{_SCRATCH_GIB}Gi" if args.vllm else containers.SCRATCH)
         self.tier = tier(
             *(name, args.component, args.namespace, args.tier, opts),
             image=args.image,

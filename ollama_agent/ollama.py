@@ -17,6 +17,10 @@ class OllamaError(Exception):
     """The server did not do what was asked; the message is its own word."""
 
 
+class ConnectionLostError(OllamaError):
+    """It did not answer: there is no connection, or it ended before the answer."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model in memory, as /api/ps tells it."""
@@ -88,7 +92,9 @@ class Ollama:
                 answer = await response.json(content_type=None)
         except TimeoutError:
             raise OllamaError(f"{path}: nothing for {timeout_s:g} s") from None
-        except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
+        except (aiohttp.ClientError, OSError) as error:
+            raise ConnectionLostError(f"{path}: {type(error).__name__}") from None
+        except (ValueError, RecursionError) as error:
             raise OllamaError(f"{path}: {type(error).__name__}") from None
         if not isinstance(answer, dict) or response.status != 200:
             said = answer.get("error", "") if isinstance(answer, dict) else ""

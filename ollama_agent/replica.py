@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ollama_agent import connections
 from ollama_agent.catalog import Catalog, Model, bare
 from ollama_agent.engines import Engines
-from ollama_agent.ollama import Ollama, OllamaError
+from ollama_agent.ollama import ConnectionLostError, Ollama, OllamaError
 from ollama_agent.problems import LOWER_IT, TRIED, Problem, Problems
 from ollama_agent.residency import Residency
 from ollama_agent.settings import AgentSettings
@@ -22,6 +22,8 @@ _RETRY_S = (5.0, 60.0)
 """First and longest wait after a load that failed."""
 _LOAD_S, _LOAD_BYTES_PER_S = 120.0, 25e6
 """What a load may take: so long, and a second for so many bytes. A load that hangs ends, and the others are loaded."""
+_CLOSES_S = 2.0
+"""What a process that ends may take to close its listening socket after its connections: the kernel does not close them together."""
 _ENDS = 2
 """After so many ends of the server during its load a model is not loaded again by itself."""
 
@@ -172,7 +174,7 @@ class Replica:
             await ollama.load(model, min(self.settings.load_timeout_s, _LOAD_S + model.size / _LOAD_BYTES_PER_S))
             self.memory.note(await ollama.loaded(), self.catalog.models)
         except OllamaError as error:
-            if connections.listener(self.settings.ollama_port) == listener:
+            if not await self._has_ended(listener, error):
                 return Problem("load", f"{path}: got {error}, want it loaded; look at the log of container ollama")
             self._ends[model.name, model.digest] += 1
             got = f"{path}: got the end of the server while it was loaded, {self._ends[model.name, model.digest]} times"
@@ -180,6 +182,15 @@ class Replica:
         if not was_loaded:
             self.load_s[model.name] = time.monotonic() - started
         return self._short_of(model) or Proof(digest, self.memory.loaded[model.name].context_length)
+
+    async def _has_ended(self, listener: int | None, error: OllamaError) -> bool:
+        """Whether the server that was asked is gone."""
+        deadline = time.monotonic() + (_CLOSES_S if isinstance(error, ConnectionLostError) else 0.0)
+        while connections.listener(self.settings.ollama_port) == listener:
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(_LOOK_S / 10)
+        return True
 
     def _short_of(self, model: Model) -> Problem | None:
         """What a model that was just loaded has not got."""

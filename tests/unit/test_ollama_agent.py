@@ -9,9 +9,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ollama_agent import connections, probe
+from ollama_agent import connections, probe, replica
 from ollama_agent.catalog import Catalog, Model
-from ollama_agent.ollama import Ollama, OllamaError
+from ollama_agent.ollama import ConnectionLostError, Ollama, OllamaError
 from ollama_agent.replica import Replica
 from ollama_agent.settings import AgentSettings, ProbeSettings
 
@@ -133,19 +133,53 @@ def test_a_load_that_ends_after_its_model_has_left_says_nothing(tmp_path: Path, 
     """The last line of the log is what `make explain` repeats."""
     path = tmp_path / "catalog.json"
     path.write_text(json.dumps({"version": 1, "models": [{"name": "a:1", "context_length": 8}]}))
-    replica = Replica(AgentSettings(ollama_url="http://127.0.0.1:1", catalog=path), Catalog(path), available={"a:1": "ab"})
-    replica.catalog.refresh()
+    agent = Replica(AgentSettings(ollama_url="http://127.0.0.1:1", catalog=path), Catalog(path), available={"a:1": "ab"})
+    agent.catalog.refresh()
 
     def leave() -> None:
         path.write_text(json.dumps({"version": 1, "models": []}))
-        replica.catalog.refresh()
+        agent.catalog.refresh()
 
     async def load() -> None:
         async with aiohttp.ClientSession() as session:
             server = Leaving("http://127.0.0.1:1", session)
             server.leave = leave
-            await replica.load_next(server)
+            await agent.load_next(server)
 
     asyncio.run(load())
     assert not caplog.records
-    assert not replica.problems.all()
+    assert not agent.problems.all()
+
+
+class Lost(Ollama):
+    """A server that ends its connection in place of an answer."""
+
+    async def load(self, model: Model, timeout_s: float) -> None:
+        raise ConnectionLostError("/api/generate: ServerDisconnectedError")
+
+
+@pytest.mark.parametrize(
+    ("listeners", "says"),
+    [
+        ([7, 7, 7, None], "got the end of the server while it was loaded, 1 times"),
+        ([7, 7, 7, 8], "got the end of the server while it was loaded, 1 times"),
+        ([7], "got /api/generate: ServerDisconnectedError"),
+    ],
+)
+def test_a_server_that_ends_may_be_listed_as_listening_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listeners: list[int | None], says: str
+) -> None:
+    """The kernel closes the connection of a process that was killed first, and the agent hears of that at once."""
+    path = tmp_path / "catalog.json"
+    path.write_text(json.dumps({"version": 1, "models": [{"name": "a:1", "context_length": 8}]}))
+    agent = Replica(AgentSettings(ollama_url="http://127.0.0.1:1", catalog=path), Catalog(path), available={"a:1": "ab"}, _listener=7)
+    agent.catalog.refresh()
+    monkeypatch.setattr(connections, "listener", lambda *_: listeners.pop(0) if len(listeners) > 1 else listeners[0])
+    monkeypatch.setattr(replica, "_CLOSES_S", 0.3)
+
+    async def load() -> None:
+        async with aiohttp.ClientSession() as session:
+            await agent.load_next(Lost("http://127.0.0.1:1", session))
+
+    asyncio.run(load())
+    assert (agent.problems.line("a:1") or "").startswith(f"models.a:1: {says}, want it loaded; ")
