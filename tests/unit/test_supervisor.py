@@ -12,6 +12,7 @@ import pytest
 from devcluster import layout, processes, supervisor
 from devcluster.processes import Process
 from devcluster.supervisor import Supervisor
+from tests.cluster.kube import eventually
 
 
 class Clock:
@@ -40,10 +41,12 @@ def test_a_component_comes_back_with_its_command_and_environment(cluster: layout
     assert processes.ensure(cluster, process)
     assert not processes.ensure(cluster, process)
     end(cluster, "a")
+    log = processes.log_file(cluster, "a")
+    log.unlink()
     assert Supervisor(cluster).look() == ["a"]
     assert not processes.ensure(cluster, process), "the same as before, so there is nothing to repair"
+    eventually(log.read_text, lambda said: said.split() == ["hello"], 30, "its word")
     end(cluster, "a")
-    assert processes.log_file(cluster, "a").read_text().split().count("hello") >= 1
 
 
 def test_one_that_keeps_dying_is_started_ever_more_slowly(cluster: layout.Cluster) -> None:
