@@ -395,7 +395,7 @@ def an_engine_that_hangs(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def a_crowd(scene: Scene) -> Iterator[None]:
-    """Four have places at the replica, 64 may wait, and the others are refused: for as long as it takes, since a slow engine stays ready."""
+    """Four have places at the replica, 64 may wait, and the others are refused. This lasts, since a slow engine stays ready."""
     eventually(lambda: asked(scene.stack, MODEL), lambda status: status == 200, 60, "an answer before")
     slow = processes(scene, REPLICA, b"llama-server")
 

@@ -1,4 +1,4 @@
-"""Our services as real processes on loopback, on ports that the kernel chose."""
+"""Our services as real processes on loopback, on ports that nobody else has."""
 
 import fcntl
 import functools
@@ -26,14 +26,15 @@ _given: set[int] = set()
 
 def free_port() -> int:
     """One that nothing listens on, that the kernel gives to no outgoing connection, and this function to nobody else while this process
-    lives: a test may need a while until its server listens."""
+    lives: a test may need a while until its server listens. Raises OSError when the file of locks cannot be opened."""
+    locks = _locks()
     while True:
         port = random.randrange(20000, 32768)  # noqa: S311
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             if port not in _given:
                 # A lock of a process is none against itself.
-                fcntl.lockf(_locks(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+                fcntl.lockf(locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
                 _given.add(port)
                 return port
 

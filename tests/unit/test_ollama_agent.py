@@ -119,6 +119,15 @@ def test_the_result_is_the_smallest_context_of_all_replicas() -> None:
     assert probe.effective(settings(), {"ollama-0": answer(32768), "ollama-1": answer(16384)}) == {"a:1": 16384}
 
 
+def of_one_model(tmp_path: Path) -> Replica:
+    """An agent whose model is in the store, and was not loaded yet."""
+    path = tmp_path / "catalog.json"
+    path.write_text(json.dumps({"version": 1, "models": [{"name": "a:1", "context_length": 8}]}))
+    agent = Replica(AgentSettings(ollama_url="http://127.0.0.1:1", catalog=path), Catalog(path), available={"a:1": "ab"})
+    agent.catalog.refresh()
+    return agent
+
+
 class Leaving(Ollama):
     """A server whose load fails just after the model has left the catalog."""
 
@@ -131,13 +140,10 @@ class Leaving(Ollama):
 
 def test_a_load_that_ends_after_its_model_has_left_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The last line of the log is what `make explain` repeats."""
-    path = tmp_path / "catalog.json"
-    path.write_text(json.dumps({"version": 1, "models": [{"name": "a:1", "context_length": 8}]}))
-    agent = Replica(AgentSettings(ollama_url="http://127.0.0.1:1", catalog=path), Catalog(path), available={"a:1": "ab"})
-    agent.catalog.refresh()
+    agent = of_one_model(tmp_path)
 
     def leave() -> None:
-        path.write_text(json.dumps({"version": 1, "models": []}))
+        agent.settings.catalog.write_text(json.dumps({"version": 1, "models": []}))
         agent.catalog.refresh()
 
     async def load() -> None:
@@ -170,10 +176,8 @@ def test_a_server_that_ends_may_be_listed_as_listening_for_a_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listeners: list[int | None], says: str
 ) -> None:
     """The kernel closes the connection of a process that was killed first, and the agent hears of that at once."""
-    path = tmp_path / "catalog.json"
-    path.write_text(json.dumps({"version": 1, "models": [{"name": "a:1", "context_length": 8}]}))
-    agent = Replica(AgentSettings(ollama_url="http://127.0.0.1:1", catalog=path), Catalog(path), available={"a:1": "ab"}, _listener=7)
-    agent.catalog.refresh()
+    agent = of_one_model(tmp_path)
+    agent._listener = 7
     monkeypatch.setattr(connections, "listener", lambda *_: listeners.pop(0) if len(listeners) > 1 else listeners[0])
     monkeypatch.setattr(replica, "_CLOSES_S", 0.3)
 
